@@ -1,0 +1,50 @@
+# Works from a fresh clone: the first target that needs it builds .venv and installs etude there.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# One thread a process: pytest runs one worker a core, and torch's own threads would fight over them.
+TEST_ENV := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install demo test lint format clean
+
+help:  ## Show the targets.
+	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "etude needs Python 3.11 or newer, and $(PYTHON) is older or missing: run make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev]'
+	@touch $@
+
+# Apart from the rest: only the benchmarks need these packages.
+$(VENV)/.installed-bench: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	@touch $@
+
+install: $(VENV)/.installed  ## Build .venv and install etude with its pinned libraries.
+
+demo: $(VENV)/.installed  ## Train on MNIST-5k and print where everything is.
+	$(BIN)/etude demo
+
+lint: $(VENV)/.installed  ## Check style, format and types.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+test: lint  ## Check style, format and types, then run every test, the slow ones too.
+	$(TEST_ENV) $(BIN)/python -m pytest -n auto
+
+format: $(VENV)/.installed  ## Rewrite the code in the house format.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench-%: $(VENV)/.installed-bench  ## Run one benchmark: bench-small-images runs benchmarks/small_images.py.
+	$(BIN)/python benchmarks/$(subst -,_,$*).py $(ARGS)
+
+clean:  ## Remove .venv and the caches.
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist

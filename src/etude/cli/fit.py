@@ -1,0 +1,96 @@
+"""``etude fit``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from etude.cli.show import tell_run
+
+
+def fit(
+    train: Path,
+    *,
+    valid: Path | None = None,
+    test: Path | None = None,
+    folds: int | None = None,
+    recipe: str = "default",
+    settings: Annotated[list[str] | None, Parameter(name="--set", negative="")] = None,
+    sample: str | None = None,
+    seed: int = 0,
+    out: Path | None = None,
+    cache: Path | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    weight_column: str | None = None,
+    image_root: Path | None = None,
+    sample_submission: Path | None = None,
+    probabilities: Annotated[bool, Parameter(negative="")] = False,
+    quiet: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Train on class folders or a table, and predict a test set.
+
+    The plan is printed before the work starts. Everything lands in the run's folder.
+
+    Parameters
+    ----------
+    train
+        Folder with one sub-folder a class, or a CSV, TSV or Parquet table.
+    valid
+        Labelled validation images; by default a fifth of TRAIN is held out.
+    test
+        Images to predict at the end, into submission.csv.
+    folds
+        Train that many models by cross-validation and average them.
+    recipe
+        quick (seconds), default, or a TOML file.
+    settings
+        Change a setting, such as --set train.lr=0.001; may be repeated.
+    sample
+        Start small: a stratified sample such as 10% or 500.
+    seed
+        Of everything random.
+    out
+        The run's folder; by default a new one below runs/.
+    cache
+        Folder of decoded images and features; by default ~/.cache/etude.
+    image_column
+        The table's column of images, when it is not found automatically.
+    label_column
+        The table's column of labels, when it is not found automatically.
+    weight_column
+        A column of weights for training.
+    image_root
+        Folder that the table's image names start from.
+    sample_submission
+        A CSV whose ids, columns and order the submission must follow.
+    probabilities
+        Write one column of probabilities a class instead of a label.
+    quiet
+        Show warnings only.
+    """
+    from etude.journal.screen import Screen
+    from etude.study.job import fit as run_job
+    from etude.study.request import Columns, Request
+
+    request = Request(
+        train=train,
+        valid=valid,
+        test=test,
+        folds=folds,
+        recipe=recipe,
+        settings=settings or (),
+        sample=sample,
+        seed=seed,
+        out=out,
+        cache=cache,
+        columns=Columns(image_column, label_column, weight_column, image_root),
+        sample_submission=sample_submission,
+        probabilities=probabilities,
+        command=("etude", *sys.argv[1:]),
+    )
+    screen = Screen(quiet=quiet)
+    tell_run(screen, run_job(request, screen))

@@ -1,0 +1,41 @@
+"""The command line. Each command lives in a file of its own, imported when it is called."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from cyclopts import App
+
+import etude
+from etude.core.errors import EtudeError
+
+app = App(
+    name="etude",
+    version=etude.__version__,
+    help="Turn a folder of labelled images into an accurate classifier, and write down what each step bought.",
+)
+app.command(
+    "etude.cli.demo:demo", name="demo", help="Train on 5,000 MNIST digits from a pip package, in about a minute."
+)
+app.command("etude.cli.fit:fit", name="fit", help="Train on class folders or a table, and predict a test set.")
+app.command("etude.cli.predict:predict", name="predict", help="Predict images with a finished run.")
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends in one sentence and exit code 2."""
+    try:
+        app()
+    except EtudeError as error:
+        _stop(f"etude: {error}", 2)
+    except KeyboardInterrupt:
+        _stop("etude: stopped by hand; what was finished before is kept", 130)
+    except BrokenPipeError:
+        # The reader of a pipe (head, less) has gone; Python would complain again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+def _stop(sentence: str, code: int) -> None:
+    print(sentence, file=sys.stderr)
+    sys.exit(code)

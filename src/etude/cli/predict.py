@@ -1,0 +1,61 @@
+"""``etude predict``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+
+def predict(
+    run: Path,
+    images: Path,
+    *,
+    out: Path,
+    tta: int | None = None,
+    probabilities: Annotated[bool, Parameter(negative="")] = False,
+    sample_submission: Path | None = None,
+    cache: Path | None = None,
+    quiet: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Predict images with a finished run.
+
+    Parameters
+    ----------
+    run
+        Folder of a run that ``etude fit`` wrote.
+    images
+        A folder of images, a table with an image column, or one image.
+    out
+        The CSV file to write; with the ending .npz the full predictions are saved.
+    tta
+        Views to average over; by default as many as the run used.
+    probabilities
+        Write one column of probabilities a class instead of a label.
+    sample_submission
+        A CSV whose ids, columns and order the file must follow.
+    cache
+        Folder of decoded images; by default ~/.cache/etude.
+    quiet
+        Show warnings only.
+    """
+    from etude.core.errors import EtudeError
+    from etude.journal.screen import Screen
+
+    if out.suffix.lower() not in (".csv", ".npz"):
+        raise EtudeError(f"--out is {out}; give a file that ends in .csv (or in .npz for the full predictions)")
+    if tta is not None and tta < 1:
+        raise EtudeError(f"--tta is {tta}; give the number of views, 1 or more")
+
+    from etude.run import load
+
+    screen = Screen(quiet=quiet)
+    found = load(run).predict(images, tta=tta, cache=cache, progress=screen)
+    for bad in found.bad:
+        screen.warn(f"left out: {bad.id} ({bad.reason})")
+    if out.suffix.lower() == ".npz":
+        found.predictions.save(out)
+    else:
+        found.to_csv(out, probabilities=probabilities, sample_submission=sample_submission)
+    screen.say(f"{len(found.predictions):,} predictions in {out}")

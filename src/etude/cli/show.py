@@ -1,0 +1,24 @@
+"""What a command says when a run has ended."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from etude.journal.screen import Screen
+
+_WHAT = {
+    "submission.csv": "predicted labels of the test images",
+    "test.npz": "test predictions with features",
+    "valid.npz": "validation predictions",
+    "model.safetensors": "the trained model",
+    "history.csv": "training curves",
+    "bad_files.csv": "files that could not be read, with reasons",
+    "run.json": "settings, environment, data, stages and scores",
+}
+
+
+def tell_run(screen: Screen, folder: Path) -> None:
+    """Name the files of a finished run and how to go on."""
+    there = [(name, what) for name, what in _WHAT.items() if (folder / name).is_file()]
+    screen.plan(f"Everything is in {folder}", there)
+    screen.say(f"predict other images: etude predict {folder} IMAGES --out FILE.csv")

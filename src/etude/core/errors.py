@@ -1,0 +1,37 @@
+"""Mistakes a user can make, each told in one clear sentence."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class EtudeError(Exception):
+    """A problem the user can fix. The command line prints its message without a traceback.
+
+    The message says what was received, where, what is accepted and how to go on.
+    """
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the closest known name, or an empty string.
+
+    >>> nearest("defualt", ["default", "quick"])
+    " Did you mean 'default'?"
+    >>> nearest("zzz", ["default", "quick"])
+    ''
+    """
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" Did you mean {matches[0]!r}?" if matches else ""
+
+
+def listed(names: Iterable[str], most: int = 5) -> str:
+    """Join names for a sentence, cut after ``most``.
+
+    >>> listed(["a", "b", "c"], most=2)
+    "'a', 'b' and 1 more"
+    """
+    names = list(names)
+    shown = ", ".join(repr(name) for name in names[:most])
+    rest = len(names) - most
+    return f"{shown} and {rest:,} more" if rest > 0 else shown

@@ -1,0 +1,32 @@
+"""Files that cannot be used: listed with a reason, never silently dropped."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from etude.core.files import replacing
+
+
+@dataclass(frozen=True)
+class BadFile:
+    """An image that was left out, and why."""
+
+    id: str
+    path: Path
+    reason: str
+
+
+def write_bad_files(path: Path, bad: Iterable[BadFile]) -> None:
+    """Write ``bad_files.csv`` with the columns id, path and reason, atomically.
+
+    Raises:
+        EtudeError: the disk is full or the place cannot be written.
+    """
+    # File names on Linux are bytes; those that are no UTF-8 are written as \xNN.
+    with replacing(path) as temporary, temporary.open("w", -1, "utf-8", "backslashreplace", "") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "path", "reason"])
+        writer.writerows([left_out.id, str(left_out.path), left_out.reason] for left_out in bad)

@@ -1,0 +1,94 @@
+"""Images that can be read, with their pixels: an image set, surveyed and stored."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from etude.core.progress import Progress
+from etude.data.build import StoreBuild, build_store
+from etude.data.decode import UnreadableImage, decode, read_image_file
+from etude.data.sources import ImageSet
+from etude.data.survey import SurveyResult
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Readable images and the store that holds them; row i of the store is image i.
+
+    Args:
+        images: the readable images.
+        build: the store and how it came about.
+    """
+
+    images: ImageSet
+    build: StoreBuild
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The labels int64 (N,) of a labelled set."""
+        if self.images.labels is None:
+            raise ValueError("this image set has no labels")
+        return self.images.labels
+
+    @property
+    def weights(self) -> np.ndarray:
+        """The images' weights float32 (N,), 1 where none were given."""
+        given = self.images.weights
+        return np.ones(len(self), np.float32) if given is None else given
+
+    def targets(self, smoothing: float = 0.0) -> np.ndarray:
+        """Return dense float32 (N, C) targets; ``smoothing`` spreads that share of the mass over all classes."""
+        classes = len(self.images.classes)
+        return np.eye(classes, dtype=np.float32)[self.labels] * (1.0 - smoothing) + np.float32(smoothing / classes)
+
+
+def open_dataset(
+    images: ImageSet,
+    surveyed: SurveyResult,
+    size: int,
+    *,
+    fit: str,
+    cache: Path,
+    progress: Progress,
+    warn: Callable[[str], None],
+) -> Dataset:
+    """Store the images at ``size`` (or reuse the store) and leave out those that cannot be read."""
+    build = build_store(images, surveyed, size, fit=fit, cache=cache, progress=progress, warn=warn)
+    return Dataset(images.take(build.kept), build)
+
+
+def joined(first: ImageSet, second: ImageSet) -> ImageSet:
+    """Return both sets as one, the second after the first; both are labelled with the same classes.
+
+    Where an id stands in both, those of the second set get its folder's name in front.
+    """
+    if first.labels is None or second.labels is None or first.classes != second.classes:
+        raise ValueError("only labelled sets with the same classes can be joined")
+    clash = not set(first.ids).isdisjoint(second.ids)
+    ids = tuple(f"{second.root.name}/{name}" for name in second.ids) if clash else second.ids
+    return replace(
+        first,
+        ids=(*first.ids, *ids),
+        paths=(*first.paths, *second.paths),
+        labels=np.concatenate([first.labels, second.labels]),
+        weights=None if first.weights is None else np.concatenate([first.weights, np.ones(len(second), np.float32)]),
+    )
+
+
+def seconds_to_decode(images: ImageSet, surveyed: SurveyResult, size: int, count: int = 12) -> float:
+    """Return seconds an image to read and decode, timed over a few images spread over the set."""
+    chosen = np.unique(np.linspace(0, len(surveyed) - 1, min(count, len(surveyed))).astype(int))
+    start = time.perf_counter()
+    for position in chosen:
+        with suppress(UnreadableImage):  # only timed here; the store names what it cannot read
+            decode(read_image_file(images.paths[surveyed.kept[position]]), size, "squash", surveyed.channels)
+    return (time.perf_counter() - start) / max(1, len(chosen))

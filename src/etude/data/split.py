@@ -1,0 +1,265 @@
+"""Stratified hold-out, folds and samples.
+
+scikit-learn's ``StratifiedGroupKFold`` keeps groups together but only comes near to the class shares; here nearly
+every group is a single image, so exact shares can be had: the few larger groups are placed first, single images fill
+up to the exact count.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from etude.core.errors import EtudeError, listed
+from etude.core.seeds import rng_for
+from etude.data.apportion import apportion, shares_with_least
+from etude.data.groups import Grouped, Groups, by_class, group_labels
+from etude.data.wording import counted
+
+Warn = Callable[[str], None]
+Split = tuple[np.ndarray, np.ndarray]
+
+
+def hold_out(
+    labels: np.ndarray,
+    groups: Groups,
+    fraction: float,
+    seed: int,
+    *,
+    warn: Warn,
+    classes: Sequence[str] | None = None,
+) -> Split:
+    """Split into training and validation indices, stratified, with equal groups on one side.
+
+    Each class gives its share rounded up or down, at least one image, and keeps at least one; in all
+    ``round(fraction * N)`` where that is possible. A class with one image (or one group) trains only: ``warn`` is told.
+
+    Args:
+        labels: (N,) int64 class indices.
+        groups: (N,) such as content hashes; equal ones stay together.
+        fraction: the validation share, between 0 and 1.
+        seed: the run's seed.
+        warn: is told one sentence for each thing a user should know.
+        classes: class names for the sentences.
+
+    Returns:
+        (T,) and (V,) int64 indices, ascending, disjoint and together complete.
+
+    Raises:
+        EtudeError: the fraction is out of range, or no class can be validated.
+    """
+    if not 0 < fraction < 1:
+        raise EtudeError(
+            f"the validation share is {fraction:g}; it must be above 0 and below 1, such as 0.2 for a fifth"
+        )
+    rng = rng_for(seed, "split.hold_out")
+    grouped = group_labels(labels, groups, rng)
+    splittable = grouped.group_counts >= 2
+    shares = fraction * grouped.class_sizes
+    lower = np.where(splittable, np.maximum(1, np.floor(shares)), 0).astype(np.int64)
+    upper = np.where(splittable, np.maximum(1, np.ceil(shares)), 0).astype(np.int64)
+    upper = np.minimum(upper, np.maximum(grouped.class_sizes - 1, 0))
+    lower = np.minimum(lower, upper)
+    wanted = apportion(shares, round(fraction * len(grouped.labels)), lower, upper)
+    valid = _fill(grouped, wanted, splittable, fraction, rng)
+    _tell_of_unvalidated(grouped, valid, warn, classes)
+    return np.setdiff1d(np.arange(len(grouped.labels)), valid), valid
+
+
+def k_folds(
+    labels: np.ndarray,
+    groups: Groups,
+    k: int,
+    seed: int,
+    *,
+    warn: Warn,
+    classes: Sequence[str] | None = None,
+) -> list[Split]:
+    """Split into ``k`` pairs of training and validation indices, stratified, with equal groups in one fold.
+
+    Without larger groups, the folds' sizes differ by at most one, in all and for each class. A class with one image
+    (or one group) is in training in every fold and in validation in none; one with fewer than ``k`` is missing from
+    some folds' validation; ``warn`` is told of both.
+
+    Args:
+        labels: (N,) int64 class indices.
+        groups: (N,) such as content hashes; equal ones stay together.
+        k: number of folds, 2 or more.
+        seed: the run's seed.
+        warn: is told one sentence for each thing a user should know.
+        classes: class names for the sentences.
+
+    Returns:
+        ``k`` pairs of (T,) and (V,) int64 indices, ascending; each pair is disjoint and complete.
+
+    Raises:
+        EtudeError: ``k`` is below 2 or above the number of distinct images that can be validated.
+    """
+    if k < 2:
+        raise EtudeError(f"--folds is {k}; it must be 2 or more")
+    rng = rng_for(seed, "split.k_folds")
+    grouped = group_labels(labels, groups, rng)
+    splittable = grouped.group_counts >= 2
+    available = int(grouped.group_counts[splittable].sum())
+    if 0 < available < k:
+        raise EtudeError(
+            f"--folds is {k}, but only {counted(available, 'distinct image')} can be validated; ask for fewer"
+        )
+    few = np.flatnonzero(splittable & (grouped.group_counts < k))
+    if len(few):
+        warn(
+            f"{counted(len(few), 'class', 'classes')} with fewer than {k} distinct images "
+            f"({listed(_names(few, classes), 3)}) cannot be in the validation part of every fold"
+        )
+    fold_of = _deal(grouped, splittable, k)
+    _tell_of_unvalidated(grouped, np.flatnonzero(fold_of >= 0), warn, classes)
+    return [(np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)) for fold in range(k)]
+
+
+def sample(labels: np.ndarray, amount: str, seed: int, *, warn: Warn) -> np.ndarray:
+    """Choose a stratified sample, such as ``"10%"`` or ``"500"`` images.
+
+    Each class gives its share rounded up or down, but at least two images where it has them and the sample has room
+    (one to train on, one to validate), and at least one otherwise.
+
+    Args:
+        labels: (N,) int64 class indices.
+        amount: a percentage or a number of images.
+        seed: the run's seed.
+        warn: is told when the sample is everything.
+
+    Returns:
+        (M,) int64 indices, ascending; M is exactly the amount, rounded.
+
+    Raises:
+        EtudeError: the amount cannot be understood, or is below the number of classes.
+    """
+    labels = np.asarray(labels, dtype=np.int64)
+    total = parse_amount(amount, len(labels))
+    if total >= len(labels):
+        if total > len(labels):
+            warn(f"--sample asks for {total:,} images, but there are only {len(labels):,}: all of them are used")
+        return np.arange(len(labels))
+    sizes = np.bincount(labels)
+    present = int((sizes > 0).sum())
+    if total < present:
+        raise EtudeError(
+            f"--sample {amount} is {counted(total, 'image')}, too few for {counted(present, 'class', 'classes')}; "
+            f"ask for at least {present} images"
+        )
+    least = np.minimum(sizes, 2)
+    if least.sum() > total:
+        least = np.minimum(sizes, 1)
+    counts = apportion(shares_with_least(sizes, total, least), total, least, sizes)
+    rng = rng_for(seed, "split.sample")
+    members = by_class(rng.permutation(len(labels)), labels)
+    return np.sort(np.concatenate([indices[:count] for indices, count in zip(members, counts, strict=True)]))
+
+
+def parse_amount(amount: str, available: int) -> int:
+    """Return the number of images that ``"10%"`` or ``"500"`` means.
+
+    Raises:
+        EtudeError: it is neither, or out of range.
+
+    >>> parse_amount("10%", 2624), parse_amount("500", 2624)
+    (262, 500)
+    """
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(%?)\s*", amount)
+    problem = f"--sample is {amount!r}; give a percentage such as 10% or a number of images such as 500"
+    if not match:
+        raise EtudeError(problem)
+    value = float(match[1])
+    if match[2]:
+        if not 0 < value <= 100:
+            raise EtudeError(f"--sample is {amount!r}; a percentage is above 0 and at most 100")
+        return max(1, round(value / 100 * available))
+    if value < 1 or value != int(value):
+        raise EtudeError(problem)
+    return int(value)
+
+
+def _tell_of_unvalidated(grouped: Grouped, valid: np.ndarray, warn: Warn, classes: Sequence[str] | None) -> None:
+    if not len(valid):
+        raise EtudeError(
+            "no class has two distinct images, so nothing can be validated; add images, or give validation images "
+            "with --valid"
+        )
+    missing = np.flatnonzero((grouped.counts_in(valid) == 0) & (grouped.class_sizes > 0))
+    if len(missing):
+        warn(
+            f"{counted(len(missing), 'class', 'classes')} with only one distinct image "
+            f"({listed(_names(missing, classes), 3)}) can be trained on, but not validated"
+        )
+
+
+def _names(indices: np.ndarray, classes: Sequence[str] | None) -> list[str]:
+    return [str(index) if classes is None else str(classes[index]) for index in indices]
+
+
+def _fill(
+    grouped: Grouped, wanted: np.ndarray, splittable: np.ndarray, fraction: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Choose validation indices that hold ``wanted`` (C,) images of each class, as nearly as the groups allow."""
+    left = wanted.copy()
+    chosen: list[np.ndarray] = []
+    waiting: list[np.ndarray] = []
+    draws = rng.random(len(grouped.together))
+    for members, draw in zip(grouped.together, draws, strict=True):
+        counts = grouped.counts_in(members)
+        if draw < fraction and (counts <= left).all():  # by chance, so that copies are as likely here as others
+            chosen.append(members)
+            left -= counts
+        else:
+            waiting.append(members)
+    for label, members in enumerate(grouped.lone):
+        taken = members[: left[label]]
+        chosen.append(taken)
+        left[label] -= len(taken)
+    for members in waiting:  # only classes with too few single images still want some
+        counts = grouped.counts_in(members)
+        if (left > 0).any() and (counts <= left).all():
+            chosen.append(members)
+            left -= counts
+    _give_each_class_one(grouped, splittable, wanted - left, chosen, waiting)
+    return np.sort(np.concatenate(chosen))
+
+
+def _give_each_class_one(
+    grouped: Grouped, splittable: np.ndarray, held: np.ndarray, chosen: list[np.ndarray], waiting: list[np.ndarray]
+) -> None:
+    """Add the smallest group of each class that is still without validation images, if training keeps some of all."""
+    added: set[int] = set()
+    for label in np.flatnonzero(splittable & (held == 0)):
+        for position in reversed(range(len(waiting))):
+            counts = grouped.counts_in(waiting[position])
+            if held[label] or not counts[label] or position in added:
+                continue
+            if (held + counts < grouped.class_sizes)[counts > 0].all():
+                chosen.append(waiting[position])
+                held += counts
+                added.add(position)
+
+
+def _deal(grouped: Grouped, splittable: np.ndarray, k: int) -> np.ndarray:
+    """Return (N,) int64 fold of each image, -1 for those that only train; groups first, then single images level."""
+    fold_of = np.full(len(grouped.labels), -1, dtype=np.int64)
+    held = np.zeros((k, len(grouped.class_sizes)), dtype=np.int64)
+    totals = np.zeros(k, dtype=np.int64)
+    for members in grouped.together:
+        counts = grouped.counts_in(members)
+        if not splittable[counts > 0].all():
+            continue
+        fold = np.lexsort((totals, (held * counts).sum(axis=1)))[0]
+        fold_of[members] = fold
+        held[fold] += counts
+        totals[fold] += len(members)
+    for label in np.flatnonzero(splittable):
+        for member in grouped.lone[label]:
+            fold = np.lexsort((totals, held[:, label]))[0]
+            fold_of[member] = fold
+            held[fold, label] += 1
+            totals[fold] += 1
+    return fold_of

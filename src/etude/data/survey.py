@@ -1,0 +1,107 @@
+"""The first look at every file: its content's hash, its size, and whether it can be used at all."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from etude.core.errors import EtudeError
+from etude.core.files import digest_of
+from etude.core.progress import Progress
+from etude.data.bad_files import BadFile
+from etude.data.decode import Survey, UnreadableImage, read_image_file, survey_image
+from etude.data.in_order import map_in_order, usable_cores
+from etude.data.sources import ImageSet
+from etude.data.wording import counted
+
+
+@dataclass(frozen=True)
+class SurveyResult:
+    """What the files of an image set hold, before any pixel is decoded.
+
+    Attributes:
+        kept: (R,) int64 indices into the image set of the files whose header can be read.
+        widths: (R,) int64 upright width in pixels.
+        heights: (R,) int64 upright height in pixels.
+        channels: 1 when all of them are grey, otherwise 3.
+        content_hashes: (R,) hash of each file's bytes.
+        bad: the others.
+        fingerprint: one hash over all contents in order; names do not count.
+    """
+
+    kept: np.ndarray
+    widths: np.ndarray
+    heights: np.ndarray
+    channels: int
+    content_hashes: tuple[str, ...]
+    bad: tuple[BadFile, ...]
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    @property
+    def short_sides(self) -> np.ndarray:
+        """(R,) the smaller of width and height, in pixels."""
+        return np.minimum(self.widths, self.heights)
+
+    @property
+    def median_short_side(self) -> int:
+        """The median of :attr:`short_sides`, rounded down to a whole pixel."""
+        return int(np.median(self.short_sides))
+
+
+def survey(images: ImageSet, progress: Progress, *, threads: int | None = None) -> SurveyResult:
+    """Read every file once, in threads: hash its content and read its header.
+
+    Raises:
+        EtudeError: not one file can be used.
+    """
+    kept: list[int] = []
+    headers: list[Survey] = []
+    hashes: list[str] = []
+    bad: list[BadFile] = []
+    # Reading waits for the disk most of the time, so more threads than cores help.
+    looked = map_in_order(_look, images.paths, threads or 2 * usable_cores())
+    with progress.bar("survey", len(images)) as advance:
+        for index, (header, content) in enumerate(looked):
+            advance()
+            if isinstance(header, str):
+                bad.append(BadFile(images.ids[index], images.paths[index], header))
+                continue
+            kept.append(index)
+            headers.append(header)
+            hashes.append(content)
+    if not kept:
+        raise EtudeError(none_readable(images, bad))
+    return SurveyResult(
+        kept=np.array(kept, dtype=np.int64),
+        widths=np.array([header.width for header in headers], dtype=np.int64),
+        heights=np.array([header.height for header in headers], dtype=np.int64),
+        channels=max(header.channels for header in headers),
+        content_hashes=tuple(hashes),
+        bad=tuple(bad),
+        fingerprint=digest_of(*hashes),
+    )
+
+
+def none_readable(images: ImageSet, bad: list[BadFile]) -> str:
+    """Return the sentence for an image set of which not one file can be used."""
+    reasons = Counter(file.reason for file in bad).most_common(3)
+    told = ", ".join(f"{count:,} times {reason!r}" for reason, count in reasons)
+    return (
+        f"none of the {counted(len(images), 'image')} in {images.root} can be used ({told}); the first is "
+        f"{bad[0].path}: check the files and the path"
+    )
+
+
+def _look(path: Path) -> tuple[Survey | str, str]:
+    """Return header and content hash of a file, or the reason why it cannot be used and an empty hash."""
+    try:
+        data = read_image_file(path)
+        return survey_image(data), digest_of(data)
+    except UnreadableImage as problem:
+        return str(problem), ""

@@ -1,0 +1,1 @@
+"""Tricks as pure functions: the random draw is separate from the arithmetic."""

@@ -1,0 +1,25 @@
+"""Dense targets: labels, smoothing and later mixtures share one loss."""
+
+from __future__ import annotations
+
+import torch
+
+
+def one_hot(labels: torch.Tensor, num_classes: int, smoothing: float = 0.0) -> torch.Tensor:
+    """Return float (N, C) targets; ``smoothing`` spreads that share of the mass evenly (Szegedy et al. 2016).
+
+    >>> one_hot(torch.tensor([1]), 2, smoothing=0.2).tolist()
+    [[0.10000000149011612, 0.9000000357627869]]
+    """
+    target = torch.nn.functional.one_hot(labels, num_classes).float()
+    return target * (1.0 - smoothing) + smoothing / num_classes
+
+
+def cross_entropy(logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Return the weighted mean cross-entropy in nats between (N, C) logits and dense targets.
+
+    Args:
+        weight: per-image weights (N,); the mean is taken over their sum.
+    """
+    losses = -(target * torch.log_softmax(logits.float(), dim=1)).sum(1)
+    return (losses * weight).sum() / weight.sum().clamp_min(1e-12)

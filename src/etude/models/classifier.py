@@ -1,0 +1,172 @@
+"""The classifier: a backbone that turns images into features, and a linear head."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from etude.core.errors import EtudeError
+from etude.core.files import read_json, replacing, write_json
+from etude.models.backbones import Backbone, build_backbone
+from etude.models.weights import read_safetensors
+
+MODEL_VERSION = 1
+
+
+class Pixels(Protocol):
+    """The shape of stored images."""
+
+    @property
+    def size(self) -> int:
+        """Side in pixels."""
+        ...
+
+    @property
+    def channels(self) -> int:
+        """1 (grey) or 3 (RGB)."""
+        ...
+
+
+class Stored(Protocol):
+    """How images are stored; ``data.build.StoreBuild`` is one."""
+
+    @property
+    def store(self) -> Pixels:
+        """The stored pixels."""
+        ...
+
+    @property
+    def fit(self) -> str:
+        """How an image fills the square."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """How an image becomes the network's input; saved with the model.
+
+    Args:
+        size: side of the square input in pixels.
+        stored_size: side at which images are decoded before they are resized to ``size``.
+        fit: how an image fills the square: squash, crop or letterbox.
+        channels: of the stored image, 1 (grey) or 3.
+        in_channels: that the backbone takes; grey images are repeated.
+        mean: of each input channel, for values in [0, 1].
+        std: of each input channel, for values in [0, 1].
+    """
+
+    size: int
+    stored_size: int
+    fit: str
+    channels: int
+    in_channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, backbone: Backbone, stored: Stored, size: int) -> Preprocessing:
+        """Return how images stored like that become this backbone's input at ``size``."""
+        return cls(
+            size=size,
+            stored_size=stored.store.size,
+            fit=stored.fit,
+            channels=stored.store.channels,
+            in_channels=backbone.in_channels,
+            mean=backbone.mean,
+            std=backbone.std,
+        )
+
+    def to_input(self, images: torch.Tensor) -> torch.Tensor:
+        """Turn uint8 (B, H, W, channels) into normalised floats (B, in_channels, H, W), channels last in memory."""
+        image = images.permute(0, 3, 1, 2).float()
+        if image.shape[1] != self.in_channels:
+            image = image.expand(-1, self.in_channels, -1, -1)
+        mean = torch.tensor(self.mean, device=image.device).view(1, -1, 1, 1) * 255.0
+        std = torch.tensor(self.std, device=image.device).view(1, -1, 1, 1) * 255.0
+        return ((image - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+class Classifier(nn.Module):
+    """A backbone with a linear head on its pooled features.
+
+    Args:
+        backbone: maps (B, in_channels, H, W) to (B, ``num_features``).
+        num_features: width D of the features.
+        num_classes: width C of the logits.
+    """
+
+    def __init__(self, backbone: nn.Module, num_features: int, num_classes: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = nn.Linear(num_features, num_classes)
+
+    def features(self, image: torch.Tensor) -> torch.Tensor:
+        """Return the (B, D) features of normalised images."""
+        return self.backbone(image)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return the (B, C) logits of normalised images."""
+        return self.head(self.features(image))
+
+    def set_head(self, weight: np.ndarray, bias: np.ndarray) -> None:
+        """Start the head from ``weight`` (C, D) and ``bias`` (C,)."""
+        with torch.no_grad():
+            self.head.weight.copy_(torch.from_numpy(np.asarray(weight, np.float32)))
+            self.head.bias.copy_(torch.from_numpy(np.asarray(bias, np.float32)))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """Everything besides the weights that is needed to predict again."""
+
+    backbone: str
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    precision: str
+    tta: int
+    policy: str
+
+
+def save_model(folder: Path, model: Classifier, card: ModelCard, name: str = "model") -> list[Path]:
+    """Write ``NAME.safetensors`` and ``NAME.json`` into ``folder``, each atomically; return their paths."""
+    from safetensors.torch import save_file
+
+    weights, described = folder / f"{name}.safetensors", folder / f"{name}.json"
+    with replacing(weights) as temporary:
+        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}, temporary)
+    write_json(described, {"version": MODEL_VERSION, **asdict(card)})
+    return [weights, described]
+
+
+def load_model(folder: Path, name: str = "model") -> tuple[Classifier, ModelCard]:
+    """Read back what :func:`save_model` wrote.
+
+    Raises:
+        EtudeError: no model there, a newer format, or weights that do not fit the description.
+    """
+    described = folder / f"{name}.json"
+    if not described.is_file():
+        raise EtudeError(
+            f"{folder} holds no trained model ({described.name} is missing); give the folder of a finished run"
+        )
+    fields = read_json(described)
+    if not isinstance(fields, dict) or fields.pop("version", None) != MODEL_VERSION:
+        raise EtudeError(f"{described} was written by another version of etude; this one reads format {MODEL_VERSION}")
+    shape = fields.pop("preprocessing")
+    preprocessing = Preprocessing(**{**shape, "mean": tuple(shape["mean"]), "std": tuple(shape["std"])})
+    card = ModelCard(**{**fields, "classes": tuple(fields["classes"])}, preprocessing=preprocessing)
+    state = read_safetensors(folder / f"{name}.safetensors")
+    built = build_backbone(card.backbone, "none", preprocessing.in_channels)
+    model = Classifier(built.module, built.num_features, len(card.classes))
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise EtudeError(
+            f"{folder / name}.safetensors does not fit {described.name}: {str(error).splitlines()[0]}"
+        ) from None
+    return model.eval(), card

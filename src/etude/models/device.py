@@ -1,0 +1,48 @@
+"""The device and the numeric mode that a model runs in."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def best_device() -> torch.device:
+    """Return the GPU when there is one, else Apple's, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def choose_precision(setting: str, device: torch.device) -> str:
+    """Return ``fp32`` or ``bf16``; ``auto`` takes bfloat16 where the hardware multiplies it natively.
+
+    >>> choose_precision("fp32", torch.device("cpu"))
+    'fp32'
+    """
+    if setting != "auto":
+        return setting
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() else "fp32"
+
+
+def describe_device(device: torch.device, precision: str) -> str:
+    """Return the device in words for the plan.
+
+    >>> describe_device(torch.device("cpu"), "fp32").startswith("CPU")
+    True
+    """
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, {precision}"
+    return f"{device.type.upper()}, {torch.get_num_threads()} threads, {precision}"
+
+
+def channels_last(module: Module) -> Module:
+    """Lay the module's convolution weights out with channels innermost, in place; faster on CPUs and GPUs alike."""
+    return module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (missing in torch's stubs)

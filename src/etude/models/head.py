@@ -1,0 +1,151 @@
+"""The linear head on frozen features, its regularisation chosen by cross-validation."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold
+
+from etude.core.seeds import derive_seed, rng_for
+
+_ITERATIONS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class LinearHead:
+    """Logits ``features @ weight.T + bias``; the standardisation of the features is folded in.
+
+    Args:
+        weight: float32 (C, D).
+        bias: float32 (C,).
+        inverse_regularization: the chosen C.
+        cross_entropy: mean cross-validated cross-entropy at that C, in nats.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+    inverse_regularization: float
+    cross_entropy: float
+
+    def logits(self, features: np.ndarray) -> np.ndarray:
+        """Return float32 (N, C) logits of (N, D) features."""
+        return np.asarray(features, np.float32) @ self.weight.T + self.bias
+
+
+def fit_head(
+    features: np.ndarray,
+    labels: np.ndarray,
+    num_classes: int,
+    *,
+    candidates: Sequence[float],
+    folds: int = 3,
+    search_rows: int = 5_000,
+    weights: np.ndarray | None = None,
+    seed: int = 0,
+) -> LinearHead:
+    """Fit multinomial logistic regression on standardised features.
+
+    C (inverse regularisation strength) is the candidate with the lowest cross-validated cross-entropy, searched on
+    at most ``search_rows`` rows, drawn by ``seed``; the last fit uses all rows.
+
+    Args:
+        features: (N, D) floats.
+        labels: int (N,), in [0, num_classes).
+        weights: per-image weights (N,), or None for equal ones.
+
+    >>> rng = np.random.default_rng(0)
+    >>> labels = np.arange(60) % 2
+    >>> head = fit_head(rng.normal(size=(60, 3)) + 3 * labels[:, None], labels, 2, candidates=(0.1, 1.0))
+    >>> bool((head.logits(np.full((1, 3), 3.0)).argmax(1) == 1).all())
+    True
+    """
+    mean, scale = _moments(features)
+    x = _standardised(features, mean, scale)
+    sample_weight = np.ones(len(labels)) if weights is None else np.asarray(weights, np.float64)
+    rows = _search_rows(labels, search_rows, seed)
+    chosen, loss = _search(x[rows], labels[rows], sample_weight[rows], candidates, folds, seed)
+    weight, bias = _fit(x, labels, sample_weight, chosen, num_classes)
+    weight = weight / scale
+    return LinearHead(weight.astype(np.float32), (bias - weight @ mean).astype(np.float32), chosen, loss)
+
+
+def _moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation per feature, by blocks: float16 sums overflow, a float32 copy costs memory."""
+    total = np.zeros(features.shape[1])
+    squares = np.zeros(features.shape[1])
+    for start in range(0, len(features), 4096):
+        block = features[start : start + 4096].astype(np.float64)
+        total += block.sum(0)
+        squares += (block**2).sum(0)
+    mean = total / len(features)
+    spread = np.sqrt(np.maximum(squares / len(features) - mean**2, 0.0))
+    return mean, np.where(spread > 1e-6, spread, 1.0)
+
+
+def _standardised(features: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    x = features.astype(np.float32)
+    x -= mean.astype(np.float32)
+    x /= scale.astype(np.float32)
+    return x
+
+
+def _search_rows(labels: np.ndarray, most: int, seed: int) -> np.ndarray:
+    rows = np.arange(len(labels))
+    return rows if len(rows) <= most else np.sort(rng_for(seed, "head search").choice(rows, most, replace=False))
+
+
+def _search(
+    x: np.ndarray, labels: np.ndarray, weights: np.ndarray, candidates: Sequence[float], folds: int, seed: int
+) -> tuple[float, float]:
+    """Return the candidate with the lowest cross-validated cross-entropy, and that cross-entropy."""
+    present, counts = np.unique(labels, return_counts=True)
+    enough = np.isin(labels, present[counts >= folds])  # rarer classes cannot stand in every fold
+    x, labels, weights = x[enough], labels[enough], weights[enough]
+    if len(candidates) == 1 or len(np.unique(labels)) < 2:
+        return float(sorted(candidates)[len(candidates) // 2]), float("nan")
+    classes = np.unique(labels)
+    losses = np.zeros(len(candidates))
+    splitter = StratifiedKFold(folds, shuffle=True, random_state=derive_seed(seed, "head folds") % 2**32)
+    for train, held in splitter.split(x, labels):
+        model = _regression(candidates[0])
+        for position, candidate in enumerate(sorted(candidates)):
+            model.set_params(C=candidate)  # from strong to weak: each fit starts at the one before
+            _quietly_fit(model, x[train], labels[train], weights[train])
+            log_p = model.predict_log_proba(x[held])
+            picked = log_p[np.arange(len(held)), np.searchsorted(classes, labels[held])]
+            losses[position] -= np.sum(picked * weights[held])
+    best = int(np.argmin(losses))
+    return float(sorted(candidates)[best]), float(losses[best] / weights.sum())
+
+
+def _regression(c: float) -> LogisticRegression:
+    return LogisticRegression(C=c, solver="lbfgs", max_iter=_ITERATIONS, tol=1e-3, warm_start=True)
+
+
+def _quietly_fit(model: LogisticRegression, x: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> None:
+    with warnings.catch_warnings():
+        # An unfinished weakly regularised fit is a candidate like another: cross-validation judges it.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(x, labels, sample_weight=weights)
+
+
+def _fit(
+    x: np.ndarray, labels: np.ndarray, weights: np.ndarray, c: float, num_classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return float64 weight (C, D) and bias (C,); classes without images get a bias that never wins."""
+    model = _regression(c)
+    _quietly_fit(model, x, labels, weights)
+    weight = np.zeros((num_classes, x.shape[1]))
+    bias = np.full(num_classes, -30.0)
+    if len(model.classes_) == 2:  # scikit-learn keeps one row for two classes: the log odds of the second
+        weight[model.classes_] = np.concatenate([-model.coef_, model.coef_]) / 2
+        bias[model.classes_] = np.concatenate([-model.intercept_, model.intercept_]) / 2
+    else:
+        weight[model.classes_] = model.coef_
+        bias[model.classes_] = model.intercept_
+    return weight, bias

@@ -1,0 +1,119 @@
+"""Recipes by name, from a TOML file, and changed by ``--set``."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from etude.core.errors import EtudeError, nearest
+from etude.recipe.settings import Recipe, Settings
+
+NAMED: dict[str, dict[str, Any]] = {
+    "quick": {"stages": ["head"]},
+    "default": {"stages": ["head", "finetune"]},
+}
+
+
+def load_recipe(name_or_file: str = "default", changes: Iterable[str] = ()) -> Recipe:
+    """Return the recipe ``name_or_file`` with ``changes`` such as ``"train.lr=0.001"`` applied.
+
+    A TOML file holds the same tree; its key ``base`` names the recipe that it starts from (default: ``default``).
+
+    Raises:
+        EtudeError: unknown recipe or setting (the nearest name is suggested), a value that is not accepted.
+
+    >>> load_recipe("quick", ["data.valid=0.3"]).data.valid
+    0.3
+    """
+    tree = _tree_of(name_or_file)
+    for change in changes:
+        key, separator, text = change.partition("=")
+        if not separator or not key.strip():
+            raise EtudeError(f"--set received {change!r}; write it as section.setting=value, such as train.lr=0.001")
+        _assign(tree, key.strip(), _parse_value(text.strip()), f"--set {change}")
+    return validate(tree, origin=f"recipe {name_or_file!r}")
+
+
+def validate(tree: Mapping[str, Any], origin: str) -> Recipe:
+    """Validate a tree of settings; each refusal is one sentence that names the setting."""
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise EtudeError(_sentence(error, origin)) from None
+
+
+def changed_settings(recipe: Recipe, base: Recipe | None = None) -> dict[str, Any]:
+    """Return the settings that differ from ``base`` (by default: the defaults), by dotted name.
+
+    >>> changed_settings(load_recipe("default", ["train.lr=0.01"]))
+    {'train.lr': 0.01}
+    """
+    own, defaults = flat(recipe), flat(base or Recipe())
+    return {key: value for key, value in own.items() if defaults.get(key) != value}
+
+
+def flat(settings: Settings, prefix: str = "") -> dict[str, Any]:
+    """Return every setting by its dotted name."""
+    rows: dict[str, Any] = {}
+    for key in type(settings).model_fields:
+        value = getattr(settings, key)
+        if isinstance(value, Settings):
+            rows.update(flat(value, f"{prefix}{key}."))
+        else:
+            rows[f"{prefix}{key}"] = value
+    return rows
+
+
+def _tree_of(name_or_file: str) -> dict[str, Any]:
+    if name_or_file in NAMED:
+        return {"name": name_or_file, **NAMED[name_or_file]}
+    path = Path(name_or_file)
+    if path.suffix != ".toml":
+        hint = nearest(name_or_file, NAMED)
+        raise EtudeError(
+            f"there is no recipe {name_or_file!r}; the named ones are {', '.join(NAMED)}, or give a .toml file.{hint}"
+        )
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise EtudeError(f"the recipe file {path} cannot be read ({error.strerror})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise EtudeError(f"the recipe file {path} is not valid TOML: {error}") from None
+    base = tree.pop("base", "default")
+    if base not in NAMED:
+        raise EtudeError(
+            f"{path} starts from base {base!r}; the named recipes are {', '.join(NAMED)}.{nearest(str(base), NAMED)}"
+        )
+    return {"name": path.stem, **NAMED[base], **tree}
+
+
+def _assign(tree: dict[str, Any], key: str, value: Any, origin: str) -> None:
+    known = flat(Recipe())
+    if key not in known:
+        hint = nearest(key, known) or f" The settings are {', '.join(known)}."
+        raise EtudeError(f"{origin}: there is no setting {key!r}.{hint}")
+    *sections, leaf = key.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+    tree[leaf] = value
+
+
+def _parse_value(text: str) -> Any:
+    """Read a value as TOML would; whatever is not TOML is plain text."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _sentence(error: ValidationError, origin: str) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
+    if first["type"] == "extra_forbidden":
+        return f"{origin}: there is no setting {where!r}.{nearest(where, flat(Recipe()))}"
+    message = first["msg"].removeprefix("Input ")
+    return f"{origin}: {where} received {first['input']!r}, but it {message[0].lower()}{message[1:]}."

@@ -1,0 +1,69 @@
+"""Settings left on ``auto`` become definite once the images have been looked at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from etude.recipe.settings import Recipe, Settings
+
+TINY_SIDE = 40  # pixels; at this side and below a pretrained network sees mostly padding and strides
+DEFAULT_BACKBONE = "tf_efficientnet_lite0"
+
+TINY: dict[str, dict[str, Any]] = {
+    "model": {"feature_size": 64},
+    "train": {
+        "epochs": 40,
+        "batch_size": 64,
+        "lr": 4e-3,
+        "weight_decay": 0.05,
+        "layer_decay": 1.0,
+        "batchnorm": "train",
+        "ema": 0.99,
+    },
+    "timeline": {"size_multiple": 4},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFacts:
+    """What the survey of the images found.
+
+    Args:
+        median_side: median of the shorter sides, in pixels.
+        channels: 1 when every image is grey, otherwise 3.
+    """
+
+    median_side: int
+    channels: int
+
+
+def resolve(recipe: Recipe, facts: ImageFacts) -> Recipe:
+    """Return the recipe with every ``auto`` that depends on the images decided; settings given by hand stay.
+
+    Images of at most 40 px get the small network and its own training settings.
+
+    >>> resolve(Recipe(), ImageFacts(median_side=28, channels=1)).model.backbone
+    'tiny'
+    """
+    backbone = recipe.model.backbone
+    tiny = backbone == "tiny" or (backbone == "auto" and facts.median_side <= TINY_SIDE)
+    recipe = _with(recipe, "model", backbone="tiny" if tiny else DEFAULT_BACKBONE if backbone == "auto" else backbone)
+    if tiny:
+        side = 4 * ((facts.median_side + 3) // 4)
+        overrides = {**TINY, "timeline": {**TINY["timeline"], "start_size": side, "final_size": side}}
+        for section, values in overrides.items():
+            recipe = _with_unset(recipe, section, values)
+    if recipe.augment.policy == "auto":
+        recipe = _with(recipe, "augment", policy="digits" if tiny and facts.channels == 1 else "auto")
+    return recipe
+
+
+def _with(recipe: Recipe, section: str, **values: Any) -> Recipe:
+    return recipe.model_copy(update={section: getattr(recipe, section).model_copy(update=values)})
+
+
+def _with_unset(recipe: Recipe, section: str, values: dict[str, Any]) -> Recipe:
+    """Change only what neither the recipe file nor ``--set`` has named."""
+    given: Settings = getattr(recipe, section)
+    return _with(recipe, section, **{key: value for key, value in values.items() if key not in given.model_fields_set})

@@ -1,0 +1,147 @@
+"""A finished run: load it, predict with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from etude.core.errors import EtudeError
+from etude.core.predictions import Predictions
+from etude.core.progress import Progress, Silent
+from etude.core.submission import write_submission
+from etude.data.bad_files import BadFile
+from etude.data.dataset import Dataset, open_dataset
+from etude.data.sources import read_unlabelled
+from etude.data.survey import survey
+from etude.inference.predict import predict
+from etude.journal.record import read_run
+from etude.models.classifier import Classifier, ModelCard, load_model
+from etude.refine.blend import average
+from etude.study.request import default_cache
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Predictions of images, and what could not be read.
+
+    Args:
+        predictions: logits and features of the readable images.
+        bad: the files that were left out, with reasons.
+    """
+
+    predictions: Predictions
+    bad: tuple[BadFile, ...]
+
+    def to_csv(
+        self, path: Path | str, *, probabilities: bool = False, sample_submission: Path | str | None = None
+    ) -> Path:
+        """Write ``id,label`` (or a column a class) and return the path.
+
+        Raises:
+            EtudeError: the ids or columns do not fit the sample submission, or the place cannot be written.
+        """
+        sample = None if sample_submission is None else Path(sample_submission)
+        write_submission(Path(path), self.predictions, probabilities=probabilities, sample=sample)
+        return Path(path)
+
+    def labels(self) -> dict[str, str]:
+        """Return the predicted class of each id."""
+        classes = self.predictions.classes
+        return {name: classes[k] for name, k in zip(self.predictions.ids, self.predictions.predicted(), strict=True)}
+
+
+class Run:
+    """A run's folder.
+
+    Example::
+
+        run = etude.load("runs/first")
+        run.predict("test/").to_csv("submission.csv")
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        self.record: dict[str, Any] = read_run(self.folder)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r}, {self.record['state']}, accuracy {self.accuracy})"
+
+    @property
+    def accuracy(self) -> float | None:
+        """Validation accuracy of what the run kept, or None when it did not finish."""
+        return self.record.get("result", {}).get("accuracy")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names, in the order of the probability columns."""
+        return self._models()[0][1].classes
+
+    def validation(self) -> Predictions:
+        """Return the labelled predictions of the validation images (out-of-fold with several folds)."""
+        return Predictions.load(self.folder / "valid.npz")
+
+    def predict(
+        self,
+        images: Path | str,
+        *,
+        tta: int | None = None,
+        cache: Path | str | None = None,
+        progress: Progress | None = None,
+    ) -> Prediction:
+        """Predict a folder, a table, or one image; several models are averaged.
+
+        Args:
+            images: what to predict.
+            tta: views to average over; by default as many as the run used.
+            cache: folder of stores, by default the user's.
+            progress: draws bars; silent by default.
+
+        Raises:
+            EtudeError: nothing readable, or a run without a trained model.
+        """
+        progress = progress or Silent()
+        models = self._models()
+        data = self._read(images, models[0][1], Path(cache) if cache else default_cache(), progress)
+        parts = [
+            predict(
+                model,
+                card,
+                data.build.store.gather,
+                np.arange(len(data)),
+                data.images.ids,
+                tta=card.tta if tta is None else tta,
+                progress=progress,
+            )
+            for model, card in models
+        ]
+        return Prediction(parts[0] if len(parts) == 1 else average(parts), data.build.bad)
+
+    def _read(self, images: Path | str, card: ModelCard, cache: Path, progress: Progress) -> Dataset:
+        found = read_unlabelled(images)
+        shape = card.preprocessing
+        surveyed = replace(survey(found, progress), channels=shape.channels)
+        return open_dataset(
+            found, surveyed, shape.stored_size, fit=shape.fit, cache=cache, progress=progress, warn=lambda text: None
+        )
+
+    def _models(self) -> list[tuple[Classifier, ModelCard]]:
+        folds = sorted(
+            self.folder.glob("fold-*/model.json"), key=lambda path: int(path.parent.name.removeprefix("fold-"))
+        )
+        asked = self.record.get("result", {}).get("models")
+        names = asked or [path.parent.name for path in folds] or ["."]
+        return [load_model(self.folder / name) for name in names]
+
+
+def load(folder: Path | str) -> Run:
+    """Open the run in ``folder``.
+
+    Raises:
+        EtudeError: the folder is not a run.
+    """
+    if not Path(folder).is_dir():
+        raise EtudeError(f"there is no run folder {folder}; give the folder that `etude fit` printed at its end")
+    return Run(folder)

@@ -1,0 +1,147 @@
+"""What a run shows: the plan before it starts, and the table at the end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from etude.core.predictions import Predictions
+from etude.core.scores import accuracy, log_loss, standard_error
+from etude.data.dataset import seconds_to_decode
+from etude.data.survey import SurveyResult
+from etude.journal.screen import Screen
+from etude.models.backbones import Backbone, build_backbone
+from etude.recipe.settings import Recipe
+from etude.study.frozen import frozen_name
+from etude.study.plan import Amounts, expected_seconds, in_words
+from etude.study.request import Request
+from etude.study.sources import Sources
+from etude.study.speed import measure_speed
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line of the final table.
+
+    Args:
+        stage: its name.
+        seconds: that it took, or None.
+        predictions: labelled validation predictions to score, or None.
+    """
+
+    stage: str
+    seconds: float | None
+    predictions: Predictions | None = None
+
+
+def stored_size(recipe: Recipe) -> int:
+    """Return the side at which images are stored: the largest that training needs.
+
+    Tiny images are stored as they are; only the frozen backbone sees them enlarged.
+    """
+    finetuned = "finetune" in recipe.stages
+    if recipe.model.backbone == "tiny":
+        return recipe.timeline.final_size
+    return max(recipe.model.feature_size, recipe.timeline.final_size if finetuned else 0)
+
+
+def show_plan(
+    screen: Screen,
+    request: Request,
+    recipe: Recipe,
+    sources: Sources,
+    surveyed: SurveyResult,
+    surveyed_test: SurveyResult | None,
+    frozen: Backbone | None,
+    precision: str,
+    device: str,
+) -> list[tuple[str, float]]:
+    """Print what will be done and how long it should take; return (stage, expected seconds)."""
+    amounts = _amounts(request, recipe, sources, surveyed, surveyed_test)
+    decode = seconds_to_decode(sources.labelled, surveyed, stored_size(recipe)) / (os.cpu_count() or 1)
+    features = None if frozen is None else measure_speed(frozen, recipe.model.feature_size, precision)
+    training = None
+    if "finetune" in recipe.stages:
+        trained = build_backbone(recipe.model.backbone, "none", surveyed.channels)
+        training = measure_speed(trained, recipe.timeline.start_size, precision)
+    expected = expected_seconds(recipe, amounts, decode, features, training)
+    classes = sources.labelled.classes
+    sample = f", a sample of {request.sample}" if request.sample else ""
+    rows = [
+        (
+            "images",
+            f"{sources.labelled.described}{sample}" + (f"; {amounts.test:,} to predict" if amounts.test else ""),
+        ),
+        ("classes", _short(classes)),
+        ("split", _split_in_words(request, recipe, amounts)),
+        ("device", device),
+        (
+            "stage 1",
+            f"linear head on frozen {frozen_name(recipe)} at {recipe.model.feature_size} px" if frozen else "left out",
+        ),
+    ]
+    if "finetune" in recipe.stages:
+        rows.append(("stage 2", _finetune_in_words(recipe)))
+    rows.append(("time", in_words(expected)))
+    screen.plan(f"Plan (recipe {recipe.name}, seed {request.seed})", rows)
+    return expected
+
+
+def show_scores(screen: Screen, rows: Sequence[Row]) -> None:
+    """Print the final table: stage, seconds, validation scores."""
+    cells: list[list[str | float | None]] = []
+    for row in rows:
+        scores: list[str | float | None] = [None, None]
+        if row.predictions is not None and row.predictions.labels is not None:
+            labels = row.predictions.labels
+            right = accuracy(row.predictions.predicted(), labels)
+            error = standard_error(right, len(labels))
+            scores = [f"{right:.2%} ± {error:.2%}", f"{log_loss(row.predictions.probabilities(), labels):.4f}"]
+        cells.append([row.stage, None if row.seconds is None else f"{row.seconds:.1f}", *scores])
+    screen.table("", ["stage", "seconds", "validation accuracy", "log loss"], cells)
+
+
+def _amounts(
+    request: Request, recipe: Recipe, sources: Sources, surveyed: SurveyResult, surveyed_test: SurveyResult | None
+) -> Amounts:
+    given = int(np.sum(surveyed.kept >= sources.train_count))
+    trainable = len(surveyed) - given
+    if request.valid is not None:
+        valid = given
+    else:
+        valid = trainable // request.folds if request.folds else round(trainable * recipe.data.valid)
+        trainable -= valid
+    return Amounts(
+        labelled=len(surveyed),
+        train=trainable,
+        valid=valid,
+        test=0 if surveyed_test is None else len(surveyed_test),
+        folds=request.folds or 1,
+    )
+
+
+def _split_in_words(request: Request, recipe: Recipe, amounts: Amounts) -> str:
+    sizes = f"{amounts.train:,} to train on, {amounts.valid:,} to validate"
+    if request.valid is not None:
+        return f"{sizes} (given)"
+    if request.folds:
+        return f"{request.folds} stratified folds, each about {sizes}"
+    return f"{sizes} (stratified, {recipe.data.valid:.0%} held out)"
+
+
+def _finetune_in_words(recipe: Recipe) -> str:
+    train, sizes = recipe.train, recipe.timeline
+    grows = (
+        f"{sizes.start_size} to {sizes.final_size} px"
+        if sizes.start_size != sizes.final_size
+        else f"{sizes.final_size} px"
+    )
+    return f"fine-tune {recipe.model.backbone}, {train.epochs:g} epochs, {grows}, {train.optimizer} at {train.lr:g}"
+
+
+def _short(names: Sequence[str], most: int = 6) -> str:
+    shown = ", ".join(names[:most])
+    return f"{len(names)}: {shown}" + (", ..." if len(names) > most else "")

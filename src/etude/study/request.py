@@ -1,0 +1,111 @@
+"""What a user asks of a run, checked before anything is read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from etude.core.errors import EtudeError
+from etude.data.sources import ImageSet, read_labelled, read_unlabelled
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Where a table keeps what; None means: found automatically."""
+
+    image: str | None = None
+    label: str | None = None
+    weight: str | None = None
+    image_root: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The arguments of ``etude fit``.
+
+    Args:
+        train: class folders or a table.
+        valid: labelled validation images; excludes ``folds``.
+        test: images to predict at the end.
+        folds: number of folds, or None for a hold-out.
+        sample: a stratified sample to start with, such as ``"10%"`` or ``"500"``.
+        sample_submission: a file whose ids, columns and order the submission must follow.
+        command: the command line, for the record.
+    """
+
+    train: Path
+    valid: Path | None = None
+    test: Path | None = None
+    folds: int | None = None
+    recipe: str = "default"
+    settings: Sequence[str] = ()
+    sample: str | None = None
+    seed: int = 0
+    out: Path | None = None
+    cache: Path | None = None
+    columns: Columns = field(default_factory=Columns)
+    sample_submission: Path | None = None
+    probabilities: bool = False
+    command: Sequence[str] = ()
+
+    def check(self) -> None:
+        """Refuse arguments that contradict each other.
+
+        Raises:
+            EtudeError: with one sentence on what to change.
+        """
+        if self.folds is not None and self.valid is not None:
+            raise EtudeError("--folds makes its own validation images, so it cannot go with --valid; give one of them")
+        if self.folds is not None and self.folds < 2:
+            raise EtudeError(f"--folds is {self.folds}; give 2 or more, or leave it out for a single hold-out")
+        if self.sample_submission is not None and self.test is None:
+            raise EtudeError("--sample-submission needs --test with the images that the submission is about")
+        if self.seed < 0:
+            raise EtudeError(f"--seed is {self.seed}; give 0 or a positive whole number")
+
+    def read_train(self) -> ImageSet:
+        """Read the labelled training images."""
+        columns = self.columns
+        return read_labelled(
+            self.train,
+            image_column=columns.image,
+            label_column=columns.label,
+            weight_column=columns.weight,
+            image_root=columns.image_root,
+        )
+
+    def read_valid(self, classes: Sequence[str]) -> ImageSet | None:
+        """Read the validation images, whose labels must be among ``classes``."""
+        if self.valid is None:
+            return None
+        table = self.valid.is_file()
+        columns = self.columns if table else Columns()
+        return read_labelled(
+            self.valid,
+            image_column=columns.image,
+            label_column=columns.label,
+            image_root=columns.image_root,
+            classes=classes,
+        )
+
+    def read_test(self) -> ImageSet | None:
+        """Read the images to predict."""
+        return None if self.test is None else read_unlabelled(self.test)
+
+
+def default_cache() -> Path:
+    """Return the folder of stores and features: ``$ETUDE_CACHE``, else ``~/.cache/etude`` (or ``$XDG_CACHE_HOME``)."""
+    if given := os.environ.get("ETUDE_CACHE"):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "etude"
+
+
+def free_run_folder(train: Path) -> Path:
+    """Return the first free ``runs/NAME``, ``runs/NAME-2`` and so on, named after the training data."""
+    name = train.stem if train.suffix.lower() in (".csv", ".tsv", ".parquet") else train.resolve().name
+    number = 1
+    while (folder := Path("runs") / (name if number == 1 else f"{name}-{number}")).exists():
+        number += 1
+    return folder

@@ -1,0 +1,104 @@
+"""The images of a run: read, sampled, surveyed, and split into folds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from etude.core.errors import EtudeError, listed
+from etude.core.progress import Progress
+from etude.core.seeds import derive_seed
+from etude.data.bad_files import BadFile
+from etude.data.dataset import Dataset, joined
+from etude.data.sources import ImageSet
+from etude.data.split import hold_out, k_folds, sample
+from etude.data.survey import SurveyResult, survey
+from etude.recipe.settings import Recipe
+from etude.study.candidates import Fold
+from etude.study.request import Request
+
+Warn = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Everything that was asked for, before any pixel is read.
+
+    Args:
+        labelled: training images, then those of ``--valid``.
+        train_count: how many of them are training images.
+        test: images to predict, or None.
+    """
+
+    labelled: ImageSet
+    train_count: int
+    test: ImageSet | None
+
+
+def read_sources(request: Request, warn: Warn) -> Sources:
+    """Read what the request names; a sample is taken before anything is decoded."""
+    train = request.read_train()
+    if request.sample is not None:
+        assert train.labels is not None
+        train = train.take(sample(train.labels, request.sample, request.seed, warn=warn))
+    valid = request.read_valid(train.classes)
+    labelled = train if valid is None else joined(train, valid)
+    return Sources(labelled, len(train), request.read_test())
+
+
+def survey_sources(sources: Sources, progress: Progress) -> tuple[SurveyResult, SurveyResult | None]:
+    """Read every file's header and content hash."""
+    test = sources.test
+    return survey(sources.labelled, progress), None if test is None else survey(test, progress)
+
+
+def make_folds(data: Dataset, sources: Sources, request: Request, recipe: Recipe, warn: Warn) -> list[Fold]:
+    """Return the splits of the readable images: a hold-out, k folds, or the given validation images.
+
+    Raises:
+        EtudeError: fewer than two classes are left, or there is nothing to validate on.
+    """
+    present = np.unique(data.labels)
+    classes = data.images.classes
+    if len(present) < 2:
+        raise EtudeError(
+            f"only class {classes[present[0]]!r} has readable images; a classifier needs two classes or more"
+        )
+    if len(present) < len(classes):
+        lost = [name for label, name in enumerate(classes) if label not in present]
+        warn(f"no image of {listed(lost)} can be read: the model will know these classes by name only")
+    hashes = data.build.content_hashes
+    if request.folds is not None:
+        splits = k_folds(data.labels, hashes, request.folds, request.seed, warn=warn, classes=classes)
+    elif request.valid is not None:
+        splits = [_given(data, sources, hashes, warn)]
+    else:
+        splits = [hold_out(data.labels, hashes, recipe.data.valid, request.seed, warn=warn, classes=classes)]
+    seeds = [request.seed if len(splits) == 1 else derive_seed(request.seed, "fold", k) for k in range(len(splits))]
+    return [
+        Fold(np.asarray(train), np.asarray(valid), seed) for (train, valid), seed in zip(splits, seeds, strict=True)
+    ]
+
+
+def bad_files(data: Dataset, test: Dataset | None) -> list[BadFile]:
+    """Return everything that could not be read."""
+    return [*data.build.bad, *(test.build.bad if test is not None else ())]
+
+
+def _given(data: Dataset, sources: Sources, hashes: tuple[str, ...], warn: Warn) -> tuple[np.ndarray, np.ndarray]:
+    is_train = data.build.kept < sources.train_count
+    train, valid = np.flatnonzero(is_train), np.flatnonzero(~is_train)
+    if not len(train) or not len(valid):
+        raise EtudeError(
+            "no readable image is left on one side of the split; see bad_files.csv and mend or replace them"
+        )
+    trained = {hashes[row] for row in train}
+    copies = [data.images.ids[row] for row in valid if hashes[row] in trained]
+    if copies:
+        warn(
+            f"{len(copies):,} of {len(valid):,} validation images are copies of training images ({listed(copies, 3)}): "
+            "the validation score is too high by that much"
+        )
+    return train, valid

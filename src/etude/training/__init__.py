@@ -1,0 +1,1 @@
+"""Stage 2: fine-tuning through Lightning, driven by the timeline."""

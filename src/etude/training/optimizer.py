@@ -1,0 +1,50 @@
+"""The optimiser: layer-wise learning rates, and weight decay only where it belongs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import etude.compat  # noqa: F401  (before timm)
+
+import torch
+from torch import nn
+
+from etude.models.classifier import Classifier
+from etude.recipe.settings import TrainSettings
+
+
+def parameter_groups(model: Classifier, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+    """Return optimiser groups with ``lr_scale`` = ``layer_decay`` ** (distance from the head).
+
+    Norms and biases get no weight decay. The head's scale is 1; the backbone's last layer starts one step below.
+    """
+    groups = _backbone_groups(model.backbone, weight_decay, layer_decay)
+    groups.append({"params": [model.head.weight], "weight_decay": weight_decay, "lr_scale": 1.0})
+    groups.append({"params": [model.head.bias], "weight_decay": 0.0, "lr_scale": 1.0})
+    return groups
+
+
+def build_optimizer(model: Classifier, settings: TrainSettings) -> torch.optim.Optimizer:
+    """Return the optimiser that the settings name; the learning rates are the timeline's to set."""
+    groups = parameter_groups(model, settings.weight_decay, settings.layer_decay)
+    if settings.optimizer == "sgd":
+        nesterov = settings.nesterov and settings.momentum > 0
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=nesterov)
+    kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, lr=settings.lr, betas=(settings.momentum, 0.999), fused=True)
+
+
+def _backbone_groups(backbone: nn.Module, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+    if hasattr(backbone, "group_matcher"):
+        from timm.optim import param_groups_layer_decay
+
+        found = param_groups_layer_decay(backbone, weight_decay=weight_decay, layer_decay=layer_decay)
+        return [
+            {"params": g["params"], "weight_decay": g["weight_decay"], "lr_scale": g["lr_scale"] * layer_decay}
+            for g in found
+        ]
+    trained = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay, "lr_scale": layer_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0, "lr_scale": layer_decay},
+    ]

@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from etude.core.errors import EtudeError
+from etude.core.predictions import Predictions
+from etude.core.submission import write_submission
+
+IDS = ("test/1.jpg", "test/2.jpg", "test/3.jpg")
+TABLE = np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3]])
+# Any text, and the names of files that are not UTF-8.
+NAMES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=8) | st.binary(
+    max_size=8
+).map(lambda data: data.replace(b"\0", b"").decode("utf-8", "surrogateescape"))
+
+
+def predictions(ids: tuple[str, ...] = IDS, classes: tuple[str, ...] = ("cat", "dog")) -> Predictions:
+    return Predictions.from_probabilities(ids, classes, TABLE)
+
+
+def rows_of(path: Path) -> list[list[str]]:
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        return list(csv.reader(file))
+
+
+def submit(folder: Path, sample: str | None, made: Predictions | None = None, **settings: Any) -> list[list[str]]:
+    if sample is not None:
+        (folder / "sample.csv").write_text(sample, encoding="utf-8")
+        settings["sample"] = folder / "sample.csv"
+    write_submission(folder / "out.csv", made or predictions(), **settings)
+    return rows_of(folder / "out.csv")
+
+
+def refused(folder: Path, sample: str, sentence: str, made: Predictions | None = None, **settings: Any) -> None:
+    with pytest.raises(EtudeError, match=sentence):
+        submit(folder, sample, made, **settings)
+    assert [path.name for path in folder.iterdir()] == ["sample.csv"]
+
+
+def test_labels_without_a_sample(tmp_path: Path):
+    assert submit(tmp_path, None) == [["id", "label"], [IDS[0], "cat"], [IDS[1], "dog"], [IDS[2], "cat"]]
+    assert submit(tmp_path, None, id_column="file", label_column="breed")[0] == ["file", "breed"]
+
+
+def test_probabilities_without_a_sample(tmp_path: Path):
+    header, *rows = submit(tmp_path, None, probabilities=True)
+    assert header == ["id", "cat", "dog"]
+    np.testing.assert_allclose([[float(cell) for cell in row[1:]] for row in rows], TABLE, atol=1e-7)
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path):
+    with pytest.raises(EtudeError, match="two columns named 'id'"):
+        submit(tmp_path, None, predictions(classes=("id", "dog")), probabilities=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(NAMES, min_size=3, max_size=3, unique=True), st.lists(NAMES, min_size=3, max_size=3, unique=True))
+def test_any_text_survives_the_round_trip(tmp_path_factory: pytest.TempPathFactory, ids: list[str], classes: list[str]):
+    path = tmp_path_factory.mktemp("text") / "out.csv"
+    write_submission(path, Predictions(tuple(ids), tuple(classes), np.eye(3)[None]))
+    assert rows_of(path)[1:] == [list(pair) for pair in zip(ids, classes, strict=True)]
+
+
+def test_other_readers_see_the_same_text(tmp_path: Path):
+    classes = ('a,"b"', "  =SUM(A1)\n🐕")
+    submit(tmp_path, None, predictions(classes=classes))
+    table = pl.read_csv(tmp_path / "out.csv")
+    assert table["label"].to_list() == [classes[0], classes[1], classes[0]]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("test/3.jpg", "test/1.jpg", "test/2.jpg"),
+        ("test/3", "test/1", "test/2"),
+        ("3.jpg", "1.jpg", "2.jpg"),
+        ("elsewhere/3.jpg", "elsewhere/1.jpg", "elsewhere/2.jpg"),
+        ("3", "1", "2"),
+        ("3.png", "1.png", "2.png"),
+        ("test\\3.jpg", "test\\1.jpg", "test\\2.jpg"),
+    ],
+)
+def test_the_sample_gives_order_columns_and_ids(tmp_path: Path, names: tuple[str, ...]):
+    sample = "image,breed\n" + "".join(f"{name},cat\n" for name in names)
+    expected = [["image", "breed"], [names[0], "cat"], [names[1], "cat"], [names[2], "dog"]]
+    assert submit(tmp_path, sample) == expected
+
+
+def test_an_exact_id_wins_over_a_file_name(tmp_path: Path):
+    made = predictions(("a/1.jpg", "1.jpg", "b/1.jpg"))
+    rows = submit(tmp_path, "id,label\nb/1.jpg,\n1.jpg,\na/1.jpg,\n", made)
+    assert rows[1:] == [["b/1.jpg", "cat"], ["1.jpg", "dog"], ["a/1.jpg", "cat"]]
+
+
+def test_a_suffix_that_is_part_of_the_name_stays(tmp_path: Path):
+    made = predictions(("cell.1.png", "cell.2.png", "cell.3.png"))
+    rows = submit(tmp_path, "id,label\ncell.2,\ncell.1,\ncell.3,\n", made)
+    assert rows[1:] == [["cell.2", "dog"], ["cell.1", "cat"], ["cell.3", "cat"]]
+
+
+def test_ids_that_are_ambiguous_without_folder_are_not_guessed(tmp_path: Path):
+    made = predictions(("a/1.jpg", "b/1.jpg", "b/2.jpg"))
+    refused(tmp_path, "id,label\n1.jpg,cat\n2.jpg,cat\n3.jpg,cat\n", "different ids", made)
+
+
+def test_missing_and_extra_ids_are_named_and_counted(tmp_path: Path):
+    refused(
+        tmp_path,
+        "id,label\n1.jpg,cat\n2.jpg,cat\n4.jpg,cat\n5.jpg,cat\n",
+        r"2 of its 4 ids have no prediction \('4.jpg', '5.jpg'\) and "
+        r"1 of 3 predictions are not in it \('test/3.jpg'\)",
+    )
+
+
+def test_a_sample_of_probabilities_gives_the_order_of_classes(tmp_path: Path):
+    header, *rows = submit(tmp_path, "id,dog,cat\n2,0.5,0.5\n1,0.5,0.5\n3,0.5,0.5\n", probabilities=False)
+    assert header == ["id", "dog", "cat"]
+    assert [row[0] for row in rows] == ["2", "1", "3"]
+    np.testing.assert_allclose(
+        [[float(cell) for cell in row[1:]] for row in rows], [[0.8, 0.2], [0.1, 0.9], [0.3, 0.7]], atol=1e-7
+    )
+
+
+def test_columns_that_are_no_classes_are_named(tmp_path: Path):
+    made = predictions(classes=("cat", "mouse"))
+    refused(
+        tmp_path, "id,cat,dog\n1,0,0\n2,0,0\n3,0,0\n", r"no class of the model \('dog'\).*no column \('mouse'\)", made
+    )
+
+
+def test_one_column_of_fractions_asks_whose_probability(tmp_path: Path):
+    refused(tmp_path, "id,target\n1,0.5\n2,0.5\n3,0.5\n", "column 'target' .* not said of which class")
+    refused(tmp_path, "id,target\n1,cat\n2,cat\n3,cat\n", "not said of which class", probabilities=True)
+
+
+def test_one_column_named_after_a_class_holds_its_probability(tmp_path: Path):
+    rows = submit(tmp_path, "id,dog\n1,0.5\n2,0.5\n3,0.5\n", probabilities=True)
+    assert rows[0] == ["id", "dog"]
+    np.testing.assert_allclose([float(row[1]) for row in rows[1:]], TABLE[:, 1], atol=1e-7)
+
+
+def test_numeric_classes_and_integer_placeholders_are_labels(tmp_path: Path):
+    made = predictions(classes=("0.5", "1"))
+    assert submit(tmp_path, "id,y\n1,0.5\n2,0.5\n3,0.5\n", made)[1:] == [["1", "0.5"], ["2", "1"], ["3", "0.5"]]
+    assert submit(tmp_path, "id,y\n1,0\n2,0\n3,0\n")[1:] == [["1", "cat"], ["2", "dog"], ["3", "cat"]]
+
+
+def test_a_byte_order_mark_and_empty_lines_of_the_sample_are_no_text(tmp_path: Path):
+    assert submit(tmp_path, "\ufeffid,y\r\n1,\r\n\r\n2,\r\n3,\r\n\r\n")[0] == ["id", "y"]
+
+
+@pytest.mark.parametrize(
+    ("sample", "sentence"),
+    [
+        ("", "must have a header"),
+        ("id,label\n", "at least one row"),
+        ("id;label\n1;cat\n", "parted by commas"),
+        ("id,label\n1,cat\n2\n", "has 1 cells in line 3, not 2"),
+        ("id,label\n1,cat\n1,cat\n", "same id more than once: '1'"),
+        ("id,cat,cat\n1,0,0\n", "same column more than once: 'cat'"),
+        ('id,label\n1,"cat" x\n', "could not be read as CSV"),
+    ],
+)
+def test_a_sample_that_is_no_sample(tmp_path: Path, sample: str, sentence: str):
+    refused(tmp_path, sample, sentence)
+
+
+def test_a_sample_that_is_not_there(tmp_path: Path):
+    with pytest.raises(EtudeError, match=r"none.csv does not exist"):
+        write_submission(tmp_path / "out.csv", predictions(), sample=tmp_path / "none.csv")
+    with pytest.raises(EtudeError, match="could not be read as CSV"):
+        write_submission(tmp_path / "out.csv", predictions(), sample=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@given(st.lists(NAMES, min_size=3, max_size=3, unique=True), st.lists(NAMES, min_size=3, max_size=3, unique=True))
+@settings(max_examples=100, deadline=None)
+def test_any_ids_match_or_are_refused_in_one_sentence(
+    tmp_path_factory: pytest.TempPathFactory, ours: list[str], theirs: list[str]
+):
+    folder = tmp_path_factory.mktemp("ids")
+    with (folder / "sample.csv").open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        csv.writer(file, quoting=csv.QUOTE_ALL).writerows([["id", "label"], *([name, "cat"] for name in theirs)])
+    try:
+        write_submission(folder / "out.csv", predictions(tuple(ours)), sample=folder / "sample.csv")
+    except EtudeError:
+        assert not (folder / "out.csv").exists()
+        assert set(ours) != set(theirs)
+    else:
+        assert [row[0] for row in rows_of(folder / "out.csv")[1:]] == theirs

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from etude.journal.environment import describe_checkout, describe_environment
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty git repository that no setting of this machine reaches."""
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    monkeypatch.setenv("GIT_CONFIG_SYSTEM", "/dev/null")
+    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    git(tmp_path, "init", "--quiet")
+    return tmp_path
+
+
+def git(folder: Path, *arguments: str) -> str:
+    who = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    return subprocess.run(["git", "-C", folder, *who, *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def test_the_environment_is_json_and_tells_the_machine():
+    told = describe_environment()
+    assert json.loads(json.dumps(told)) == told
+    assert told["python"] == platform.python_version()
+    assert told["cores"] >= 1
+    assert told["memory_bytes"] > 2**28
+    assert {"torch", "timm", "lightning", "numpy"} <= set(told["packages"])
+
+
+def test_a_checkout_is_told_by_its_commit(checkout: Path):
+    assert describe_checkout(checkout) == {"commit": None, "dirty": False}
+    (checkout / "a.txt").write_text("1")
+    git(checkout, "add", "a.txt")
+    git(checkout, "commit", "--quiet", "-m", "first")
+    commit = git(checkout, "rev-parse", "HEAD").strip()
+    (checkout / "untracked.txt").write_text("2")
+    assert describe_checkout(checkout) == {"commit": commit, "dirty": False}
+    (checkout / "a.txt").write_text("2")
+    assert describe_checkout(checkout) == {"commit": commit, "dirty": True}
+
+
+def test_outside_of_a_checkout_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert describe_checkout(tmp_path) is None
+    monkeypatch.setenv("PATH", "")
+    assert describe_checkout(Path(__file__).parent) is None

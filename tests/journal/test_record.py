@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from etude.core.errors import EtudeError
+from etude.journal import record as record_module
+from etude.journal.record import RunRecord, read_run
+
+
+def opened(folder: Path, **changed: Any) -> RunRecord:
+    asked: dict[str, Any] = {
+        "command": ["etude", "fit", "train"],
+        "recipe": "quick",
+        "settings": {"data": {"fit": "crop"}},
+        "changed": {"data.fit": "crop"},
+        "seed": 3,
+    }
+    return RunRecord.open(folder, **(asked | changed))
+
+
+def test_an_open_record_says_what_was_asked_and_where(tmp_path: Path):
+    opened(tmp_path / "runs" / "first", extra={"gpus": ["H100"]})
+    run = read_run(tmp_path / "runs" / "first")
+    assert (run["schema_version"], run["state"], run["ended"], run["error"]) == (1, "running", None, None)
+    assert run["command"] == ["etude", "fit", "train"]
+    assert (run["recipe"], run["seed"], run["changed"]) == ("quick", 3, {"data.fit": "crop"})
+    assert run["settings"] == {"data": {"fit": "crop"}}
+    assert run["pid"] == os.getpid()
+    assert datetime.fromisoformat(run["started"]).utcoffset().total_seconds() == 0
+    assert run["environment"]["gpus"] == ["H100"]
+    assert run["environment"]["packages"]["numpy"] == np.__version__
+
+
+def test_every_call_is_on_disk_at_once(tmp_path: Path):
+    record = opened(tmp_path)
+    with record.stage("features") as stage:
+        assert read_run(tmp_path)["stages"][0]["state"] == "running"
+        stage.score("valid_accuracy", np.float32(0.5))
+        stage.note("images", np.int64(7))
+        running = read_run(tmp_path)["stages"][0]
+        assert (running["scores"], running["notes"]) == ({"valid_accuracy": 0.5}, {"images": 7})
+    ended = read_run(tmp_path)["stages"][0]
+    assert (ended["name"], ended["state"]) == ("features", "finished")
+    assert ended["seconds"] >= 0
+    record.set("data", {"images": 10, "folder": Path("train"), "means": np.array([0.5, 1.5])})
+    assert read_run(tmp_path)["data"] == {"images": 10, "folder": "train", "means": [0.5, 1.5]}
+    record.warn("3 files are bad")
+    assert [warning["text"] for warning in read_run(tmp_path)["warnings"]] == ["3 files are bad"]
+    record.close("finished")
+    assert read_run(tmp_path)["state"] == "finished"
+    assert read_run(tmp_path)["seconds"] >= ended["seconds"]
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "told"),
+    [
+        (ValueError("bad shape"), "failed", "ValueError: bad shape"),
+        (EtudeError("the disk is full"), "failed", "the disk is full"),
+        (KeyboardInterrupt(), "interrupted", "KeyboardInterrupt"),
+    ],
+)
+def test_an_exception_ends_its_stage_and_passes_on(tmp_path: Path, error: BaseException, state: str, told: str):
+    record = opened(tmp_path)
+    with pytest.raises(type(error)), record.stage("head"):
+        raise error
+    record.close(state, error)
+    run = read_run(tmp_path)
+    assert (run["stages"][0]["state"], run["stages"][0]["error"]) == (state, told)
+    assert (run["state"], run["error"]) == (state, told)
+
+
+def test_a_full_disk_is_told_as_what_stopped_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    record = opened(tmp_path)
+
+    def full(path: Path, value: Any) -> None:
+        raise OSError(errno.ENOSPC, f"{path} does not fit")
+
+    def store() -> None:
+        with record.stage("store"):
+            monkeypatch.setattr(record_module, "write_json", full)
+            raise EtudeError("the store does not fit")
+
+    with pytest.raises(EtudeError, match="the store does not fit"):
+        store()
+    record.close("failed", "the store does not fit")
+    with pytest.raises(OSError, match=r"run.json does not fit"):
+        record.close("finished")
+
+
+def test_a_folder_in_use_is_refused_and_left_alone(tmp_path: Path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(EtudeError, match=r"is not empty: choose another --out, or .* --resume"):
+        opened(tmp_path)
+    with pytest.raises(EtudeError, match=r"is not a run: it holds no run.json"):
+        opened(tmp_path, resume=True)
+    with pytest.raises(EtudeError, match="is a file, and a run needs a folder"):
+        opened(tmp_path / "thesis.txt")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_resumed_run_keeps_what_it_had(tmp_path: Path):
+    first = opened(tmp_path)
+    first.set("data", {"images": 10})
+    with first.stage("features"):
+        pass
+    killed = first.stage("fine-tune")
+    killed.__enter__()
+    seconds = read_run(tmp_path)["seconds"]
+    again = opened(tmp_path, resume=True, command=["etude", "fit", "--resume"])
+    with again.stage("fine-tune"):
+        pass
+    again.close("finished")
+    run = read_run(tmp_path)
+    states = [(stage["name"], stage["state"]) for stage in run["stages"]]
+    assert states == [("features", "finished"), ("fine-tune", "interrupted"), ("fine-tune", "finished")]
+    assert run["data"] == {"images": 10}
+    assert run["command"] == ["etude", "fit", "--resume"]
+    assert len(run["resumed"]) == 1
+    assert run["seconds"] >= seconds
+
+
+def test_resuming_nothing_starts_a_run(tmp_path: Path):
+    opened(tmp_path / "new", resume=True)
+    assert read_run(tmp_path / "new")["resumed"] == []
+
+
+def test_artefacts_are_named_measured_and_hashed(tmp_path: Path):
+    record = opened(tmp_path / "run")
+    (tmp_path / "run" / "tb").mkdir()
+    inside, outside = tmp_path / "run" / "tb" / "events", tmp_path / "submission.csv"
+    inside.write_bytes(b"x" * 5)
+    outside.write_bytes(b"id,label\n")
+    record.artefact(inside)
+    record.artefact(outside)
+    inside.write_bytes(b"y" * 6)
+    record.artefact(inside)
+    entries = {entry["name"]: entry for entry in read_run(tmp_path / "run")["artefacts"]}
+    assert set(entries) == {"tb/events", str(outside.resolve())}
+    assert entries["tb/events"]["bytes"] == 6
+    assert entries["tb/events"]["blake2b"] == hashlib.blake2b(b"y" * 6, digest_size=16).hexdigest()
+
+
+JSON_LIKE = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(exclude_categories=())),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters(exclude_categories=())), inner),
+    max_leaves=10,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(JSON_LIKE)
+def test_any_value_is_written_as_standard_json(tmp_path_factory: pytest.TempPathFactory, value: Any):
+    record = RunRecord(tmp_path_factory.mktemp("json"), {"seconds": 0.0})
+    record.set("value", value)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    written = json.loads((record.folder / "run.json").read_text(encoding="utf-8"), parse_constant=refuse)
+    if isinstance(value, float) and not np.isfinite(value):
+        assert written["value"] is None
+    elif isinstance(value, bool | int | float | None):
+        assert written["value"] == value
+    else:
+        assert len(written["value"]) >= len(value)
+
+
+def test_what_json_can_not_hold_is_refused(tmp_path: Path):
+    record = opened(tmp_path)
+    with pytest.raises(TypeError, match="not object"):
+        record.set("data", {"images": object()})
+    with pytest.raises(ValueError, match="'stages' is written by the record itself"):
+        record.set("stages", [])
+    with pytest.raises(ValueError, match="not 'done'"):
+        record.close("done")
+    assert read_run(tmp_path)["state"] == "running"
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("{", "is not valid JSON"),
+        ("[]", "is not the record of a run"),
+        ('{"state": "finished"}', "is not the record of a run"),
+        ('{"schema_version": 2}', r"newer etude \(schema 2"),
+        ('{"schema_version": 1}', "is damaged: it lacks 'state'"),
+    ],
+)
+def test_a_record_that_is_none(tmp_path: Path, content: str, sentence: str):
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(EtudeError, match=sentence):
+        read_run(tmp_path)
+
+
+def test_a_record_in_an_unknown_state_is_damaged(tmp_path: Path):
+    opened(tmp_path)
+    run = read_run(tmp_path)
+    (tmp_path / "run.json").write_text(json.dumps({**run, "state": "dancing"}))
+    with pytest.raises(EtudeError, match="a known state"):
+        read_run(tmp_path)
+
+
+def test_a_folder_that_is_no_run(tmp_path: Path):
+    with pytest.raises(EtudeError, match="is no folder"):
+        read_run(tmp_path / "nothing")
+    with pytest.raises(EtudeError, match=r"holds no run.json"):
+        read_run(tmp_path)

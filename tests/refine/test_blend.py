@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from etude.core.errors import EtudeError
+from etude.core.predictions import Predictions
+from etude.refine.blend import average
+
+IDS, CLASSES = ("a", "b", "c"), ("x", "y", "z")
+LOGITS = hnp.arrays(np.float32, (2, 3, 3), elements=st.floats(-8, 8, width=32))
+
+
+def made(logits: Any, **fields: Any) -> Predictions:
+    return Predictions(**({"ids": IDS, "classes": CLASSES, "logits": logits} | fields))
+
+
+def shuffled(one: Predictions, rows: list[int], columns: list[int]) -> Predictions:
+    """The same predictions with images and classes in another order."""
+    labels = None if one.labels is None else np.array([columns.index(x) if x >= 0 else -1 for x in one.labels[rows]])
+    return Predictions(
+        tuple(one.ids[row] for row in rows),
+        tuple(one.classes[column] for column in columns),
+        one.logits[:, rows][:, :, columns],
+        labels=labels,
+    )
+
+
+@settings(deadline=None)
+@given(LOGITS)
+def test_one_model_stays_as_it_is(logits: np.ndarray):
+    one = made(logits, features=np.ones((3, 5), np.float32))
+    blended = average([one])
+    np.testing.assert_allclose(blended.probabilities(), one.probabilities(), atol=1e-6)
+    assert blended.logits.shape == (1, 3, 3)
+    assert blended.features is None
+
+
+@settings(deadline=None)
+@given(LOGITS, LOGITS, st.permutations(range(3)), st.permutations(range(3)), st.floats(0.1, 10))
+def test_the_mean_does_not_depend_on_the_order_of_images_and_classes(
+    first: np.ndarray, second: np.ndarray, rows: list[int], columns: list[int], weight: float
+):
+    one = made(first, labels=np.array([2, 0, -1]))
+    other = made(second, labels=np.array([2, 0, -1]))
+    blended = average([one, shuffled(other, rows, columns)], weights=[weight, 1])
+    expected = (weight * one.probabilities() + other.probabilities()) / (weight + 1)
+    np.testing.assert_allclose(blended.probabilities(), expected, atol=1e-6)
+    assert (blended.ids, blended.classes) == (IDS, CLASSES)
+    assert blended.labels is not None
+    assert blended.labels.tolist() == [2, 0, -1]
+
+
+def test_weights_count_by_their_ratio_and_zero_leaves_a_model_out():
+    one, other = made(np.eye(3)[None]), made(-np.eye(3)[None])
+    np.testing.assert_array_equal(average([one, other]).logits, average([one, other], [5, 5]).logits)
+    np.testing.assert_array_equal(average([one, other], [0, 2]).logits, average([other]).logits)
+
+
+def test_labels_come_from_any_model_that_has_them():
+    labels = np.array([0, 1, 2])
+    one, other = made(np.eye(3)[None]), shuffled(made(np.eye(3)[None], labels=labels), [2, 0, 1], [1, 2, 0])
+    blended = average([one, other])
+    assert blended.labels is not None
+    assert blended.labels.tolist() == [0, 1, 2]
+    assert average([one, one]).labels is None
+    with pytest.raises(EtudeError, match=r"different labels for 1 images \(the first is 'c'\)"):
+        average([other, made(np.eye(3)[None], labels=np.array([0, 1, -1]))])
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"ids": ("a", "b", "q")}, r"same ids .* model 2 lacks 1 of them \('c'\) and has 1 others \('q'\)"),
+        ({"classes": ("x", "y", "w")}, r"same classes .* model 2 lacks 1 of them \('z'\) and has 1 others \('w'\)"),
+    ],
+)
+def test_other_images_or_classes_are_refused(fields: dict[str, Any], sentence: str):
+    with pytest.raises(EtudeError, match=sentence):
+        average([made(np.eye(3)[None]), made(np.eye(3)[None], **fields)])
+
+
+def test_a_model_with_more_images_is_refused():
+    more = Predictions((*IDS, "d"), CLASSES, np.zeros((1, 4, 3)))
+    with pytest.raises(EtudeError, match=r"model 3 has 1 others \('d'\)"):
+        average([made(np.eye(3)[None]), made(np.eye(3)[None]), more])
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, 2.0, 3.0], [0.0, 0.0], [-1.0, 2.0], [np.nan, 1.0], [np.inf, 1.0]])
+def test_weights_that_are_no_weights_are_refused(weights: list[float]):
+    with pytest.raises(EtudeError, match="weights"):
+        average([made(np.eye(3)[None])] * 2, weights)
+
+
+def test_nothing_can_not_be_blended():
+    with pytest.raises(EtudeError, match="at least one model"):
+        average([])
