@@ -1,0 +1,74 @@
+"""Batch norm folded into the convolutions before it.
+
+With its statistics kept, batch norm is an affine map per channel. Folding it into the convolution's weights gives the
+same function, trains the same family of functions, and spares both passes over every activation.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+
+def fold_batchnorm(backbone: nn.Module, in_channels: int, size: int = 64) -> int:
+    """Fold every batch norm that directly follows a convolution, in place; return how many were folded.
+
+    Which norm follows which convolution is seen in one forward pass, so any network works, whatever its modules are
+    called. A norm with an activation of its own (timm's ``BatchNormAct2d``) leaves that activation behind.
+
+    Args:
+        backbone: in evaluation mode afterwards.
+        in_channels: of the input.
+        size: side in pixels of the probe image.
+
+    >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+    >>> fold_batchnorm(net, 1), type(net[1]).__name__
+    (1, 'Identity')
+    """
+    names = {module: name for name, module in backbone.named_modules()}
+    pairs = _followers(backbone.eval(), torch.zeros(1, in_channels, size, size))
+    for conv, norm in pairs:
+        assert norm.running_mean is not None and norm.running_var is not None
+        conv.weight, bias = fuse_conv_bn_weights(
+            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        )
+        conv.bias = bias.requires_grad_(conv.weight.requires_grad)  # torch leaves a new bias frozen
+        parent, _, leaf = names[norm].rpartition(".")
+        setattr(backbone.get_submodule(parent), leaf, _what_remains(norm))
+    return len(pairs)
+
+
+def _followers(backbone: nn.Module, probe: torch.Tensor) -> list[tuple[nn.Conv2d, _BatchNorm]]:
+    """Return (convolution, norm) pairs in which the norm's input is that convolution's output."""
+    made_by: dict[int, nn.Conv2d] = {}
+    outputs: list[torch.Tensor] = []  # kept alive, so that no two tensors share an id
+    pairs: list[tuple[nn.Conv2d, _BatchNorm]] = []
+
+    def after(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        if isinstance(module, nn.Conv2d):
+            made_by[id(output)] = module
+            outputs.append(output)
+
+    def before(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if isinstance(module, _BatchNorm) and module.track_running_stats:
+            conv = made_by.pop(id(inputs[0]), None)
+            if conv is not None:
+                pairs.append((conv, module))
+
+    hooks = [module.register_forward_hook(after) for module in backbone.modules()]
+    hooks += [module.register_forward_pre_hook(before) for module in backbone.modules()]
+    try:
+        with torch.inference_mode():
+            backbone(probe)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return pairs
+
+
+def _what_remains(norm: _BatchNorm) -> nn.Module:
+    parts = [part for name in ("drop", "act") if (part := getattr(norm, name, None)) is not None]
+    kept = [part for part in parts if not isinstance(part, nn.Identity)]
+    return nn.Sequential(*kept) if kept else nn.Identity()
