@@ -25,7 +25,7 @@ app.command("etude.cli.predict:predict", name="predict", help="Predict images wi
 def main() -> None:
     """Run the command line; a user's mistake ends in one sentence and exit code 2."""
     try:
-        app()
+        app(sys.argv[1:])
     except EtudeError as error:
         _stop(f"etude: {error}", 2)
     except KeyboardInterrupt:

@@ -13,6 +13,8 @@ from torch import nn
 from etude.core.errors import EtudeError
 from etude.core.files import read_json, replacing, write_json
 from etude.models.backbones import Backbone, build_backbone
+from etude.models.fold import fold_batchnorm
+from etude.models.levels import with_levels
 from etude.models.weights import read_safetensors
 
 MODEL_VERSION = 1
@@ -98,11 +100,13 @@ class Classifier(nn.Module):
         backbone: maps (B, in_channels, H, W) to (B, ``num_features``).
         num_features: width D of the features.
         num_classes: width C of the logits.
+        dropout: share of the features dropped before the head while training.
     """
 
-    def __init__(self, backbone: nn.Module, num_features: int, num_classes: int) -> None:
+    def __init__(self, backbone: nn.Module, num_features: int, num_classes: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.backbone = backbone
+        self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(num_features, num_classes)
 
     def features(self, image: torch.Tensor) -> torch.Tensor:
@@ -111,7 +115,7 @@ class Classifier(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Return the (B, C) logits of normalised images."""
-        return self.head(self.features(image))
+        return self.head(self.dropout(self.features(image)))
 
     def set_head(self, weight: np.ndarray, bias: np.ndarray) -> None:
         """Start the head from ``weight`` (C, D) and ``bias`` (C,)."""
@@ -122,7 +126,18 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """Everything besides the weights that is needed to predict again."""
+    """Everything besides the weights that is needed to predict again.
+
+    Args:
+        backbone: its name.
+        classes: class names, in the order of the logits.
+        preprocessing: of its input.
+        precision: numeric mode, ``fp32`` or ``bf16``.
+        tta: views averaged by default.
+        policy: augmentation policy, whose symmetries the views are.
+        levels: depths pooled into the features (stage 1).
+        folded: whether batch norm was folded into the convolutions (stage 2).
+    """
 
     backbone: str
     classes: tuple[str, ...]
@@ -130,6 +145,8 @@ class ModelCard:
     precision: str
     tta: int
     policy: str
+    levels: int = 0
+    folded: bool = False
 
 
 def save_model(folder: Path, model: Classifier, card: ModelCard, name: str = "model") -> list[Path]:
@@ -162,6 +179,9 @@ def load_model(folder: Path, name: str = "model") -> tuple[Classifier, ModelCard
     card = ModelCard(**{**fields, "classes": tuple(fields["classes"])}, preprocessing=preprocessing)
     state = read_safetensors(folder / f"{name}.safetensors")
     built = build_backbone(card.backbone, "none", preprocessing.in_channels)
+    if card.folded:
+        fold_batchnorm(built.module, built.in_channels)
+    built = with_levels(built, card.levels)
     model = Classifier(built.module, built.num_features, len(card.classes))
     try:
         model.load_state_dict(state)

@@ -91,14 +91,21 @@ def _is_plain_depthwise(conv: nn.Conv2d) -> bool:
     square = len(set(conv.kernel_size)) == len(set(conv.stride)) == 1 and conv.padding_mode == "zeros"
     level = isinstance(conv.padding, tuple) and len(set(conv.padding)) == 1
     depthwise = conv.groups == conv.in_channels == conv.out_channels > 1
-    return depthwise and square and level and set(conv.dilation) == {1} and type(conv).__name__ in ("Conv2d", "Conv2dSame")
+    return (
+        depthwise and square and level and set(conv.dilation) == {1} and type(conv).__name__ in ("Conv2d", "Conv2dSame")
+    )
 
 
 def _converted(conv: nn.Conv2d) -> DepthwiseConv2d:
     fast = DepthwiseConv2d(
-        conv.in_channels, conv.out_channels, cast(Any, conv.kernel_size), cast(Any, conv.stride), cast(Any, conv.padding),
-        groups=conv.groups, bias=conv.bias is not None,
-    )  # fmt: skip
+        conv.in_channels,
+        conv.out_channels,
+        cast(Any, conv.kernel_size),
+        cast(Any, conv.stride),
+        cast(Any, conv.padding),
+        groups=conv.groups,
+        bias=conv.bias is not None,
+    )
     fast.weight, fast.bias = conv.weight, conv.bias
     fast.same = type(conv).__name__ == "Conv2dSame"
     return fast.train(conv.training)

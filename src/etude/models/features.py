@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -77,7 +78,7 @@ def cached(path: Path, compute: Callable[[], np.ndarray], rows: int) -> tuple[np
                 features = held["features"]
             if len(features) == rows:
                 return features, True
-        except (OSError, ValueError, KeyError, EOFError):
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             path.unlink(missing_ok=True)  # a damaged cache entry costs a recomputation, never an error
     features = compute()
     with replacing(path) as temporary, temporary.open("wb") as file:

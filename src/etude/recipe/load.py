@@ -30,6 +30,7 @@ def load_recipe(name_or_file: str = "default", changes: Iterable[str] = ()) -> R
     0.3
     """
     tree = _tree_of(name_or_file)
+    validate(tree, origin=f"recipe {name_or_file!r}")  # a mistake in the file is told before one in --set
     for change in changes:
         key, separator, text = change.partition("=")
         if not separator or not key.strip():
@@ -84,7 +85,7 @@ def _tree_of(name_or_file: str) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise EtudeError(f"the recipe file {path} is not valid TOML: {error}") from None
     base = tree.pop("base", "default")
-    if base not in NAMED:
+    if not isinstance(base, str) or base not in NAMED:
         raise EtudeError(
             f"{path} starts from base {base!r}; the named recipes are {', '.join(NAMED)}.{nearest(str(base), NAMED)}"
         )
@@ -115,5 +116,7 @@ def _sentence(error: ValidationError, origin: str) -> str:
     where = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
     if first["type"] == "extra_forbidden":
         return f"{origin}: there is no setting {where!r}.{nearest(where, flat(Recipe()))}"
-    message = first["msg"].removeprefix("Input ")
-    return f"{origin}: {where} received {first['input']!r}, but it {message[0].lower()}{message[1:]}."
+    if first["type"] == "model_type":
+        return f"{origin}: {where} received {first['input']!r}, but it is a section that holds settings of its own."
+    message = first["msg"].partition(" ")[2]  # pydantic's sentences begin with "Input" or with the type's name
+    return f"{origin}: {where} received {first['input']!r}, but it {message}."

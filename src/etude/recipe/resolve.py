@@ -20,6 +20,9 @@ TINY: dict[str, dict[str, Any]] = {
         "layer_decay": 1.0,
         "batchnorm": "train",
         "ema": 0.99,
+        "dropout": 0.0,
+        "freeze": 0.0,
+        "freeze_depthwise": False,
     },
     "timeline": {"size_multiple": 4},
 }
@@ -50,7 +53,7 @@ def resolve(recipe: Recipe, facts: ImageFacts) -> Recipe:
     tiny = backbone == "tiny" or (backbone == "auto" and facts.median_side <= TINY_SIDE)
     recipe = _with(recipe, "model", backbone="tiny" if tiny else DEFAULT_BACKBONE if backbone == "auto" else backbone)
     if tiny:
-        side = 4 * ((facts.median_side + 3) // 4)
+        side = max(8, 4 * ((facts.median_side + 3) // 4))  # the small network halves the side three times
         overrides = {**TINY, "timeline": {**TINY["timeline"], "start_size": side, "final_size": side}}
         for section, values in overrides.items():
             recipe = _with_unset(recipe, section, values)

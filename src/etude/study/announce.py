@@ -13,9 +13,9 @@ from etude.core.scores import accuracy, log_loss, standard_error
 from etude.data.dataset import seconds_to_decode
 from etude.data.survey import SurveyResult
 from etude.journal.screen import Screen
-from etude.models.backbones import Backbone, build_backbone
+from etude.models.backbones import build_backbone
 from etude.recipe.settings import Recipe
-from etude.study.frozen import frozen_name
+from etude.study.frozen import Frozen
 from etude.study.plan import Amounts, expected_seconds, in_words
 from etude.study.request import Request
 from etude.study.sources import Sources
@@ -55,14 +55,14 @@ def show_plan(
     sources: Sources,
     surveyed: SurveyResult,
     surveyed_test: SurveyResult | None,
-    frozen: Backbone | None,
+    frozen: Frozen | None,
     precision: str,
     device: str,
 ) -> list[tuple[str, float]]:
     """Print what will be done and how long it should take; return (stage, expected seconds)."""
     amounts = _amounts(request, recipe, sources, surveyed, surveyed_test)
     decode = seconds_to_decode(sources.labelled, surveyed, stored_size(recipe)) / (os.cpu_count() or 1)
-    features = None if frozen is None else measure_speed(frozen, recipe.model.feature_size, precision)
+    features = None if frozen is None else measure_speed(frozen.backbone, recipe.model.feature_size, precision)
     training = None
     if "finetune" in recipe.stages:
         trained = build_backbone(recipe.model.backbone, "none", surveyed.channels)
@@ -80,7 +80,7 @@ def show_plan(
         ("device", device),
         (
             "stage 1",
-            f"linear head on frozen {frozen_name(recipe)} at {recipe.model.feature_size} px" if frozen else "left out",
+            f"linear head on frozen {frozen.name} at {recipe.model.feature_size} px" if frozen else "left out",
         ),
     ]
     if "finetune" in recipe.stages:

@@ -20,9 +20,13 @@ from etude.functional.augment import policy_named
 from etude.inference.predict import predict
 from etude.models.backbones import Backbone, build_backbone
 from etude.models.classifier import Classifier, ModelCard
+from etude.models.depthwise import use_fast_depthwise
+from etude.models.device import best_device
+from etude.models.fold import fold_batchnorm
 from etude.models.head import LinearHead, fit_head
 from etude.recipe.settings import Recipe
 from etude.training.fit import FineTuneResult, fine_tune
+from etude.training.freeze import freeze_depthwise, freeze_first_layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,7 @@ def score_of(predictions: Predictions) -> tuple[float, float]:
 
 
 def fit_head_on(data: Dataset, fold: Fold, features: np.ndarray, recipe: Recipe) -> LinearHead:
-    """Fit stage 1's head on the fold's training rows of the features (N, D)."""
+    """Fit a linear head on the fold's training rows of the features (N, D)."""
     return fit_head(
         features[fold.train],
         data.labels[fold.train],
@@ -98,19 +102,26 @@ def head_candidate(
 def finetune_candidate(
     data: Dataset,
     fold: Fold,
-    head: LinearHead | None,
+    start: LinearHead | None,
     card: ModelCard,
     recipe: Recipe,
     *,
     folder: Path,
     progress: Progress,
 ) -> Candidate:
-    """Fine-tune a fresh backbone, its head started from stage 1 where that fits, and return the candidate."""
+    """Fine-tune a fresh backbone, its head started from ``start`` when given, and return the candidate."""
     torch.manual_seed(derive_seed(fold.seed, "initial weights"))
     backbone = build_backbone(recipe.model.backbone, recipe.model.weights, data.build.store.channels)
-    model = Classifier(backbone.module, backbone.num_features, len(card.classes))
-    if head is not None and head.weight.shape == tuple(model.head.weight.shape):
-        model.set_head(head.weight, head.bias)
+    if card.folded:
+        fold_batchnorm(backbone.module, backbone.in_channels)
+    if card.precision == "bf16" and best_device().type == "cpu":
+        use_fast_depthwise(backbone.module)
+    model = Classifier(backbone.module, backbone.num_features, len(card.classes), recipe.train.dropout)
+    if start is not None:
+        model.set_head(start.weight, start.bias)
+    freeze_first_layers(backbone.module, recipe.train.freeze)
+    if recipe.train.freeze_depthwise:
+        freeze_depthwise(backbone.module)
     result = _train(model, data, fold, card, recipe, folder, progress)
     valid = _predict_valid(model, card, data, fold, progress, None)
     return Candidate("finetune", model, card, valid, {"steps": result.steps})

@@ -14,8 +14,27 @@ from etude.models.backbones import Backbone, build_backbone
 from etude.models.classifier import Preprocessing
 from etude.models.device import best_device
 from etude.models.features import cached, extract_features, weights_digest
+from etude.models.fold import fold_batchnorm
+from etude.models.levels import with_levels
 from etude.models.weights import BUNDLED_BACKBONE
 from etude.recipe.settings import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """Stage 1's backbone.
+
+    Args:
+        name: of the backbone.
+        backbone: the frozen network, batch norm folded, several depths pooled.
+        own_features: width of the network's own features, the first columns.
+        levels: depths pooled beside them.
+    """
+
+    name: str
+    backbone: Backbone
+    own_features: int
+    levels: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,15 +42,13 @@ class FrozenFeatures:
     """Features of every image of a data set.
 
     Args:
-        name: of the backbone.
-        backbone: the frozen network.
+        frozen: the network they come from.
         preprocessing: of its input.
         values: float16 (N, D).
         reused: whether they came from the cache.
     """
 
-    name: str
-    backbone: Backbone
+    frozen: Frozen
     preprocessing: Preprocessing
     values: np.ndarray
     reused: bool
@@ -42,29 +59,37 @@ def frozen_name(recipe: Recipe) -> str:
     return BUNDLED_BACKBONE if recipe.model.backbone == "tiny" else recipe.model.backbone
 
 
-def build_frozen(recipe: Recipe, channels: int) -> Backbone | None:
+def build_frozen(recipe: Recipe, channels: int) -> Frozen | None:
     """Return stage 1's backbone, or None when the recipe leaves stage 1 out or only random weights are to be had."""
     if "head" not in recipe.stages:
         return None
     weights = "auto" if recipe.model.backbone == "tiny" else recipe.model.weights
     backbone = build_backbone(frozen_name(recipe), weights, channels)
-    # Features of random weights would only cost time, unless the user asked for nothing else.
-    return backbone if backbone.pretrained or recipe.stages == ("head",) else None
+    if not backbone.pretrained and recipe.stages != ("head",):
+        return None  # features of random weights would only cost time
+    fold_batchnorm(backbone.module, backbone.in_channels)
+    pooled = with_levels(backbone, recipe.model.levels)
+    levels = recipe.model.levels if pooled is not backbone else 0
+    return Frozen(frozen_name(recipe), pooled, backbone.num_features, levels)
 
 
 def compute_features(
-    backbone: Backbone, data: Dataset, recipe: Recipe, *, precision: str, cache: Path, progress: Progress
+    frozen: Frozen, data: Dataset, recipe: Recipe, *, precision: str, cache: Path, progress: Progress
 ) -> FrozenFeatures:
     """Return the features of all images, from the cache when data, size, weights and numeric mode are the same."""
-    preprocessing = Preprocessing.of(backbone, data.build, recipe.model.feature_size)
+    module = frozen.backbone.module
+    preprocessing = Preprocessing.of(frozen.backbone, data.build, recipe.model.feature_size)
     gather, rows = data.build.store.gather, np.arange(len(data))
     key = digest_of(
-        "features-1", data.build.store.folder.name, weights_digest(backbone.module), repr(preprocessing), precision
+        f"features-1 {frozen.name} {frozen.levels} {precision}",
+        data.build.store.folder.name,
+        weights_digest(module),
+        repr(preprocessing),
     )
-    module = backbone.module.to(best_device())
+    module.to(best_device())
     values, reused = cached(
         cache / "features" / f"{key}.npz",
         lambda: extract_features(module, gather, rows, preprocessing, progress=progress, precision=precision),
         len(rows),
     )
-    return FrozenFeatures(frozen_name(recipe), backbone, preprocessing, values, reused)
+    return FrozenFeatures(frozen, preprocessing, values, reused)

@@ -20,6 +20,7 @@ from etude.models.backbones import build_backbone
 from etude.models.classifier import ModelCard, Preprocessing, save_model
 from etude.models.device import best_device, choose_precision, describe_device
 from etude.models.head import LinearHead
+from etude.models.memory import keep_large_blocks
 from etude.recipe import ImageFacts, Recipe, changed_settings, flat, load_recipe, resolve
 from etude.study.announce import Row, show_plan, show_scores, stored_size
 from etude.study.candidates import Candidate, Fold, better, finetune_candidate, fit_head_on, head_candidate, score_of
@@ -79,6 +80,7 @@ class Job:
         self.recipe = resolve(self.recipe, ImageFacts(surveyed.median_short_side, surveyed.channels))
         device = best_device()
         self.precision = choose_precision(self.recipe.train.precision, device)
+        keep_large_blocks()
         with self.stage("plan"):
             frozen = build_frozen(self.recipe, surveyed.channels)
             described = describe_device(device, self.precision)
@@ -183,17 +185,16 @@ class Job:
         if features is not None:
             with self.stage(f"head{suffix}") as stage:
                 head = fit_head_on(data, fold, features.values, self.recipe)
-                card = self._card(features.name, data, features.preprocessing)
-                candidates.append(
-                    head_candidate(data, fold, features.values, head, features.backbone, card, self.screen)
-                )
+                frozen = features.frozen
+                card = self._card(frozen.name, data, features.preprocessing, levels=frozen.levels, folded=True)
+                candidates.append(head_candidate(data, fold, features.values, head, frozen.backbone, card, self.screen))
                 self.score(stage, candidates[-1].valid)
             self.rows[-1] = replace(self.rows[-1], predictions=candidates[-1].valid)
             save_model(folder, candidates[-1].model, card)  # so that a run killed in stage 2 can already predict
         self._settle_policy(data, fold, features, head)
         if "finetune" in self.recipe.stages:
             with self.stage(f"fine-tune{suffix}") as stage:
-                candidates.append(self._finetuned(data, fold, head, folder))
+                candidates.append(self._finetuned(data, fold, features, folder))
                 self.score(stage, candidates[-1].valid)
             self.rows[-1] = replace(self.rows[-1], predictions=candidates[-1].valid)
         kept = better(candidates)
@@ -203,13 +204,17 @@ class Job:
             self.screen.say(f"kept{suffix}: {kept.stage}, the better of both stages on the validation images")
         return name, kept
 
-    def _finetuned(self, data: Dataset, fold: Fold, head: LinearHead | None, folder: Path) -> Candidate:
+    def _finetuned(self, data: Dataset, fold: Fold, features: FrozenFeatures | None, folder: Path) -> Candidate:
         recipe = self.recipe
         shape = build_backbone(recipe.model.backbone, "none", data.build.store.channels)
         preprocessing = Preprocessing.of(shape, data.build, recipe.timeline.final_size)
-        card = self._card(recipe.model.backbone, data, preprocessing)
-        own_head = None if recipe.model.backbone == "tiny" else head
-        return finetune_candidate(data, fold, own_head, card, recipe, folder=folder, progress=self.screen)
+        folded = recipe.train.batchnorm == "keep"
+        card = self._card(recipe.model.backbone, data, preprocessing, folded=folded)
+        start = None
+        if features is not None and features.frozen.name == recipe.model.backbone:
+            # The trained network pools its last map only, so its head starts from a fit on those columns.
+            start = fit_head_on(data, fold, features.values[:, : features.frozen.own_features], recipe)
+        return finetune_candidate(data, fold, start, card, recipe, folder=folder, progress=self.screen)
 
     def _settle_policy(
         self, data: Dataset, fold: Fold, features: FrozenFeatures | None, head: LinearHead | None
@@ -227,7 +232,7 @@ class Job:
         else:
             with self.stage("symmetry"):
                 self.policy = choose_policy(
-                    head, features.backbone.module, data.build.store.gather, fold.valid, data.labels[fold.valid],
+                    head, features.frozen.backbone.module, data.build.store.gather, fold.valid, data.labels[fold.valid],
                     features.values[fold.valid], features.preprocessing,
                     precision=self.precision, seed=self.request.seed, progress=self.screen,
                 )  # fmt: skip
@@ -238,5 +243,10 @@ class Job:
     def _policy(self) -> str:
         return "none" if self.policy is None else self.policy.policy
 
-    def _card(self, backbone: str, data: Dataset, preprocessing: Preprocessing) -> ModelCard:
-        return ModelCard(backbone, data.images.classes, preprocessing, self.precision, tta=1, policy=self._policy())
+    def _card(
+        self, backbone: str, data: Dataset, preprocessing: Preprocessing, *, levels: int = 0, folded: bool
+    ) -> ModelCard:
+        return ModelCard(
+            backbone, data.images.classes, preprocessing, self.precision,
+            tta=1, policy=self._policy(), levels=levels, folded=folded,
+        )  # fmt: skip

@@ -40,7 +40,7 @@ def default_timeline(
         (
             Phase("warmup", warmup, Linear(0.0, peak_lr), Constant(start_size), Constant(0.5)),
             Phase("grow", grow, Cosine(peak_lr, knee), Linear(start_size, final_size), Linear(0.5, 1.0)),
-            Phase("finish", finish, Cosine(knee, 0.0), Constant(final_size), Constant(0.0)),
+            Phase("finish", finish, Cosine(knee, 0.0), Constant(final_size), Linear(1.0, 0.0)),
         ),
         size_multiple,
     )

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import etude.compat  # noqa: F401  (before lightning)
 
@@ -28,8 +28,6 @@ from etude.models.device import channels_last
 from etude.recipe.settings import Recipe
 from etude.timeline import Timeline, default_timeline, step_progress
 from etude.training.module import FineTune
-
-_PRECISIONS: dict[str, Literal["32-true", "bf16-mixed"]] = {"fp32": "32-true", "bf16": "bf16-mixed"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,38 +96,35 @@ def fine_tune(
 
     valid_batches = OrderedBatches(valid, batch_size=settings.batch_size, size=preprocessing.size) if valid else None
     torch.manual_seed(derive_seed(seed, "torch"))  # for dropout and stochastic depth inside the backbone
-    module = FineTune(channels_last(model), preprocessing, settings, epoch_batches, valid_batches)
+    module = FineTune(channels_last(model), preprocessing, settings, epoch_batches, valid_batches, precision)
     history = History(folder / "history.csv")
-    callbacks: list[pl.Callback] = [
-        Clock(timeline, steps),
-        history,
-        TrainingProgress(progress, steps, settings.batch_size, name),
-    ]
+    bar = TrainingProgress(progress, steps, settings.batch_size, name)
+    callbacks: list[pl.Callback] = [Clock(timeline, steps), history, bar]
     if settings.ema:
         callbacks.append(EMAWeightAveraging(decay=settings.ema))
     with _quiet_lightning():
-        trainer = _trainer(
-            steps, steps_per_epoch(len(train.rows), settings.batch_size), precision, settings.clip, callbacks, folder
-        )
+        epoch_steps = steps_per_epoch(len(train.rows), settings.batch_size)
+        trainer = _trainer(steps, epoch_steps, settings.clip, callbacks, folder)
         trainer.fit(module.train())
-    if not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
-        raise EtudeError(
-            f"training diverged: weights became infinite or not a number after {trainer.global_step} steps at "
-            f"train.lr={settings.lr:g}; lower it, for example --set train.lr={settings.lr / 3:.1g}"
-        )
+    _refuse_divergence(model, settings.lr, steps)
     model.eval()
     return FineTuneResult(trainer.global_step, history.rows)
 
 
-def _trainer(
-    steps: int, epoch_steps: int, precision: str, clip: float, callbacks: list[pl.Callback], folder: Path
-) -> pl.Trainer:
+def _refuse_divergence(model: Classifier, lr: float, steps: int) -> None:
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
+        raise EtudeError(
+            f"training diverged: after {steps} steps at train.lr={lr:g} weights are infinite or not a number; "
+            f"lower it, for example --set train.lr={lr / 3:.1g}"
+        )
+
+
+def _trainer(steps: int, epoch_steps: int, clip: float, callbacks: list[pl.Callback], folder: Path) -> pl.Trainer:
     return pl.Trainer(
         max_steps=steps,
         max_epochs=-1,
         accelerator="auto",
         devices=1,
-        precision=_PRECISIONS[precision],
         gradient_clip_val=clip or None,
         callbacks=callbacks,
         logger=TensorBoardLogger(folder, name="tb", version=""),

@@ -13,6 +13,7 @@ from torch import nn
 from etude.data.loader import EpochBatches, OrderedBatches
 from etude.functional.targets import cross_entropy
 from etude.models.classifier import Classifier, Preprocessing
+from etude.models.features import autocast
 from etude.recipe.settings import TrainSettings
 from etude.training.optimizer import build_optimizer
 
@@ -26,6 +27,7 @@ class FineTune(pl.LightningModule):
         settings: of the training.
         epoch_batches: returns the batches of an epoch.
         valid_batches: labelled validation images, or None.
+        precision: numeric mode of the forward pass, ``fp32`` or ``bf16``.
     """
 
     def __init__(
@@ -35,10 +37,12 @@ class FineTune(pl.LightningModule):
         settings: TrainSettings,
         epoch_batches: Callable[[int], EpochBatches],
         valid_batches: OrderedBatches | None,
+        precision: str = "fp32",
     ) -> None:
         super().__init__()
         self.model, self.preprocessing, self.settings = model, preprocessing, settings
         self._epoch_batches, self._valid_batches = epoch_batches, valid_batches
+        self._precision = precision
 
     def training_step(self, batch: Mapping[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
         """Return the batch's mean loss."""
@@ -79,4 +83,6 @@ class FineTune(pl.LightningModule):
         return self
 
     def _logits(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return self.model(self.preprocessing.to_input(batch["image"]))
+        # Not Lightning's mixed precision: it refuses to clip the gradients of fused optimisers.
+        with autocast(self.device, self._precision):
+            return self.model(self.preprocessing.to_input(batch["image"]))

@@ -1,0 +1,177 @@
+"""``etude fit`` and ``etude predict`` as a user calls them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from etude.core.predictions import Predictions
+from picture_folders import write_classes, write_flat
+
+QUICK = ("--recipe", "quick")
+SHORT = ("--set", "train.epochs=2")
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "run.json").read_text(encoding="utf-8"))
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_default_recipe_trains_both_stages_and_predicts(etude, tmp_path):
+    train, test = write_classes(tmp_path / "train"), write_flat(tmp_path / "test")
+    ended = etude("fit", train, "--test", test, "--out", "run", *SHORT)
+    assert ended.code == 0, ended.err
+    run = tmp_path / "run"
+    record = record_of(run)
+    assert record["state"] == "finished"
+    stages = [stage["name"] for stage in record["stages"]]
+    assert stages[:5] == ["survey", "plan", "store", "features", "head"]
+    assert "fine-tune" in stages
+    assert {"model.safetensors", "valid.npz", "test.npz", "submission.csv", "history.csv"} <= {
+        artefact["name"] for artefact in record["artefacts"]
+    }
+    assert list((run / "tb").glob("events.*"))
+    assert [row["id"] for row in rows_of(run / "submission.csv")] == [f"t{k:03d}.png" for k in range(6)]
+    assert rows_of(run / "history.csv")[-1]["phase"] == "finish"
+    for word in ("Plan", "device", "stage 1", "stage 2", "validation accuracy", "fine-tune"):
+        assert word in ended.out
+
+
+def test_quick_recipe_finds_easy_classes(etude, tmp_path):
+    train = write_classes(tmp_path / "train", count=30)
+    assert etude("fit", train, *QUICK, "--out", "run").code == 0
+    valid = Predictions.load(tmp_path / "run" / "valid.npz")
+    assert len(valid) == 12
+    assert (valid.predicted() == valid.labels).mean() >= 0.9
+
+
+def test_predicting_again_gives_the_numbers_of_the_run(etude, tmp_path):
+    train, test = write_classes(tmp_path / "train"), write_flat(tmp_path / "test")
+    etude("fit", train, "--test", test, "--out", "run", *SHORT)
+    assert etude("predict", "run", test, "--out", "again.npz").code == 0
+    first, again = Predictions.load(tmp_path / "run" / "test.npz"), Predictions.load(tmp_path / "again.npz")
+    assert first.ids == again.ids
+    np.testing.assert_array_equal(first.logits, again.logits)
+
+
+def test_same_command_same_result(etude, tmp_path):
+    train = write_classes(tmp_path / "train")
+    for out, cache in (("one", "a"), ("two", "b")):
+        etude("fit", train, "--out", out, "--cache", cache, *SHORT)
+    one, two = (Predictions.load(tmp_path / out / "valid.npz") for out in ("one", "two"))
+    assert one.ids == two.ids
+    np.testing.assert_array_equal(one.logits, two.logits)
+
+
+def test_other_seed_other_split(etude, tmp_path):
+    train = write_classes(tmp_path / "train", count=30)
+    for seed in (0, 1):
+        etude("fit", train, *QUICK, "--seed", seed, "--out", f"s{seed}")
+    assert Predictions.load(tmp_path / "s0" / "valid.npz").ids != Predictions.load(tmp_path / "s1" / "valid.npz").ids
+
+
+def test_second_run_reuses_store_and_features(etude, tmp_path):
+    train = write_classes(tmp_path / "train")
+    for out in ("one", "two"):
+        etude("fit", train, *QUICK, "--out", out)
+    notes = {stage["name"]: stage["notes"] for stage in record_of(tmp_path / "two")["stages"]}
+    assert notes["store"]["reused"]
+    assert notes["features"]["reused"]
+
+
+def test_folds_average_their_models_and_predict_every_image_once(etude, tmp_path):
+    train, test = write_classes(tmp_path / "train"), write_flat(tmp_path / "test")
+    assert etude("fit", train, "--test", test, *QUICK, "--folds", 3, "--out", "run").code == 0
+    run = tmp_path / "run"
+    assert sorted(path.parent.name for path in run.glob("*/model.json")) == ["fold-1", "fold-2", "fold-3"]
+    out_of_fold = Predictions.load(run / "valid.npz")
+    assert sorted(out_of_fold.ids) == sorted(f"{name}/{k:03d}.png" for name in ("round", "striped") for k in range(12))
+    assert etude("predict", "run", test, "--out", "again.npz").code == 0
+    np.testing.assert_allclose(
+        Predictions.load(tmp_path / "again.npz").probabilities(),
+        Predictions.load(run / "test.npz").probabilities(),
+        atol=1e-6,
+    )
+
+
+def test_given_validation_images_are_used_and_copies_are_told(etude, tmp_path):
+    train = write_classes(tmp_path / "train")
+    valid = write_classes(tmp_path / "valid", count=4)  # the same pictures as the first four of each class
+    ended = etude("fit", train, "--valid", valid, *QUICK, "--out", "run")
+    assert ended.code == 0
+    assert "8 of 8 validation images are copies of training images" in ended.out
+    assert len(Predictions.load(tmp_path / "run" / "valid.npz")) == 8
+
+
+def test_sample_run_says_so(etude, tmp_path):
+    train = write_classes(tmp_path / "train", count=20)
+    ended = etude("fit", train, *QUICK, "--sample", "50%", "--out", "run")
+    assert ended.code == 0
+    assert "a sample of 50%" in ended.out
+    data = record_of(tmp_path / "run")["data"]
+    assert data["sample"] == "50%"
+    assert data["images"] == 20
+
+
+def test_table_with_weights(etude, tmp_path):
+    train = write_classes(tmp_path / "pictures")
+    lines = ["image,label,weight"]
+    lines += [f"pictures/{name}/{k:03d}.png,{name},{1 + k % 2}" for name in ("round", "striped") for k in range(12)]
+    (tmp_path / "train.csv").write_text("\n".join(lines))
+    ended = etude("fit", "train.csv", "--label-column", "label", "--weight-column", "weight", *QUICK, "--out", "run")
+    assert ended.code == 0, ended.err
+    assert train.is_dir()
+
+
+def test_probabilities_and_sample_submission(etude, tmp_path):
+    train, test = write_classes(tmp_path / "train"), write_flat(tmp_path / "test")
+    etude("fit", train, *QUICK, "--out", "run")
+    assert etude("predict", "run", test, "--out", "p.csv", "--probabilities").code == 0
+    rows = rows_of(tmp_path / "p.csv")
+    assert list(rows[0]) == ["id", "round", "striped"]
+    assert float(rows[0]["round"]) + float(rows[0]["striped"]) == pytest.approx(1)
+
+    sample = tmp_path / "sample.csv"
+    sample.write_text("name,answer\n" + "".join(f"t{k:03d},round\n" for k in reversed(range(6))))
+    assert etude("predict", "run", test, "--out", "s.csv", "--sample-submission", sample).code == 0
+    assert [row["name"] for row in rows_of(tmp_path / "s.csv")] == [f"t{k:03d}" for k in reversed(range(6))]
+
+    sample.write_text("name,answer\nt000,round\nother,round\n")
+    ended = etude("predict", "run", test, "--out", "never.csv", "--sample-submission", sample)
+    assert ended.code == 2
+    assert "other" in ended.err
+    assert not (tmp_path / "never.csv").exists()
+
+
+def test_unreadable_images_are_listed_and_skipped(etude, tmp_path):
+    train = write_classes(tmp_path / "train")
+    (train / "round" / "empty.png").touch()
+    (train / "striped" / "text.jpg").write_text("not an image")
+    whole = (train / "round" / "000.png").read_bytes()
+    (train / "round" / "half.png").write_bytes(whole[: len(whole) // 2])
+    ended = etude("fit", train, *QUICK, "--out", "run")
+    assert ended.code == 0
+    assert "3 of 27 files cannot be read" in ended.out
+    bad = {row["id"]: row["reason"] for row in rows_of(tmp_path / "run" / "bad_files.csv")}
+    assert set(bad) == {"round/empty.png", "striped/text.jpg", "round/half.png"}
+    assert all(bad.values())
+
+
+def test_head_start_is_used_when_the_backbone_is_the_same(etude, tmp_path):
+    """Stage 2 of a pretrained network starts from the stage 1 head, so its first loss is far below chance."""
+    train = write_classes(tmp_path / "train", count=16, side=64)
+    settings = ("timeline.start_size=64", "timeline.final_size=64", "model.feature_size=64", "train.epochs=1")
+    ended = etude("fit", train, "--out", "run", *(word for each in settings for word in ("--set", each)))
+    assert ended.code == 0, ended.err
+    first = rows_of(tmp_path / "run" / "history.csv")[0]
+    assert float(first["train_loss"]) < 0.5 * np.log(2)
+    assert record_of(tmp_path / "run")["plan"]["resolved"]["model.backbone"] == "tf_efficientnet_lite0"

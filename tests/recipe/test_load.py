@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from etude.core.errors import EtudeError
+from etude.recipe import NAMED, Recipe, changed_settings, flat, load_recipe
+
+
+@pytest.fixture
+def toml(tmp_path: Path):
+    """``toml(text)`` writes a recipe file and returns its name."""
+
+    def write(text: str) -> str:
+        (tmp_path / "my.toml").write_text(text, encoding="utf-8")
+        return str(tmp_path / "my.toml")
+
+    return write
+
+
+def test_named_recipes():
+    assert load_recipe() == load_recipe("default") == Recipe()
+    assert load_recipe("quick").stages == ("head",)
+    assert load_recipe("quick").name == "quick"
+
+
+@pytest.mark.parametrize("name", ["quick", "default"])
+def test_changes_do_not_reach_the_named_recipe(name: str):
+    before = copy.deepcopy(NAMED)
+    load_recipe(name, ["train.lr=0.5", 'stages=["finetune"]'])
+    assert before == NAMED
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "value"),
+    [
+        ("train.lr=0.01", "train.lr", 0.01),
+        ("train.lr=1e-3", "train.lr", 0.001),
+        ("  train.lr =  0.01 ", "train.lr", 0.01),
+        ("train.batch_size=8", "train.batch_size", 8),
+        ("train.nesterov=false", "train.nesterov", False),
+        ("train.optimizer=sgd", "train.optimizer", "sgd"),
+        ('train.optimizer="sgd"', "train.optimizer", "sgd"),
+        ("head.inverse_regularization=[0.5, 2]", "head.inverse_regularization", (0.5, 2.0)),
+        ('stages=["head"]', "stages", ("head",)),
+        ("model.weights=/a folder/x=1.safetensors", "model.weights", "/a folder/x=1.safetensors"),
+        ("model.backbone=resnet18.a1_in1k", "model.backbone", "resnet18.a1_in1k"),
+    ],
+)
+def test_set_reads_values_as_toml_and_the_rest_as_text(change: str, key: str, value: object):
+    recipe = load_recipe("default", [change])
+    assert changed_settings(recipe) == {key: value}
+    assert type(flat(recipe)[key]) is type(value)
+
+
+def test_the_last_change_wins():
+    assert load_recipe("default", ["train.lr=1", "train.lr=2"]).train.lr == 2
+
+
+@pytest.mark.parametrize("change", ["train.lr", "=3", "  =3", ""])
+def test_a_change_without_key_or_value_is_explained(change: str):
+    with pytest.raises(EtudeError, match=r"--set received .*; write it as section.setting=value, such as train.lr=0"):
+        load_recipe("default", [change])
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("train.lrr=1", "--set train.lrr=1: there is no setting 'train.lrr'. Did you mean 'train.lr'?"),
+        ("train.epoch=1", "there is no setting 'train.epoch'. Did you mean 'train.epochs'?"),
+        ("data=1", "there is no setting 'data'. Did you mean 'data.fit'?"),
+        ("train.lr.x=1", "there is no setting 'train.lr.x'. Did you mean 'train.lr'?"),
+    ],
+)
+def test_an_unknown_setting_is_answered_with_the_nearest(change: str, sentence: str):
+    with pytest.raises(EtudeError) as refused:
+        load_recipe("default", [change])
+    assert sentence in str(refused.value)
+
+
+def test_a_setting_like_no_other_is_answered_with_all():
+    with pytest.raises(EtudeError, match=r"there is no setting 'zzz'. The settings are name, stages, data.fit, "):
+        load_recipe("default", ["zzz=1"])
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("train.lr=abc", "train.lr received 'abc', but it should be a valid number"),
+        ("train.lr=", "train.lr received '', but it should be a valid number"),
+        ("train.lr=0", "train.lr received 0, but it should be greater than 0."),
+        ("train.lr=nan", "train.lr received nan, but it should be a finite number."),
+        ("train.lr=inf", "train.lr received inf, but it should be a finite number."),
+        ("data.valid=1.5", "data.valid received 1.5, but it should be less than 1."),
+        ("data.valid=[0.1]", "data.valid received [0.1], but it should be a valid number."),
+        ("data.fit=stretch", "data.fit received 'stretch', but it should be 'auto', 'squash', 'crop' or 'letterbox'."),
+        ("train.batch_size=3.5", "train.batch_size received 3.5, but it should be a valid integer"),
+        ("train.nesterov=maybe", "train.nesterov received 'maybe', but it should be a valid boolean"),
+        ("model.backbone=3", "model.backbone received 3, but it should be a valid string."),
+        ("stages=head", "stages received 'head', but it should be a valid tuple."),
+        ("stages=[]", "stages received [], but it should have at least 1 item"),
+        ('stages=["head", "hed"]', "stages received 'hed', but it should be 'head' or 'finetune'."),
+        ("head.inverse_regularization=[1, -1]", "head.inverse_regularization received -1, but it should be greater"),
+        ("head.folds=1", "head.folds received 1, but it should be greater than or equal to 2."),
+        ("predict.tta=0", "predict.tta received 0, but it should be greater than or equal to 1."),
+        ("timeline.warmup=0.9", "timeline received {'warmup': 0.9}, but it should keep warmup + finish below 1"),
+    ],
+)
+def test_a_value_that_is_not_accepted_is_told_in_one_sentence(change: str, sentence: str):
+    with pytest.raises(EtudeError) as refused:
+        load_recipe("default", [change])
+    assert str(refused.value).startswith(f"recipe 'default': {sentence}")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("quik", "there is no recipe 'quik'; the named ones are quick, default, or give a .toml file."
+         " Did you mean 'quick'?"),
+        ("recipe.yaml", "there is no recipe 'recipe.yaml'; the named ones are quick, default, or give a .toml file."),
+        ("", "there is no recipe ''; the named ones are quick, default, or give a .toml file."),
+    ],
+)  # fmt: skip
+def test_an_unknown_recipe(name: str, sentence: str):
+    with pytest.raises(EtudeError) as refused:
+        load_recipe(name)
+    assert str(refused.value) == sentence
+
+
+def test_a_file_starts_from_its_base(toml):
+    recipe = load_recipe(toml('base = "quick"\n[train]\nlr = 0.1\n[data]\nfit = "crop"\n'))
+    assert changed_settings(recipe, load_recipe("quick")) == {"name": "my", "train.lr": 0.1, "data.fit": "crop"}
+
+
+def test_a_file_without_base_starts_from_default_and_may_name_itself(toml):
+    assert load_recipe(toml('name = "cells"\n[predict]\ntta = 4\n')) == Recipe.model_validate(
+        {"name": "cells", "predict": {"tta": 4}}
+    )
+
+
+def test_set_goes_on_top_of_the_file(toml):
+    recipe = load_recipe(toml("[train]\nlr = 0.1\nepochs = 3\n"), ["train.lr=0.2", "head.folds=5"])
+    assert changed_settings(recipe) == {"name": "my", "train.lr": 0.2, "train.epochs": 3, "head.folds": 5}
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('base = "quikc"', "my.toml starts from base 'quikc'; the named recipes are quick, default."
+         " Did you mean 'quick'?"),
+        ("base = 3", "my.toml starts from base 3; the named recipes are quick, default."),
+        ('base = ["quick"]', "my.toml starts from base ['quick']; the named recipes are quick, default."),
+        ("[train]\nlrr = 1", "there is no setting 'train.lrr'. Did you mean 'train.lr'?"),
+        ("[trian]\nlr = 1", "there is no setting 'trian'."),
+        ("train = 3", "train received 3, but it is a section that holds settings of its own."),
+        ("[train]\nlr = 'x'", "train.lr received 'x', but it should be a valid number"),
+        ("a = [", "my.toml is not valid TOML: "),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_a_file(toml, text: str, sentence: str):
+    for changes in ((), ("train.lr=0.1",)):
+        with pytest.raises(EtudeError) as refused:
+            load_recipe(toml(text), changes)
+        assert sentence in str(refused.value)
+        assert "my.toml" in str(refused.value)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path):
+    with pytest.raises(EtudeError, match="absent.toml cannot be read \\(No such file or directory\\)"):
+        load_recipe(str(tmp_path / "absent.toml"))
+    (tmp_path / "folder.toml").mkdir()
+    with pytest.raises(EtudeError, match="folder.toml cannot be read"):
+        load_recipe(str(tmp_path / "folder.toml"))
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(EtudeError, match="binary.toml is not valid TOML"):
+        load_recipe(str(tmp_path / "binary.toml"))
+
+
+def test_flat_holds_every_setting_once():
+    rows = flat(Recipe())
+    assert rows["data.valid"] == Recipe().data.valid
+    assert rows["stages"] == ("head", "finetune")
+    assert not {"data", "train", "timeline"} & set(rows)
+    sections = [section for section in Recipe.model_fields if hasattr(getattr(Recipe(), section), "model_fields_set")]
+    leaves = [f"{section}.{leaf}" for section in sections for leaf in type(getattr(Recipe(), section)).model_fields]
+    assert set(rows) == {"name", "stages", *leaves}
+
+
+def test_a_setting_back_at_its_default_is_not_changed():
+    default = Recipe().train.lr
+    assert changed_settings(load_recipe("default", [f"train.lr={default}"])) == {}
+    assert changed_settings(load_recipe("quick"), load_recipe("quick")) == {}
+
+
+def test_a_recipe_never_changes():
+    with pytest.raises(ValidationError, match="frozen"):
+        Recipe().train.lr = 1.0  # type: ignore[misc]

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from etude.recipe import ImageFacts, Recipe, load_recipe, resolve
+from etude.recipe.resolve import DEFAULT_BACKBONE, TINY
+
+DIGITS, PHOTOS = ImageFacts(median_side=28, channels=1), ImageFacts(median_side=300, channels=3)
+
+
+@pytest.mark.parametrize(
+    ("side", "backbone"), [(28, "tiny"), (40, "tiny"), (41, DEFAULT_BACKBONE), (300, DEFAULT_BACKBONE)]
+)
+def test_small_images_get_the_small_network(side: int, backbone: str):
+    assert resolve(Recipe(), ImageFacts(side, 3)).model.backbone == backbone
+
+
+def test_photos_keep_the_recipe():
+    resolved = resolve(Recipe(), PHOTOS)
+    expected = Recipe().model_copy(update={"model": Recipe().model.model_copy(update={"backbone": DEFAULT_BACKBONE})})
+    assert resolved == expected
+
+
+def test_the_small_network_brings_its_own_settings():
+    resolved = resolve(Recipe(), DIGITS)
+    for section, values in TINY.items():
+        for key, value in values.items():
+            assert getattr(getattr(resolved, section), key) == value, (section, key)
+    assert (resolved.timeline.start_size, resolved.timeline.final_size) == (28, 28)
+
+
+def test_what_the_user_set_stays_even_at_the_default():
+    default_epochs = Recipe().train.epochs
+    recipe = load_recipe(
+        "default", [f"train.epochs={default_epochs}", "timeline.final_size=64", "model.feature_size=32"]
+    )
+    resolved = resolve(recipe, DIGITS)
+    assert resolved.train.epochs == default_epochs != TINY["train"]["epochs"]
+    assert (resolved.timeline.start_size, resolved.timeline.final_size) == (28, 64)
+    assert resolved.model.feature_size == 32
+    assert resolved.train.lr == TINY["train"]["lr"]
+
+
+def test_what_a_file_set_stays(tmp_path: Path):
+    file = tmp_path / "mine.toml"
+    file.write_text('[train]\nlr = 0.5\n[augment]\npolicy = "none"\n', encoding="utf-8")
+    resolved = resolve(load_recipe(str(file)), DIGITS)
+    assert resolved.train.lr == 0.5
+    assert resolved.augment.policy == "none"
+
+
+@pytest.mark.parametrize(("side", "size"), [(28, 28), (29, 32), (33, 36), (40, 40), (5, 8), (3, 8), (1, 8)])
+def test_tiny_sizes_are_multiples_of_four_that_the_network_can_halve_three_times(side: int, size: int):
+    assert resolve(Recipe(), ImageFacts(side, 1)).timeline.final_size == size
+
+
+def test_a_backbone_by_name_is_kept_on_any_images():
+    for facts in (DIGITS, PHOTOS):
+        assert resolve(load_recipe("default", ["model.backbone=resnet18"]), facts).model.backbone == "resnet18"
+    large = resolve(load_recipe("default", ["model.backbone=tiny"]), ImageFacts(64, 3))
+    assert large.timeline.final_size == 64
+    assert large.train.lr == TINY["train"]["lr"]
+
+
+@pytest.mark.parametrize(
+    ("facts", "policy"), [(DIGITS, "digits"), (ImageFacts(28, 3), "auto"), (ImageFacts(300, 1), "auto")]
+)
+def test_only_small_grey_images_are_taken_for_digits(facts: ImageFacts, policy: str):
+    assert resolve(Recipe(), facts).augment.policy == policy
+
+
+@pytest.mark.parametrize("facts", [DIGITS, PHOTOS])
+def test_resolving_twice_changes_nothing(facts: ImageFacts):
+    once = resolve(Recipe(), facts)
+    assert resolve(once, facts) == once
+
+
+def test_the_recipe_itself_stays():
+    recipe = Recipe()
+    resolve(recipe, DIGITS)
+    assert recipe == Recipe()
+    assert recipe.model.model_fields_set == set()
