@@ -35,7 +35,7 @@ def main() -> None:
             expected = np.array([predictions.classes.index(truth[one]) for one in predictions.ids])
             accuracies.append(float((predictions.predicted() == expected).mean()))
             seconds.append(done.seconds)
-            trained.append(sum(s for stage, s in done.stages.items() if stage not in ("predict test",)))
+            trained.append(sum(s for stage, s in done.stages.items() if stage != "predict test"))
             print(
                 f"seed {seed}: {accuracies[-1]:.2%}, {seconds[-1]:.1f} s in all, {trained[-1]:.1f} s training",
                 flush=True,

@@ -14,7 +14,7 @@ from etude.core.predictions import Predictions
 from picture_folders import write_classes, write_flat
 
 QUICK = ("--recipe", "quick")
-SHORT = ("--set", "train.epochs=2")
+SHORT = ("--set", "train.epochs=6")
 
 
 def record_of(folder: Path) -> dict[str, Any]:

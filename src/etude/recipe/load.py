@@ -14,7 +14,7 @@ from etude.recipe.settings import Recipe, Settings
 
 NAMED: dict[str, dict[str, Any]] = {
     "quick": {"stages": ["head"]},
-    "default": {"stages": ["head", "finetune"]},
+    "default": {"stages": ["head", "finetune"], "predict": {"tta": 4}},
 }
 
 
