@@ -21,6 +21,7 @@ from sklearn.model_selection import train_test_split
 
 from common import machine, run_etude, spread
 from etude.core.predictions import Predictions
+from etude.core.scores import accuracy, log_loss
 
 ROOT = Path(elpv_dataset.__file__).parent / "data"
 NAMES = {0: "functional", 1: "defective"}
@@ -66,12 +67,16 @@ def measure(recipe: str, seed: int, rule: str, settings: list[str]) -> dict[str,
         arguments += ["--label-column", "label", "--weight-column", "weight", *(f"--set={each}" for each in settings)]
         done = run_etude(arguments, folder / "run", folder / "cache")
         predictions = Predictions.load(done.folder / "test.npz")
+        held_out = Predictions.load(done.folder / "valid.npz")
     expected = np.array([truth[one][0] for one in predictions.ids])
     certain = np.array([truth[one][1] in (0.0, 1.0) for one in predictions.ids])
     order = [predictions.classes.index(NAMES[k]) for k in (0, 1)]
     plain = predictions.logits[0][:, order].argmax(1) == expected
     averaged = predictions.probabilities()[:, order].argmax(1) == expected
+    assert held_out.labels is not None
     return {
+        "validation": accuracy(held_out.predicted(), held_out.labels),
+        "validation log loss": log_loss(held_out.probabilities(), held_out.labels),
         "accuracy": averaged.mean(),
         "plain view": plain.mean(),
         "certain cells": averaged[certain].mean(),

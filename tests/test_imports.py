@@ -35,6 +35,7 @@ ROOMS |= {
     "run": EVERYTHING_BELOW | {"study"},
     "api": EVERYTHING_BELOW | {"run", "study"},
     "__init__": {"core", "run", "api"},
+    "__main__": {"cli"},
     "cli": EVERYTHING_BELOW | {"run", "study", "__init__"},
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,7 @@ class Run:
         shape = card.preprocessing
         surveyed = replace(survey(found, progress), channels=shape.channels)
         return open_dataset(
-            found, surveyed, shape.stored_size, fit=shape.fit, cache=cache, progress=progress, warn=lambda text: None
+            found, surveyed, shape.stored_size, fit=shape.fit, cache=cache, progress=progress, warn=warnings.warn
         )
 
     def _models(self) -> list[tuple[Classifier, ModelCard]]:

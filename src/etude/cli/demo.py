@@ -29,7 +29,7 @@ def demo(*, out: Path | None = None, recipe: str = "default", seed: int = 0, cac
     from etude.data.digits import write_digits
     from etude.journal.screen import Screen
     from etude.study.job import fit as run_job
-    from etude.study.request import Request, default_cache, free_run_folder
+    from etude.study.request import Request, claim_run_folder, default_cache
 
     screen = Screen()
     cache = cache or default_cache()
@@ -39,7 +39,7 @@ def demo(*, out: Path | None = None, recipe: str = "default", seed: int = 0, cac
         test=digits.test,
         recipe=recipe,
         seed=seed,
-        out=out or free_run_folder(Path("demo")),
+        out=out or claim_run_folder(Path("demo")),
         cache=cache,
         command=("etude", *sys.argv[1:]),
     )

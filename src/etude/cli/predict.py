@@ -54,6 +54,9 @@ def predict(
     found = load(run).predict(images, tta=tta, cache=cache, progress=screen)
     for bad in found.bad:
         screen.warn(f"left out: {bad.id} ({bad.reason})")
+    views = found.predictions.logits.shape[0]
+    if tta is not None and views < tta:
+        screen.warn(f"averaged over {views} views, not {tta}: the symmetries of these images allow no more")
     if out.suffix.lower() == ".npz":
         found.predictions.save(out)
     else:

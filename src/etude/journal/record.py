@@ -201,7 +201,7 @@ def _content_to_go_on_with(folder: Path, resume: bool) -> dict[str, Any]:
     with explained_write(folder):
         occupied = folder.is_dir() and any(folder.iterdir())
     if occupied and not resume:
-        raise EtudeError(f"{folder} is not empty: choose another --out, or go on with the run in it by adding --resume")
+        raise EtudeError(f"{folder} is not empty: choose another --out, or leave it out for a new folder below runs/")
     if not occupied:
         fresh: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "state": "running", "error": None}
         fresh |= {"started": _now(), "ended": None, "seconds": 0.0, "resumed": []}

@@ -74,7 +74,7 @@ def cached(path: Path, compute: Callable[[], np.ndarray], rows: int) -> tuple[np
     """
     if path.is_file():
         try:
-            with np.load(path, allow_pickle=False) as held:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
                 features = held["features"]
             if len(features) == rows:
                 return features, True

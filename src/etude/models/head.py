@@ -116,9 +116,9 @@ def _search(
         for position, candidate in enumerate(sorted(candidates)):
             model.set_params(C=candidate)  # from strong to weak: each fit starts at the one before
             _quietly_fit(model, x[train], labels[train], weights[train])
-            log_p = model.predict_log_proba(x[held])
-            picked = log_p[np.arange(len(held)), np.searchsorted(classes, labels[held])]
-            losses[position] -= np.sum(picked * weights[held])
+            probability = model.predict_proba(x[held])[np.arange(len(held)), np.searchsorted(classes, labels[held])]
+            # One sure mistake must not make the loss infinite.
+            losses[position] -= np.sum(np.log(np.maximum(probability, 1e-15)) * weights[held])
     best = int(np.argmin(losses))
     return float(sorted(candidates)[best]), float(losses[best] / weights.sum())
 

@@ -9,11 +9,12 @@ from etude.recipe.settings import Recipe, Settings
 
 TINY_SIDE = 40  # pixels; at this side and below a pretrained network sees mostly padding and strides
 DEFAULT_BACKBONE = "tf_efficientnet_lite0"
+MANY_IMAGES = 20_000  # above it the last depth alone is pooled: a few thousand features an image would fill the memory
 
 TINY: dict[str, dict[str, Any]] = {
     "model": {"feature_size": 64},
     "train": {
-        "epochs": 40,
+        "epochs": 30,
         "batch_size": 64,
         "lr": 4e-3,
         "weight_decay": 0.05,
@@ -35,16 +36,18 @@ class ImageFacts:
     Args:
         median_side: median of the shorter sides, in pixels.
         channels: 1 when every image is grey, otherwise 3.
+        count: training images.
     """
 
     median_side: int
     channels: int
+    count: int = 0
 
 
 def resolve(recipe: Recipe, facts: ImageFacts) -> Recipe:
     """Return the recipe with every ``auto`` that depends on the images decided; settings given by hand stay.
 
-    Images of at most 40 px get the small network and its own training settings.
+    Images of at most 40 px (median of the shorter side) get the small network and its own training settings.
 
     >>> resolve(Recipe(), ImageFacts(median_side=28, channels=1)).model.backbone
     'tiny'
@@ -57,6 +60,8 @@ def resolve(recipe: Recipe, facts: ImageFacts) -> Recipe:
         overrides = {**TINY, "timeline": {**TINY["timeline"], "start_size": side, "final_size": side}}
         for section, values in overrides.items():
             recipe = _with_unset(recipe, section, values)
+    if facts.count > MANY_IMAGES:
+        recipe = _with_unset(recipe, "model", {"levels": 0})
     if recipe.augment.policy == "auto":
         recipe = _with(recipe, "augment", policy="digits" if tiny and facts.channels == 1 else "auto")
     return recipe

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from etude.core.predictions import Predictions
 from etude.core.scores import accuracy, log_loss, standard_error
 from etude.data.dataset import seconds_to_decode
 from etude.data.survey import SurveyResult
@@ -18,23 +16,9 @@ from etude.recipe.settings import Recipe
 from etude.study.frozen import Frozen
 from etude.study.plan import Amounts, expected_seconds, in_words
 from etude.study.request import Request
+from etude.study.session import Row, Session
 from etude.study.sources import Sources
 from etude.study.speed import measure_speed
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A line of the final table.
-
-    Args:
-        stage: its name.
-        seconds: that it took, or None.
-        predictions: labelled validation predictions to score, or None.
-    """
-
-    stage: str
-    seconds: float | None
-    predictions: Predictions | None = None
 
 
 def stored_size(recipe: Recipe) -> int:
@@ -49,8 +33,7 @@ def stored_size(recipe: Recipe) -> int:
 
 
 def show_plan(
-    screen: Screen,
-    request: Request,
+    session: Session,
     recipe: Recipe,
     sources: Sources,
     surveyed: SurveyResult,
@@ -60,6 +43,7 @@ def show_plan(
     device: str,
 ) -> list[tuple[str, float]]:
     """Print what will be done and how long it should take; return (stage, expected seconds)."""
+    request = session.request
     amounts = _amounts(request, recipe, sources, surveyed, surveyed_test)
     decode = seconds_to_decode(sources.labelled, surveyed, stored_size(recipe)) / (os.cpu_count() or 1)
     features = None if frozen is None else measure_speed(frozen.backbone, recipe.model.feature_size, precision)
@@ -86,7 +70,7 @@ def show_plan(
     if "finetune" in recipe.stages:
         rows.append(("stage 2", _finetune_in_words(recipe)))
     rows.append(("time", in_words(expected)))
-    screen.plan(f"Plan (recipe {recipe.name}, seed {request.seed})", rows)
+    session.screen.plan(f"Plan (recipe {recipe.name}, seed {request.seed})", rows)
     return expected
 
 

@@ -19,12 +19,13 @@ from etude.data.loader import TrainingRows
 from etude.functional.augment import policy_named
 from etude.inference.predict import predict
 from etude.models.backbones import Backbone, build_backbone
-from etude.models.classifier import Classifier, ModelCard
+from etude.models.classifier import Classifier, ModelCard, Preprocessing
 from etude.models.depthwise import use_fast_depthwise
 from etude.models.device import best_device
 from etude.models.fold import fold_batchnorm
 from etude.models.head import LinearHead, fit_head
 from etude.recipe.settings import Recipe
+from etude.study.frozen import FrozenFeatures
 from etude.training.fit import FineTuneResult, fine_tune
 from etude.training.freeze import freeze_depthwise, freeze_first_layers
 
@@ -82,46 +83,46 @@ def fit_head_on(data: Dataset, fold: Fold, features: np.ndarray, recipe: Recipe)
 
 
 def head_candidate(
-    data: Dataset,
-    fold: Fold,
-    features: np.ndarray,
-    head: LinearHead,
-    backbone: Backbone,
-    card: ModelCard,
-    progress: Progress,
+    data: Dataset, fold: Fold, features: FrozenFeatures, head: LinearHead, precision: str, progress: Progress
 ) -> Candidate:
     """Return stage 1 as a candidate; its validation predictions come from the cached features."""
-    model = Classifier(backbone.module, backbone.num_features, len(card.classes))
+    frozen = features.frozen
+    classes = data.images.classes
+    model = Classifier(frozen.backbone.module, frozen.backbone.num_features, len(classes))
     model.set_head(head.weight, head.bias)
-    valid = _predict_valid(model, card, data, fold, progress, features[fold.valid])
-    return Candidate(
-        "head", model, card, valid, {"C": head.inverse_regularization, "cv cross-entropy": head.cross_entropy}
-    )
+    card = ModelCard(
+        frozen.name, classes, features.preprocessing, precision,
+        tta=1, policy="none", levels=frozen.levels, folded=True,
+    )  # fmt: skip
+    valid = _predict_valid(model, card, data, fold, progress, features.values[fold.valid])
+    notes = {"C": head.inverse_regularization, "cv cross-entropy": head.cross_entropy}
+    return Candidate("head", model, card, valid, notes)
 
 
 def finetune_candidate(
     data: Dataset,
     fold: Fold,
-    start: LinearHead | None,
-    card: ModelCard,
+    features: FrozenFeatures | None,
     recipe: Recipe,
     *,
+    policy: str,
+    precision: str,
     folder: Path,
     progress: Progress,
 ) -> Candidate:
-    """Fine-tune a fresh backbone, its head started from ``start`` when given, and return the candidate."""
+    """Fine-tune a fresh backbone, its head started from stage 1's features where they are its own."""
     torch.manual_seed(derive_seed(fold.seed, "initial weights"))
-    backbone = build_backbone(recipe.model.backbone, recipe.model.weights, data.build.store.channels)
-    if card.folded:
-        fold_batchnorm(backbone.module, backbone.in_channels)
-    if card.precision == "bf16" and best_device().type == "cpu":
-        use_fast_depthwise(backbone.module)
-    model = Classifier(backbone.module, backbone.num_features, len(card.classes), recipe.train.dropout)
-    if start is not None:
+    name, classes = recipe.model.backbone, data.images.classes
+    backbone = build_backbone(name, recipe.model.weights, data.build.store.channels)
+    folded = recipe.train.batchnorm == "keep"
+    _prepare(backbone, recipe, precision)
+    model = Classifier(backbone.module, backbone.num_features, len(classes), recipe.train.dropout)
+    if features is not None and features.frozen.name == name:
+        # The trained network pools its last map only, so its head starts from a fit on those columns.
+        start = fit_head_on(data, fold, features.values[:, : features.frozen.own_features], recipe)
         model.set_head(start.weight, start.bias)
-    freeze_first_layers(backbone.module, recipe.train.freeze)
-    if recipe.train.freeze_depthwise:
-        freeze_depthwise(backbone.module)
+    preprocessing = Preprocessing.of(backbone, data.build, recipe.timeline.final_size)
+    card = ModelCard(name, classes, preprocessing, precision, tta=1, policy=policy, folded=folded)
     result = _train(model, data, fold, card, recipe, folder, progress)
     valid = _predict_valid(model, card, data, fold, progress, None)
     return Candidate("finetune", model, card, valid, {"steps": result.steps})
@@ -130,6 +131,17 @@ def finetune_candidate(
 def better(candidates: list[Candidate]) -> Candidate:
     """Return the candidate with the best validation score; the earlier stage where they are equal."""
     return max(candidates, key=lambda candidate: candidate.score)
+
+
+def _prepare(backbone: Backbone, recipe: Recipe, precision: str) -> None:
+    """Fold, freeze and speed up the network in place, as the recipe says."""
+    if recipe.train.batchnorm == "keep":
+        fold_batchnorm(backbone.module, backbone.in_channels)
+    if precision == "bf16" and best_device().type == "cpu":
+        use_fast_depthwise(backbone.module)
+    freeze_first_layers(backbone.module, recipe.train.freeze)
+    if recipe.train.freeze_depthwise:
+        freeze_depthwise(backbone.module)
 
 
 def _train(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,23 +12,21 @@ from etude.core.predictions import Predictions
 from etude.core.submission import write_submission
 from etude.data.dataset import Dataset
 from etude.inference.predict import predict
+from etude.inference.views import views_of
 from etude.refine.blend import average
-from etude.study.announce import Row
 from etude.study.candidates import Candidate, score_of
-
-if TYPE_CHECKING:
-    from etude.study.job import Job
+from etude.study.session import Row, Session
 
 
-def finish(job: Job, kept: Sequence[tuple[str, Candidate]], data: Dataset, test: Dataset | None) -> None:
+def finish(session: Session, kept: Sequence[tuple[str, Candidate]], data: Dataset, test: Dataset | None) -> None:
     """Write ``valid.npz`` (out-of-fold with several folds), ``test.npz`` and ``submission.csv``; record all files."""
     candidates = [candidate for _, candidate in kept]
-    valid = _validation(job, candidates, data)
-    valid.save(job.folder / "valid.npz")
+    valid = _validation(session, candidates, data)
+    valid.save(session.folder / "valid.npz")
     if test is not None:
-        _test(job, candidates, test)
+        _test(session, candidates, test)
     right, negative_loss = score_of(valid)
-    job.record.set(
+    session.record.set(
         "result",
         {
             "models": [name for name, _ in kept],
@@ -40,18 +37,18 @@ def finish(job: Job, kept: Sequence[tuple[str, Candidate]], data: Dataset, test:
             "validation_images": len(valid),
         },
     )
-    for path in sorted(_written(job.folder)):
-        job.record.artefact(path)
+    for path in sorted(_written(session.folder)):
+        session.record.artefact(path)
 
 
-def _validation(job: Job, candidates: Sequence[Candidate], data: Dataset) -> Predictions:
+def _validation(session: Session, candidates: Sequence[Candidate], data: Dataset) -> Predictions:
     """Return the kept models' predictions of their validation images, with TTA where the recipe asks for it."""
-    if candidates[0].card.tta == 1:
+    if len(views_of(candidates[0].card.policy, candidates[0].card.tta)) == 1:
         parts = [candidate.valid for candidate in candidates]
         if len(parts) > 1:
-            job.rows.append(Row("out-of-fold", None, _stacked(parts)))
+            session.rows.append(Row("out-of-fold", None, _stacked(parts)))
         return _stacked(parts)
-    with job.stage("TTA") as stage:
+    with session.stage("TTA") as stage:
         position = {name: row for row, name in enumerate(data.images.ids)}
         parts = [
             predict(
@@ -63,20 +60,20 @@ def _validation(job: Job, candidates: Sequence[Candidate], data: Dataset) -> Pre
                 labels=candidate.valid.labels,
                 tta=candidate.card.tta,
                 known_features=candidate.valid.features,
-                progress=job.screen,
+                progress=session.screen,
                 name="TTA",
             )
             for candidate in candidates
         ]
         whole = _stacked(parts)
-        job.score(stage, whole)
         stage.note("views", whole.logits.shape[0])
-    job.rows[-1] = replace(job.rows[-1], predictions=whole, stage=f"with TTA, {whole.logits.shape[0]} views")
+    session.scored(stage, whole)
+    session.rows[-1] = replace(session.rows[-1], stage=f"with TTA, {whole.logits.shape[0]} views")
     return whole
 
 
-def _test(job: Job, candidates: Sequence[Candidate], test: Dataset) -> None:
-    with job.stage("predict test"):
+def _test(session: Session, candidates: Sequence[Candidate], test: Dataset) -> None:
+    with session.stage("predict test"):
         parts = [
             predict(
                 candidate.model,
@@ -85,17 +82,17 @@ def _test(job: Job, candidates: Sequence[Candidate], test: Dataset) -> None:
                 np.arange(len(test)),
                 test.images.ids,
                 tta=candidate.card.tta,
-                progress=job.screen,
+                progress=session.screen,
             )
             for candidate in candidates
         ]
         predictions = parts[0] if len(parts) == 1 else average(parts)
-        predictions.save(job.folder / "test.npz")
+        predictions.save(session.folder / "test.npz")
         write_submission(
-            job.folder / "submission.csv",
+            session.folder / "submission.csv",
             predictions,
-            probabilities=job.request.probabilities,
-            sample=job.request.sample_submission,
+            probabilities=session.request.probabilities,
+            sample=session.request.sample_submission,
         )
 
 

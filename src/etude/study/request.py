@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from etude.core.errors import EtudeError
+from etude.core.files import explained_write
 from etude.data.sources import ImageSet, read_labelled, read_unlabelled
 
 
@@ -102,10 +104,18 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "etude"
 
 
-def free_run_folder(train: Path) -> Path:
-    """Return the first free ``runs/NAME``, ``runs/NAME-2`` and so on, named after the training data."""
+def claim_run_folder(train: Path) -> Path:
+    """Make and return the first free ``runs/NAME``, ``runs/NAME-2`` and so on, named after the training data.
+
+    Two runs that start at once get two folders: making a folder that is already there fails.
+    """
     name = train.stem if train.suffix.lower() in (".csv", ".tsv", ".parquet") else train.resolve().name
-    number = 1
-    while (folder := Path("runs") / (name if number == 1 else f"{name}-{number}")).exists():
-        number += 1
+    for number in itertools.count(1):
+        folder = Path("runs") / (name if number == 1 else f"{name}-{number}")
+        with explained_write(folder):
+            try:
+                folder.mkdir(parents=True)
+                break
+            except FileExistsError:
+                continue
     return folder

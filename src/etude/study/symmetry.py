@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from torch import nn
 
 from etude.core.progress import Progress
 from etude.core.scores import standard_error
 from etude.core.seeds import rng_for
+from etude.data.dataset import Dataset
 from etude.inference.views import SYMMETRIES, seen_through
-from etude.models.classifier import Preprocessing
-from etude.models.features import Gather, extract_features
+from etude.models.features import extract_features
 from etude.models.head import LinearHead
+from etude.study.candidates import Fold
+from etude.study.frozen import FrozenFeatures
 
 _IMAGES = 192  # judged at most; a few seconds on a CPU
 _TOLERANCE = 0.15  # of the plain view's accuracy beyond chance that a view may lose, plus one standard error
@@ -29,13 +30,10 @@ class PolicyChoice:
 
 
 def choose_policy(
+    data: Dataset,
+    fold: Fold,
+    features: FrozenFeatures,
     head: LinearHead,
-    backbone: nn.Module,
-    gather: Gather,
-    rows: np.ndarray,
-    labels: np.ndarray,
-    plain_features: np.ndarray,
-    preprocessing: Preprocessing,
     *,
     precision: str,
     seed: int,
@@ -45,16 +43,16 @@ def choose_policy(
 
     The head has never seen a turned or mirrored image; where it still knows the classes, the symmetry keeps the label.
     """
-    chosen = np.sort(rng_for(seed, "symmetry").permutation(len(rows))[:_IMAGES])
-    truth = labels[chosen]
-    kept = {"plain": _accuracy(head, plain_features[chosen], truth)}
+    rows = fold.valid[np.sort(rng_for(seed, "symmetry").permutation(len(fold.valid))[:_IMAGES])]
+    truth = data.labels[rows]
+    kept = {"plain": _accuracy(head, features.values[rows], truth)}
     for view in SYMMETRIES:
         if view.name in _PROBES:
-            features = extract_features(
-                backbone, seen_through(view, gather), rows[chosen], preprocessing,
-                progress=progress, precision=precision, name=f"symmetry ({view.name})",
+            seen = extract_features(
+                features.frozen.backbone.module, seen_through(view, data.build.store.gather), rows,
+                features.preprocessing, progress=progress, precision=precision, name=f"symmetry ({view.name})",
             )  # fmt: skip
-            kept[view.name] = _accuracy(head, features, truth)
+            kept[view.name] = _accuracy(head, seen, truth)
     return decide(kept, chance=float(np.bincount(truth).max() / len(truth)), count=len(truth))
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,7 +107,8 @@ def fine_tune(
     with _quiet_lightning():
         epoch_steps = steps_per_epoch(len(train.rows), settings.batch_size)
         trainer = _trainer(steps, epoch_steps, settings.clip, callbacks, folder)
-        trainer.fit(module.train())
+        with _passing_interrupts():
+            trainer.fit(module.train())
     _refuse_divergence(model, settings.lr, steps)
     model.eval()
     return FineTuneResult(trainer.global_step, history.rows)
@@ -141,7 +144,22 @@ def _trainer(steps: int, epoch_steps: int, clip: float, callbacks: list[pl.Callb
 
 
 @contextmanager
-def _quiet_lightning() -> Iterator[None]:
+def _passing_interrupts() -> Generator[None]:
+    """Let Ctrl-C through as it is: Lightning turns it into an exit and leaves further ones ignored."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
+
+
+@contextmanager
+def _quiet_lightning() -> Generator[None]:
     """Keep Lightning's hardware notes and tips off the screen: the plan has said all that."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
     levels = [logger.level for logger in loggers]

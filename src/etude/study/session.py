@@ -1,0 +1,72 @@
+"""What every stage of a run shares: the request, the record, the screen, and the rows of the final table."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from etude.core.predictions import Predictions
+from etude.journal.record import RunRecord, Stage
+from etude.journal.screen import Screen
+from etude.study.candidates import score_of
+from etude.study.request import Request, default_cache
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line of the final table.
+
+    Args:
+        stage: its name.
+        seconds: that it took, or None.
+        predictions: labelled validation predictions to score, or None.
+    """
+
+    stage: str
+    seconds: float | None
+    predictions: Predictions | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One run in progress.
+
+    Args:
+        rows: of the final table, a stage each.
+    """
+
+    request: Request
+    record: RunRecord
+    screen: Screen
+    rows: list[Row] = field(default_factory=list)
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.record.folder
+
+    @property
+    def cache(self) -> Path:
+        """The folder of stores and features."""
+        return self.request.cache or default_cache()
+
+    def warn(self, text: str) -> None:
+        """Show a warning and keep it in the record."""
+        self.screen.warn(text)
+        self.record.warn(text)
+
+    @contextmanager
+    def stage(self, name: str) -> Generator[Stage]:
+        """Time a stage in the record and give it a row in the final table."""
+        with self.record.stage(name) as stage:
+            yield stage
+        self.rows.append(Row(name, stage.seconds))
+
+    def scored(self, stage: Stage, predictions: Predictions) -> None:
+        """Write the validation scores of the stage that has just ended into its record and its row."""
+        right, negative_loss = score_of(predictions)
+        stage.score("accuracy", right)
+        stage.score("log_loss", -negative_loss)
+        self.rows[-1] = replace(self.rows[-1], predictions=predictions)

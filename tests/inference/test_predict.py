@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from etude.core.progress import Silent
+from etude.inference.predict import plain_view, predict
+from etude.inference.views import views_of
+from etude.models.classifier import Classifier, ModelCard, Preprocessing
+from etude.models.features import extract_features
+from etude.models.tiny import TinyNet
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (9, 16, 16, 3), dtype=np.uint8)
+ROWS = np.array([4, 2, 8, 0, 1])
+IDS = [f"image {row}" for row in ROWS]
+
+
+def gather(rows: np.ndarray, size: int) -> np.ndarray:
+    assert size == 16
+    return PIXELS[rows]
+
+
+@pytest.fixture
+def model() -> Classifier:
+    torch.manual_seed(0)
+    return Classifier(TinyNet(3, widths=(4, 8, 16)), 16, 3).eval()
+
+
+def card(policy: str = "photos") -> ModelCard:
+    half = (0.5, 0.5, 0.5)
+    return ModelCard("tiny", ("a", "b", "c"), Preprocessing(16, 16, "squash", 3, 3, half, half), "fp32", 1, policy)
+
+
+def test_predictions_are_the_models_logits(model: Classifier):
+    labels = np.array([0, 1, 2, 0, -1])
+    found = predict(model, card(), gather, ROWS, IDS, progress=Silent(), labels=labels)
+    with torch.inference_mode():
+        expected = model(card().preprocessing.to_input(torch.from_numpy(PIXELS[ROWS]))).numpy()
+    assert found.logits.shape == (1, 5, 3)
+    np.testing.assert_allclose(found.logits[0], expected, rtol=1e-2, atol=5e-3)  # features are kept in float16
+    assert found.ids == tuple(IDS)
+    assert found.classes == ("a", "b", "c")
+    assert found.labels is not None
+    assert found.labels.tolist() == labels.tolist()
+
+
+@pytest.mark.parametrize("tta", [1, 2])
+def test_known_features_give_exactly_the_same(model: Classifier, tta: int):
+    known = extract_features(model.backbone, gather, ROWS, card().preprocessing, progress=Silent())
+    options = {"progress": Silent(), "tta": tta}
+    fresh = predict(model, card(), gather, ROWS, IDS, **options)
+    cached = predict(model, card(), gather, ROWS, IDS, known_features=known, **options)
+    np.testing.assert_array_equal(fresh.logits, cached.logits)
+    assert fresh.features is not None
+    assert cached.features is not None
+    np.testing.assert_array_equal(fresh.features, cached.features)
+
+
+def test_known_features_spare_the_network(model: Classifier):
+    def forbidden(rows: np.ndarray, size: int) -> np.ndarray:
+        raise AssertionError("no image is needed")
+
+    known = np.zeros((5, 16), np.float16)
+    found = predict(model, card(), forbidden, ROWS, IDS, progress=Silent(), known_features=known)
+    np.testing.assert_allclose(found.logits[0], np.tile(model.head.bias.detach().numpy(), (5, 1)), rtol=1e-6)
+
+
+def test_each_view_has_its_own_logits(model: Classifier):
+    found = predict(model, card("symmetric"), gather, ROWS, IDS, progress=Silent(), tta=8)
+    assert found.logits.shape == (8, 5, 3)
+    for number, view in enumerate(views_of("symmetric", 8)):
+        seen = predict(
+            model, card(), lambda rows, size, view=view: view(gather(rows, size)), ROWS, IDS, progress=Silent()
+        )
+        np.testing.assert_array_equal(found.logits[number], seen.logits[0])
+    plain = predict(model, card(), gather, ROWS, IDS, progress=Silent())
+    np.testing.assert_array_equal(found.features, plain.features)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("policy", "views"), [("digits", 1), ("photos", 2), ("flips", 4), ("symmetric", 8)])
+def test_a_policy_may_allow_fewer_views_than_were_asked_for(model: Classifier, policy: str, views: int):
+    assert predict(model, card(policy), gather, ROWS, IDS, progress=Silent(), tta=100).logits.shape[0] == views
+
+
+def test_the_plain_view_stands_apart(model: Classifier):
+    found = predict(model, card(), gather, ROWS, IDS, progress=Silent(), tta=2, labels=np.zeros(5, int))
+    plain = plain_view(found)
+    np.testing.assert_array_equal(plain.logits, found.logits[:1])
+    assert (plain.ids, plain.classes) == (found.ids, found.classes)
+    np.testing.assert_array_equal(plain.features, found.features)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(plain.labels, found.labels)  # type: ignore[arg-type]
+
+
+def test_a_model_in_training_mode_predicts_the_same(model: Classifier):
+    expected = predict(model, card(), gather, ROWS, IDS, progress=Silent())
+    again = predict(model.train(), card(), gather, ROWS, IDS, progress=Silent())
+    np.testing.assert_array_equal(again.logits, expected.logits)

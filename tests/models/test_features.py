@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from etude.core.progress import Silent
+from etude.models.classifier import Preprocessing
+from etude.models.features import cached, extract_features, weights_digest
+from etude.models.tiny import TinyNet
+
+Gather = Callable[[np.ndarray, int], np.ndarray]
+
+
+@pytest.fixture
+def net(lively) -> nn.Module:
+    torch.manual_seed(0)
+    return lively(TinyNet(3, widths=(4, 8, 16)))
+
+
+def directly(net: nn.Module, preprocessing: Preprocessing, images: np.ndarray) -> np.ndarray:
+    with torch.inference_mode():
+        return net(preprocessing.to_input(torch.from_numpy(images))).numpy()
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 10, 32])
+def test_features_are_those_of_a_direct_pass_in_the_order_asked_for(
+    net: nn.Module, preprocessing: Preprocessing, pixels: np.ndarray, gather: Gather, batch_size: int
+):
+    rows = np.array([7, 0, 3, 3, 9, 1, 2])
+    features = extract_features(net, gather, rows, preprocessing, progress=Silent(), batch_size=batch_size)
+    assert (features.shape, features.dtype) == ((7, 16), np.float16)
+    np.testing.assert_allclose(features, directly(net, preprocessing, pixels[rows]), rtol=2e-3, atol=1e-3)
+    assert len(np.unique(features, axis=0)) == 6
+
+
+def test_one_batch_is_exactly_a_direct_pass(
+    net: nn.Module, preprocessing: Preprocessing, pixels: np.ndarray, gather: Gather
+):
+    features = extract_features(net, gather, np.arange(10), preprocessing, progress=Silent())
+    np.testing.assert_array_equal(features, directly(net, preprocessing, pixels).astype(np.float16))
+
+
+def test_bfloat16_is_close(net: nn.Module, preprocessing: Preprocessing, pixels: np.ndarray, gather: Gather):
+    rows = np.arange(10)
+    exact, rough = (
+        extract_features(net, gather, rows, preprocessing, progress=Silent(), precision=precision).astype(np.float64)
+        for precision in ("fp32", "bf16")
+    )
+    assert 0 < np.linalg.norm(rough - exact) < 0.02 * np.linalg.norm(exact)
+
+
+def test_a_network_left_in_training_mode_is_frozen_all_the_same(
+    net: nn.Module, preprocessing: Preprocessing, gather: Gather
+):
+    expected = extract_features(net, gather, np.arange(10), preprocessing, progress=Silent())
+    before = weights_digest(net)
+    again = extract_features(net.train(), gather, np.arange(10), preprocessing, progress=Silent())
+    np.testing.assert_array_equal(again, expected)
+    assert weights_digest(net) == before
+
+
+def test_no_rows_give_no_features(net: nn.Module, preprocessing: Preprocessing, gather: Gather):
+    assert len(extract_features(net, gather, np.arange(0), preprocessing, progress=Silent())) == 0
+
+
+def test_progress_counts_every_image(net: nn.Module, preprocessing: Preprocessing, gather: Gather):
+    counts: dict[str, list[int]] = {}
+
+    class Counting:
+        @contextmanager
+        def bar(self, name: str, total: int, unit: str = "images"):
+            counts[name] = [total]
+            yield lambda count=1: counts[name].append(count)
+
+    extract_features(net, gather, np.arange(10), preprocessing, progress=Counting(), batch_size=4, name="look")  # type: ignore[arg-type]
+    assert counts == {"look": [10, 4, 4, 2]}
+
+
+def test_an_error_while_gathering_reaches_the_caller(net: nn.Module, preprocessing: Preprocessing):
+    def broken(rows: np.ndarray, size: int) -> np.ndarray:
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        extract_features(net, broken, np.arange(3), preprocessing, progress=Silent())
+
+
+def test_images_are_asked_for_at_the_size_of_the_preprocessing(net: nn.Module, preprocessing: Preprocessing):
+    sizes: list[int] = []
+
+    def gather(rows: np.ndarray, size: int) -> np.ndarray:
+        sizes.append(size)
+        return np.zeros((len(rows), size, size, 3), np.uint8)
+
+    larger = dataclasses.replace(preprocessing, size=24)
+    extract_features(net, gather, np.arange(5), larger, progress=Silent(), batch_size=2)
+    assert sizes == [24, 24, 24]
+
+
+class Counted:
+    """Features that count how often they are computed."""
+
+    def __init__(self, rows: int = 4) -> None:
+        self.values = np.random.default_rng(rows).normal(size=(rows, 3)).astype(np.float16)
+        self.times = 0
+
+    def __call__(self) -> np.ndarray:
+        self.times += 1
+        return self.values
+
+
+def test_features_in_the_cache_are_used_again(tmp_path: Path):
+    path, compute = tmp_path / "cache" / "features.npz", Counted()
+    first, from_cache = cached(path, compute, 4)
+    assert not from_cache
+    again, from_cache = cached(path, compute, 4)
+    assert from_cache
+    assert compute.times == 1
+    np.testing.assert_array_equal(first, compute.values)
+    np.testing.assert_array_equal(again, compute.values)
+    assert again.dtype == np.float16
+    assert [entry.name for entry in path.parent.iterdir()] == ["features.npz"]
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut short", "cut to a few bytes", "text", "flipped bits", "other array"])
+def test_a_damaged_cache_entry_is_made_anew(tmp_path: Path, damage: str):
+    path, compute = tmp_path / "features.npz", Counted(4)
+    cached(path, compute, 4)
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    damaged = {
+        "empty": b"",
+        "cut short": whole[:-30],
+        "cut to a few bytes": whole[:10],
+        "text": b"this is no array at all",
+        "flipped bits": whole[:150] + bytes(255 - byte for byte in whole[150:middle]) + whole[middle:],
+    }
+    if damage == "other array":
+        np.savez(path, something=np.zeros(4))
+    else:
+        path.write_bytes(damaged[damage])
+    features, from_cache = cached(path, compute, 4)
+    assert not from_cache
+    np.testing.assert_array_equal(features, compute.values)
+    assert cached(path, compute, 4)[1]
+    assert compute.times == 2
+
+
+def test_features_of_another_number_of_rows_are_made_anew(tmp_path: Path):
+    path = tmp_path / "features.npz"
+    cached(path, Counted(4), 4)
+    features, from_cache = cached(path, Counted(6), 6)
+    assert (len(features), from_cache) == (6, False)
+    assert cached(path, Counted(6), 6)[1]
+
+
+def test_the_digest_sees_every_value_and_name():
+    torch.manual_seed(0)
+    net = TinyNet(3, widths=(4, 8, 16))
+    digest = weights_digest(net)
+    assert weights_digest(net.to(memory_format=torch.channels_last)) == digest  # type: ignore[call-overload]
+    net.blocks[2].norm2.running_var[3] += 1e-6
+    assert weights_digest(net) != digest
+    linear = nn.Linear(2, 2)
+    renamed = nn.Module()
+    renamed.register_parameter("weights", linear.weight)
+    renamed.register_parameter("bias", linear.bias)
+    assert weights_digest(renamed) != weights_digest(linear)
