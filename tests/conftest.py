@@ -1,9 +1,49 @@
-"""Settings that all tests share."""
+"""What all tests share: hypothesis settings, and the command line run inside the test's own process."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
+
+from etude.cli.main import main
 
 # On a busy machine the first example of a property may take long; that is no fault of the code.
 settings.register_profile("etude", deadline=None)
 settings.load_profile("etude")
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Etude = Callable[..., Ended]
+
+
+@pytest.fixture
+def etude(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Etude:
+    """Return a function that runs ``etude WORDS`` in ``tmp_path`` with a cache of its own."""
+    monkeypatch.setenv("ETUDE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["etude", *map(str, words)])
+        capsys.readouterr()
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        said = capsys.readouterr()
+        return Ended(code, said.out, said.err)
+
+    return run

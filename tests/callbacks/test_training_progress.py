@@ -1,26 +1,31 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import etude.compat  # noqa: F401  (before lightning)
 
+import lightning.pytorch as pl
 import pytest
 
 from etude.callbacks import TrainingProgress
 
 
 class Recording:
-    """A progress that writes down what happens to its bars."""
+    """A progress, and its own bar, that writes down what happens."""
 
     def __init__(self) -> None:
         self.events: list[object] = []
 
-    @contextmanager
-    def bar(self, name: str, total: int, unit: str = "images") -> Iterator[object]:
+    def bar(self, name: str, total: int, unit: str = "images") -> Recording:
         self.events.append(("open", name, total, unit))
-        try:
-            yield lambda count=1: self.events.append(count)
-        finally:
-            self.events.append("close")
+        return self
+
+    def __enter__(self) -> Recording:
+        return self
+
+    def __call__(self, count: int = 1) -> None:
+        self.events.append(count)
+
+    def __exit__(self, *exc: object) -> None:
+        self.events.append("close")
 
 
 def test_one_bar_advances_by_the_images_of_every_step(fit, plain_module):
@@ -42,3 +47,13 @@ def test_a_second_run_opens_a_second_bar(fit, plain_module):
     for _ in range(2):
         fit(plain_module(), [callback], steps=2)
     assert progress.events == [("open", "fine-tune", 10, "images"), 5, 5, "close"] * 2
+
+
+def test_closing_twice_closes_once(plain_module):
+    progress, trainer, module = Recording(), pl.Trainer(logger=False, accelerator="cpu"), plain_module()
+    callback = TrainingProgress(progress, steps=2, batch_size=5)  # type: ignore[arg-type]
+    callback.on_train_start(trainer, module)
+    callback.on_exception(trainer, module, KeyboardInterrupt())
+    callback.on_train_end(trainer, module)
+    callback.on_train_batch_end(trainer, module, None, None, 0)
+    assert progress.events == [("open", "fine-tune", 10, "images"), "close"]

@@ -155,6 +155,24 @@ def test_a_consumer_that_stops_early_stops_the_work(prefetch: int):
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("etude-batches")]
 
 
+def test_batches_that_wait_when_the_consumer_stops_are_never_made():
+    started, release, gather = threading.Event(), threading.Event(), Images()
+
+    def slow(rows: np.ndarray, size: int) -> np.ndarray:
+        images = gather(rows, size)
+        if len(gather.asked) == 2:
+            started.set()
+            assert release.wait(30)
+        return images
+
+    iterator = iter(batches(training_rows(40, slow), 2, prefetch=5))
+    next(iterator)
+    assert started.wait(30)
+    threading.Timer(0.2, release.set).start()
+    iterator.close()  # type: ignore[attr-defined]
+    assert len(gather.asked) == 2
+
+
 def test_no_more_than_prefetch_batches_are_made_ahead():
     gather = Images()
     for taken, _ in enumerate(batches(training_rows(40, gather), 2, prefetch=3), start=1):

@@ -128,6 +128,8 @@ def test_a_class_without_images_never_wins(missing: int, present: int):
     for rows in (features, far):
         assert set(head.logits(rows).argmax(1)) <= set(numbers)
     assert (head.logits(features).argmax(1) == numbers[labels]).mean() > 0.8
+    absent = [number for number in range(5) if number not in numbers]
+    assert probabilities(head, features)[:, absent].max() < 1e-6
 
 
 def test_a_class_with_one_image_is_learned_though_it_cannot_be_searched():

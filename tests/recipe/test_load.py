@@ -22,7 +22,8 @@ def toml(tmp_path: Path):
 
 
 def test_named_recipes():
-    assert load_recipe() == load_recipe("default") == Recipe()
+    assert load_recipe() == load_recipe("default")
+    assert load_recipe().stages == Recipe().stages
     assert load_recipe("quick").stages == ("head",)
     assert load_recipe("quick").name == "quick"
 
@@ -30,8 +31,10 @@ def test_named_recipes():
 @pytest.mark.parametrize("name", ["quick", "default"])
 def test_changes_do_not_reach_the_named_recipe(name: str):
     before = copy.deepcopy(NAMED)
-    load_recipe(name, ["train.lr=0.5", 'stages=["finetune"]'])
+    recipe = load_recipe(name)
+    load_recipe(name, ["train.lr=0.5", "predict.tta=7", 'stages=["finetune"]'])
     assert before == NAMED
+    assert load_recipe(name) == recipe
 
 
 @pytest.mark.parametrize(
@@ -140,6 +143,13 @@ def test_a_file_without_base_starts_from_default_and_may_name_itself(toml):
     assert load_recipe(toml('name = "cells"\n[predict]\ntta = 4\n')) == Recipe.model_validate(
         {"name": "cells", "predict": {"tta": 4}}
     )
+
+
+def test_a_section_of_a_file_keeps_what_its_base_says(toml, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(NAMED, "quick", {"stages": ["head"], "train": {"lr": 0.5, "epochs": 3}})
+    recipe = load_recipe(toml('base = "quick"\n[train]\nepochs = 4\n'), ["train.clip=2"])
+    assert (recipe.train.lr, recipe.train.epochs, recipe.train.clip) == (0.5, 4, 2)
+    assert NAMED["quick"]["train"] == {"lr": 0.5, "epochs": 3}
 
 
 def test_set_goes_on_top_of_the_file(toml):

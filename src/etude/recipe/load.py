@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -48,12 +49,12 @@ def validate(tree: Mapping[str, Any], origin: str) -> Recipe:
 
 
 def changed_settings(recipe: Recipe, base: Recipe | None = None) -> dict[str, Any]:
-    """Return the settings that differ from ``base`` (by default: the defaults), by dotted name.
+    """Return the settings that differ from ``base`` (by default: the recipe ``default``), by dotted name.
 
     >>> changed_settings(load_recipe("default", ["train.lr=0.01"]))
     {'train.lr': 0.01}
     """
-    own, defaults = flat(recipe), flat(base or Recipe())
+    own, defaults = flat(recipe), flat(base or load_recipe("default"))
     return {key: value for key, value in own.items() if defaults.get(key) != value}
 
 
@@ -71,7 +72,7 @@ def flat(settings: Settings, prefix: str = "") -> dict[str, Any]:
 
 def _tree_of(name_or_file: str) -> dict[str, Any]:
     if name_or_file in NAMED:
-        return {"name": name_or_file, **NAMED[name_or_file]}
+        return {"name": name_or_file, **copy.deepcopy(NAMED[name_or_file])}
     path = Path(name_or_file)
     if path.suffix != ".toml":
         hint = nearest(name_or_file, NAMED)
@@ -89,7 +90,16 @@ def _tree_of(name_or_file: str) -> dict[str, Any]:
         raise EtudeError(
             f"{path} starts from base {base!r}; the named recipes are {', '.join(NAMED)}.{nearest(str(base), NAMED)}"
         )
-    return {"name": path.stem, **NAMED[base], **tree}
+    return _merged({"name": path.stem, **NAMED[base]}, tree)
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a new tree: ``base`` with the settings of ``over``; a section keeps what ``over`` does not name."""
+    merged = copy.deepcopy(dict(base))
+    for key, value in over.items():
+        both = isinstance(merged.get(key), dict) and isinstance(value, dict)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
 
 
 def _assign(tree: dict[str, Any], key: str, value: Any, origin: str) -> None:

@@ -1,0 +1,56 @@
+"""Every command and every Python block of the README runs as it stands there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from etude.core.predictions import Predictions
+from picture_folders import write_classes, write_flat
+
+REPO = Path(__file__).resolve().parents[1]
+README = (REPO / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+COMMANDS = [line for kind, text in BLOCKS if not kind for line in text.splitlines() if line.strip()]
+PYTHON = [text for kind, text in BLOCKS if kind == "python"]
+
+
+@pytest.mark.slow
+def test_etude_commands_run_in_order(etude, tmp_path):
+    write_classes(tmp_path / "train", count=20)
+    write_flat(tmp_path / "test")
+    commands = [shlex.split(line) for line in COMMANDS if line.startswith("etude ")]
+    assert len(commands) >= 5
+    for words in commands:
+        ended = etude(*words[1:])
+        assert ended.code == 0, (words, ended.err)
+        out = tmp_path / words[words.index("--out") + 1]
+        assert out.is_file() or (out / "run.json").is_file()
+
+
+@pytest.mark.slow
+def test_python_blocks_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("ETUDE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    write_classes(tmp_path / "train", count=20)
+    write_flat(tmp_path / "test")
+    assert PYTHON
+    for text in PYTHON:
+        exec(compile(text, "README.md", "exec"), {})  # the README is our own text
+    assert len(Predictions.load(tmp_path / "runs" / "python" / "test.npz")) == 6
+    assert (tmp_path / "submission.csv").is_file()
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("make ")])
+def test_make_targets_exist(line):
+    told = subprocess.run([*shlex.split(line), "--dry-run"], cwd=REPO, capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stderr
+
+
+@pytest.mark.parametrize("target", re.findall(r"\]\(([^)#]+)\)", README))
+def test_links_lead_somewhere(target):
+    assert (REPO / target).exists()
