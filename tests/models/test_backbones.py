@@ -75,7 +75,7 @@ def test_a_head_of_its_own_after_pooling_counts_into_the_width():
         assert built.module.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, built.num_features)
 
 
-@pytest.mark.parametrize("prefix", ["", "backbone."])
+@pytest.mark.parametrize("prefix", ["", "backbone.", "backbone.backbone."])
 @pytest.mark.parametrize("extra", ["head.weight", "fc.bias"])
 def test_weights_from_a_file(tmp_path: Path, prefix: str, extra: str):
     """Saved by timm or by etude, with a classifier that is left out."""

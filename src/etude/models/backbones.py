@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -104,7 +105,10 @@ def _timm_model(name: str, from_hub: bool) -> nn.Module:
 def _fill(module: nn.Module, state: dict[str, torch.Tensor], origin: str) -> None:
     """Load a backbone's weights; a classifier in the file is left out, anything else must fit."""
     own = module.state_dict()
-    prefixed = {key.removeprefix("backbone."): value for key, value in state.items() if not key.startswith("head.")}
+    # A classifier of stage 1 holds its network one level deeper, below the pooled depths.
+    prefixed = {
+        re.sub(r"^(backbone\.)+", "", key): value for key, value in state.items() if not key.startswith("head.")
+    }
     source = prefixed if any(key.startswith("backbone.") for key in state) else state
     missing = [key for key in own if key not in source or source[key].shape != own[key].shape]
     if missing:
