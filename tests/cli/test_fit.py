@@ -175,3 +175,13 @@ def test_head_start_is_used_when_the_backbone_is_the_same(etude, tmp_path):
     first = rows_of(tmp_path / "run" / "history.csv")[0]
     assert float(first["train_loss"]) < 0.5 * np.log(2)
     assert record_of(tmp_path / "run")["plan"]["resolved"]["model.backbone"] == "tf_efficientnet_lite0"
+
+
+def test_network_of_one_fixed_size_is_given_that_size(etude, tmp_path):
+    """A vision transformer takes 224 px only, whatever sizes the recipe starts from."""
+    train = write_classes(tmp_path / "train", count=4, side=64)
+    words = ("model.backbone=vit_tiny_patch16_224", "model.weights=none", "train.epochs=1", "train.batch_size=4")
+    ended = etude("fit", train, "--out", "run", *(word for each in words for word in ("--set", each)))
+    assert ended.code == 0, ended.err
+    resolved = record_of(tmp_path / "run")["plan"]["resolved"]
+    assert [resolved[f"timeline.{which}_size"] for which in ("start", "final")] == [224, 224]

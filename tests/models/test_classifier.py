@@ -139,3 +139,9 @@ def test_preprocessing_repeats_grey_where_the_network_takes_colour(preprocessing
     torch.testing.assert_close(as_colour.to_input(grey), preprocessing.to_input(grey.repeat(1, 1, 1, 3)))
     as_grey = dataclasses.replace(preprocessing, channels=1, in_channels=1, mean=(0.5,), std=(0.5,))
     assert as_grey.to_input(grey).shape == (10, 1, 16, 16)
+
+
+def test_description_without_a_field_is_refused_in_one_sentence(tmp_path):
+    (tmp_path / "model.json").write_text('{"version": 1, "backbone": "tiny"}')
+    with pytest.raises(EtudeError, match=r"model.json is damaged"):
+        load_model(tmp_path)

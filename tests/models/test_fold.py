@@ -26,7 +26,7 @@ def folded_and_compared(net: nn.Module, side: int = 48, channels: int = 3) -> in
     image = torch.randn(2, channels, side, side, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         before = net(image)
-        count = fold_batchnorm(net, channels)
+        count = fold_batchnorm(net, torch.zeros(1, channels, 64, 64))
         after = net(image)
     assert before.std() > 1e-3
     torch.testing.assert_close(after / before.abs().max(), before / before.abs().max(), rtol=0, atol=1e-4)
@@ -58,7 +58,7 @@ def test_a_network_with_fast_depthwise_convolutions_is_folded_too(lively: Lively
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet18"])
 def test_what_was_folded_is_trained(lively: Lively, name: str):
     net = lively(timm.create_model(name, num_classes=0))
-    fold_batchnorm(net, 3)
+    fold_batchnorm(net, torch.zeros(1, 3, 64, 64))
     net.train()
     net(torch.randn(2, 3, 64, 64)).square().sum().backward()
     convolutions = [module for module in net.modules() if isinstance(module, nn.Conv2d)]
@@ -161,11 +161,11 @@ def test_bias_and_affine_weights_are_optional(lively: Lively, bias: bool, affine
 
 def test_folding_twice_changes_nothing(lively: Lively):
     net = lively(timm.create_model("resnet18", num_classes=0))
-    fold_batchnorm(net, 3)
+    fold_batchnorm(net, torch.zeros(1, 3, 64, 64))
     assert folded_and_compared(net) == 0
 
 
 def test_no_hook_is_left_behind(lively: Lively):
     net = lively(TinyNet(3))
-    fold_batchnorm(net, 3)
+    fold_batchnorm(net, torch.zeros(1, 3, 64, 64))
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())

@@ -10,6 +10,7 @@ from typing import Any
 import etude.compat  # noqa: F401  (before lightning)
 
 import lightning.pytorch as pl
+import torch
 
 from etude.callbacks.clock import Clock
 from etude.core.files import replacing
@@ -41,7 +42,8 @@ class History(pl.Callback):
         super().__init__()
         self.path = path
         self.rows: list[dict[str, Any]] = []
-        self._loss, self._steps, self._started = 0.0, 0, 0.0
+        self._losses: list[torch.Tensor] = []
+        self._started = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock of the ``seconds`` column."""
@@ -50,14 +52,14 @@ class History(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Add the step's loss to the running mean."""
+        """Remember the step's loss."""
         if outputs is not None:
-            self._loss += float(outputs["loss"] if isinstance(outputs, dict) else outputs)
-            self._steps += 1
+            # Kept as a tensor: reading its value here would make every step wait for the GPU.
+            self._losses.append((outputs["loss"] if isinstance(outputs, dict) else outputs).detach())
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write a row."""
-        if trainer.sanity_checking:
+        if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
         clock = next((callback for callback in trainer.callbacks if isinstance(callback, Clock)), None)  # pyright: ignore[reportAttributeAccessIssue]
@@ -71,12 +73,12 @@ class History(pl.Callback):
                 "lr": moment.lr if moment else "",
                 "image_size": moment.image_size if moment else "",
                 "augment": moment.augment if moment else "",
-                "train_loss": self._loss / max(1, self._steps),
+                "train_loss": float(torch.stack(self._losses).mean()) if self._losses else "",
                 "valid_loss": metrics.get("valid_loss", ""),
                 "valid_accuracy": metrics.get("valid_accuracy", ""),
             }
         )
-        self._loss, self._steps = 0.0, 0
+        self._losses.clear()
         self._write()
 
     def _write(self) -> None:

@@ -25,6 +25,7 @@ class Backbone:
         module: maps (B, in_channels, H, W) to (B, num_features).
         weights: where its weights came from, in words.
         pretrained: whether frozen features of it mean anything.
+        fixed_size: the one image side it takes, or None when it takes any.
     """
 
     module: nn.Module
@@ -34,6 +35,24 @@ class Backbone:
     std: tuple[float, ...]
     weights: str
     pretrained: bool
+    fixed_size: int | None = None
+
+    def probe(self) -> torch.Tensor:
+        """Return a small black image that the network takes, to look at its shapes."""
+        side = self.fixed_size or 64
+        return torch.zeros(1, self.in_channels, side, side)
+
+
+def required_size(name: str) -> int | None:
+    """Return the image side that backbone ``name`` needs, or None when it takes any or is not known.
+
+    >>> required_size("vit_tiny_patch16_224"), required_size("resnet18"), required_size("auto")
+    (224, None, None)
+    """
+    from timm.models import get_pretrained_cfg, is_model
+
+    config = get_pretrained_cfg(name) if is_model(name) else None
+    return config.input_size[-1] if config is not None and config.fixed_input_size else None
 
 
 def build_backbone(name: str, weights: str, channels: int = 3) -> Backbone:
@@ -73,6 +92,7 @@ def build_backbone(name: str, weights: str, channels: int = 3) -> Backbone:
             weights, weights
         ),
         pretrained=weights != "none",
+        fixed_size=required_size(name),
     )
 
 

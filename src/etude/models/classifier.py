@@ -171,16 +171,12 @@ def load_model(folder: Path, name: str = "model") -> tuple[Classifier, ModelCard
         raise EtudeError(
             f"{folder} holds no trained model ({described.name} is missing); give the folder of a finished run"
         )
-    fields = read_json(described)
-    if not isinstance(fields, dict) or fields.pop("version", None) != MODEL_VERSION:
-        raise EtudeError(f"{described} was written by another version of etude; this one reads format {MODEL_VERSION}")
-    shape = fields.pop("preprocessing")
-    preprocessing = Preprocessing(**{**shape, "mean": tuple(shape["mean"]), "std": tuple(shape["std"])})
-    card = ModelCard(**{**fields, "classes": tuple(fields["classes"])}, preprocessing=preprocessing)
+    card = _read_card(described)
+    preprocessing = card.preprocessing
     state = read_safetensors(folder / f"{name}.safetensors")
     built = build_backbone(card.backbone, "none", preprocessing.in_channels)
     if card.folded:
-        fold_batchnorm(built.module, built.in_channels)
+        fold_batchnorm(built.module, built.probe())
     built = with_levels(built, card.levels)
     model = Classifier(built.module, built.num_features, len(card.classes))
     try:
@@ -190,3 +186,15 @@ def load_model(folder: Path, name: str = "model") -> tuple[Classifier, ModelCard
             f"{folder / name}.safetensors does not fit {described.name}: {str(error).splitlines()[0]}"
         ) from None
     return model.eval(), card
+
+
+def _read_card(path: Path) -> ModelCard:
+    fields = read_json(path)
+    if not isinstance(fields, dict) or fields.pop("version", None) != MODEL_VERSION:
+        raise EtudeError(f"{path} was written by another version of etude; this one reads format {MODEL_VERSION}")
+    try:
+        shape = fields.pop("preprocessing")
+        preprocessing = Preprocessing(**{**shape, "mean": tuple(shape["mean"]), "std": tuple(shape["std"])})
+        return ModelCard(**{**fields, "classes": tuple(fields["classes"])}, preprocessing=preprocessing)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise EtudeError(f"{path} is damaged ({error}): restore it, or train the run again") from None

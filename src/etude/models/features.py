@@ -17,6 +17,8 @@ from etude.core.progress import Progress
 from etude.models.classifier import Preprocessing
 from etude.models.device import channels_last
 
+_LARGEST = float(np.finfo(np.float16).max)
+
 Gather = Callable[[np.ndarray, int], np.ndarray]
 """``gather(indices, size)`` returns uint8 (B, size, size, channels); a store's method."""
 
@@ -57,7 +59,7 @@ def extract_features(
     with progress.bar(name, len(rows)) as advance, torch.inference_mode(), autocast(device, precision):
         for images in _ahead(gather, rows, preprocessing.size, batch_size):
             batch = backbone(preprocessing.to_input(torch.from_numpy(images).to(device)))
-            values = batch.float().cpu().numpy()
+            values = batch.float().clamp(-_LARGEST, _LARGEST).cpu().numpy()
             if found is None:
                 found = np.empty((len(rows), values.shape[1]), np.float16)
             found[done : done + len(values)] = values

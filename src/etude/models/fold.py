@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 _PLAIN = ("Conv2d", "Conv2dSame", "DepthwiseConv2d")  # others, such as StdConv2d, change their weights on the way
 
 
-def fold_batchnorm(backbone: nn.Module, in_channels: int, size: int = 64) -> int:
+def fold_batchnorm(backbone: nn.Module, probe: torch.Tensor) -> int:
     """Fold every batch norm that directly follows a convolution, in place; return how many were folded.
 
     Which norm follows which convolution is seen in one forward pass, so any network works, whatever its modules are
@@ -29,15 +29,14 @@ def fold_batchnorm(backbone: nn.Module, in_channels: int, size: int = 64) -> int
 
     Args:
         backbone: in evaluation mode afterwards.
-        in_channels: of the input.
-        size: side in pixels of the probe image.
+        probe: any input (1, C, H, W) that the network takes.
 
     >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
-    >>> fold_batchnorm(net, 1), type(net[1]).__name__
+    >>> fold_batchnorm(net, torch.zeros(1, 1, 8, 8)), type(net[1]).__name__
     (1, 'Identity')
     """
     names = {module: name for name, module in backbone.named_modules()}
-    pairs = _followers(backbone.eval(), torch.zeros(1, in_channels, size, size))
+    pairs = _followers(backbone.eval(), probe)
     for conv, norm in pairs:
         assert norm.running_mean is not None
         assert norm.running_var is not None

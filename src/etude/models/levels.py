@@ -48,7 +48,7 @@ def with_levels(backbone: Backbone, levels: int) -> Backbone:
         return backbone
     module = PooledLevels(backbone.module, levels).eval()
     with torch.inference_mode():
-        width = module(torch.zeros(1, backbone.in_channels, 64, 64)).shape[1]
+        width = module(backbone.probe()).shape[1]
     return replace(backbone, module=module, num_features=width)
 
 

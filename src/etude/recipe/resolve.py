@@ -37,11 +37,13 @@ class ImageFacts:
         median_side: median of the shorter sides, in pixels.
         channels: 1 when every image is grey, otherwise 3.
         count: training images.
+        required_size: the one image side in pixels that the network takes, or None when it takes any.
     """
 
     median_side: int
     channels: int
     count: int = 0
+    required_size: int | None = None
 
 
 def resolve(recipe: Recipe, facts: ImageFacts) -> Recipe:
@@ -60,6 +62,10 @@ def resolve(recipe: Recipe, facts: ImageFacts) -> Recipe:
         overrides = {**TINY, "timeline": {**TINY["timeline"], "start_size": side, "final_size": side}}
         for section, values in overrides.items():
             recipe = _with_unset(recipe, section, values)
+    if facts.required_size is not None:
+        side = facts.required_size
+        recipe = _with(recipe, "model", feature_size=side)
+        recipe = _with(recipe, "timeline", start_size=side, final_size=side, size_multiple=side)
     if facts.count > MANY_IMAGES:
         recipe = _with_unset(recipe, "model", {"levels": 0})
     if recipe.augment.policy == "auto":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 Fit = Literal["auto", "squash", "crop", "letterbox"]
@@ -128,3 +128,10 @@ class Recipe(Settings):
     timeline: TimelineSettings = TimelineSettings()
     augment: AugmentSettings = AugmentSettings()
     predict: PredictSettings = PredictSettings()
+
+    @field_validator("stages")
+    @classmethod
+    def _in_order(cls, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+        if stages not in (("head",), ("finetune",), ("head", "finetune")):
+            raise PydanticCustomError("stages", 'must be ["head"], ["finetune"] or ["head", "finetune"]')
+        return stages

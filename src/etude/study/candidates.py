@@ -136,7 +136,7 @@ def better(candidates: list[Candidate]) -> Candidate:
 def _prepare(backbone: Backbone, recipe: Recipe, precision: str) -> None:
     """Fold, freeze and speed up the network in place, as the recipe says."""
     if recipe.train.batchnorm == "keep":
-        fold_batchnorm(backbone.module, backbone.in_channels)
+        fold_batchnorm(backbone.module, backbone.probe())
     if precision == "bf16" and best_device().type == "cpu":
         use_fast_depthwise(backbone.module)
     freeze_first_layers(backbone.module, recipe.train.freeze)

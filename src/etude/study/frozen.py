@@ -67,7 +67,7 @@ def build_frozen(recipe: Recipe, channels: int) -> Frozen | None:
     backbone = build_backbone(frozen_name(recipe), weights, channels)
     if not backbone.pretrained and recipe.stages != ("head",):
         return None  # features of random weights would only cost time
-    fold_batchnorm(backbone.module, backbone.in_channels)
+    fold_batchnorm(backbone.module, backbone.probe())
     pooled = with_levels(backbone, recipe.model.levels)
     levels = recipe.model.levels if pooled is not backbone else 0
     return Frozen(frozen_name(recipe), pooled, backbone.num_features, levels)

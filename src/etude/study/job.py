@@ -13,6 +13,7 @@ from etude.data.survey import SurveyResult
 from etude.functional.augment import policy_named
 from etude.journal.record import RunRecord
 from etude.journal.screen import Screen
+from etude.models.backbones import required_size
 from etude.models.classifier import ModelCard, save_model
 from etude.models.device import best_device, choose_precision, describe_device
 from etude.models.head import LinearHead
@@ -72,9 +73,13 @@ class Job:
         session = self.session
         with session.stage("survey"):
             surveyed, surveyed_test = survey_sources(self.sources, session.screen)
-        self.recipe = resolve(
-            self.recipe, ImageFacts(surveyed.median_short_side, surveyed.channels, self.sources.train_count)
+        facts = ImageFacts(
+            surveyed.median_short_side,
+            surveyed.channels,
+            count=self.sources.train_count,
+            required_size=required_size(self.recipe.model.backbone),
         )
+        self.recipe = resolve(self.recipe, facts)
         device = best_device()
         self.precision = choose_precision(self.recipe.train.precision, device)
         described = describe_device(device, self.precision)

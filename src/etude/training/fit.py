@@ -100,7 +100,7 @@ def fine_tune(
     torch.manual_seed(derive_seed(seed, "torch"))  # for dropout and stochastic depth inside the backbone
     module = FineTune(channels_last(model), preprocessing, settings, epoch_batches, valid_batches, precision)
     history = History(folder / "history.csv")
-    bar = TrainingProgress(progress, steps, settings.batch_size, name)
+    bar = TrainingProgress(progress, steps, min(settings.batch_size, len(train.rows)), name)
     callbacks: list[pl.Callback] = [Clock(timeline, steps), history, bar]
     if settings.ema:
         callbacks.append(EMAWeightAveraging(decay=settings.ema))
