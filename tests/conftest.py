@@ -7,6 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+# First: pytest-xdist's main process imports Lightning by itself, to show a warning that a worker has caught.
+import etude.compat
+
 import pytest
 from hypothesis import settings
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,7 +65,7 @@ class Run:
     """
 
     def __init__(self, folder: Path | str) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(os.path.expanduser(folder))
         self.record: dict[str, Any] = read_run(self.folder)
 
     def __repr__(self) -> str:
@@ -73,7 +74,7 @@ class Run:
     @property
     def accuracy(self) -> float | None:
         """Validation accuracy of what the run kept, or None when it did not finish."""
-        return self.record.get("result", {}).get("accuracy")
+        return (self.record.get("result") or {}).get("accuracy")
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -105,7 +106,7 @@ class Run:
         """
         progress = progress or Silent()
         models = self._models()
-        data = self._read(images, models[0][1], Path(cache) if cache else default_cache(), progress)
+        data = self._read(images, models[0][1], Path(os.path.expanduser(cache)) if cache else default_cache(), progress)
         parts = [
             predict(
                 model,
@@ -132,7 +133,7 @@ class Run:
         folds = sorted(
             self.folder.glob("fold-*/model.json"), key=lambda path: int(path.parent.name.removeprefix("fold-"))
         )
-        asked = self.record.get("result", {}).get("models")
+        asked = (self.record.get("result") or {}).get("models")
         names = asked or [path.parent.name for path in folds] or ["."]
         return [load_model(self.folder / name) for name in names]
 
@@ -143,6 +144,6 @@ def load(folder: Path | str) -> Run:
     Raises:
         EtudeError: the folder is not a run.
     """
-    if not Path(folder).is_dir():
+    if not os.path.isdir(os.path.expanduser(folder)):
         raise EtudeError(f"there is no run folder {folder}; give the folder that `etude fit` printed at its end")
     return Run(folder)

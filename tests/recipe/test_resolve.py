@@ -82,3 +82,8 @@ def test_the_recipe_itself_stays():
     resolve(recipe, DIGITS)
     assert recipe == Recipe()
     assert recipe.model.model_fields_set == set()
+
+
+def test_random_weights_are_trained_throughout():
+    train = resolve(load_recipe("default", ["model.weights=none"]), ImageFacts(224, 3)).train
+    assert (train.batchnorm, train.freeze, train.freeze_depthwise) == ("train", 0.0, False)

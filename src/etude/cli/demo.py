@@ -28,9 +28,11 @@ def demo(*, out: Path | None = None, recipe: str = "default", seed: int = 0, cac
     from etude.core.scores import accuracy, standard_error
     from etude.data.digits import write_digits
     from etude.journal.screen import Screen
+    from etude.recipe import load_recipe
     from etude.study.job import fit as run_job
     from etude.study.request import Request, claim_run_folder, default_cache
 
+    load_recipe(recipe)  # a mistake in it is told before anything is written
     screen = Screen()
     cache = cache or default_cache()
     digits = write_digits(cache / "demo" / "mnist-5k", screen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -43,15 +44,23 @@ def predict(
     from etude.core.errors import EtudeError
     from etude.journal.screen import Screen
 
+    out = Path(os.path.expanduser(out))  # the shell leaves --out=~/FILE as it is
     if out.suffix.lower() not in (".csv", ".npz"):
         raise EtudeError(f"--out is {out}; give a file that ends in .csv (or in .npz for the full predictions)")
+    if out.suffix.lower() == ".npz" and (probabilities or sample_submission is not None):
+        raise EtudeError(
+            f"--out is {out}, and an .npz file follows no --probabilities or --sample-submission: give a .csv"
+        )
     if tta is not None and tta < 1:
         raise EtudeError(f"--tta is {tta}; give the number of views, 1 or more")
 
     from etude.run import load
 
     screen = Screen(quiet=quiet)
-    found = load(run).predict(images, tta=tta, cache=cache, progress=screen)
+    opened = load(run)
+    if opened.record["state"] != "finished":
+        screen.warn(f"{run} did not finish (it is {opened.record['state']}): predicting with the models it has kept")
+    found = opened.predict(images, tta=tta, cache=cache, progress=screen)
     for bad in found.bad:
         screen.warn(f"left out: {bad.id} ({bad.reason})")
     views = found.predictions.logits.shape[0]

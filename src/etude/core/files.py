@@ -7,11 +7,18 @@ import hashlib
 import json
 import os
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from etude.core.errors import EtudeError
+
+_NO_PLACE = frozenset(
+    {
+        *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT),
+        *(errno.ENAMETOOLONG, errno.ELOOP),
+    }
+)
 
 
 @contextmanager
@@ -30,7 +37,8 @@ def replacing(path: Path) -> Generator[Path]:
             yield temporary
             os.replace(temporary, path)
         finally:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # what went wrong before it is the news
+                temporary.unlink()
 
 
 @contextmanager
@@ -42,9 +50,9 @@ def explained_write(path: Path) -> Generator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise EtudeError(
                 f"the disk is full: {path} could not be written; what was finished before is kept, "
-                "so free some space (or choose another place) and run the same command again"
+                "so free some space or choose another place, and run again"
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        if error.errno in _NO_PLACE:
             raise EtudeError(
                 f"{path} cannot be written ({os.strerror(error.errno)}): choose a place where you may write"
             ) from error

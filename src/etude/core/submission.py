@@ -55,6 +55,24 @@ def write_submission(
     _write_rows(Path(path), [header, *([name, *cells] for name, *cells in zip(ids, *columns, strict=True))])
 
 
+def check_sample(
+    sample: Path | str, ids: Sequence[str], classes: Sequence[str], *, probabilities: bool = False
+) -> None:
+    """Check before the work what :func:`write_submission` would refuse after it.
+
+    Raises:
+        EtudeError: the sample and the ids or classes do not fit.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(f"{folder}/s.csv").write_text("id,label\\na,cat\\n")
+    ...     check_sample(f"{folder}/s.csv", ["a.png"], ["cat", "dog"])
+    """
+    wanted = _read_sample(Path(sample))
+    _sample_asks_probabilities(wanted, tuple(classes), probabilities)
+    _rows_in_order(wanted, tuple(ids))
+
+
 @dataclass(frozen=True)
 class _Sample:
     path: Path

@@ -189,7 +189,7 @@ def _described(images: ImageSet, text: str) -> ImageSet:
 
 def _existing(path: Path | str) -> Path:
     """Make the path absolute, so that it stays right when the process changes its folder."""
-    source = Path(os.path.abspath(Path(path).expanduser()))
+    source = Path(os.path.abspath(os.path.expanduser(path)))
     if os.path.exists(source):
         return source
     siblings = os.listdir(source.parent) if os.access(source.parent, os.R_OK) and source.parent.is_dir() else []

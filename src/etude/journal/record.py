@@ -24,6 +24,8 @@ STATES = ("running", "finished", "failed", "interrupted")
 _OWN = ("schema_version", "state", "error", "started", "ended", "seconds", "pid", "resumed", "command", "recipe")
 _SECTIONS = ("seed", "settings", "changed", "environment", "stages", "warnings", "artefacts")
 
+_REMAINS = frozenset({FILE_NAME, "bad_files.csv"})  # of a run that failed before it made anything
+
 
 class Stage:
     """One timed stage of a run, made by :meth:`RunRecord.stage`."""
@@ -83,7 +85,7 @@ class RunRecord:
         """Create ``folder`` and its record, in state ``running``.
 
         Args:
-            folder: the run's folder, absent or empty.
+            folder: the run's folder: absent, empty, or with the record of a run that failed before it made anything.
             command: the command line, word by word.
             recipe: the recipe's name or file.
             settings: every setting the run uses.
@@ -196,10 +198,15 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def _content_to_go_on_with(folder: Path, resume: bool) -> dict[str, Any]:
-    if folder.exists() and not folder.is_dir():
-        raise EtudeError(f"{folder} is a file, and a run needs a folder: choose another --out")
     with explained_write(folder):
-        occupied = folder.is_dir() and any(folder.iterdir())
+        if folder.exists() and not folder.is_dir():
+            raise EtudeError(f"{folder} is a file, and a run needs a folder: choose another --out")
+        names = {path.name for path in folder.iterdir()} if folder.is_dir() else set[str]()
+        if not resume and names <= _REMAINS and _has_failed(folder):
+            for name in names:
+                (folder / name).unlink()
+            names = set[str]()
+    occupied = bool(names)
     if occupied and not resume:
         raise EtudeError(f"{folder} is not empty: choose another --out, or leave it out for a new folder below runs/")
     if not occupied:
@@ -211,6 +218,14 @@ def _content_to_go_on_with(folder: Path, resume: bool) -> dict[str, Any]:
         if stage["state"] == "running":  # the process was killed before it could say so
             stage["state"] = "interrupted"
     return {**content, "resumed": [*content["resumed"], _now()]}
+
+
+def _has_failed(folder: Path) -> bool:
+    """Whether a run failed in ``folder``: with nothing made, the corrected command may use it again."""
+    try:
+        return read_run(folder)["state"] == "failed"
+    except EtudeError:
+        return False
 
 
 def _now() -> str:

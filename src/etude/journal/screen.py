@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import threading
 import time
@@ -25,6 +27,12 @@ _NUMBER = re.compile(r"[-+]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?( ?± ?\d[\d.]*)?( ?(%|[
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        # Rich would exit with code 1 and no word; the command line knows what a pipe whose reader has gone means.
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
 class Screen:
     """Writes to a terminal with colours and live bars, to anything else in plain lines; a ``core.progress.Progress``.
 
@@ -42,10 +50,10 @@ class Screen:
     def __init__(
         self, quiet: bool = False, file: IO[str] | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        console = Console(file=file, markup=False, highlight=False, emoji=False)
+        console = _Console(file=file, markup=False, highlight=False, emoji=False)
         self._live = console.is_terminal and not console.is_dumb_terminal
         if not self._live:
-            console = Console(file=file, markup=False, highlight=False, emoji=False, width=_LOG_WIDTH, no_color=True)
+            console = _Console(file=file, markup=False, highlight=False, emoji=False, width=_LOG_WIDTH, no_color=True)
         self._console, self._quiet, self._clock = console, quiet, clock
         self._lock = threading.Lock()
         self._bars: RichProgress | None = None

@@ -151,11 +151,12 @@ class ModelCard:
 
 def save_model(folder: Path, model: Classifier, card: ModelCard, name: str = "model") -> list[Path]:
     """Write ``NAME.safetensors`` and ``NAME.json`` into ``folder``, each atomically; return their paths."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     weights, described = folder / f"{name}.safetensors", folder / f"{name}.json"
     with replacing(weights) as temporary:
-        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}, temporary)
+        # Not safetensors' own writing: it hides the file from other users, and a full disk is no OSError there.
+        temporary.write_bytes(save({k: tensor.detach().cpu().contiguous() for k, tensor in model.state_dict().items()}))
     write_json(described, {"version": MODEL_VERSION, **asdict(card)})
     return [weights, described]
 

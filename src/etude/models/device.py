@@ -40,7 +40,8 @@ def describe_device(device: torch.device, precision: str) -> str:
     """
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, {precision}"
-    return f"{device.type.upper()}, {torch.get_num_threads()} threads, {precision}"
+    count = torch.get_num_threads()
+    return f"{device.type.upper()}, {count} thread{'s' if count > 1 else ''}, {precision}"
 
 
 def channels_last(module: Module) -> Module:

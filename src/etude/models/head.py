@@ -131,6 +131,7 @@ def _quietly_fit(model: LogisticRegression, x: np.ndarray, labels: np.ndarray, w
     with warnings.catch_warnings():
         # An unfinished weakly regularised fit is a candidate like another: cross-validation judges it.
         warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.filterwarnings("ignore", message="The number of unique classes is greater than 50%")
         model.fit(x, labels, sample_weight=weights)
 
 

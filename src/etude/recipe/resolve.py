@@ -11,19 +11,27 @@ TINY_SIDE = 40  # pixels; at this side and below a pretrained network sees mostl
 DEFAULT_BACKBONE = "tf_efficientnet_lite0"
 MANY_IMAGES = 20_000  # above it the last depth alone is pooled: a few thousand features an image would fill the memory
 
-TINY: dict[str, dict[str, Any]] = {
-    "model": {"feature_size": 64},
+FROM_SCRATCH: dict[str, dict[str, Any]] = {
     "train": {
         "epochs": 30,
-        "batch_size": 64,
-        "lr": 4e-3,
+        "lr": 1e-3,
         "weight_decay": 0.05,
         "layer_decay": 1.0,
         "batchnorm": "train",
-        "ema": 0.99,
-        "dropout": 0.0,
         "freeze": 0.0,
         "freeze_depthwise": False,
+    }
+}
+"""Random weights have no statistics and no layers worth keeping."""
+
+TINY: dict[str, dict[str, Any]] = {
+    "model": {"feature_size": 64},
+    "train": {
+        **FROM_SCRATCH["train"],
+        "batch_size": 64,
+        "lr": 4e-3,
+        "ema": 0.99,
+        "dropout": 0.0,
     },
     "timeline": {"size_multiple": 4},
 }
@@ -62,6 +70,8 @@ def resolve(recipe: Recipe, facts: ImageFacts) -> Recipe:
         overrides = {**TINY, "timeline": {**TINY["timeline"], "start_size": side, "final_size": side}}
         for section, values in overrides.items():
             recipe = _with_unset(recipe, section, values)
+    elif recipe.model.weights == "none":
+        recipe = _with_unset(recipe, "train", FROM_SCRATCH["train"])
     if facts.required_size is not None:
         side = facts.required_size
         recipe = _with(recipe, "model", feature_size=side)

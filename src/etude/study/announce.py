@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-import numpy as np
-
 from etude.core.scores import accuracy, log_loss, standard_error
 from etude.data.dataset import seconds_to_decode
 from etude.data.survey import SurveyResult
 from etude.journal.screen import Screen
-from etude.models.backbones import build_backbone
 from etude.recipe.settings import Recipe
+from etude.study.candidates import trainable_backbone
 from etude.study.frozen import Frozen
 from etude.study.plan import Amounts, expected_seconds, in_words
 from etude.study.request import Request
@@ -37,19 +35,18 @@ def show_plan(
     recipe: Recipe,
     sources: Sources,
     surveyed: SurveyResult,
-    surveyed_test: SurveyResult | None,
+    amounts: Amounts,
     frozen: Frozen | None,
     precision: str,
     device: str,
 ) -> list[tuple[str, float]]:
     """Print what will be done and how long it should take; return (stage, expected seconds)."""
     request = session.request
-    amounts = _amounts(request, recipe, sources, surveyed, surveyed_test)
     decode = seconds_to_decode(sources.labelled, surveyed, stored_size(recipe)) / (os.cpu_count() or 1)
     features = None if frozen is None else measure_speed(frozen.backbone, recipe.model.feature_size, precision)
     training = None
     if "finetune" in recipe.stages:
-        trained = build_backbone(recipe.model.backbone, "none", surveyed.channels)
+        trained = trainable_backbone(recipe, "none", surveyed.channels, precision)
         training = measure_speed(trained, recipe.timeline.start_size, precision)
     expected = expected_seconds(recipe, amounts, decode, features, training)
     classes = sources.labelled.classes
@@ -64,7 +61,7 @@ def show_plan(
         ("device", device),
         (
             "stage 1",
-            f"linear head on frozen {frozen.name} at {recipe.model.feature_size} px" if frozen else "left out",
+            _head_in_words(recipe, frozen),
         ),
     ]
     if "finetune" in recipe.stages:
@@ -88,25 +85,6 @@ def show_scores(screen: Screen, rows: Sequence[Row]) -> None:
     screen.table("", ["stage", "seconds", "validation accuracy", "log loss"], cells)
 
 
-def _amounts(
-    request: Request, recipe: Recipe, sources: Sources, surveyed: SurveyResult, surveyed_test: SurveyResult | None
-) -> Amounts:
-    given = int(np.sum(surveyed.kept >= sources.train_count))
-    trainable = len(surveyed) - given
-    if request.valid is not None:
-        valid = given
-    else:
-        valid = trainable // request.folds if request.folds else round(trainable * recipe.data.valid)
-        trainable -= valid
-    return Amounts(
-        labelled=len(surveyed),
-        train=trainable,
-        valid=valid,
-        test=0 if surveyed_test is None else len(surveyed_test),
-        folds=request.folds or 1,
-    )
-
-
 def _split_in_words(request: Request, recipe: Recipe, amounts: Amounts) -> str:
     sizes = f"{amounts.train:,} to train on, {amounts.valid:,} to validate"
     if request.valid is not None:
@@ -116,6 +94,13 @@ def _split_in_words(request: Request, recipe: Recipe, amounts: Amounts) -> str:
     return f"{sizes} (stratified, {recipe.data.valid:.0%} held out)"
 
 
+def _head_in_words(recipe: Recipe, frozen: Frozen | None) -> str:
+    if frozen is None:
+        return "left out" + (", since random weights give no useful features" if "head" in recipe.stages else "")
+    random = "" if frozen.backbone.pretrained else " of random weights"
+    return f"linear head on frozen {frozen.name}{random} at {recipe.model.feature_size} px"
+
+
 def _finetune_in_words(recipe: Recipe) -> str:
     train, sizes = recipe.train, recipe.timeline
     grows = (
@@ -123,7 +108,8 @@ def _finetune_in_words(recipe: Recipe) -> str:
         if sizes.start_size != sizes.final_size
         else f"{sizes.final_size} px"
     )
-    return f"fine-tune {recipe.model.backbone}, {train.epochs:g} epochs, {grows}, {train.optimizer} at {train.lr:g}"
+    epochs = f"{train.epochs:g} epoch{'' if train.epochs == 1 else 's'}"
+    return f"fine-tune {recipe.model.backbone}, {epochs}, {grows}, {train.optimizer} at {train.lr:g}"
 
 
 def _short(names: Sequence[str], most: int = 6) -> str:

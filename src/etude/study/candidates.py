@@ -99,6 +99,19 @@ def head_candidate(
     return Candidate("head", model, card, valid, notes)
 
 
+def trainable_backbone(recipe: Recipe, weights: str, channels: int, precision: str) -> Backbone:
+    """Return stage 2's network as it is trained: folded, frozen and made fast as the recipe says."""
+    backbone = build_backbone(recipe.model.backbone, weights, channels)
+    if recipe.train.batchnorm == "keep":
+        fold_batchnorm(backbone.module, backbone.probe())
+    if precision == "bf16" and best_device().type == "cpu":
+        use_fast_depthwise(backbone.module)
+    freeze_first_layers(backbone.module, recipe.train.freeze)
+    if recipe.train.freeze_depthwise:
+        freeze_depthwise(backbone.module)
+    return backbone
+
+
 def finetune_candidate(
     data: Dataset,
     fold: Fold,
@@ -113,9 +126,8 @@ def finetune_candidate(
     """Fine-tune a fresh backbone, its head started from stage 1's features where they are its own."""
     torch.manual_seed(derive_seed(fold.seed, "initial weights"))
     name, classes = recipe.model.backbone, data.images.classes
-    backbone = build_backbone(name, recipe.model.weights, data.build.store.channels)
+    backbone = trainable_backbone(recipe, recipe.model.weights, data.build.store.channels, precision)
     folded = recipe.train.batchnorm == "keep"
-    _prepare(backbone, recipe, precision)
     model = Classifier(backbone.module, backbone.num_features, len(classes), recipe.train.dropout)
     if features is not None and features.frozen.name == name:
         # The trained network pools its last map only, so its head starts from a fit on those columns.
@@ -131,17 +143,6 @@ def finetune_candidate(
 def better(candidates: list[Candidate]) -> Candidate:
     """Return the candidate with the best validation score; the earlier stage where they are equal."""
     return max(candidates, key=lambda candidate: candidate.score)
-
-
-def _prepare(backbone: Backbone, recipe: Recipe, precision: str) -> None:
-    """Fold, freeze and speed up the network in place, as the recipe says."""
-    if recipe.train.batchnorm == "keep":
-        fold_batchnorm(backbone.module, backbone.probe())
-    if precision == "bf16" and best_device().type == "cpu":
-        use_fast_depthwise(backbone.module)
-    freeze_first_layers(backbone.module, recipe.train.freeze)
-    if recipe.train.freeze_depthwise:
-        freeze_depthwise(backbone.module)
 
 
 def _train(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from etude.data.bad_files import write_bad_files
+from etude.core.errors import EtudeError
+from etude.data.bad_files import BadFile, write_bad_files
 from etude.data.dataset import Dataset, open_dataset
 from etude.data.survey import SurveyResult
 from etude.functional.augment import policy_named
@@ -23,9 +25,18 @@ from etude.study.announce import show_plan, show_scores, stored_size
 from etude.study.candidates import Candidate, Fold, better, finetune_candidate, fit_head_on, head_candidate
 from etude.study.finish import finish
 from etude.study.frozen import FrozenFeatures, build_frozen, compute_features
+from etude.study.plan import Amounts, at_trained_sizes, refuse_single_images
 from etude.study.request import Request, claim_run_folder
 from etude.study.session import Session
-from etude.study.sources import Sources, bad_files, make_folds, read_sources, survey_sources
+from etude.study.sources import (
+    Sources,
+    bad_files,
+    check_readable,
+    make_folds,
+    planned_split,
+    read_sources,
+    survey_sources,
+)
 from etude.study.symmetry import PolicyChoice, choose_policy
 
 
@@ -79,15 +90,16 @@ class Job:
             count=self.sources.train_count,
             required_size=required_size(self.recipe.model.backbone),
         )
-        self.recipe = resolve(self.recipe, facts)
+        self.recipe = at_trained_sizes(resolve(self.recipe, facts), session.warn)
         device = best_device()
         self.precision = choose_precision(self.recipe.train.precision, device)
         described = describe_device(device, self.precision)
         keep_large_blocks()
+        amounts = self._amounts(surveyed, surveyed_test)
         with session.stage("plan"):
             frozen = build_frozen(self.recipe, surveyed.channels)
             expected = show_plan(
-                session, self.recipe, self.sources, surveyed, surveyed_test, frozen, self.precision, described
+                session, self.recipe, self.sources, surveyed, amounts, frozen, self.precision, described
             )
         session.record.set(
             "plan", {"expected_seconds": dict(expected), "resolved": flat(self.recipe), "device": described}
@@ -122,13 +134,28 @@ class Job:
                     fit=data.build.fit, cache=session.cache, progress=session.screen, warn=session.warn,
                 )  # fmt: skip
         session.screen.say(f"geometry: {data.build.fit_reason}")
-        bad = bad_files(data, test)
-        if bad:
-            listing = session.folder / "bad_files.csv"
-            write_bad_files(listing, bad)
-            total = len(bad) + len(data) + len(test or ())
-            session.warn(f"{len(bad):,} of {total:,} files cannot be read; {listing} says why")
+        self._list_bad(bad_files(data, test), len(data) + len(test or ()))
+        if test is not None and surveyed_test is not None:
+            check_readable(test, session.request, data.images.classes)
+            if surveyed_test.channels > data.build.store.channels:
+                session.warn("test images have colours, training images are grey: the test images are taken as grey")
         return data, test
+
+    def _amounts(self, surveyed: SurveyResult, surveyed_test: SurveyResult | None) -> Amounts:
+        try:
+            train, valid = planned_split(self.sources, surveyed, self.session.request, self.recipe)
+            refuse_single_images(self.recipe, train)
+        except EtudeError:  # what cannot be read may be why, and the list has not been written yet
+            self._list_bad(surveyed.bad, len(surveyed))
+            raise
+        tested = 0 if surveyed_test is None else len(surveyed_test)
+        return Amounts(len(surveyed), train, valid, tested, folds=self.session.request.folds or 1)
+
+    def _list_bad(self, bad: Sequence[BadFile], readable: int) -> None:
+        if bad:
+            listing = self.session.folder / "bad_files.csv"
+            write_bad_files(listing, bad)
+            self.session.warn(f"{len(bad):,} of {len(bad) + readable:,} files cannot be read; {listing} says why")
 
     def _record_data(self, data: Dataset, test: Dataset | None, folds: list[Fold], surveyed: SurveyResult) -> None:
         classes = data.images.classes

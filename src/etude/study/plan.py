@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from etude.core.errors import EtudeError
 from etude.recipe.settings import Recipe
 from etude.study.speed import Speed, training_seconds
 from etude.training.fit import timeline_of, total_steps
@@ -54,14 +55,48 @@ def expected_seconds(
     return stages
 
 
+def at_trained_sizes(recipe: Recipe, warn: Callable[[str], None]) -> Recipe:
+    """Return the recipe with the image sizes that training really takes: whole multiples of the timeline's.
+
+    Validation and prediction then see images of the size that was trained at last. ``warn`` is told of any change.
+    """
+    asked, timeline = recipe.timeline, timeline_of(recipe)
+    sizes = {"start_size": asked.start_size, "final_size": asked.final_size}
+    taken = {name: timeline.rounded_size(size) for name, size in sizes.items()}
+    changes = [f"timeline.{name} {size} becomes {taken[name]}" for name, size in sizes.items() if size != taken[name]]
+    if changes and "finetune" in recipe.stages:
+        warn(
+            f"training takes multiples of {asked.size_multiple} px, so {' and '.join(changes)}; "
+            "--set timeline.size_multiple=1 allows any size"
+        )
+    return recipe.model_copy(update={"timeline": asked.model_copy(update=taken)})
+
+
+def refuse_single_images(recipe: Recipe, train: int) -> None:
+    """Refuse steps of one image where batch norm needs statistics over several.
+
+    Raises:
+        EtudeError: with the settings to change.
+    """
+    if "finetune" in recipe.stages and recipe.train.batchnorm == "train" and min(recipe.train.batch_size, train) < 2:
+        raise EtudeError(
+            f"train.batch_size is {recipe.train.batch_size} with {train:,} training images, and train.batchnorm=train "
+            "needs statistics over several images a step: give 2 or more, or --set train.batchnorm=keep"
+        )
+
+
 def in_words(stages: Sequence[tuple[str, float]]) -> str:
     """Return the stages with their times for the plan.
 
     >>> in_words([("features", 16.2), ("fine-tune", 245.0)])
     'features ~16 s, fine-tune ~4 min; about 4 min in all'
     """
-    each = ", ".join(f"{name} ~{duration(seconds)}" for name, seconds in stages)
-    return f"{each}; about {duration(sum(seconds for _, seconds in stages))} in all"
+    each = ", ".join(f"{name} {_about(seconds, '~')}" for name, seconds in stages)
+    return f"{each}; {_about(sum(seconds for _, seconds in stages), 'about ')} in all"
+
+
+def _about(seconds: float, sign: str) -> str:
+    return duration(seconds) if seconds < 1 else f"{sign}{duration(seconds)}"
 
 
 def duration(seconds: float) -> str:

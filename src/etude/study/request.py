@@ -52,6 +52,12 @@ class Request:
     probabilities: bool = False
     command: Sequence[str] = ()
 
+    def __post_init__(self) -> None:
+        for name in ("train", "valid", "test", "out", "cache", "sample_submission"):
+            given = getattr(self, name)
+            if given is not None:  # the shell leaves --out=~/FOLDER as it is, and Python every ~
+                object.__setattr__(self, name, Path(os.path.expanduser(given)))
+
     def check(self) -> None:
         """Refuse arguments that contradict each other.
 
@@ -100,7 +106,7 @@ class Request:
 def default_cache() -> Path:
     """Return the folder of stores and features: ``$ETUDE_CACHE``, else ``~/.cache/etude`` (or ``$XDG_CACHE_HOME``)."""
     if given := os.environ.get("ETUDE_CACHE"):
-        return Path(given)
+        return Path(os.path.expanduser(given))
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "etude"
 
 

@@ -10,10 +10,11 @@ import numpy as np
 from etude.core.errors import EtudeError, listed
 from etude.core.progress import Progress
 from etude.core.seeds import derive_seed
+from etude.core.submission import check_sample
 from etude.data.bad_files import BadFile
 from etude.data.dataset import Dataset, joined
 from etude.data.sources import ImageSet
-from etude.data.split import hold_out, k_folds, sample
+from etude.data.split import Split, hold_out, k_folds, sample
 from etude.data.survey import SurveyResult, survey
 from etude.recipe.settings import Recipe
 from etude.study.candidates import Fold
@@ -45,7 +46,10 @@ def read_sources(request: Request, warn: Warn) -> Sources:
         train = train.take(sample(train.labels, request.sample, request.seed, warn=warn))
     valid = request.read_valid(train.classes)
     labelled = train if valid is None else joined(train, valid)
-    return Sources(labelled, len(train), request.read_test())
+    test = request.read_test()
+    if request.sample_submission is not None and test is not None:
+        check_sample(request.sample_submission, test.ids, train.classes, probabilities=request.probabilities)
+    return Sources(labelled, len(train), test)
 
 
 def survey_sources(sources: Sources, progress: Progress) -> tuple[SurveyResult, SurveyResult | None]:
@@ -60,8 +64,38 @@ def make_folds(data: Dataset, sources: Sources, request: Request, recipe: Recipe
     Raises:
         EtudeError: fewer than two classes are left, or there is nothing to validate on.
     """
-    present = np.unique(data.labels)
-    classes = data.images.classes
+    splits = _splits(data.images, data.build.kept, data.build.content_hashes, sources, request, recipe, warn)
+    seeds = [request.seed if len(splits) == 1 else derive_seed(request.seed, "fold", k) for k in range(len(splits))]
+    return [
+        Fold(np.asarray(train), np.asarray(valid), seed) for (train, valid), seed in zip(splits, seeds, strict=True)
+    ]
+
+
+def planned_split(sources: Sources, surveyed: SurveyResult, request: Request, recipe: Recipe) -> tuple[int, int]:
+    """Return how many images of the first fold train and validate, if all that could be surveyed can be decoded.
+
+    Raises:
+        EtudeError: as :func:`make_folds`, before any time is spent on decoding.
+    """
+    images = sources.labelled.take(surveyed.kept)
+    hashes = surveyed.content_hashes
+    splits = _splits(images, surveyed.kept, hashes, sources, request, recipe, warn=lambda text: None)
+    return len(splits[0][0]), len(splits[0][1])
+
+
+def _splits(
+    images: ImageSet,
+    kept: np.ndarray,
+    hashes: tuple[str, ...],
+    sources: Sources,
+    request: Request,
+    recipe: Recipe,
+    warn: Warn,
+) -> list[Split]:
+    """Split ``images``, those of the sources at positions ``kept``."""
+    assert images.labels is not None
+    labels, classes = images.labels, images.classes
+    present = np.unique(labels)
     if len(present) < 2:
         raise EtudeError(
             f"only class {classes[present[0]]!r} has readable images; a classifier needs two classes or more"
@@ -69,17 +103,17 @@ def make_folds(data: Dataset, sources: Sources, request: Request, recipe: Recipe
     if len(present) < len(classes):
         lost = [name for label, name in enumerate(classes) if label not in present]
         warn(f"no image of {listed(lost)} can be read: the model will know these classes by name only")
-    hashes = data.build.content_hashes
     if request.folds is not None:
-        splits = k_folds(data.labels, hashes, request.folds, request.seed, warn=warn, classes=classes)
-    elif request.valid is not None:
-        splits = [_given(data, sources, hashes, warn)]
-    else:
-        splits = [hold_out(data.labels, hashes, recipe.data.valid, request.seed, warn=warn, classes=classes)]
-    seeds = [request.seed if len(splits) == 1 else derive_seed(request.seed, "fold", k) for k in range(len(splits))]
-    return [
-        Fold(np.asarray(train), np.asarray(valid), seed) for (train, valid), seed in zip(splits, seeds, strict=True)
-    ]
+        return k_folds(labels, hashes, request.folds, request.seed, warn=warn, classes=classes)
+    if request.valid is not None:
+        return [_given(images, kept < sources.train_count, hashes, warn)]
+    return [hold_out(labels, hashes, recipe.data.valid, request.seed, warn=warn, classes=classes)]
+
+
+def check_readable(test: Dataset, request: Request, classes: tuple[str, ...]) -> None:
+    """Refuse a sample submission that asks for a test image that cannot be read, before hours of training."""
+    if request.sample_submission is not None:
+        check_sample(request.sample_submission, test.images.ids, classes, probabilities=request.probabilities)
 
 
 def bad_files(data: Dataset, test: Dataset | None) -> list[BadFile]:
@@ -87,15 +121,20 @@ def bad_files(data: Dataset, test: Dataset | None) -> list[BadFile]:
     return [*data.build.bad, *(test.build.bad if test is not None else ())]
 
 
-def _given(data: Dataset, sources: Sources, hashes: tuple[str, ...], warn: Warn) -> tuple[np.ndarray, np.ndarray]:
-    is_train = data.build.kept < sources.train_count
+def _given(images: ImageSet, is_train: np.ndarray, hashes: tuple[str, ...], warn: Warn) -> Split:
     train, valid = np.flatnonzero(is_train), np.flatnonzero(~is_train)
     if not len(train) or not len(valid):
         raise EtudeError(
             "no readable image is left on one side of the split; see bad_files.csv and mend or replace them"
         )
+    assert images.labels is not None
+    if len(known := np.unique(images.labels[train])) < 2:
+        raise EtudeError(
+            f"only class {images.classes[known[0]]!r} has readable training images; a classifier needs two "
+            "classes or more: see bad_files.csv and mend or replace them"
+        )
     trained = {hashes[row] for row in train}
-    copies = [data.images.ids[row] for row in valid if hashes[row] in trained]
+    copies = [images.ids[row] for row in valid if hashes[row] in trained]
     if copies:
         warn(
             f"{len(copies):,} of {len(valid):,} validation images are copies of training images ({listed(copies, 3)}): "

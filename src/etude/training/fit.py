@@ -21,6 +21,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from etude.callbacks import Clock, History, TrainingProgress
 from etude.core.errors import EtudeError
+from etude.core.files import explained_write
 from etude.core.progress import Progress
 from etude.core.seeds import derive_seed
 from etude.data.loader import EpochBatches, OrderedBatches, TrainingRows, steps_per_epoch
@@ -80,7 +81,7 @@ def fine_tune(
     """Train ``model`` in place by the recipe; curves go to ``folder`` (``history.csv``, ``tb/``).
 
     Raises:
-        EtudeError: the loss stopped being a number.
+        EtudeError: the loss stopped being a number, or the disk is full.
     """
     settings = recipe.train
     steps = total_steps(recipe, len(train.rows))
@@ -107,7 +108,7 @@ def fine_tune(
     with _quiet_lightning():
         epoch_steps = steps_per_epoch(len(train.rows), settings.batch_size)
         trainer = _trainer(steps, epoch_steps, settings.clip, callbacks, folder)
-        with _passing_interrupts():
+        with explained_write(folder), _passing_interrupts(), _silent_writers():
             trainer.fit(module.train())
     _refuse_divergence(model, settings.lr, steps)
     model.eval()
@@ -156,6 +157,22 @@ def _passing_interrupts() -> Generator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, handler)
+
+
+@contextmanager
+def _silent_writers() -> Generator[None]:
+    """Let a full disk be told once: TensorBoard's thread prints a traceback of what it then raises here as well."""
+    hook = threading.excepthook
+
+    def unless_writing(told: threading.ExceptHookArgs) -> None:
+        if not isinstance(told.exc_value, OSError):
+            hook(told)
+
+    threading.excepthook = unless_writing
+    try:
+        yield
+    finally:
+        threading.excepthook = hook
 
 
 @contextmanager
