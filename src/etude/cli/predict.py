@@ -8,6 +8,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+_SHOWN = 10  # files named one by one; thousands would hide what matters
+
 
 def predict(
     run: Path,
@@ -61,8 +63,10 @@ def predict(
     if opened.record["state"] != "finished":
         screen.warn(f"{run} did not finish (it is {opened.record['state']}): predicting with the models it has kept")
     found = opened.predict(images, tta=tta, cache=cache, progress=screen)
-    for bad in found.bad:
+    for bad in found.bad[:_SHOWN]:
         screen.warn(f"left out: {bad.id} ({bad.reason})")
+    if len(found.bad) > _SHOWN:
+        screen.warn(f"left out: {len(found.bad) - _SHOWN:,} more files that cannot be read")
     views = found.predictions.logits.shape[0]
     if tta is not None and views < tta:
         screen.warn(f"averaged over {views} views, not {tta}: the symmetries of these images allow no more")

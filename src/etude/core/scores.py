@@ -72,6 +72,17 @@ def standard_error(accuracy: float, n: int) -> float:
     return math.sqrt(accuracy * (1 - accuracy) / n)
 
 
+def adjusted_error(accuracy: float, n: int) -> float:
+    """Return a standard error that stays honest on few images: after two more right and two more wrong ones.
+
+    The plain formula says 0 when all (or none) of a handful are right. Source: Agresti & Coull 1998.
+
+    >>> standard_error(1.0, 6), round(adjusted_error(1.0, 6), 2)
+    (0.0, 0.13)
+    """
+    return standard_error((accuracy * n + 2) / (n + 4), n + 4)
+
+
 def _labelled(labels: ArrayLike) -> NDArray[np.int64]:
     truth = np.asarray(labels)
     if truth.ndim != 1 or not len(truth):

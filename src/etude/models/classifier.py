@@ -174,7 +174,10 @@ def load_model(folder: Path, name: str = "model") -> tuple[Classifier, ModelCard
         )
     card = _read_card(described)
     preprocessing = card.preprocessing
-    state = read_safetensors(folder / f"{name}.safetensors")
+    weights = folder / f"{name}.safetensors"
+    if not weights.is_file():
+        raise EtudeError(f"{weights} is missing, though {described.name} is there: restore it, or train the run again")
+    state = read_safetensors(weights)
     built = build_backbone(card.backbone, "none", preprocessing.in_channels)
     if card.folded:
         fold_batchnorm(built.module, built.probe())

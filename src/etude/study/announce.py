@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from etude.core.scores import accuracy, log_loss, standard_error
+from etude.core.scores import accuracy, adjusted_error, log_loss
 from etude.data.dataset import seconds_to_decode
 from etude.data.survey import SurveyResult
 from etude.journal.screen import Screen
@@ -26,8 +26,9 @@ def stored_size(recipe: Recipe) -> int:
     """
     finetuned = "finetune" in recipe.stages
     if recipe.model.backbone == "tiny":
-        return recipe.timeline.final_size
-    return max(recipe.model.feature_size, recipe.timeline.final_size if finetuned else 0)
+        return max(recipe.timeline.start_size, recipe.timeline.final_size)
+    sizes = (recipe.timeline.start_size, recipe.timeline.final_size) if finetuned else ()
+    return max(recipe.model.feature_size, *sizes)
 
 
 def show_plan(
@@ -46,10 +47,11 @@ def show_plan(
     features = None if frozen is None else measure_speed(frozen.backbone, recipe.model.feature_size, precision)
     training = None
     if "finetune" in recipe.stages:
-        trained = trainable_backbone(recipe, "none", surveyed.channels, precision)
+        trained = trainable_backbone(recipe, recipe.model.weights, surveyed.channels, precision)
         training = measure_speed(trained, recipe.timeline.start_size, precision)
-    expected = expected_seconds(recipe, amounts, decode, features, training)
     classes = sources.labelled.classes
+    width = 0 if frozen is None else frozen.backbone.num_features
+    expected = expected_seconds(recipe, amounts, decode, features, training, width * len(classes))
     sample = f", a sample of {request.sample}" if request.sample else ""
     rows = [
         (
@@ -59,10 +61,7 @@ def show_plan(
         ("classes", _short(classes)),
         ("split", _split_in_words(request, recipe, amounts)),
         ("device", device),
-        (
-            "stage 1",
-            _head_in_words(recipe, frozen),
-        ),
+        ("stage 1", _head_in_words(recipe, frozen)),
     ]
     if "finetune" in recipe.stages:
         rows.append(("stage 2", _finetune_in_words(recipe)))
@@ -79,7 +78,7 @@ def show_scores(screen: Screen, rows: Sequence[Row]) -> None:
         if row.predictions is not None and row.predictions.labels is not None:
             labels = row.predictions.labels
             right = accuracy(row.predictions.predicted(), labels)
-            error = standard_error(right, len(labels))
+            error = adjusted_error(right, len(labels))
             scores = [f"{right:.2%} ± {error:.2%}", f"{log_loss(row.predictions.probabilities(), labels):.4f}"]
         cells.append([row.stage, None if row.seconds is None else f"{row.seconds:.1f}", *scores])
     screen.table("", ["stage", "seconds", "validation accuracy", "log loss"], cells)

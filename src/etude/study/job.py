@@ -38,6 +38,7 @@ from etude.study.sources import (
     survey_sources,
 )
 from etude.study.symmetry import PolicyChoice, choose_policy
+from etude.training.fit import DivergedError
 
 
 def fit(request: Request, screen: Screen) -> Path:
@@ -194,19 +195,32 @@ class Job:
             save_model(folder, candidates[-1].model, candidates[-1].card)
         policy = self._settled_policy(data, fold, features, head)
         if "finetune" in self.recipe.stages:
-            with session.stage(f"fine-tune{suffix}") as stage:
-                trained = finetune_candidate(
-                    data, fold, features, self.recipe,
-                    policy=policy, precision=self.precision, folder=folder, progress=session.screen,
-                )  # fmt: skip
-                candidates.append(trained)
-            session.scored(stage, candidates[-1].valid)
+            candidates += self._finetuned(data, fold, features, policy, folder, suffix)
         kept = better(candidates)
         card: ModelCard = replace(kept.card, policy=policy, tta=self.recipe.predict.tta)
         save_model(folder, kept.model, card)
         if len(candidates) > 1:
             session.screen.say(f"kept{suffix}: {kept.stage}, the better of both stages on the validation images")
         return name, replace(kept, card=card)
+
+    def _finetuned(
+        self, data: Dataset, fold: Fold, features: FrozenFeatures | None, policy: str, folder: Path, suffix: str
+    ) -> list[Candidate]:
+        """Return stage 2's candidate; none when training diverged and stage 1 is there to be kept."""
+        session = self.session
+        try:
+            with session.stage(f"fine-tune{suffix}") as stage:
+                trained = finetune_candidate(
+                    data, fold, features, self.recipe,
+                    policy=policy, precision=self.precision, folder=folder, progress=session.screen,
+                )  # fmt: skip
+        except DivergedError as problem:
+            if features is None:
+                raise
+            session.warn(f"stage 1 is kept, since {problem}")
+            return []
+        session.scored(stage, trained.valid)
+        return [trained]
 
     def _settled_policy(
         self, data: Dataset, fold: Fold, features: FrozenFeatures | None, head: LinearHead | None

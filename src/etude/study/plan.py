@@ -10,6 +10,9 @@ from etude.recipe.settings import Recipe
 from etude.study.speed import Speed, training_seconds
 from etude.training.fit import timeline_of, total_steps
 
+_SOLVER_STEPS = 50  # of L-BFGS, as seen on features of EfficientNet-Lite0
+_FLOPS = 3e10  # a second, in float32 matrix products on two cores
+
 
 @dataclass(frozen=True, slots=True)
 class Amounts:
@@ -31,7 +34,12 @@ class Amounts:
 
 
 def expected_seconds(
-    recipe: Recipe, amounts: Amounts, decode: float, features: Speed | None, training: Speed | None
+    recipe: Recipe,
+    amounts: Amounts,
+    decode: float,
+    features: Speed | None,
+    training: Speed | None,
+    head_weights: int = 0,
 ) -> list[tuple[str, float]]:
     """Return (stage, seconds) for the stages of the recipe, in order.
 
@@ -39,10 +47,12 @@ def expected_seconds(
         decode: seconds an image to read, decode and resize, on all threads together.
         features: speed of the frozen backbone, or None without stage 1.
         training: speed of the trained backbone, or None without stage 2.
+        head_weights: numbers in stage 1's head, features times classes.
     """
     stages = [("store", decode * (amounts.labelled + amounts.test))]
     if features is not None:
         stages.append(("features", features.infer_at(recipe.model.feature_size) * amounts.labelled))
+        stages.append(("head", _head_seconds(recipe, amounts, head_weights) * amounts.folds))
     if training is not None:
         steps = total_steps(recipe, amounts.train)
         one = training_seconds(training, timeline_of(recipe), steps, min(recipe.train.batch_size, amounts.train))
@@ -53,6 +63,13 @@ def expected_seconds(
         views = recipe.predict.tta * amounts.folds
         stages.append(("predict test", predictor.infer_at(size) * amounts.test * views))
     return stages
+
+
+def _head_seconds(recipe: Recipe, amounts: Amounts, weights: int) -> float:
+    """Estimate the fits of the head from their arithmetic; right within a factor of about two."""
+    searched = min(amounts.train, recipe.head.search_rows) * (recipe.head.folds - 1)
+    rows = searched * len(recipe.head.inverse_regularization) + amounts.train
+    return 4.0 * weights * rows * _SOLVER_STEPS / _FLOPS
 
 
 def at_trained_sizes(recipe: Recipe, warn: Callable[[str], None]) -> Recipe:

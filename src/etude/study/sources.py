@@ -47,6 +47,11 @@ def read_sources(request: Request, warn: Warn) -> Sources:
     valid = request.read_valid(train.classes)
     labelled = train if valid is None else joined(train, valid)
     test = request.read_test()
+    if request.probabilities and request.sample_submission is None and "id" in train.classes:
+        raise EtudeError(
+            "a class is called 'id', as is the column of ids beside the probabilities; give --sample-submission with "
+            "another name for that column, or leave out --probabilities"
+        )
     if request.sample_submission is not None and test is not None:
         check_sample(request.sample_submission, test.ids, train.classes, probabilities=request.probabilities)
     return Sources(labelled, len(train), test)

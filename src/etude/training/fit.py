@@ -81,7 +81,8 @@ def fine_tune(
     """Train ``model`` in place by the recipe; curves go to ``folder`` (``history.csv``, ``tb/``).
 
     Raises:
-        EtudeError: the loss stopped being a number, or the disk is full.
+        DivergedError: the weights stopped being numbers.
+        EtudeError: the disk is full.
     """
     settings = recipe.train
     steps = total_steps(recipe, len(train.rows))
@@ -115,9 +116,13 @@ def fine_tune(
     return FineTuneResult(trainer.global_step, history.rows)
 
 
+class DivergedError(EtudeError):
+    """The weights or the loss stopped being numbers."""
+
+
 def _refuse_divergence(model: Classifier, lr: float, steps: int) -> None:
     if not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
-        raise EtudeError(
+        raise DivergedError(
             f"training diverged: after {steps} steps at train.lr={lr:g} weights are infinite or not a number; "
             f"lower it, for example --set train.lr={lr / 3:.1g}"
         )
