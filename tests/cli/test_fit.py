@@ -72,6 +72,12 @@ def test_same_command_same_result(etude, tmp_path):
     np.testing.assert_array_equal(one.logits, two.logits)
 
 
+def test_quick_recipe_on_larger_images_stores_what_the_features_need(etude, tmp_path):
+    train = write_classes(tmp_path / "train", side=64)
+    assert etude("fit", train, *QUICK, "--set", "model.feature_size=64", "--out", "run").code == 0
+    assert record_of(tmp_path / "run")["data"]["stored_size"] == 64
+
+
 def test_other_seed_other_split(etude, tmp_path):
     train = write_classes(tmp_path / "train", count=30)
     for seed in (0, 1):

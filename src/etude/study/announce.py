@@ -27,8 +27,8 @@ def stored_size(recipe: Recipe) -> int:
     finetuned = "finetune" in recipe.stages
     if recipe.model.backbone == "tiny":
         return max(recipe.timeline.start_size, recipe.timeline.final_size)
-    sizes = (recipe.timeline.start_size, recipe.timeline.final_size) if finetuned else ()
-    return max(recipe.model.feature_size, *sizes)
+    trained = [recipe.timeline.start_size, recipe.timeline.final_size] if finetuned else []
+    return max([recipe.model.feature_size, *trained])
 
 
 def show_plan(
