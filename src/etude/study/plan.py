@@ -11,7 +11,8 @@ from etude.study.speed import Speed, training_seconds
 from etude.training.fit import timeline_of, total_steps
 
 _SOLVER_STEPS = 50  # of L-BFGS, as seen on features of EfficientNet-Lite0
-_FLOPS = 3e10  # a second, in float32 matrix products on two cores
+_FLOPS = 8e10  # a second, in float32 matrix products on two cores
+_SECONDS_A_FIT = 0.1  # besides the arithmetic
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +69,10 @@ def expected_seconds(
 def _head_seconds(recipe: Recipe, amounts: Amounts, weights: int) -> float:
     """Estimate the fits of the head from their arithmetic; right within a factor of about two."""
     searched = min(amounts.train, recipe.head.search_rows) * (recipe.head.folds - 1)
-    rows = searched * len(recipe.head.inverse_regularization) + amounts.train
-    return 4.0 * weights * rows * _SOLVER_STEPS / _FLOPS
+    candidates = len(recipe.head.inverse_regularization)
+    rows = searched * candidates + amounts.train
+    fits = recipe.head.folds * candidates + 1
+    return 4.0 * weights * rows * _SOLVER_STEPS / _FLOPS + fits * _SECONDS_A_FIT
 
 
 def at_trained_sizes(recipe: Recipe, warn: Callable[[str], None]) -> Recipe:
