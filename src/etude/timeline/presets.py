@@ -15,7 +15,7 @@ def default_timeline(
     finish: float = 0.2,
     size_multiple: int = 32,
 ) -> Timeline:
-    """Return warmup, grow, finish: sizes and augmentation grow together, the end is full size and unaugmented.
+    """Return warmup, grow, finish: sizes and augmentation grow together, and augmentation fades out at the end.
 
     Warmup ramps the learning rate linearly (Goyal et al. 2017) at the small size; grow decays it by a cosine
     while image size and augmentation ramp up; finish decays the rest at full size with augmentation fading out.
