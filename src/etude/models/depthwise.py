@@ -1,8 +1,8 @@
 """Depthwise convolutions that train fast in bfloat16 on a CPU.
 
 oneDNN's bfloat16 backward of depthwise convolutions falls into slow code for strided ones (gradient of the input) and
-for 5x5 or strided ones (gradient of the weights); float32 is several times faster there. Which part is computed in
-which mode follows from that; the forward pass and everything else stay in bfloat16.
+for 5x5 or strided ones (gradient of the weights); float32 is faster there. Which part is computed in which mode follows
+from that; the forward pass and everything else stay in bfloat16. ``benchmarks/cpu_training.py`` measures what it buys.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 def keep_large_blocks(largest: int = 512 << 20) -> bool:
     """Let glibc serve blocks of up to ``largest`` bytes from its heap instead of mapping each anew.
 
-    A mapped block is zeroed page by page by the kernel at every step; on CPUs that took up to four fifths of the time
-    of large batches. Nothing changes on other C libraries.
+    A mapped block is zeroed page by page by the kernel at every step; what that costs a training step on a CPU is
+    measured by ``benchmarks/cpu_training.py``. Nothing changes on other C libraries.
 
     Returns:
         Whether the settings were taken.
