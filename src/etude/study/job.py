@@ -31,7 +31,7 @@ from etude.study.session import Session
 from etude.study.sources import (
     Sources,
     bad_files,
-    check_readable,
+    check_asked,
     make_folds,
     planned_split,
     read_sources,
@@ -137,7 +137,7 @@ class Job:
         session.screen.say(f"geometry: {data.build.fit_reason}")
         self._list_bad(bad_files(data, test), len(data) + len(test or ()))
         if test is not None and surveyed_test is not None:
-            check_readable(test, session.request, data.images.classes)
+            check_asked(session.request, test.images, data.images.classes)
             if surveyed_test.channels > data.build.store.channels:
                 session.warn("test images have colours, training images are grey: the test images are taken as grey")
         return data, test

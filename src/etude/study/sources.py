@@ -52,8 +52,8 @@ def read_sources(request: Request, warn: Warn) -> Sources:
             "a class is called 'id', as is the column of ids beside the probabilities; give --sample-submission with "
             "another name for that column, or leave out --probabilities"
         )
-    if request.sample_submission is not None and test is not None:
-        check_sample(request.sample_submission, test.ids, train.classes, probabilities=request.probabilities)
+    if test is not None:
+        check_asked(request, test, train.classes)
     return Sources(labelled, len(train), test)
 
 
@@ -115,10 +115,13 @@ def _splits(
     return [hold_out(labels, hashes, recipe.data.valid, request.seed, warn=warn, classes=classes)]
 
 
-def check_readable(test: Dataset, request: Request, classes: tuple[str, ...]) -> None:
-    """Refuse a sample submission that asks for a test image that cannot be read, before hours of training."""
+def check_asked(request: Request, test: ImageSet, classes: tuple[str, ...]) -> None:
+    """Refuse a sample submission that does not fit these test images and classes, before hours of training.
+
+    It is asked twice: of the images that are listed, and of those that could be read.
+    """
     if request.sample_submission is not None:
-        check_sample(request.sample_submission, test.images.ids, classes, probabilities=request.probabilities)
+        check_sample(request.sample_submission, test.ids, classes, probabilities=request.probabilities)
 
 
 def bad_files(data: Dataset, test: Dataset | None) -> list[BadFile]:

@@ -117,7 +117,7 @@ def fine_tune(
 
 
 class DivergedError(EtudeError):
-    """The weights or the loss stopped being numbers."""
+    """The weights stopped being numbers."""
 
 
 def _refuse_divergence(model: Classifier, lr: float, steps: int) -> None:
