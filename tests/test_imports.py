@@ -20,7 +20,7 @@ ROOMS: dict[str, set[str]] = {
     "core": set(),
     "timeline": set(),
     "recipe": {"core", "timeline"},
-    "journal": {"core"},
+    "journal": {"core", "timeline"},
     "refine": {"core"},
     "functional": {"core", "compat"},
     "data": {"core", "recipe"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -16,6 +17,7 @@ REPO = Path(__file__).resolve().parents[1]
 README = (REPO / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
 COMMANDS = [line for kind, text in BLOCKS if not kind for line in text.splitlines() if line.strip()]
+TOML = [text for kind, text in BLOCKS if kind == "toml"]
 PYTHON = [text for kind, text in BLOCKS if kind == "python"]
 
 
@@ -25,11 +27,23 @@ def test_etude_commands_run_in_order(etude, tmp_path):
     write_flat(tmp_path / "test")
     commands = [shlex.split(line) for line in COMMANDS if line.startswith("etude ")]
     assert len(commands) >= 5
+    (tmp_path / "mine.toml").write_text(TOML[0])
     for words in commands:
+        if "--resume" in words:
+            stop(tmp_path / words[words.index("--out") + 1])
         ended = etude(*words[1:])
         assert ended.code == 0, (words, ended.err)
-        out = tmp_path / words[words.index("--out") + 1]
-        assert out.is_file() or (out / "run.json").is_file()
+        assert not ended.err, words
+        for option in ("--out", "--plot"):
+            if option in words:
+                made = tmp_path / words[words.index(option) + 1]
+                assert made.is_file() or (made / "run.json").is_file()
+
+
+def stop(run: Path) -> None:
+    """Make a finished run look like one that was stopped."""
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**record, "state": "interrupted"}))
 
 
 @pytest.mark.slow

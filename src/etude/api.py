@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from etude.journal.screen import Screen
 from etude.run import Run
 from etude.study.job import fit as run_job
-from etude.study.request import Columns, Request
+from etude.study.request import Columns, Request, lr_settings
 
 
 def fit(
@@ -20,9 +21,11 @@ def fit(
     folds: int | None = None,
     recipe: str = "default",
     settings: Mapping[str, Any] | None = None,
+    lr: float | str | None = None,
     sample: str | int | None = None,
     seed: int = 0,
     out: Path | str | None = None,
+    resume: bool = False,
     cache: Path | str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
@@ -39,11 +42,13 @@ def fit(
         valid: labelled validation images; by default a fifth of ``train`` is held out.
         test: images to predict at the end, into ``submission.csv``.
         folds: train that many models by cross-validation and average them.
-        recipe: ``default``, ``quick``, or a TOML file.
+        recipe: ``default``, ``quick``, the name of a timeline such as ``one-cycle``, or a TOML file.
         settings: changes by dotted name, such as ``{"train.lr": 1e-3}``.
+        lr: peak learning rate, or ``"auto"`` to search for it first.
         sample: start small, such as ``"10%"`` or ``500``.
         seed: of everything random.
         out: the run's folder; by default a new one below ``runs/``.
+        resume: go on with the run in ``out`` (or the newest unfinished one on ``train``) where it was stopped.
         cache: folder of decoded images and features; by default ``~/.cache/etude``.
         image_column: the table's column of images, when it is not found automatically.
         label_column: the table's column of labels.
@@ -65,7 +70,7 @@ def fit(
         test=_path(test),
         folds=folds,
         recipe=recipe,
-        settings=[f"{key}={_toml(value)}" for key, value in (settings or {}).items()],
+        settings=[f"{key}={_toml(value)}" for key, value in (settings or {}).items()] + lr_settings(lr),
         sample=None if sample is None else str(sample),
         seed=seed,
         out=_path(out),
@@ -73,6 +78,7 @@ def fit(
         columns=Columns(image_column, label_column, weight_column, _path(image_root)),
         sample_submission=_path(sample_submission),
         probabilities=probabilities,
+        resume=resume,
         command=("etude.fit", str(train)),
     )
     return Run(run_job(request, Screen(quiet=quiet)))
@@ -83,8 +89,7 @@ def _path(given: Path | str | None) -> Path | None:
 
 
 def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
-    return repr(value) if isinstance(value, (int, float)) else str(value)
+    # JSON writes numbers, booleans and strings as TOML reads them.
+    return json.dumps(str(value) if isinstance(value, Path) else value)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import etude.compat  # noqa: F401  (before lightning)
 
 import lightning.pytorch as pl
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 
 class PlainModule(pl.LightningModule):
@@ -41,12 +42,90 @@ class PlainModule(pl.LightningModule):
         )
 
 
+class ImageModule(pl.LightningModule):
+    """A user's classifier of images (B, C, H, W) with labels (B,): plain cross-entropy, nothing of etude.
+
+    It writes down the batches that its steps saw.
+    """
+
+    def __init__(self, num_classes: int = 3, channels: int = 3) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.convolution = torch.nn.Conv2d(channels, 4, 3, padding=1)
+        self.norm = torch.nn.BatchNorm2d(4)
+        self.head = torch.nn.Linear(4, num_classes)
+        self.seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.validated: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.norm(self.convolution(images)).relu().mean((2, 3)))
+
+    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        images, labels = batch
+        self.seen.append((images, labels))
+        loss = torch.nn.functional.cross_entropy(self(images), labels)
+        self.log("train_loss", loss)
+        return loss
+
+    def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> None:
+        images, labels = batch
+        self.validated.append((images, labels))
+        self.log("valid_loss", torch.nn.functional.cross_entropy(self(images), labels))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.01, momentum=0.9)
+
+
 Fit = Callable[..., pl.Trainer]
 
 
 @pytest.fixture
 def plain_module() -> type[PlainModule]:
     return PlainModule
+
+
+@pytest.fixture
+def image_module() -> type[ImageModule]:
+    torch.manual_seed(0)
+    return ImageModule
+
+
+@pytest.fixture
+def images() -> TensorDataset:
+    """24 images (3, 16, 16) in [0, 1], labels 0, 1 and 2 in turn."""
+    generator = torch.Generator().manual_seed(0)
+    return TensorDataset(torch.rand(24, 3, 16, 16, generator=generator), torch.arange(24) % 3)
+
+
+@pytest.fixture
+def fit_images(tmp_path: Path, images: TensorDataset) -> Fit:
+    """``fit_images(module, callbacks, steps=8, **trainer_settings)`` trains on 4 batches of 6 an epoch, in order."""
+
+    def run(
+        module: pl.LightningModule,
+        callbacks: list[pl.Callback],
+        steps: int = 8,
+        data: Dataset[Any] = images,
+        ckpt_path: Path | None = None,
+        datamodule: pl.LightningDataModule | None = None,
+        **settings: Any,
+    ) -> pl.Trainer:
+        loader = DataLoader(data, batch_size=6)
+        settings = {"logger": False, "enable_checkpointing": False, "max_epochs": -1} | settings
+        trainer = pl.Trainer(
+            max_steps=steps,
+            accelerator="cpu",
+            callbacks=callbacks,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=tmp_path,
+            **settings,
+        )
+        loaders = () if datamodule else (loader, loader)
+        trainer.fit(module, *loaders, datamodule=datamodule, ckpt_path=ckpt_path)
+        return trainer
+
+    return run
 
 
 @pytest.fixture

@@ -2,44 +2,221 @@ from __future__ import annotations
 
 import etude.compat  # noqa: F401  (before lightning)
 
+import lightning.pytorch as pl
 import pytest
+import torch
 
-from etude.callbacks import Clock
-from etude.timeline import Constant, Linear, Phase, Timeline, default_timeline
+from etude.callbacks import Clock, clock_of
+from etude.core.errors import EtudeError
+from etude.timeline import Constant, Linear, Phase, Plateau, Shape, Timeline, preset, step_progress
+
+UP_AND_DOWN = Timeline((Phase("up", 0.5, lr=Linear(0.0, 0.8)), Phase("down", 0.5, lr=Linear(0.8, 0.0))))
 
 
 def test_every_step_runs_at_the_timelines_rate_times_the_groups_scale(fit, plain_module):
-    plan = Timeline(
-        (Phase("up", 0.5, Linear(0.0, 0.8), Constant(64)), Phase("down", 0.5, Linear(0.8, 0.0), Constant(96)))
-    )
     module = plain_module()
-    fit(module, [Clock(plan, 8)], steps=8)
+    fit(module, [Clock(UP_AND_DOWN)], steps=8)
     # The middles of eight steps, worked out by hand.
     expected = [0.1, 0.3, 0.5, 0.7, 0.7, 0.5, 0.3, 0.1]
     assert [rates[1] for rates in module.rates] == pytest.approx(expected)
     assert [rates[0] for rates in module.rates] == pytest.approx([0.1 * rate for rate in expected])
 
 
-def test_the_clock_knows_the_present_moment(fit, plain_module):
-    plan = default_timeline(1e-2, 64, 128)
-    clock = Clock(plan, 10)
-    assert clock.moment == plan.at(0.05)
-    fit(plain_module(), [clock], steps=10)
-    assert clock.moment == plan.at(0.95)
-    assert clock.moment.phase == "finish"
+def test_the_clock_takes_its_steps_from_the_trainer_or_as_given(fit, plain_module):
+    by_trainer, given = Clock(UP_AND_DOWN), Clock(UP_AND_DOWN, 100)
+    fit(plain_module(), [by_trainer], steps=8)
+    fit(plain_module(), [given], steps=8)
+    assert (by_trainer.steps, given.steps) == (8, 100)
+    assert given.moment == UP_AND_DOWN.at(step_progress(7, 100))
+
+
+def test_lengths_in_epochs_are_resolved_when_training_starts(fit, plain_module):
+    plan = Timeline((Phase("up", "1ep", lr=Constant(0.25)), Phase("rest", 1.0, lr=Constant(0.5))))
+    module = plain_module()
+    fit(module, [Clock(plan)], steps=12, per_epoch=4)
+    assert [rates[1] for rates in module.rates] == [0.25] * 4 + [0.5] * 8
+
+
+def test_a_timeline_that_does_not_fit_the_run_is_told_in_one_sentence(fit, plain_module):
+    plan = Timeline((Phase("long", "300st", lr=Constant(0.25)), Phase("rest", 1.0, lr=Constant(0.5))))
+    with pytest.raises(EtudeError, match="the timeline does not fit this run: .*300"):
+        fit(plain_module(), [Clock(plan)], steps=8)
+
+
+def test_the_moment_of_any_step_can_be_asked(fit, plain_module):
+    plan = preset("default", Shape(peak_lr=1e-2, start_size=64, final_size=128))
+    clock = Clock(plan)
+    trainer = fit(plain_module(), [clock], steps=10)
+    assert clock_of(trainer) is clock
+    assert clock.moment == clock.moment_at(9) == plan.at(0.95)
+    assert clock.moment_at(0) == plan.at(0.05)
+
+
+def test_a_trainer_without_a_clock_has_none():
+    assert clock_of(pl.Trainer(logger=False, accelerator="cpu")) is None
 
 
 def test_a_run_beyond_the_plan_stays_at_its_end(fit, plain_module):
     module = plain_module()
-    clock = Clock(default_timeline(1e-2, 64, 128), 4)
-    fit(module, [clock], steps=6)
+    fit(module, [Clock(UP_AND_DOWN, 4)], steps=6)
     assert [rates[1] for rates in module.rates[4:]] == [0.0, 0.0]
-    assert clock.moment.progress == 1.0
 
 
 def test_the_weights_move_as_the_rates_say(fit, plain_module):
     still, moved = plain_module(), plain_module()
     for module, rate in ((still, 0.0), (moved, 0.1)):
         weight = module.layer.weight.detach().clone()
-        fit(module, [Clock(Timeline((Phase("all", 1.0, Constant(rate), Constant(64)),)), 3)], steps=3)
+        fit(module, [Clock(Timeline((Phase("all", 1.0, lr=rate),)))], steps=3)
         assert (module.layer.weight.detach() == weight).all().item() is (rate == 0.0)
+
+
+class Watching(pl.Callback):
+    """Writes down what the optimiser, the dropout and the stochastic depth are set to at each step."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[float, ...]] = []
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, module: pl.LightningModule, optimizer) -> None:
+        group = optimizer.param_groups[0]
+        momentum = group["betas"][0] if "betas" in group else group["momentum"]
+        self.seen.append((group["lr"], momentum, module.drop.p, module.shallow.drop_prob, module.deep.drop_prob))
+
+
+class DropPath(torch.nn.Module):
+    """As timm's, for the attribute that counts."""
+
+    def __init__(self, drop_prob: float) -> None:
+        super().__init__()
+        self.drop_prob = drop_prob
+
+
+def with_layers(plain_module, optimizer: type[torch.optim.Optimizer], **options: object):
+    class Module(plain_module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop, self.shallow, self.deep = torch.nn.Dropout(0.4), DropPath(0.1), DropPath(0.2)
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return optimizer(self.parameters(), **options)
+
+    return Module()
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "options"),
+    [(torch.optim.AdamW, {"lr": 7.0, "betas": (0.8, 0.99)}), (torch.optim.SGD, {"lr": 7.0, "momentum": 0.8})],
+)
+def test_what_a_phase_leaves_alone_stays_as_the_user_set_it(fit, plain_module, optimizer, options):
+    plan = Timeline(
+        (
+            Phase("first", 0.5, momentum=Constant(0.5), dropout=0.1, drop_path=0.4),
+            Phase("second", 0.5, lr=Constant(0.01)),
+        )
+    )
+    watching = Watching()
+    module = with_layers(plain_module, optimizer, **options)
+    fit(module, [Clock(plan), watching], steps=2)
+    # Stochastic depth keeps its proportions: the last block gets the scheduled share, the one before half of it.
+    assert watching.seen[0] == pytest.approx((7.0, 0.5, 0.1, 0.2, 0.4))
+    assert watching.seen[1] == pytest.approx((0.01, 0.8, 0.4, 0.1, 0.2))
+    if "betas" in options:
+        assert module.optimizers().param_groups[0]["betas"][1] == 0.99
+
+
+@pytest.mark.parametrize("quantity", ["dropout", "drop_path"])
+def test_scheduling_what_the_network_lacks_is_refused(fit, plain_module, quantity: str):
+    plan = Timeline((Phase("all", 1.0, **{quantity: 0.2}),))
+    with pytest.raises(EtudeError, match=f"schedules {quantity}, but the network has no layer"):
+        fit(plain_module(), [Clock(plan)], steps=2)
+
+
+class Scripted(pl.LightningModule):
+    """Validation logs the next of ``values``."""
+
+    def __init__(self, values: list[float]) -> None:
+        super().__init__()
+        self.layer, self.values, self.rates, self.value = torch.nn.Linear(2, 1), list(values), [], 0.0
+
+    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        self.rates.append(self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+        return self.layer(batch[0]).square().mean()
+
+    def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> None:
+        if batch_idx == 0 and not self.trainer.sanity_checking:
+            self.value = self.values.pop(0)
+        self.log("score", self.value)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=1.0)
+
+
+def with_plateau(**options: object) -> Timeline:
+    plateau = Plateau(metric="score", patience=0, threshold=0.0, factor=0.5, **options)  # type: ignore[arg-type]
+    return Timeline(
+        (
+            Phase("warmup", 0.25, lr=Constant(0.8)),
+            Phase("train", 0.5, lr=Constant(0.8), plateau=plateau),
+            Phase("finish", 0.25, lr=Constant(0.4), image_size=64, jump=True),
+        )
+    )
+
+
+def test_a_plateau_halves_the_rate_from_the_next_step_on(fit):
+    # Two steps an epoch, validated each; the phase that watches spans epochs 3 to 6 (steps 4 to 11).
+    module = Scripted([9.0, 9.0, 1.0, 2.0, 0.5, 0.4, 0.3, 0.2])
+    clock = Clock(with_plateau())
+    fit(module, [clock], steps=16, per_epoch=2, valid=True)
+    # Warmup's bad values count for nothing; 2.0 after 1.0 is a plateau with patience 0, seen after step 8.
+    assert module.rates == pytest.approx([0.8] * 8 + [0.4] * 4 + [0.2] * 4)
+    assert [(event.kind, event.progress) for event in clock.timeline.events] == [("scale", 0.5)]
+
+
+def test_a_plateau_ends_its_phase_and_the_run_ends_earlier(fit):
+    module = Scripted([9.0, 9.0, 1.0, 2.0, 0.5, 0.4])
+    clock = Clock(with_plateau(reductions=0))
+    trainer = fit(module, [clock], steps=16, per_epoch=2, valid=True)
+    # The watching phase had 8 steps and is left after 4; finish keeps its own 4.
+    assert module.rates == pytest.approx([0.8] * 8 + [0.4] * 4)
+    assert trainer.global_step == 12
+    assert clock.moment is not None
+    assert clock.moment.image_size == 64
+
+
+def test_a_metric_that_nobody_logs_is_named(fit, plain_module):
+    plan = Timeline((Phase("all", 1.0, lr=0.1, plateau=Plateau(metric="valid_f1")),))
+    with pytest.raises(EtudeError, match="watches 'valid_f1'.*it logs 'valid_accuracy', 'valid_loss'"):
+        fit(plain_module(), [Clock(plan)], steps=4, valid=True)
+
+
+def test_a_scheduler_beside_the_clock_is_refused(fit, plain_module):
+    class Both(plain_module):
+        def configure_optimizers(self):
+            optimizer = super().configure_optimizers()
+            return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1)]
+
+    with pytest.raises(EtudeError, match="StepLR"):
+        fit(Both(), [Clock(UP_AND_DOWN)], steps=4)
+
+
+@pytest.mark.parametrize("plan", [with_plateau(), Timeline((Phase("one", "4ep", lr=0.8, plateau=Plateau("score")),))])
+def test_state_comes_back_in_another_clock(fit, plan: Timeline):
+    clock, again = Clock(plan), Clock(plan)
+    fit(Scripted([9.0, 9.0, 1.0, 2.0]), [clock], steps=8, per_epoch=2, valid=True)
+    again.load_state_dict(clock.state_dict())
+    module = Scripted([])
+    trainer = fit(module, [again], steps=1, per_epoch=2)
+    assert trainer.global_step == 1
+    assert again.steps == clock.steps == 8
+    assert again.timeline.events == clock.timeline.events
+    assert again.state_dict()["watches"] == clock.state_dict()["watches"]
+    assert again.happened == clock.happened
+
+
+def test_what_happened_is_kept_in_at_most_five_hundred_rows(fit, plain_module):
+    clock = Clock(UP_AND_DOWN)
+    fit(plain_module(), [clock], steps=8)
+    assert [row["step"] for row in clock.happened] == [*range(8)]
+    assert clock.happened[0] == {"step": 0, "phase": "up", "lr": pytest.approx(0.1)}
+    long = Clock(UP_AND_DOWN, 4_000)
+    fit(plain_module(), [long], steps=40)
+    assert [row["step"] for row in long.happened] == [0, 8, 16, 24, 32]

@@ -10,14 +10,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etude.data.loader import Batch, EpochBatches, OrderedBatches, TrainingRows, steps_per_epoch
+from etude.data.loader import Batch, OrderedBatches, StepBatches, TrainingRows
 from etude.functional.augment import POLICIES, augment
 
 
 @dataclass(frozen=True)
 class Step:
-    image_size: int = 8
-    augment: float = 0.0
+    image_size: int | None = 8
+    augment: float | None = 0.0
+    batch_size: int | None = None
 
 
 class Images:
@@ -44,27 +45,82 @@ def unchanged(images: np.ndarray, strength: float, rng: np.random.Generator) -> 
     return images
 
 
-def batches(data: TrainingRows, batch_size: int = 4, epoch: int = 0, seed: int = 0, **options) -> EpochBatches:
+def batches(data: TrainingRows, batch_size: int = 4, steps: int = 5, seed: int = 0, **options) -> StepBatches:
     options = {"plan": lambda step: Step(), "augment": unchanged, **options}
-    return EpochBatches(data, batch_size=batch_size, epoch=epoch, seed=seed, **options)
+    return StepBatches(data, steps=steps, batch_size=batch_size, seed=seed, **options)
 
 
-def ids(epoch: EpochBatches) -> list[int]:
-    return [number for batch in epoch for number in batch["id"].tolist()]
+def parts(loader: StepBatches) -> list[list[int]]:
+    return [batch["id"].tolist() for batch in loader]
 
 
-@given(st.integers(1, 60), st.integers(1, 20), st.integers(0, 3), st.integers(1, 5))
-def test_an_epoch_visits_images_without_repetition_in_whole_batches(count, batch_size, epoch, prefetch):
+def ids(loader: StepBatches) -> list[int]:
+    return [number for part in parts(loader) for number in part]
+
+
+@given(st.integers(1, 40), st.integers(1, 20), st.integers(1, 30), st.integers(1, 5))
+def test_every_image_is_seen_once_an_epoch(count, batch_size, steps, prefetch):
     data = training_rows(count)
-    loader = batches(data, batch_size, epoch, prefetch=prefetch)
-    seen = [batch["id"].tolist() for batch in loader]
-    size = min(batch_size, count)
-    assert [len(part) for part in seen] == [size] * (count // size)
-    assert len(loader) == len(seen) == steps_per_epoch(count, batch_size)
-    flat = [number for part in seen for number in part]
-    assert len(set(flat)) == len(flat)
-    assert set(flat) <= set(data.rows.tolist())
-    assert count % size or set(flat) == set(data.rows.tolist())
+    loader = batches(data, batch_size, steps, prefetch=prefetch)
+    seen = parts(loader)
+    assert [len(part) for part in seen] == [min(batch_size, count)] * steps
+    assert len(loader) == steps
+    stream = [number for part in seen for number in part]
+    for start in range(0, len(stream) - count + 1, count):
+        assert sorted(stream[start : start + count]) == sorted(data.rows.tolist())
+
+
+@given(st.integers(0, 12), st.integers(1, 5))
+def test_a_resumed_run_goes_on_with_the_batches_of_the_uninterrupted_one(start: int, prefetch: int):
+    sizes = [3, 3, 5, 1, 8, 2, 2, 7, 4, 4, 9, 6]
+    plan = [Step(batch_size=size) for size in sizes]
+    whole = parts(batches(training_rows(11), 4, 12, plan=plan.__getitem__))
+    assert [len(part) for part in whole] == [min(size, 11) for size in sizes]
+    resumed = batches(training_rows(11), 4, 12, plan=plan.__getitem__, start=start, prefetch=prefetch)
+    assert parts(resumed) == whole[start:]
+
+
+@given(st.integers(1, 9), st.integers(1, 5))
+def test_a_changed_plan_drops_what_was_made_for_the_old_one(change: int, prefetch: int):
+    """After step ``change`` sizes grow and batches halve, as when a plateau ends a phase."""
+    changed = [False]
+
+    def plan(step: int) -> Step:
+        return Step(12, 0.5, 2) if changed[0] and step > change else Step(8, 0.0, 4)
+
+    seen = []
+    for step, batch in enumerate(batches(training_rows(13), 4, 12, plan=plan, prefetch=prefetch)):
+        seen.append((tuple(batch["image"].shape[:2]), batch["id"].tolist()))
+        changed[0] = changed[0] or step == change
+    assert [shape for shape, _ in seen] == [(4, 8)] * (change + 1) + [(2, 12)] * (11 - change)
+    known = parts(batches(training_rows(13), 4, 12, plan=plan))  # made by the changed plan from the start
+    assert [row for _, part in seen for row in part] == [row for part in known for row in part]
+
+
+@given(st.integers(2, 4), st.integers(4, 12))
+def test_processes_share_each_batch_without_overlap(processes: int, batch_size: int):
+    data = training_rows(20)
+    whole = parts(batches(data, batch_size, 6))
+    shares = [parts(batches(data, batch_size, 6, part=(rank, processes))) for rank in range(processes)]
+    for step, batch in enumerate(whole):
+        assert sorted(row for share in shares for row in share[step]) == sorted(batch)
+
+
+def test_processes_draw_other_augmentations():
+    drawn: list[float] = []
+
+    def drawing(images: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+        drawn.append(rng.random())
+        return images
+
+    for rank in range(2):
+        ids(batches(training_rows(8), 4, 2, augment=drawing, part=(rank, 2)))
+    assert len(set(drawn)) == 4
+
+
+def test_a_plan_without_sizes_is_refused():
+    with pytest.raises(ValueError, match="step 0 no image size"):
+        ids(batches(training_rows(8), plan=lambda step: Step(None)))
 
 
 def test_a_batch_holds_what_belongs_together():
@@ -87,36 +143,36 @@ def photos(images: np.ndarray, strength: float, rng: np.random.Generator) -> np.
     return augment(images, POLICIES["photos"], strength, rng)
 
 
-def augmented(epoch: int, seed: int = 0, prefetch: int = 3) -> list[Batch]:
+def augmented(seed: int = 0, prefetch: int = 3, start: int = 0) -> list[Batch]:
     data = training_rows(24, noisy)
-    return list(batches(data, 5, epoch, seed, plan=lambda step: Step(16, 0.7), augment=photos, prefetch=prefetch))
+    plan = Step(16, 0.7)
+    return list(batches(data, 5, 9, seed, plan=lambda step: plan, augment=photos, prefetch=prefetch, start=start))
 
 
 def same(one: list[Batch], other: list[Batch]) -> bool:
     return all(torch.equal(a[key], b[key]) for a, b in zip(one, other, strict=True) for key in a)
 
 
-def test_the_same_seed_and_epoch_give_the_same_batches_bit_for_bit():
-    assert same(augmented(epoch=2), augmented(epoch=2))
-    assert same(augmented(epoch=2), augmented(epoch=2, prefetch=1))
+def test_the_same_seed_gives_the_same_batches_bit_for_bit():
+    assert same(augmented(), augmented())
+    assert same(augmented(), augmented(prefetch=1))
+    assert same(augmented()[4:], augmented(start=4))
 
 
-@pytest.mark.parametrize("other", [{"epoch": 3}, {"epoch": 2, "seed": 1}])
-def test_another_epoch_or_seed_gives_another_order(other: dict[str, int]):
-    one, two = augmented(epoch=2), augmented(**other)
+def test_another_seed_gives_another_order():
+    one, two = augmented(), augmented(seed=1)
     assert [batch["id"].tolist() for batch in one] != [batch["id"].tolist() for batch in two]
     assert not same(one, two)
 
 
-def test_iterating_again_makes_the_epoch_again():
+def test_iterating_again_makes_the_batches_again():
     loader = batches(training_rows(20), 6)
     assert ids(loader) == ids(loader)
 
 
-def test_every_epoch_leaves_out_other_images():
-    data = training_rows(11)
-    left_out = {frozenset(data.rows.tolist()) - frozenset(ids(batches(data, 4, epoch))) for epoch in range(10)}
-    assert len(left_out) > 5
+def test_every_epoch_has_another_order():
+    stream = ids(batches(training_rows(12), 4, 9))
+    assert len({tuple(stream[start : start + 12]) for start in (0, 12, 24)}) == 3
 
 
 def test_every_step_has_the_size_and_strength_of_its_plan():
@@ -127,7 +183,7 @@ def test_every_step_has_the_size_and_strength_of_its_plan():
         return images
 
     plan = {step: Step(8 + step, step / 100) for step in range(100)}
-    loader = batches(training_rows(20, gather), 5, epoch=3, plan=plan.__getitem__, augment=recorded)
+    loader = batches(training_rows(20, gather), 5, 16, plan=plan.__getitem__, augment=recorded, start=12)
     assert [batch["image"].shape[1] for batch in loader] == [20, 21, 22, 23]  # steps 12 to 15 of the run
     assert [size for _, size in gather.asked] == [20, 21, 22, 23]
     assert strengths == [0.12, 0.13, 0.14, 0.15]
@@ -140,15 +196,14 @@ def test_every_step_draws_its_own_augmentation():
         drawn.append(rng.random())
         return images
 
-    for epoch in range(2):
-        ids(batches(training_rows(20), 5, epoch, augment=drawing))
+    ids(batches(training_rows(20), 5, 8, augment=drawing))
     assert len(set(drawn)) == 8
 
 
 @pytest.mark.parametrize("prefetch", [1, 3])
 def test_a_consumer_that_stops_early_stops_the_work(prefetch: int):
     gather = Images()
-    iterator = iter(batches(training_rows(200, gather), 2, prefetch=prefetch))
+    iterator = iter(batches(training_rows(200, gather), 2, 100, prefetch=prefetch))
     next(iterator)
     iterator.close()  # type: ignore[attr-defined]  (a generator; leaving a for loop does the same)
     assert len(gather.asked) <= prefetch
@@ -165,7 +220,7 @@ def test_batches_that_wait_when_the_consumer_stops_are_never_made():
             assert release.wait(30)
         return images
 
-    iterator = iter(batches(training_rows(40, slow), 2, prefetch=5))
+    iterator = iter(batches(training_rows(40, slow), 2, 20, prefetch=5))
     next(iterator)
     assert started.wait(30)
     threading.Timer(0.2, release.set).start()
@@ -175,7 +230,7 @@ def test_batches_that_wait_when_the_consumer_stops_are_never_made():
 
 def test_no_more_than_prefetch_batches_are_made_ahead():
     gather = Images()
-    for taken, _ in enumerate(batches(training_rows(40, gather), 2, prefetch=3), start=1):
+    for taken, _ in enumerate(batches(training_rows(40, gather), 2, 20, prefetch=3), start=1):
         assert len(gather.asked) <= taken + 2
 
 

@@ -9,6 +9,8 @@ from pydantic import ValidationError
 from etude.core.errors import EtudeError
 from etude.recipe import NAMED, Recipe, changed_settings, flat, load_recipe
 
+NAMES = "quick, default, cyclic, cyclic-decay, cyclic-exp, one-cycle, plateau, progressive, large-batch, five-minutes"
+
 
 @pytest.fixture
 def toml(tmp_path: Path):
@@ -122,10 +124,10 @@ def test_a_value_that_is_not_accepted_is_told_in_one_sentence(change: str, sente
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("quik", "there is no recipe 'quik'; the named ones are quick, default, or give a .toml file."
+        ("quik", f"there is no recipe 'quik'; the named ones are {NAMES}, or give a .toml file."
          " Did you mean 'quick'?"),
-        ("recipe.yaml", "there is no recipe 'recipe.yaml'; the named ones are quick, default, or give a .toml file."),
-        ("", "there is no recipe ''; the named ones are quick, default, or give a .toml file."),
+        ("recipe.yaml", f"there is no recipe 'recipe.yaml'; the named ones are {NAMES}, or give a .toml file."),
+        ("", f"there is no recipe ''; the named ones are {NAMES}, or give a .toml file."),
     ],
 )  # fmt: skip
 def test_an_unknown_recipe(name: str, sentence: str):
@@ -160,10 +162,10 @@ def test_set_goes_on_top_of_the_file(toml):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ('base = "quikc"', "my.toml starts from base 'quikc'; the named recipes are quick, default."
+        ('base = "quikc"', f"my.toml starts from base 'quikc'; the named recipes are {NAMES}."
          " Did you mean 'quick'?"),
-        ("base = 3", "my.toml starts from base 3; the named recipes are quick, default."),
-        ('base = ["quick"]', "my.toml starts from base ['quick']; the named recipes are quick, default."),
+        ("base = 3", f"my.toml starts from base 3; the named recipes are {NAMES}."),
+        ('base = ["quick"]', f"my.toml starts from base ['quick']; the named recipes are {NAMES}."),
         ("[train]\nlrr = 1", "there is no setting 'train.lrr'. Did you mean 'train.lr'?"),
         ("[trian]\nlr = 1", "there is no setting 'trian'."),
         ("train = 3", "train received 3, but it is a section that holds settings of its own."),

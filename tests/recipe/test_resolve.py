@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from etude.recipe import ImageFacts, Recipe, load_recipe, resolve
-from etude.recipe.resolve import DEFAULT_BACKBONE, TINY
+from etude.recipe.resolve import DEFAULT_BACKBONE, RATES_BY_NORM, TINY
 
 DIGITS, PHOTOS = ImageFacts(median_side=28, channels=1), ImageFacts(median_side=300, channels=3)
 
@@ -87,3 +87,27 @@ def test_the_recipe_itself_stays():
 def test_random_weights_are_trained_throughout():
     train = resolve(load_recipe("default", ["model.weights=none"]), ImageFacts(224, 3)).train
     assert (train.batchnorm, train.freeze, train.freeze_depthwise) == ("train", 0.0, False)
+
+
+def test_the_small_network_leaves_what_a_named_recipe_says():
+    plain, large = resolve(load_recipe("default"), DIGITS).train, resolve(load_recipe("large-batch"), DIGITS).train
+    assert (large.batch_size, large.optimizer, large.lr) == (128, "lamb", load_recipe("large-batch").train.lr)
+    assert (large.epochs, large.layer_decay, large.ema) == (plain.epochs, plain.layer_decay, plain.ema)
+    assert resolve(load_recipe("five-minutes"), DIGITS).timeline.length == "5m"
+    assert resolve(load_recipe("default", ["train.swa=true"]), DIGITS).train.ema == 0.0
+
+
+@pytest.mark.parametrize("facts", [DIGITS, PHOTOS])
+@pytest.mark.parametrize("optimizer", ["lamb", "lars"])
+def test_optimisers_that_go_by_norms_have_rates_of_their_own(facts: ImageFacts, optimizer: str):
+    changes = [f"train.optimizer={optimizer}"]
+    assert resolve(load_recipe("default", changes), facts).train.lr == RATES_BY_NORM[optimizer]
+    assert resolve(load_recipe("default", [*changes, "train.lr=0.02"]), facts).train.lr == 0.02
+
+
+@pytest.mark.parametrize(
+    ("change", "sizes"), [("timeline.start_size=64", (64, 64)), ("timeline.final_size=16", (16, 16))]
+)
+def test_the_size_that_was_not_given_gives_way(change: str, sizes: tuple[int, int]):
+    timeline = resolve(load_recipe("default", [change]), DIGITS).timeline
+    assert (timeline.start_size, timeline.final_size) == sizes

@@ -2,91 +2,72 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etude.timeline import Constant, Cosine, Linear, Phase, Timeline, default_timeline, step_progress
+from etude.timeline import (
+    QUANTITIES,
+    Constant,
+    Cosine,
+    Linear,
+    Moment,
+    Phase,
+    Timeline,
+    step_progress,
+)
 
 PROGRESS = st.floats(0, 1)
-
-
-@st.composite
-def plans(draw: st.DrawFn) -> Timeline:
-    """Default timelines of any shape whose sizes grow."""
-    sizes = sorted((draw(st.integers(32, 512)), draw(st.integers(32, 512))))
-    return default_timeline(
-        draw(st.floats(1e-6, 1.0)),
-        *sizes,
-        warmup=draw(st.floats(0.01, 0.45)),
-        finish=draw(st.floats(0.01, 0.45)),
-        size_multiple=draw(st.sampled_from([1, 4, 32])),
+ASCENT = Timeline(
+    (
+        Phase("warmup", 0.25, lr=Linear(0.0, 0.8), image_size=96, augment=Linear(-1.0, 1.0), batch_size=64),
+        Phase("finish", 0.75, lr=Cosine(0.8, 0.0), image_size=Linear(96, 224), momentum=0.9, batch_size=Linear(64, 69)),
     )
-
-
-def flat(name: str, share: float, size: float = 64) -> Phase:
-    return Phase(name, share, Constant(1.0), Constant(size))
-
-
-# Worked out by hand for peak 1e-3, 128 -> 224 px, warmup 10%, finish 20%: lr rises on a line to 1e-3 at 0.1, falls
-# on half a cosine to 2e-4 at 0.8 and on another to 0 at 1; sizes rise on a line from 0.1 to 0.8, in multiples of 32.
+)
+# Worked out by hand: a quarter of the way through finish lies at 0.25 + 0.75 / 4, where cos 45 degrees = 0.70710678.
 GOLDEN = [
-    (0.0, "warmup", 0.0, 128, 0.5),
-    (0.05, "warmup", 5e-4, 128, 0.5),
-    (0.1, "grow", 1e-3, 128, 0.5),
-    (0.275, "grow", 8.82842712e-4, 160, 0.625),  # 2e-4 + 8e-4 (1 + cos 45 degrees) / 2; 152 px
-    (0.45, "grow", 6e-4, 192, 0.75),  # 176 px lies halfway: up
-    (0.625, "grow", 3.17157288e-4, 192, 0.875),  # 200 px
-    (0.8, "finish", 2e-4, 224, None),
-    (0.9, "finish", 1e-4, 224, None),
-    (1.0, "finish", 0.0, 224, 0.0),
+    Moment(0.0, "warmup", lr=0.0, image_size=96, augment=0.0, batch_size=64),
+    Moment(0.1875, "warmup", lr=0.6, image_size=96, augment=0.5, batch_size=64),
+    Moment(0.25, "finish", lr=0.8, image_size=96, momentum=0.9, batch_size=64),
+    Moment(0.4375, "finish", lr=0.68284271, image_size=128, momentum=0.9, batch_size=65),  # 65.25 images
+    Moment(0.625, "finish", lr=0.4, image_size=160, momentum=0.9, batch_size=67),  # 66.5 images: up
+    Moment(1.0, "finish", lr=0.0, image_size=224, momentum=0.9, batch_size=69),
 ]
 
 
-@pytest.mark.parametrize(("progress", "phase", "lr", "size", "augment"), GOLDEN)
-def test_the_default_timeline_passes_through_known_moments(progress, phase, lr, size, augment):
-    moment = default_timeline(1e-3, 128, 224).at(progress)
-    assert (moment.progress, moment.phase, moment.image_size) == (progress, phase, size)
-    assert moment.lr == pytest.approx(lr, abs=1e-12, rel=1e-8)
-    assert augment is None or moment.augment == pytest.approx(augment, abs=1e-9)
+def flat(name: str, length: Any, size: float = 64) -> Phase:
+    return Phase(name, length, lr=1.0, image_size=size)
 
 
-@given(plans(), PROGRESS)
-def test_moments_stay_in_bounds(plan: Timeline, progress: float):
-    moment = plan.at(progress)
-    peak = plan.at(plan.phases[0].share).lr
-    assert 0.0 <= moment.lr <= peak * (1 + 1e-9)
-    assert plan.at(0.0).image_size <= moment.image_size <= plan.at(1.0).image_size
-    assert moment.image_size % plan.size_multiple == 0
-    assert 0.0 <= moment.augment <= 1.0
+@pytest.mark.parametrize("golden", GOLDEN, ids=lambda moment: str(moment.progress))
+def test_a_timeline_passes_through_known_moments(golden: Moment):
+    moment = ASCENT.at(golden.progress)
+    assert moment.lr == pytest.approx(golden.lr, abs=1e-8)
+    assert dataclasses.replace(moment, lr=golden.lr) == golden
 
 
-@given(plans(), PROGRESS, PROGRESS)
-def test_size_only_grows_and_lr_rises_then_falls(plan: Timeline, one: float, other: float):
-    early, late = (plan.at(progress) for progress in sorted((one, other)))
-    assert early.image_size <= late.image_size
-    if late.phase == "warmup":
-        assert early.lr <= late.lr + 1e-12
-    elif early.phase != "warmup":
-        assert early.lr >= late.lr - 1e-12
+def test_what_no_phase_schedules_is_left_alone():
+    moment = Timeline((Phase("all", 1.0),)).at(0.5)
+    assert moment == Moment(0.5, "all")
+    assert all(getattr(moment, quantity) is None for quantity in QUANTITIES)
+    assert ASCENT.at(0.1).momentum is None
+    assert ASCENT.quantities() == ("lr", "momentum", "image_size", "augment", "batch_size")
 
 
-@given(plans())
-def test_lr_does_not_jump_where_phases_join(plan: Timeline):
-    peak, join = plan.at(plan.phases[0].share).lr, 0.0
-    for phase in plan.phases[:-1]:
-        join += phase.share
-        before, after = plan.at(join - 1e-6), plan.at(join + 1e-6)
-        assert before.phase == phase.name != after.phase
-        assert before.lr == pytest.approx(after.lr, abs=peak * 1e-3)
+@pytest.mark.parametrize("quantity", QUANTITIES)
+def test_a_number_is_a_constant(quantity: str):
+    phase = Phase("all", 1.0, **{quantity: 1})
+    assert getattr(phase, quantity) == Constant(1.0)
+    assert getattr(Timeline((phase,), size_multiple=1).at(0.3), quantity) == 1
 
 
-@given(plans(), st.lists(PROGRESS, min_size=1, max_size=5))
-def test_at_is_pure(plan: Timeline, order: list[float]):
-    first = {progress: plan.at(progress) for progress in order}
-    again = pickle.loads(pickle.dumps(plan))
-    assert {progress: again.at(progress) for progress in reversed(order)} == first
+@given(PROGRESS, PROGRESS)
+def test_at_is_pure(one: float, other: float):
+    first = [ASCENT.at(one), ASCENT.at(other)]
+    again = pickle.loads(pickle.dumps(ASCENT))
+    assert [again.at(other), again.at(one)] == first[::-1]
 
 
 @pytest.mark.parametrize(("size", "rounded"), [(144, 160), (176, 192), (143.9, 128), (175.9, 160), (160, 160), (3, 32)])
@@ -104,14 +85,73 @@ def test_a_rounded_size_is_the_nearest_multiple(size: float, multiple: int):
 
 
 def test_augmentation_is_clipped_to_a_strength():
-    plan = Timeline((Phase("all", 1.0, Constant(1.0), Constant(64), Linear(-1.0, 2.0)),))
+    plan = Timeline((Phase("all", 1.0, augment=Linear(-1.0, 2.0)),))
     assert [plan.at(progress).augment for progress in (0.0, 0.5, 1.0)] == [0.0, 0.5, 1.0]
 
 
 def test_a_first_moment_belongs_to_its_own_phase():
     plan = Timeline(tuple(flat(name, 0.1) for name in "abcdefghij"))
     assert [plan.at(tenth / 10).phase for tenth in range(10)] == [*"abcdefghij"]
+    assert [plan.phase_at(tenth / 10) for tenth in range(10)] == [*plan.phases]
     assert plan.at(1.0).phase == "j"
+
+
+@pytest.mark.parametrize(
+    ("scaling", "base", "expected"),
+    [
+        ("none", 64, [0.5, 0.5]),
+        ("linear", 64, [0.5, 2.0]),
+        ("sqrt", 64, [0.5, 1.0]),
+        ("linear", None, [0.5, 2.0]),  # the base is the first batch size
+        ("linear", 256, [0.125, 0.5]),
+        ("sqrt", 256, [0.25, 0.5]),
+    ],
+)
+def test_the_learning_rate_follows_the_batch_size(scaling: Any, base: int | None, expected: list[float]):
+    phases = (Phase("a", 0.5, lr=0.5, batch_size=64), Phase("b", 0.5, lr=0.5, batch_size=256))
+    plan = Timeline(phases, batch_scaling=scaling, base_batch_size=base)
+    assert [plan.at(progress).lr for progress in (0.2, 0.7)] == expected
+    assert [plan.at(progress).batch_size for progress in (0.2, 0.7)] == [64, 256]
+
+
+def test_the_learning_rate_follows_a_batch_as_it_is_rounded():
+    plan = Timeline((Phase("all", 1.0, lr=1.0, batch_size=Linear(10, 12)),), batch_scaling="linear")
+    assert plan.at(0.3).batch_size == 11  # 10.6 images
+    assert plan.at(0.3).lr == pytest.approx(1.1)
+
+
+def test_scaling_without_a_scheduled_batch_changes_nothing():
+    assert Timeline((flat("all", 1.0),), batch_scaling="linear", base_batch_size=256).at(0.5).lr == 1.0
+
+
+JUMPS = [
+    ((1.0, 0.49), True),
+    ((0.49, 1.0), True),
+    ((1.0, 0.51), False),
+    ((0.0, 0.02), True),  # the peak is 1: 1% of it passes
+    ((0.02, 0.0), True),
+    ((0.0, 0.009), False),
+    ((0.0, 0.0), False),
+]
+
+
+@pytest.mark.parametrize(("join", "is_jump"), JUMPS)
+def test_jumps_of_the_learning_rate_are_named(join: tuple[float, float], is_jump: bool):
+    before, after = join
+
+    def plan(jump: bool) -> Timeline:
+        phases = Phase("peak", 0.5, lr=Linear(1.0, before)), Phase("next", 0.5, lr=Linear(after, 1.0), jump=jump)
+        return Timeline(phases)
+
+    assert len(plan(jump=False).jumps()) == is_jump
+    assert all(f"from {before:g} to {after:g} where phase 'next' begins" in line for line in plan(jump=False).jumps())
+    assert plan(jump=True).jumps() == ()
+
+
+def test_a_batch_that_carries_the_learning_rate_along_counts_as_a_jump():
+    phases = Phase("a", 0.5, lr=1.0, batch_size=10), Phase("b", 0.5, lr=1.0, batch_size=40)
+    assert Timeline(phases).jumps() == ()
+    assert "from 1 to 4" in Timeline(phases, batch_scaling="linear").jumps()[0]
 
 
 @pytest.mark.parametrize(
@@ -119,16 +159,48 @@ def test_a_first_moment_belongs_to_its_own_phase():
     [
         ((), "at least one phase"),
         ((flat("a", 0.5), flat("a", 0.5)), "names must differ, got \\['a', 'a'\\]"),
-        ((flat("a", 0.0), flat("b", 1.0)), "phase 'a' has share 0.0"),
-        ((flat("a", 1.5),), "phase 'a' has share 1.5"),
-        ((flat("a", -0.5), flat("b", 1.0)), "phase 'a' has share -0.5"),
-        ((flat("a", float("nan")),), "phase 'a' has share nan"),
         ((flat("a", 0.5), flat("b", 0.25)), "sum to 0.75, they must sum to 1"),
+        ((flat("a", "3ep"), flat("b", 0.25)), "sum to 0.25, they must sum to 1"),
+        ((Phase("a", 1.0, lr=Linear(0.1, -0.1)),), "phase 'a' sets lr to -0.1; it must be at least 0"),
+        ((Phase("a", 1.0, dropout=1.5),), "phase 'a' sets dropout to 1.5; it must be within \\[0, 1\\]"),
+        ((Phase("a", 1.0, image_size=0),), "phase 'a' sets image_size to 0; it must be at least 1"),
     ],
 )
 def test_phases_that_make_no_run_are_refused(phases: tuple[Phase, ...], message: str):
     with pytest.raises(ValueError, match=message):
         Timeline(phases)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": ""}, "a phase needs a name"),
+        ({"length": 0.0}, "phase 'a': the length 0.0 must be above 0"),
+        ({"length": 1.5}, "phase 'a' has the share 1.5 of the run; a share is at most 1"),
+        ({"length": -0.5}, "phase 'a': the length -0.5 must be above 0"),
+        ({"length": float("nan")}, "phase 'a': the length nan"),
+        ({"length": "3 weeks"}, "phase 'a': the length '3 weeks' cannot be read"),
+        ({"lr": "fast"}, "phase 'a' has lr = 'fast'; give a number, a curve"),
+        ({"mixup": True}, "phase 'a' has mixup = True"),
+    ],
+)
+def test_a_phase_that_makes_no_sense_is_refused(arguments: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        Phase(**{"name": "a", "length": 1.0} | arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_scaling": "log"}, "batch_scaling is 'log'; give one of none, linear, sqrt"),
+        ({"base_batch_size": 0}, "base_batch_size is 0"),
+        ({"size_multiple": 0}, "size_multiple is 0"),
+        ({"batch_scaling": "sqrt"}, "phase 'b' does not schedule batch_size"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(arguments: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        Timeline((Phase("a", 0.5, lr=1.0, batch_size=8), Phase("b", 0.5, lr=1.0)), **arguments)
 
 
 def test_shares_may_miss_one_by_rounding():
@@ -137,20 +209,20 @@ def test_shares_may_miss_one_by_rounding():
 
 @pytest.mark.parametrize("progress", [-0.01, 1.01, float("nan")])
 def test_progress_outside_the_run_is_refused(progress: float):
-    with pytest.raises(ValueError, match="must lie in"):
-        default_timeline(1e-3, 128, 224).at(progress)
+    for ask in (ASCENT.at, ASCENT.phase_at):
+        with pytest.raises(ValueError, match="must lie in"):
+            ask(progress)
 
 
 def test_timelines_are_values():
-    plan = default_timeline(1e-3, 128, 224)
-    again = pickle.loads(pickle.dumps(plan))
-    assert again == plan
-    assert hash(again) == hash(plan)
-    assert plan != default_timeline(1e-3, 128, 256)
-    assert plan != default_timeline(1e-3, 128, 224, size_multiple=16)
-    assert "Cosine(start=0.001" in repr(plan)
+    again = pickle.loads(pickle.dumps(ASCENT))
+    assert again == ASCENT
+    assert hash(again) == hash(ASCENT)
+    assert dataclasses.replace(ASCENT, size_multiple=16) != ASCENT
+    assert dataclasses.replace(ASCENT, size_multiple=16).at(0.4375).image_size == 128
+    assert "Cosine(start=0.8" in repr(ASCENT)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        plan.size_multiple = 8  # type: ignore[misc]
+        ASCENT.size_multiple = 8  # type: ignore[misc]
 
 
 def test_steps_are_taken_at_their_middle():
@@ -160,9 +232,14 @@ def test_steps_are_taken_at_their_middle():
 
 
 def test_every_step_gets_its_moment():
-    plan = Timeline((flat("a", 0.5, 64), Phase("b", 0.5, Cosine(1.0, 0.0), Linear(96, 160))), size_multiple=32)
+    plan = Timeline((flat("a", 0.5, 64), Phase("b", 0.5, lr=Cosine(1.0, 0.0), image_size=Linear(96, 160))))
     moments = [*plan.moments(4)]
     assert [moment.phase for moment in moments] == ["a", "a", "b", "b"]
     assert [moment.image_size for moment in moments] == [64, 64, 128, 160]  # 112 and 144 px, halfway: up
     assert plan.largest_size(4) == 160
     assert plan.largest_size(1) == 96
+
+
+def test_a_timeline_without_sizes_has_no_largest():
+    with pytest.raises(ValueError, match="schedules no image_size"):
+        Timeline((Phase("all", 1.0),)).largest_size(10)

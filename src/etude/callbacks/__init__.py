@@ -1,7 +1,31 @@
 """Lightning callbacks: thin, one per trick, usable in any LightningModule."""
 
-from etude.callbacks.clock import Clock
+from etude.callbacks.augment import AugmentRamp
+from etude.callbacks.averaging import EMA, SWA
+from etude.callbacks.checkpoints import Checkpoints
+from etude.callbacks.clock import Clock, clock_of
 from etude.callbacks.history import History
+from etude.callbacks.hooks import Hooks
+from etude.callbacks.mixup import CutMix, MixUp
+from etude.callbacks.order import arrange, check_order
 from etude.callbacks.progress import TrainingProgress
+from etude.callbacks.resize import ProgressiveResize
+from etude.callbacks.smoothing import LabelSmoothing
 
-__all__ = ["Clock", "History", "TrainingProgress"]
+__all__ = [
+    "EMA",
+    "SWA",
+    "AugmentRamp",
+    "Checkpoints",
+    "Clock",
+    "CutMix",
+    "History",
+    "Hooks",
+    "LabelSmoothing",
+    "MixUp",
+    "ProgressiveResize",
+    "TrainingProgress",
+    "arrange",
+    "check_order",
+    "clock_of",
+]

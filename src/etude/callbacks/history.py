@@ -12,41 +12,42 @@ import etude.compat  # noqa: F401  (before lightning)
 import lightning.pytorch as pl
 import torch
 
-from etude.callbacks.clock import Clock
+from etude.callbacks.base import EtudeCallback
+from etude.callbacks.clock import clock_of
 from etude.core.files import replacing
 
-COLUMNS: tuple[str, ...] = (
-    "epoch",
-    "step",
-    "seconds",
-    "phase",
-    "lr",
-    "image_size",
-    "augment",
-    "train_loss",
-    "valid_loss",
-    "valid_accuracy",
-)
 
-
-class History(pl.Callback):
+class History(EtudeCallback):
     """Keep one row per validation and write all rows to a CSV file each time, so that a killed run keeps its curves.
 
-    The columns are those of ``COLUMNS``; ``train_loss`` is the mean since the row before.
+    A row holds ``epoch``, ``step``, ``seconds``, then with a :class:`~etude.callbacks.Clock` the ``phase`` and every
+    quantity that it schedules, then ``train_loss`` (the mean since the row before) and every metric that validation
+    logged. A checkpoint keeps the rows.
 
     Args:
         path: of the CSV file, or None to keep the rows in memory only.
+        epoch_steps: optimiser steps of a pass over the data where Lightning's own count of epochs does not tell;
+            ``epoch`` is then a fraction.
+
+    Example::
+
+        history = History("history.csv")
+        Trainer(callbacks=[history]).fit(module, loader, valid_loader)
+        history.rows[-1]["valid_loss"]
     """
 
-    def __init__(self, path: Path | None = None) -> None:
+    def __init__(self, path: Path | str | None = None, epoch_steps: float | None = None) -> None:
         super().__init__()
-        self.path = path
+        self.path = None if path is None else Path(path)
+        self.epoch_steps = epoch_steps
         self.rows: list[dict[str, Any]] = []
         self._losses: list[torch.Tensor] = []
-        self._started = 0.0
+        self._started = time.perf_counter()
+        self._seconds_before = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock of the ``seconds`` column."""
+        super().on_train_start(trainer, pl_module)
         self._started = time.perf_counter()
 
     def on_train_batch_end(
@@ -61,30 +62,43 @@ class History(pl.Callback):
         """Write a row."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
-        clock = next((callback for callback in trainer.callbacks if isinstance(callback, Clock)), None)  # pyright: ignore[reportAttributeAccessIssue]
-        moment = clock.moment if clock else None
-        self.rows.append(
-            {
-                "epoch": trainer.current_epoch,
-                "step": trainer.global_step,
-                "seconds": round(time.perf_counter() - self._started, 3),
-                "phase": moment.phase if moment else "",
-                "lr": moment.lr if moment else "",
-                "image_size": moment.image_size if moment else "",
-                "augment": moment.augment if moment else "",
-                "train_loss": float(torch.stack(self._losses).mean()) if self._losses else "",
-                "valid_loss": metrics.get("valid_loss", ""),
-                "valid_accuracy": metrics.get("valid_accuracy", ""),
-            }
-        )
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        epoch = trainer.current_epoch
+        row: dict[str, Any] = {
+            "epoch": round(trainer.global_step / self.epoch_steps, 3) if self.epoch_steps else epoch,
+            "step": trainer.global_step,
+            "seconds": round(self._seconds(), 3),
+        }
+        clock = clock_of(trainer)
+        if clock is not None and clock.moment is not None:
+            row["phase"] = clock.moment.phase
+            row |= {name: getattr(clock.moment, name) for name in clock.timeline.quantities()}
+        row["train_loss"] = float(torch.stack(self._losses).mean()) if self._losses else None
+        row |= {name: metrics[name] for name in sorted(metrics) if name != "train_loss"}
+        self.rows.append(row)
         self._losses.clear()
-        self._write()
+        if trainer.is_global_zero:
+            self._write()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the rows, and the losses since the last of them."""
+        losses = [float(loss) for loss in self._losses]
+        return {"rows": self.rows, "losses": losses, "seconds": self._seconds()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the table where the checkpoint left it."""
+        self.rows = list(state_dict["rows"])
+        self._losses = [torch.tensor(loss) for loss in state_dict["losses"]]
+        self._seconds_before = float(state_dict["seconds"])
+
+    def _seconds(self) -> float:
+        return self._seconds_before + time.perf_counter() - self._started
 
     def _write(self) -> None:
         if self.path is None:
             return
+        columns = list(dict.fromkeys(name for row in self.rows for name in row))
         with replacing(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
+            writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(self.rows)

@@ -31,6 +31,8 @@ class TrainingProgress(pl.Callback):
         """Open the bar."""
         self._context = self.progress.bar(self.name, self.steps * self.batch_size)
         self._advance = self._context.__enter__()
+        if trainer.global_step:  # a resumed run
+            self._advance(trainer.global_step * self.batch_size)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

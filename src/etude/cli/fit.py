@@ -19,9 +19,11 @@ def fit(
     folds: int | None = None,
     recipe: str = "default",
     settings: Annotated[list[str] | None, Parameter(name="--set", negative="")] = None,
+    lr: str | None = None,
     sample: str | None = None,
     seed: int = 0,
     out: Path | None = None,
+    resume: Annotated[bool, Parameter(negative="")] = False,
     cache: Path | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
@@ -46,15 +48,19 @@ def fit(
     folds
         Train that many models by cross-validation and average them.
     recipe
-        quick (seconds), default, or a TOML file.
+        quick (seconds), default, the name of a timeline (``etude timeline --list``), or a TOML file.
     settings
         Change a setting, such as --set train.lr=0.001; may be repeated.
+    lr
+        Peak learning rate: a number, or auto to search for it first.
     sample
         Start small: a stratified sample such as 10% or 500.
     seed
         Of everything random.
     out
         The run's folder; by default a new one below runs/.
+    resume
+        Go on with the run in --out (or the newest unfinished one on TRAIN) where it was stopped.
     cache
         Folder of decoded images and features; by default ~/.cache/etude.
     image_column
@@ -74,7 +80,7 @@ def fit(
     """
     from etude.journal.screen import Screen
     from etude.study.job import fit as run_job
-    from etude.study.request import Columns, Request
+    from etude.study.request import Columns, Request, lr_settings
 
     request = Request(
         train=train,
@@ -82,7 +88,7 @@ def fit(
         test=test,
         folds=folds,
         recipe=recipe,
-        settings=settings or (),
+        settings=[*(settings or ()), *lr_settings(lr)],
         sample=sample,
         seed=seed,
         out=out,
@@ -90,6 +96,7 @@ def fit(
         columns=Columns(image_column, label_column, weight_column, image_root),
         sample_submission=sample_submission,
         probabilities=probabilities,
+        resume=resume,
         command=("etude", *sys.argv[1:]),
     )
     screen = Screen(quiet=quiet)

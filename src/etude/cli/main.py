@@ -20,6 +20,10 @@ app.command(
 )
 app.command("etude.cli.fit:fit", name="fit", help="Train on class folders or a table, and predict a test set.")
 app.command("etude.cli.predict:predict", name="predict", help="Predict images with a finished run.")
+app.command(
+    "etude.cli.timeline:timeline", name="timeline", help="Show and draw what a recipe schedules, phase by phase."
+)
+app.command("etude.cli.lr_find:lr_find", name="lr-find", help="Search the peak learning rate by a range test.")
 
 
 def main() -> None:

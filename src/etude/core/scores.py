@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from etude.core.errors import EtudeError
+from etude.core.predictions import Predictions
 
 
 def accuracy(predicted: ArrayLike, labels: ArrayLike) -> float:
@@ -101,3 +102,15 @@ def _paired(predicted: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.int64],
             f"predicted classes must be {len(truth):,} integers, one a label, not {guesses.dtype} of {guesses.shape}"
         )
     return guesses.astype(np.int64), truth
+
+
+def score_of(predictions: Predictions) -> tuple[float, float]:
+    """Return accuracy and negative log loss of labelled predictions; larger is better in both.
+
+    Raises:
+        ValueError: the predictions have no labels.
+    """
+    if predictions.labels is None:
+        raise ValueError("these predictions have no labels to be scored against")
+    labels = predictions.labels
+    return accuracy(predictions.predicted(), labels), -log_loss(predictions.probabilities(), labels)

@@ -45,10 +45,9 @@ class Dataset:
         given = self.images.weights
         return np.ones(len(self), np.float32) if given is None else given
 
-    def targets(self, smoothing: float = 0.0) -> np.ndarray:
-        """Return dense float32 (N, C) targets; ``smoothing`` spreads that share of the mass over all classes."""
-        classes = len(self.images.classes)
-        return np.eye(classes, dtype=np.float32)[self.labels] * (1.0 - smoothing) + np.float32(smoothing / classes)
+    def targets(self) -> np.ndarray:
+        """Return dense float32 (N, C) targets, one-hot."""
+        return np.eye(len(self.images.classes), dtype=np.float32)[self.labels]
 
 
 def open_dataset(

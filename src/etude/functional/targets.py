@@ -11,8 +11,16 @@ def one_hot(labels: torch.Tensor, num_classes: int, smoothing: float = 0.0) -> t
     >>> one_hot(torch.tensor([1]), 2, smoothing=0.2).tolist()
     [[0.10000000149011612, 0.9000000357627869]]
     """
-    target = torch.nn.functional.one_hot(labels, num_classes).float()
-    return target * (1.0 - smoothing) + smoothing / num_classes
+    return smoothed(torch.nn.functional.one_hot(labels, num_classes).float(), smoothing)
+
+
+def smoothed(target: torch.Tensor, smoothing: float) -> torch.Tensor:
+    """Return (N, C) targets with the share ``smoothing`` of their mass spread evenly; 0 is the identity.
+
+    >>> smoothed(torch.tensor([[0.0, 1.0]]), 0.5).tolist()
+    [[0.25, 0.75]]
+    """
+    return target * (1.0 - smoothing) + smoothing / target.shape[1] if smoothing else target
 
 
 def cross_entropy(logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -136,6 +136,10 @@ class RunRecord:
         self._content[section] = _plain(value)
         self.write()
 
+    def get(self, section: str) -> Any:
+        """Return a section, or None; a resumed run finds those that were written before it was stopped."""
+        return self._content.get(section)
+
     def warn(self, text: str) -> None:
         """Keep a warning with the time it came at."""
         self._content["warnings"].append({"at": _now(), "text": _plain(text)})

@@ -55,16 +55,19 @@ def required_size(name: str) -> int | None:
     return config.input_size[-1] if config is not None and config.fixed_input_size else None
 
 
-def build_backbone(name: str, weights: str, channels: int = 3) -> Backbone:
+def build_backbone(name: str, weights: str, channels: int = 3, drop_path: float = 0.0) -> Backbone:
     """Build backbone ``name`` with ``weights``: auto, bundled, hub, none, or a ``.safetensors`` path.
 
     Args:
         channels: of the images; pretrained networks take 3 and get grey images repeated.
+        drop_path: stochastic depth of the last block (Huang et al. 2016); the blocks before it get less.
 
     Raises:
-        EtudeError: unknown name, weights that are not to be had or do not fit.
+        EtudeError: unknown name, weights that are not to be had or do not fit, a network without stochastic depth.
     """
     if name == "tiny":
+        if drop_path:
+            raise EtudeError("the small network has no stochastic depth: leave drop_path at 0, or name a backbone")
         return _tiny(weights, channels)
     import timm
 
@@ -76,7 +79,7 @@ def build_backbone(name: str, weights: str, channels: int = 3) -> Backbone:
         raise EtudeError(
             f"bundled weights exist for {BUNDLED_BACKBONE} only, not for {name!r}; give hub, none or a path"
         )
-    module = _timm_model(name, from_hub=weights == "hub")
+    module = _timm_model(name, drop_path, from_hub=weights == "hub")
     if weights == "bundled":
         _fill(module, bundled_lite0(), "the bundled weights")
     elif weights not in ("hub", "none"):
@@ -107,11 +110,16 @@ def _tiny(weights: str, channels: int) -> Backbone:
     return Backbone(module, module.num_features, channels, half, half, weights if given else "random", given)
 
 
-def _timm_model(name: str, from_hub: bool) -> nn.Module:
+def _timm_model(name: str, drop_path: float, from_hub: bool) -> nn.Module:
     import timm
 
+    depth: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
     try:
-        return timm.create_model(name, pretrained=from_hub, num_classes=0)
+        return timm.create_model(name, pretrained=from_hub, num_classes=0, **depth)
+    except TypeError as error:
+        if depth:
+            raise EtudeError(f"backbone {name!r} has no stochastic depth: leave drop_path at 0") from error
+        raise
     except Exception as error:  # the hub client raises its own, changing kinds when the network is away
         if not from_hub:
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TypeVar
 
 import torch
@@ -47,3 +48,8 @@ def describe_device(device: torch.device, precision: str) -> str:
 def channels_last(module: Module) -> Module:
     """Lay the module's convolution weights out with channels innermost, in place; faster on CPUs and GPUs alike."""
     return module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (missing in torch's stubs)
+
+
+def is_first_process() -> bool:
+    """Whether this process writes the files, of those that train together; a process alone is the first."""
+    return int(os.environ.get("RANK", "0")) == 0

@@ -11,21 +11,40 @@ from typing import Any
 from pydantic import ValidationError
 
 from etude.core.errors import EtudeError, nearest
+from etude.recipe.phases import timeline_of
 from etude.recipe.settings import Recipe, Settings
 
 NAMED: dict[str, dict[str, Any]] = {
     "quick": {"stages": ["head"]},
     "default": {"stages": ["head", "finetune"], "predict": {"tta": 4}},
+    **{
+        name: {"timeline": {"preset": name}, "predict": {"tta": 4}}
+        for name in ("cyclic", "cyclic-decay", "cyclic-exp", "one-cycle", "plateau", "progressive")
+    },
+    # LAMB moves each layer by about lr of its own norm a step. The rate is meant for 32 images a step and grows with
+    # the batch (linear scaling): 0.005 at 128 images, and train.batch_size alone may be changed.
+    "large-batch": {
+        "train": {"batch_size": 128, "optimizer": "lamb", "lr": 0.00125},
+        "timeline": {"preset": "large-batch", "base_batch_size": 32},
+        "predict": {"tta": 4},
+    },
+    "five-minutes": {"timeline": {"preset": "five-minutes", "length": "5m"}, "predict": {"tta": 4}},
 }
+"""The recipes by name: what each changes of the settings' own defaults."""
+
+PRESET_ONLY = ("preset", "start_size", "warmup", "finish", "cycle", "fade", "batch_growth")
+"""Settings of the timeline that shape a preset, and so have no say in phases of one's own."""
 
 
 def load_recipe(name_or_file: str = "default", changes: Iterable[str] = ()) -> Recipe:
     """Return the recipe ``name_or_file`` with ``changes`` such as ``"train.lr=0.001"`` applied.
 
     A TOML file holds the same tree; its key ``base`` names the recipe that it starts from (default: ``default``).
+    Its ``[[timeline.phases]]`` replace the base's preset.
 
     Raises:
-        EtudeError: unknown recipe or setting (the nearest name is suggested), a value that is not accepted.
+        EtudeError: unknown recipe or setting (the nearest name is suggested), a value that is not accepted, settings
+            that contradict each other or make no timeline.
 
     >>> load_recipe("quick", ["data.valid=0.3"]).data.valid
     0.3
@@ -43,9 +62,11 @@ def load_recipe(name_or_file: str = "default", changes: Iterable[str] = ()) -> R
 def validate(tree: Mapping[str, Any], origin: str) -> Recipe:
     """Validate a tree of settings; each refusal is one sentence that names the setting."""
     try:
-        return Recipe.model_validate(tree)
+        recipe = Recipe.model_validate(tree)
     except ValidationError as error:
         raise EtudeError(_sentence(error, origin)) from None
+    _refuse_contradictions(recipe, origin)
+    return recipe
 
 
 def changed_settings(recipe: Recipe, base: Recipe | None = None) -> dict[str, Any]:
@@ -90,7 +111,11 @@ def _tree_of(name_or_file: str) -> dict[str, Any]:
         raise EtudeError(
             f"{path} starts from base {base!r}; the named recipes are {', '.join(NAMED)}.{nearest(str(base), NAMED)}"
         )
-    return _merged({"name": path.stem, **NAMED[base]}, tree)
+    merged = _merged({"name": path.stem, **NAMED[base]}, tree)
+    own = tree.get("timeline")
+    if isinstance(own, dict) and "phases" in own and "preset" not in own:
+        merged["timeline"].pop("preset", None)
+    return merged
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,6 +146,27 @@ def _parse_value(text: str) -> Any:
         return text
 
 
+def _refuse_contradictions(recipe: Recipe, origin: str) -> None:
+    """Refuse what cannot hold together; told here, since only what was given by hand contradicts."""
+    given = [name for name in PRESET_ONLY if name in recipe.timeline.model_fields_set]
+    if recipe.timeline.phases and given:
+        raise EtudeError(
+            f"{origin}: timeline.phases and timeline.{given[0]} were both given, but phases of your own replace the "
+            "preset and all that shapes it; leave one of them out"
+        )
+    length, shares = recipe.timeline.length, any(phase.is_share for phase in timeline_of(recipe).phases)
+    if "epochs" in recipe.train.model_fields_set and (length is not None or not shares):
+        other, way = (
+            (f"timeline.length={length}", "set timeline.length=none")
+            if length is not None
+            else ("timeline.phases of fixed lengths", "give a phase a share for its length")
+        )
+        raise EtudeError(
+            f"{origin}: train.epochs={recipe.train.epochs:g} and {other} both say how long the run is; "
+            f"leave out train.epochs, or {way}"
+        )
+
+
 def _sentence(error: ValidationError, origin: str) -> str:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
@@ -129,4 +175,5 @@ def _sentence(error: ValidationError, origin: str) -> str:
     if first["type"] == "model_type":
         return f"{origin}: {where} received {first['input']!r}, but it is a section that holds settings of its own."
     message = first["msg"].partition(" ")[2]  # pydantic's sentences begin with "Input" or with the type's name
-    return f"{origin}: {where} received {first['input']!r}, but it {message}."
+    end = "" if message.endswith("?") else "."
+    return f"{origin}: {where} received {first['input']!r}, but it {message}{end}"

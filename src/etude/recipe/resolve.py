@@ -37,6 +37,13 @@ TINY: dict[str, dict[str, Any]] = {
 }
 
 
+RATES_BY_NORM = {"lamb": 5e-3, "lars": 0.3}
+"""Learning rates of optimisers that move each layer by a share of its own norm, so that one suits any network.
+
+With LARS's usual trust coefficient of 0.001 and momentum of 0.9, both come to about 0.3% to 0.5% a step.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
     """What the survey of the images found.
@@ -62,9 +69,11 @@ def resolve(recipe: Recipe, facts: ImageFacts) -> Recipe:
     >>> resolve(Recipe(), ImageFacts(median_side=28, channels=1)).model.backbone
     'tiny'
     """
-    backbone = recipe.model.backbone
+    backbone, given = recipe.model.backbone, set(recipe.timeline.model_fields_set)
     tiny = backbone == "tiny" or (backbone == "auto" and facts.median_side <= TINY_SIDE)
     recipe = _with(recipe, "model", backbone="tiny" if tiny else DEFAULT_BACKBONE if backbone == "auto" else backbone)
+    if (rate := RATES_BY_NORM.get(recipe.train.optimizer)) is not None:
+        recipe = _with_unset(recipe, "train", {"lr": rate})
     if tiny:
         side = max(8, 4 * ((facts.median_side + 3) // 4))  # the small network halves the side three times
         overrides = {**TINY, "timeline": {**TINY["timeline"], "start_size": side, "final_size": side}}
@@ -72,6 +81,9 @@ def resolve(recipe: Recipe, facts: ImageFacts) -> Recipe:
             recipe = _with_unset(recipe, section, values)
     elif recipe.model.weights == "none":
         recipe = _with_unset(recipe, "train", FROM_SCRATCH["train"])
+    start, final = recipe.timeline.growing_sizes(given)
+    if (start, final) != (recipe.timeline.start_size, recipe.timeline.final_size):
+        recipe = _with(recipe, "timeline", start_size=start, final_size=final)
     if facts.required_size is not None:
         side = facts.required_size
         recipe = _with(recipe, "model", feature_size=side)

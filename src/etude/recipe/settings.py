@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from collections.abc import Collection, Mapping
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PositiveFloat,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
+
+from etude.core.errors import nearest
+from etude.recipe.lengths import Interval, Part, RunLength, Time, refused
+from etude.timeline import PRESETS
 
 Fit = Literal["auto", "squash", "crop", "letterbox"]
 Stage = Literal["head", "finetune"]
@@ -62,17 +75,27 @@ class HeadSettings(Settings):
 class TrainSettings(Settings):
     """Stage 2: fine-tuning."""
 
-    epochs: float = Field(default=8, gt=0, le=10_000, description="passes over the training images")
+    epochs: float = Field(
+        default=8, gt=0, le=10_000, description="passes over the training images; timeline.length goes before it"
+    )
     batch_size: int = Field(default=32, ge=1, le=65_536, description="images a step")
-    optimizer: Literal["adamw", "adam", "sgd"] = Field(default="adamw", description="adamw, adam or sgd")
+    optimizer: Literal["adamw", "adam", "sgd", "lars", "lamb"] = Field(
+        default="adamw", description="adamw, adam, sgd, or for large batches lars or lamb"
+    )
     lr: float = Field(default=1.5e-4, gt=0, description="peak learning rate of the head")
-    momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum of sgd, first beta of adam and adamw")
+    find_lr: bool = Field(default=False, description="search the peak learning rate by a range test before training")
+    momentum: float = Field(
+        default=0.9, ge=0, lt=1, description="momentum of sgd and lars, first beta of adam, adamw and lamb"
+    )
     nesterov: bool = Field(default=True, description="Nesterov's momentum, with sgd")
     weight_decay: float = Field(default=0.02, ge=0, description="not applied to norms and biases")
     layer_decay: float = Field(
         default=0.93, gt=0, le=1, description="learning rate factor from each block to the one below it"
     )
     dropout: float = Field(default=0.2, ge=0, lt=1, description="share of the features dropped before the head")
+    drop_path: float = Field(
+        default=0.0, ge=0, lt=1, description="stochastic depth: share of the images that skip a residual block"
+    )
     freeze: float = Field(default=0.35, ge=0, le=1, description="share of the layers, from the image on, kept as is")
     freeze_depthwise: bool = Field(default=True, description="keep depthwise filters, whose gradients are slow on CPUs")
     clip: float = Field(default=1.0, ge=0, description="largest gradient norm; 0 switches clipping off")
@@ -83,22 +106,121 @@ class TrainSettings(Settings):
     ema: float = Field(
         default=0.98, ge=0, lt=1, description="decay of the averaged weights that are kept; 0 switches it off"
     )
+    swa: bool = Field(
+        default=False, description="keep the equal average of the weights over the last phase, in place of ema's"
+    )
+    validate_every: Interval = Field(
+        default="auto", description="from one look at the validation images to the next: 1ep, 200st, 0.1, or auto"
+    )
+    checkpoint_every: Time = Field(default="60s", description="time from one checkpoint to the next: 60s, 10m")
     precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description="numeric mode of the forward pass")
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _one_average(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        settings = handler(data)
+        if not settings.swa or not settings.ema:
+            return settings
+        if "ema" in settings.model_fields_set:
+            raise refused(
+                f"Input asks for two averages of the weights, swa=true and ema={settings.ema:g}; leave one of them out"
+            )
+        return handler({**data, "ema": 0.0} if isinstance(data, Mapping) else data)
 
 
 class TimelineSettings(Settings):
     """The shape of stage 2's timeline."""
 
+    preset: str = Field(default="default", description="a named timeline: etude timeline --list shows them")
     start_size: int = Field(default=224, ge=8, le=2048, description="image side in pixels at the start")
     final_size: int = Field(default=224, ge=8, le=2048, description="image side in pixels at the end")
     size_multiple: int = Field(default=32, ge=1, le=256, description="image sizes are rounded to this multiple")
-    warmup: float = Field(default=0.1, gt=0, lt=1, description="share of the run spent warming up")
-    finish: float = Field(default=0.2, gt=0, lt=1, description="share of the run at full size without augmentation")
+    warmup: Part = Field(default=0.1, description="share of the run spent warming up, or 3ep, 500st, 90s, 10m")
+    finish: Part = Field(
+        default=0.2, description="share of the run at full size without augmentation, or 3ep, 500st, 90s, 10m"
+    )
+    cycle: Part = Field(
+        default=0.25, description="length of a cycle, as share of its phase or 3ep, 500st, in the cyclic timelines"
+    )
+    fade: bool = Field(default=False, description="augmentation fades out in the last phase instead of being off")
+    length: RunLength = Field(
+        default=None, description="length of the whole run, such as 5m, 500st or 3ep, in place of train.epochs"
+    )
+    batch_growth: float = Field(
+        default=1.0, gt=0, le=64, description="batch size of the last phase as multiple of train.batch_size"
+    )
+    batch_scaling: Literal["none", "linear", "sqrt"] = Field(
+        default="none", description="how the learning rate follows a batch size that changes: none, linear or sqrt"
+    )
+    base_batch_size: int | None = Field(
+        default=None, ge=1, description="batch size that train.lr is meant for; none: train.batch_size"
+    )
+    phases: tuple[dict[str, Any], ...] = Field(
+        default=(), description="phases of your own in place of the preset's; lr counts in multiples of train.lr"
+    )
+
+    @field_validator("preset")
+    @classmethod
+    def _known(cls, preset: str) -> str:
+        if preset not in PRESETS:
+            hint = nearest(preset, PRESETS)
+            raise refused(f"Input must be one of {', '.join(PRESETS)}{'.' if hint else ''}{hint}")
+        return preset
+
+    @field_validator("base_batch_size", mode="before")
+    @classmethod
+    def _none_in_words(cls, value: Any) -> Any:
+        return None if value == "none" else value  # TOML has no word for it
 
     @model_validator(mode="after")
     def _leaves_a_share_to_grow(self) -> Self:
-        if self.warmup + self.finish >= 1:
-            raise PydanticCustomError("shares", "Input should keep warmup + finish below 1: the rest is there to grow")
+        shares = [length for length in (self.warmup, self.finish) if isinstance(length, float)]
+        if sum(shares) >= 1:
+            raise refused("Input should keep warmup + finish below 1: the rest is there to grow")
+        return self
+
+    def growing_sizes(self, given: Collection[str]) -> tuple[int, int]:
+        """Return start and final size; one that is not among the ``given`` settings gives way to the other.
+
+        >>> TimelineSettings(final_size=128).growing_sizes({"final_size"})
+        (128, 128)
+        """
+        if self.start_size > self.final_size:
+            if "start_size" not in given:
+                return self.final_size, self.final_size
+            if "final_size" not in given:
+                return self.start_size, self.start_size
+        return self.start_size, self.final_size
+
+
+class PlateauSettings(Settings):
+    """What the timeline ``plateau`` does when a metric stops improving: the rules of ``ReduceLROnPlateau``."""
+
+    metric: Literal["valid_loss", "valid_accuracy"] = Field(default="valid_loss", description="the metric watched")
+    mode: Literal["auto", "min", "max"] = Field(
+        default="auto", description="min when lower is better, max when higher is, or auto by the metric"
+    )
+    factor: float = Field(default=0.1, gt=0, lt=1, description="of the learning rate, at each plateau")
+    patience: int = Field(default=2, ge=0, description="validations without improvement that are borne")
+    threshold: float = Field(default=1e-4, ge=0, description="smallest change that counts as an improvement")
+    threshold_mode: Literal["rel", "abs"] = Field(
+        default="rel", description="the threshold is a share of the best value, or in the metric's unit"
+    )
+    cooldown: int = Field(default=0, ge=0, description="validations after a plateau that are not counted")
+    min_lr: float = Field(default=0.0, ge=0, description="no plateau takes the learning rate below it")
+    reductions: int | None = Field(
+        default=2, ge=0, description="after so many the next plateau ends the phase; none: no plateau ends it"
+    )
+
+    @field_validator("reductions", mode="before")
+    @classmethod
+    def _none_in_words(cls, value: Any) -> Any:
+        return None if value == "none" else value  # TOML has no word for it
+
+    @model_validator(mode="after")
+    def _relative_below_one(self) -> Self:
+        if self.threshold_mode == "rel" and self.threshold >= 1:
+            raise refused("Input should keep threshold below 1 while threshold_mode is rel: it is a share")
         return self
 
 
@@ -106,6 +228,8 @@ class AugmentSettings(Settings):
     """Random changes of the training images."""
 
     policy: str = Field(default="auto", description="photos, flips, symmetric, digits, none, or auto by the images")
+    mixup: float = Field(default=0.0, ge=0, description="alpha of MixUp's Beta distribution; 0 switches it off")
+    cutmix: float = Field(default=0.0, ge=0, description="alpha of CutMix's Beta distribution; 0 switches it off")
 
 
 class PredictSettings(Settings):
@@ -126,6 +250,7 @@ class Recipe(Settings):
     head: HeadSettings = HeadSettings()
     train: TrainSettings = TrainSettings()
     timeline: TimelineSettings = TimelineSettings()
+    plateau: PlateauSettings = PlateauSettings()
     augment: AugmentSettings = AugmentSettings()
     predict: PredictSettings = PredictSettings()
 

@@ -10,13 +10,16 @@ from etude.data.dataset import seconds_to_decode
 from etude.data.survey import SurveyResult
 from etude.journal.screen import Screen
 from etude.recipe.settings import Recipe
-from etude.study.candidates import trainable_backbone
+from etude.recipe.sizes import image_sizes
+from etude.recipe.timeline import resolved_timeline
+from etude.study.backbone import trainable_backbone
 from etude.study.frozen import Frozen
-from etude.study.plan import Amounts, expected_seconds, in_words
+from etude.study.plan import Amounts, expected_seconds, in_words, pace_of
 from etude.study.request import Request
 from etude.study.session import Row, Session
 from etude.study.sources import Sources
-from etude.study.speed import measure_speed
+from etude.study.speed import Speed, measure_speed
+from etude.timeline import Pace
 
 
 def stored_size(recipe: Recipe) -> int:
@@ -24,11 +27,10 @@ def stored_size(recipe: Recipe) -> int:
 
     Tiny images are stored as they are; only the frozen backbone sees them enlarged.
     """
-    finetuned = "finetune" in recipe.stages
+    trained = image_sizes(recipe).largest
     if recipe.model.backbone == "tiny":
-        return max(recipe.timeline.start_size, recipe.timeline.final_size)
-    trained = [recipe.timeline.start_size, recipe.timeline.final_size] if finetuned else []
-    return max([recipe.model.feature_size, *trained])
+        return trained
+    return max(recipe.model.feature_size, trained) if "finetune" in recipe.stages else recipe.model.feature_size
 
 
 def show_plan(
@@ -40,15 +42,15 @@ def show_plan(
     frozen: Frozen | None,
     precision: str,
     device: str,
-) -> list[tuple[str, float]]:
-    """Print what will be done and how long it should take; return (stage, expected seconds)."""
+) -> tuple[list[tuple[str, float]], Pace | None]:
+    """Print what will be done and how long it should take; return (stage, expected seconds) and training's pace."""
     request = session.request
     decode = seconds_to_decode(sources.labelled, surveyed, stored_size(recipe)) / (os.cpu_count() or 1)
     features = None if frozen is None else measure_speed(frozen.backbone, recipe.model.feature_size, precision)
     training = None
     if "finetune" in recipe.stages:
-        trained = trainable_backbone(recipe, recipe.model.weights, surveyed.channels, precision)
-        training = measure_speed(trained, recipe.timeline.start_size, precision)
+        trained = trainable_backbone(recipe, surveyed.channels, precision)
+        training = measure_speed(trained, image_sizes(recipe).first, precision)
     classes = sources.labelled.classes
     width = 0 if frozen is None else frozen.backbone.num_features
     expected = expected_seconds(recipe, amounts, decode, features, training, width * len(classes))
@@ -64,10 +66,10 @@ def show_plan(
         ("stage 1", _head_in_words(recipe, frozen)),
     ]
     if "finetune" in recipe.stages:
-        rows.append(("stage 2", _finetune_in_words(recipe)))
+        rows += [("stage 2", _finetune_in_words(recipe)), ("timeline", _timeline_in_words(recipe, amounts, training))]
     rows.append(("time", in_words(expected)))
     session.screen.plan(f"Plan (recipe {recipe.name}, seed {request.seed})", rows)
-    return expected
+    return expected, None if training is None else pace_of(training, recipe, amounts)
 
 
 def show_scores(screen: Screen, rows: Sequence[Row]) -> None:
@@ -101,14 +103,18 @@ def _head_in_words(recipe: Recipe, frozen: Frozen | None) -> str:
 
 
 def _finetune_in_words(recipe: Recipe) -> str:
-    train, sizes = recipe.train, recipe.timeline
-    grows = (
-        f"{sizes.start_size} to {sizes.final_size} px"
-        if sizes.start_size != sizes.final_size
-        else f"{sizes.final_size} px"
-    )
-    epochs = f"{train.epochs:g} epoch{'' if train.epochs == 1 else 's'}"
-    return f"fine-tune {recipe.model.backbone}, {epochs}, {grows}, {train.optimizer} at {train.lr:g}"
+    train, sizes = recipe.train, image_sizes(recipe)
+    grows = f"{sizes.first} to {sizes.final} px" if sizes.first != sizes.final else f"{sizes.final} px"
+    length = recipe.timeline.length or f"{train.epochs:g} epoch{'' if train.epochs == 1 else 's'}"
+    rate = "a learning rate to be searched" if train.find_lr else f"{train.lr:g}"
+    return f"fine-tune {recipe.model.backbone}, {length}, {grows}, {train.optimizer} at {rate}"
+
+
+def _timeline_in_words(recipe: Recipe, amounts: Amounts, training: Speed | None) -> str:
+    pace = None if training is None else pace_of(training, recipe, amounts)
+    timeline, steps = resolved_timeline(recipe, amounts.train, pace)
+    phases = ", ".join(f"{name} {round((stop - start) * steps):,}" for name, start, stop in timeline.spans())
+    return f"{steps:,} steps: {phases}"
 
 
 def _short(names: Sequence[str], most: int = 6) -> str:

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from etude.core.predictions import Predictions
+from etude.core.scores import score_of
 from etude.core.submission import write_submission
 from etude.data.dataset import Dataset
 from etude.inference.predict import predict
 from etude.inference.views import views_of
 from etude.refine.blend import average
-from etude.study.candidates import Candidate, score_of
+from etude.study.candidates import Candidate
 from etude.study.session import Row, Session
 
 

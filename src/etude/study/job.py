@@ -2,183 +2,87 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
-from etude.core.errors import EtudeError
-from etude.data.bad_files import BadFile, write_bad_files
-from etude.data.dataset import Dataset, open_dataset
-from etude.data.survey import SurveyResult
 from etude.functional.augment import policy_named
 from etude.journal.record import RunRecord
 from etude.journal.screen import Screen
-from etude.models.backbones import required_size
+from etude.journal.timeline_figure import draw_timeline
 from etude.models.classifier import ModelCard, save_model
-from etude.models.device import best_device, choose_precision, describe_device
 from etude.models.head import LinearHead
-from etude.models.memory import keep_large_blocks
-from etude.recipe import ImageFacts, Recipe, changed_settings, flat, load_recipe, resolve
-from etude.study.announce import show_plan, show_scores, stored_size
-from etude.study.candidates import Candidate, Fold, better, finetune_candidate, fit_head_on, head_candidate
+from etude.recipe import changed_settings, flat, load_recipe
+from etude.recipe.timeline import timeline_of
+from etude.study.announce import show_scores
+from etude.study.candidates import Candidate, better, finetune_candidate, head_candidate
 from etude.study.finish import finish
-from etude.study.frozen import FrozenFeatures, build_frozen, compute_features
-from etude.study.plan import Amounts, at_trained_sizes, refuse_single_images
+from etude.study.fold import Fold
+from etude.study.lr_find import find_lr
+from etude.study.network import fit_head_on
+from etude.study.policy import settle_policy
+from etude.study.prepare import Prepared, prepare
 from etude.study.request import Request, claim_run_folder
+from etude.study.resume import drop_checkpoints, refuse_other_settings, resumable_folder
 from etude.study.session import Session
-from etude.study.sources import (
-    Sources,
-    bad_files,
-    check_asked,
-    make_folds,
-    planned_split,
-    read_sources,
-    survey_sources,
-)
-from etude.study.symmetry import PolicyChoice, choose_policy
+from etude.study.sources import read_sources
+from etude.study.symmetry import PolicyChoice
 from etude.training.fit import DivergedError
 
 
 def fit(request: Request, screen: Screen) -> Path:
-    """Run the whole job and return the run's folder.
+    """Run the whole job, or go on with one that was stopped, and return the run's folder.
 
     Raises:
         EtudeError: whatever the user can mend, in one sentence; what was finished before is kept.
     """
     request.check()
     recipe = load_recipe(request.recipe, request.settings)
+    timeline_of(recipe)  # a mistake in it is told before anything is read
     policy_named("none" if recipe.augment.policy == "auto" else recipe.augment.policy)
     early_warnings: list[str] = []
     sources = read_sources(request, early_warnings.append)
+    if request.resume:
+        folder = resumable_folder(request)
+        refuse_other_settings(folder, recipe, request)
+    else:
+        folder = request.out or claim_run_folder(request.train)
     record = RunRecord.open(
-        request.out or claim_run_folder(request.train),
+        folder,
         command=request.command,
         recipe=recipe.name,
         settings=flat(recipe),
         changed=changed_settings(recipe),
         seed=request.seed,
+        resume=request.resume,
     )
     session = Session(request, record, screen)
     try:
         for text in early_warnings:
             session.warn(text)
-        Job(session, recipe, sources).run()
+        Job(session, prepare(session, recipe, sources)).run()
     except BaseException as error:
         record.close("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", error)
         raise
     record.close("finished")
+    drop_checkpoints(record.folder)  # not before: a run killed in between would have to train again
     return record.folder
 
 
 class Job:
-    """The stages of one run."""
+    """Training, on every fold, and the predictions."""
 
-    def __init__(self, session: Session, recipe: Recipe, sources: Sources) -> None:
-        self.session, self.recipe, self.sources = session, recipe, sources
+    def __init__(self, session: Session, prepared: Prepared) -> None:
+        self.session, self.prepared, self.recipe = session, prepared, prepared.recipe
         self.policy: PolicyChoice | None = None
-        self.precision = "fp32"
 
     def run(self) -> None:
-        """Survey, plan, store, features, train on every fold, predict."""
-        session = self.session
-        with session.stage("survey"):
-            surveyed, surveyed_test = survey_sources(self.sources, session.screen)
-        facts = ImageFacts(
-            surveyed.median_short_side,
-            surveyed.channels,
-            count=self.sources.train_count,
-            required_size=required_size(self.recipe.model.backbone),
-        )
-        self.recipe = at_trained_sizes(resolve(self.recipe, facts), session.warn)
-        device = best_device()
-        self.precision = choose_precision(self.recipe.train.precision, device)
-        described = describe_device(device, self.precision)
-        keep_large_blocks()
-        amounts = self._amounts(surveyed, surveyed_test)
-        with session.stage("plan"):
-            frozen = build_frozen(self.recipe, surveyed.channels)
-            expected = show_plan(
-                session, self.recipe, self.sources, surveyed, amounts, frozen, self.precision, described
-            )
-        session.record.set(
-            "plan", {"expected_seconds": dict(expected), "resolved": flat(self.recipe), "device": described}
-        )
-        data, test = self._store(surveyed, surveyed_test)
-        folds = make_folds(data, self.sources, session.request, self.recipe, session.warn)
-        self._record_data(data, test, folds, surveyed)
-        features = None
-        if frozen is not None:
-            with session.stage("features") as stage:
-                features = compute_features(
-                    frozen, data, self.recipe,
-                    precision=self.precision, cache=session.cache, progress=session.screen,
-                )  # fmt: skip
-                stage.note("reused", features.reused)
-        kept = [self._train(data, fold, number, len(folds), features) for number, fold in enumerate(folds, 1)]
-        finish(session, kept, data, test)
-        show_scores(session.screen, session.rows)
+        """Train the recipe's stages on every fold, predict, and show the scores."""
+        folds = self.prepared.folds
+        kept = [self._train(fold, number, len(folds)) for number, fold in enumerate(folds, 1)]
+        finish(self.session, kept, self.prepared.data, self.prepared.test)
+        show_scores(self.session.screen, self.session.rows)
 
-    def _store(self, surveyed: SurveyResult, surveyed_test: SurveyResult | None) -> tuple[Dataset, Dataset | None]:
-        session, size, test = self.session, stored_size(self.recipe), None
-        with session.stage("store") as stage:
-            data = open_dataset(
-                self.sources.labelled, surveyed, size,
-                fit=self.recipe.data.fit, cache=session.cache, progress=session.screen, warn=session.warn,
-            )  # fmt: skip
-            stage.note("reused", data.build.reused)
-            if self.sources.test is not None and surveyed_test is not None:
-                # Test images take the training images' geometry and channels, whatever they would choose alone.
-                test = open_dataset(
-                    self.sources.test, replace(surveyed_test, channels=data.build.store.channels), size,
-                    fit=data.build.fit, cache=session.cache, progress=session.screen, warn=session.warn,
-                )  # fmt: skip
-        session.screen.say(f"geometry: {data.build.fit_reason}")
-        self._list_bad(bad_files(data, test), len(data) + len(test or ()))
-        if test is not None and surveyed_test is not None:
-            check_asked(session.request, test.images, data.images.classes)
-            if surveyed_test.channels > data.build.store.channels:
-                session.warn("test images have colours, training images are grey: the test images are taken as grey")
-        return data, test
-
-    def _amounts(self, surveyed: SurveyResult, surveyed_test: SurveyResult | None) -> Amounts:
-        try:
-            train, valid = planned_split(self.sources, surveyed, self.session.request, self.recipe)
-            refuse_single_images(self.recipe, train)
-        except EtudeError:  # what cannot be read may be why, and the list has not been written yet
-            self._list_bad(surveyed.bad, len(surveyed))
-            raise
-        tested = 0 if surveyed_test is None else len(surveyed_test)
-        return Amounts(len(surveyed), train, valid, tested, folds=self.session.request.folds or 1)
-
-    def _list_bad(self, bad: Sequence[BadFile], readable: int) -> None:
-        if bad:
-            listing = self.session.folder / "bad_files.csv"
-            write_bad_files(listing, bad)
-            self.session.warn(f"{len(bad):,} of {len(bad) + readable:,} files cannot be read; {listing} says why")
-
-    def _record_data(self, data: Dataset, test: Dataset | None, folds: list[Fold], surveyed: SurveyResult) -> None:
-        classes = data.images.classes
-        counts = np.bincount(data.labels, minlength=len(classes))
-        described = {
-            "described": self.sources.labelled.described,
-            "fingerprint": surveyed.fingerprint,
-            "images": len(data),
-            "classes": {name: int(count) for name, count in zip(classes, counts, strict=True)},
-            "sample": self.session.request.sample,
-            "test_images": 0 if test is None else len(test),
-            "fit": data.build.fit,
-            "fit_reason": data.build.fit_reason,
-            "stored_size": data.build.store.size,
-            "channels": data.build.store.channels,
-            "folds": [{"train": len(fold.train), "valid": len(fold.valid)} for fold in folds],
-        }
-        self.session.record.set("data", described)
-
-    def _train(
-        self, data: Dataset, fold: Fold, number: int, count: int, features: FrozenFeatures | None
-    ) -> tuple[str, Candidate]:
+    def _train(self, fold: Fold, number: int, count: int) -> tuple[str, Candidate]:
         """Train the recipe's stages on one fold; return its folder's name and the better candidate, which is saved."""
         session = self.session
         suffix = f" (fold {number}/{count})" if count > 1 else ""
@@ -186,16 +90,16 @@ class Job:
         folder = session.folder / name
         candidates: list[Candidate] = []
         head = None
-        if features is not None:
+        if self.prepared.features is not None:
             with session.stage(f"head{suffix}") as stage:
-                head = fit_head_on(data, fold, features.values, self.recipe)
-                candidates.append(head_candidate(data, fold, features, head, self.precision, session.screen))
+                head = fit_head_on(self.prepared.data, fold, self.prepared.features.values, self.recipe)
+                candidates.append(head_candidate(self.prepared, fold, head, session.screen))
             session.scored(stage, candidates[-1].valid)
             # So that a run killed in stage 2 can already predict.
             save_model(folder, candidates[-1].model, candidates[-1].card)
-        policy = self._settled_policy(data, fold, features, head)
+        policy = self._settled_policy(fold, head)
         if "finetune" in self.recipe.stages:
-            candidates += self._finetuned(data, fold, features, policy, folder, suffix)
+            candidates += self._finetuned(fold, policy, folder, suffix)
         kept = better(candidates)
         card: ModelCard = replace(kept.card, policy=policy, tta=self.recipe.predict.tta)
         save_model(folder, kept.model, card)
@@ -203,49 +107,54 @@ class Job:
             session.screen.say(f"kept{suffix}: {kept.stage}, the better of both stages on the validation images")
         return name, replace(kept, card=card)
 
-    def _finetuned(
-        self, data: Dataset, fold: Fold, features: FrozenFeatures | None, policy: str, folder: Path, suffix: str
-    ) -> list[Candidate]:
+    def _finetuned(self, fold: Fold, policy: str, folder: Path, suffix: str) -> list[Candidate]:
         """Return stage 2's candidate; none when training diverged and stage 1 is there to be kept."""
         session = self.session
+        if self.recipe.train.find_lr:
+            self._find_lr(fold, policy)
         try:
             with session.stage(f"fine-tune{suffix}") as stage:
-                trained = finetune_candidate(
-                    data, fold, features, self.recipe,
-                    policy=policy, precision=self.precision, folder=folder, progress=session.screen,
+                trained, done = finetune_candidate(
+                    replace(self.prepared, recipe=self.recipe), fold,
+                    policy=policy, folder=folder, resume=session.request.resume,
+                    progress=session.screen, warn=session.warn,
                 )  # fmt: skip
+                stage.note("steps", done.steps)
+                stage.note("events", [f"{event.kind} at {event.progress:.1%}" for event in done.timeline.events])
         except DivergedError as problem:
-            if features is None:
+            if self.prepared.features is None:
                 raise
             session.warn(f"stage 1 is kept, since {problem}")
             return []
         session.scored(stage, trained.valid)
+        planned = max(done.steps, round(done.steps / done.timeline.end))
+        figure = folder / "timeline.png"
+        draw_timeline(figure, done.timeline, planned, happened=done.happened, title=f"{self.recipe.name}{suffix}")
+        session.record.artefact(figure)
         return [trained]
 
-    def _settled_policy(
-        self, data: Dataset, fold: Fold, features: FrozenFeatures | None, head: LinearHead | None
-    ) -> str:
+    def _find_lr(self, fold: Fold, policy: str) -> None:
+        """Search the learning rate once, on the first fold; a resumed run keeps what it found."""
+        session = self.session
+        found = session.record.get("lr_find")
+        if found is None:
+            with session.stage("lr-find"):
+                suggestion = find_lr(
+                    self.prepared, fold, policy, figure=session.folder / "lr_find.png", progress=session.screen
+                )
+            found = {"lr": suggestion.lr, "lowest": suggestion.lowest, "steepest": suggestion.steepest}
+            session.record.set("lr_find", found)
+            shown = session.folder / "lr_find.png"
+            session.screen.say(f"learning rate: {suggestion.lr:.2g} ({shown} shows the search)")
+        train = self.recipe.train.model_copy(update={"lr": found["lr"], "find_lr": False})
+        self.recipe = self.recipe.model_copy(update={"train": train})
+
+    def _settled_policy(self, fold: Fold, head: LinearHead | None) -> str:
         """Decide the augmentation policy once, on the first fold; it is needed for training and for TTA only."""
         if self.policy is None:
-            self.policy = self._choose_policy(data, fold, features, head)
+            self.policy = settle_policy(self.session, self.prepared, fold, head)
             choice = {"policy": self.policy.policy, "reason": self.policy.reason}
             self.session.record.set("augmentation", choice)
             if self.policy.policy != "none":
                 self.session.screen.say(f"augmentation: {self.policy.policy} ({self.policy.reason})")
         return self.policy.policy
-
-    def _choose_policy(
-        self, data: Dataset, fold: Fold, features: FrozenFeatures | None, head: LinearHead | None
-    ) -> PolicyChoice:
-        asked = self.recipe.augment.policy
-        if asked != "auto":
-            return PolicyChoice(asked, "as the recipe says")
-        if self.recipe.stages == ("head",) and self.recipe.predict.tta == 1:
-            return PolicyChoice("none", "this recipe neither trains on images nor averages over views")
-        if features is None or head is None:
-            return PolicyChoice("photos", "there is no stage 1 head to measure symmetries with")
-        with self.session.stage("symmetry"):
-            return choose_policy(
-                data, fold, features, head,
-                precision=self.precision, seed=self.session.request.seed, progress=self.session.screen,
-            )  # fmt: skip

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from etude.core.errors import EtudeError
 from etude.recipe.settings import Recipe
+from etude.recipe.sizes import image_sizes
+from etude.recipe.timeline import resolved_timeline, timeline_of
 from etude.study.speed import Speed, training_seconds
-from etude.training.fit import timeline_of, total_steps
+from etude.timeline import Pace
 
 _SOLVER_STEPS = 50  # of L-BFGS, as seen on features of EfficientNet-Lite0
 _FLOPS = 8e10  # a second, in float32 matrix products on two cores
@@ -55,15 +57,20 @@ def expected_seconds(
         stages.append(("features", features.infer_at(recipe.model.feature_size) * amounts.labelled))
         stages.append(("head", _head_seconds(recipe, amounts, head_weights) * amounts.folds))
     if training is not None:
-        steps = total_steps(recipe, amounts.train)
-        one = training_seconds(training, timeline_of(recipe), steps, min(recipe.train.batch_size, amounts.train))
+        timeline, steps = resolved_timeline(recipe, amounts.train, pace_of(training, recipe, amounts))
+        one = training_seconds(training, timeline, steps, min(recipe.train.batch_size, amounts.train))
         stages.append(("fine-tune", one * amounts.folds))
     predictor = training or features
-    size = recipe.timeline.final_size if training is not None else recipe.model.feature_size
+    size = image_sizes(recipe).final if training is not None else recipe.model.feature_size
     if predictor is not None and amounts.test:
         views = recipe.predict.tta * amounts.folds
         stages.append(("predict test", predictor.infer_at(size) * amounts.test * views))
     return stages
+
+
+def pace_of(training: Speed, recipe: Recipe, amounts: Amounts) -> Pace:
+    """Return the measured seconds of a training step, by which lengths in minutes become steps."""
+    return Pace(training.train * min(recipe.train.batch_size, amounts.train), training.size)
 
 
 def _head_seconds(recipe: Recipe, amounts: Amounts, weights: int) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,6 +33,7 @@ class Request:
         test: images to predict at the end.
         folds: number of folds, or None for a hold-out.
         sample: a stratified sample to start with, such as ``"10%"`` or ``"500"``.
+        resume: go on with a run that was stopped, in ``out`` or the newest unfinished one below ``runs/``.
         sample_submission: a file whose ids, columns and order the submission must follow.
         command: the command line, for the record.
     """
@@ -50,6 +51,7 @@ class Request:
     columns: Columns = field(default_factory=Columns)
     sample_submission: Path | None = None
     probabilities: bool = False
+    resume: bool = False
     command: Sequence[str] = ()
 
     def __post_init__(self) -> None:
@@ -103,6 +105,25 @@ class Request:
         return None if self.test is None else read_unlabelled(self.test)
 
 
+def lr_settings(lr: str | float | None) -> list[str]:
+    """Return the settings that ``--lr`` stands for: a number, or ``auto`` for a search before training.
+
+    Raises:
+        EtudeError: it is neither.
+
+    >>> lr_settings("auto"), lr_settings("3e-4"), lr_settings(None)
+    (['train.find_lr=true'], ['train.lr=0.0003'], [])
+    """
+    if lr is None:
+        return []
+    if lr == "auto":
+        return ["train.find_lr=true"]
+    try:
+        return [f"train.lr={float(lr)}"]
+    except ValueError:
+        raise EtudeError(f"--lr is {lr!r}; give a number such as 1e-3, or auto to search for it") from None
+
+
 def default_cache() -> Path:
     """Return the folder of stores and features: ``$ETUDE_CACHE``, else ``~/.cache/etude`` (or ``$XDG_CACHE_HOME``)."""
     if given := os.environ.get("ETUDE_CACHE"):
@@ -110,14 +131,19 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "etude"
 
 
+def run_folders(train: Path) -> Iterator[Path]:
+    """Yield ``runs/NAME``, ``runs/NAME-2`` and so on, named after the training data, without end."""
+    name = train.stem if train.suffix.lower() in (".csv", ".tsv", ".parquet") else train.resolve().name
+    for number in itertools.count(1):
+        yield Path("runs") / (name if number == 1 else f"{name}-{number}")
+
+
 def claim_run_folder(train: Path) -> Path:
-    """Make and return the first free ``runs/NAME``, ``runs/NAME-2`` and so on, named after the training data.
+    """Make and return the first of the run folders that is free.
 
     Two runs that start at once get two folders: making a folder that is already there fails.
     """
-    name = train.stem if train.suffix.lower() in (".csv", ".tsv", ".parquet") else train.resolve().name
-    for number in itertools.count(1):
-        folder = Path("runs") / (name if number == 1 else f"{name}-{number}")
+    for folder in run_folders(train):
         with explained_write(folder):
             try:
                 folder.mkdir(parents=True)

@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from etude.core.errors import EtudeError
 from etude.core.predictions import Predictions
+from etude.core.scores import score_of
 from etude.journal.record import RunRecord, Stage
 from etude.journal.screen import Screen
-from etude.study.candidates import score_of
 from etude.study.request import Request, default_cache
 
 
@@ -63,6 +64,19 @@ class Session:
         with self.record.stage(name) as stage:
             yield stage
         self.rows.append(Row(name, stage.seconds))
+
+    def refuse_other_images(self, fingerprint: str) -> None:
+        """Refuse to go on with a run on other images than those it began with.
+
+        Raises:
+            EtudeError: with what to do.
+        """
+        known = (self.record.get("data") or {}).get("fingerprint")
+        if self.request.resume and known is not None and known != fingerprint:
+            raise EtudeError(
+                f"the images of {self.request.train} have changed since {self.folder} was begun, and a resumed run "
+                "would mix both: bring the old ones back, or leave out --resume and start a new run"
+            )
 
     def scored(self, stage: Stage, predictions: Predictions) -> None:
         """Write the validation scores of the stage that has just ended into its record and its row."""

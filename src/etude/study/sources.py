@@ -17,7 +17,7 @@ from etude.data.sources import ImageSet
 from etude.data.split import Split, hold_out, k_folds, sample
 from etude.data.survey import SurveyResult, survey
 from etude.recipe.settings import Recipe
-from etude.study.candidates import Fold
+from etude.study.fold import Fold
 from etude.study.request import Request
 
 Warn = Callable[[str], None]

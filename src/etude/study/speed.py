@@ -61,7 +61,10 @@ def measure_speed(backbone: Backbone, size: int, precision: str) -> Speed:
 
 def training_seconds(speed: Speed, timeline: Timeline, steps: int, batch_size: int) -> float:
     """Return the expected seconds of ``steps`` steps whose image sizes the timeline sets."""
-    return sum(speed.train_at(moment.image_size) for moment in timeline.moments(steps)) * batch_size
+    return sum(
+        speed.train_at(moment.image_size or speed.size) * (moment.batch_size or batch_size)
+        for moment in timeline.moments(steps)
+    )
 
 
 def _seconds(work: Callable[[], None], device: torch.device) -> float:

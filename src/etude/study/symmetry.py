@@ -13,7 +13,7 @@ from etude.data.dataset import Dataset
 from etude.inference.views import SYMMETRIES, seen_through
 from etude.models.features import extract_features
 from etude.models.head import LinearHead
-from etude.study.candidates import Fold
+from etude.study.fold import Fold
 from etude.study.frozen import FrozenFeatures
 
 _IMAGES = 192  # judged at most; a few seconds on a CPU

@@ -1,7 +1,52 @@
 """The timeline: pure schedules of everything that moves during training. Standard library only."""
 
-from etude.timeline.curves import Constant, Cosine, Curve, Linear
-from etude.timeline.plan import Moment, Phase, Timeline, step_progress
-from etude.timeline.presets import default_timeline
+from etude.timeline.composed import Joined, Scaled, Warmup
+from etude.timeline.curves import Constant, Cosine, Curve, Exponential, Linear, OneCycle, Steps, resolved
+from etude.timeline.cyclic import ExpRange, Triangular, Triangular2
+from etude.timeline.lengths import Length, Pace, RunSize, length_in_steps, parse_length
+from etude.timeline.moment import QUANTITIES, Moment, step_progress
+from etude.timeline.phase import Phase
+from etude.timeline.plan import BatchScaling, Timeline
+from etude.timeline.plateau import Event, Plateau, PlateauWatch
+from etude.timeline.presets import PRESETS, Preset, Shape, preset
+from etude.timeline.tree import curve_from_tree, phase_from_tree, timeline_from_tree, timeline_to_tree, tree_of_curve
 
-__all__ = ["Constant", "Cosine", "Curve", "Linear", "Moment", "Phase", "Timeline", "default_timeline", "step_progress"]
+__all__ = [
+    "PRESETS",
+    "QUANTITIES",
+    "BatchScaling",
+    "Constant",
+    "Cosine",
+    "Curve",
+    "Event",
+    "ExpRange",
+    "Exponential",
+    "Joined",
+    "Length",
+    "Linear",
+    "Moment",
+    "OneCycle",
+    "Pace",
+    "Phase",
+    "Plateau",
+    "PlateauWatch",
+    "Preset",
+    "RunSize",
+    "Scaled",
+    "Shape",
+    "Steps",
+    "Timeline",
+    "Triangular",
+    "Triangular2",
+    "Warmup",
+    "curve_from_tree",
+    "length_in_steps",
+    "parse_length",
+    "phase_from_tree",
+    "preset",
+    "resolved",
+    "step_progress",
+    "timeline_from_tree",
+    "timeline_to_tree",
+    "tree_of_curve",
+]

@@ -4,96 +4,188 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
-from etude.timeline.curves import Constant, Curve
+from etude.timeline.lengths import Pace, RunSize, check_shares
+from etude.timeline.moment import QUANTITIES, Moment, step_progress
+from etude.timeline.phase import Phase, check_values
+from etude.timeline.plateau import Event
+from etude.timeline.resolve import resolve_phases, rounded, steps_of
+from etude.timeline.spans import Span, jump_between, moved_by, planned_spans, scaled_lr, span_at
 
-
-@dataclass(frozen=True, slots=True)
-class Phase:
-    """A named part of the run; each quantity follows a curve over the phase's own progress.
-
-    Args:
-        name: such as ``"warmup"``, ``"grow"``, ``"finish"``.
-        share: this phase's part of the run, in (0, 1].
-        lr: learning rate of the head; layer-wise multipliers apply on top.
-        image_size: side of the square input in pixels, rounded by the timeline.
-        augment: strength of augmentation in [0, 1].
-    """
-
-    name: str
-    share: float
-    lr: Curve
-    image_size: Curve
-    augment: Curve = field(default_factory=lambda: Constant(0.0))
-
-
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """What holds at one point of the run."""
-
-    progress: float
-    phase: str
-    lr: float
-    image_size: int
-    augment: float
+BatchScaling = Literal["none", "linear", "sqrt"]
+_SCALINGS: dict[str, float] = {"none": 0.0, "linear": 1.0, "sqrt": 0.5}  # powers of the batch's ratio to the base
 
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
     """Phases in order. ``at`` is pure: the same progress always gives the same :class:`Moment`.
 
+    Fixed lengths (``"3ep"``, ``"500st"``, ``"10m"``) come first; shares divide what they leave and sum to 1. A
+    timeline that holds a fixed length has to be resolved for a run of known size before it can be asked.
+
     Args:
-        phases: at least one; their shares sum to 1.
+        phases: at least one, with names that differ.
         size_multiple: image sizes are rounded half up to this multiple of pixels.
+        batch_scaling: how the learning rate follows a scheduled batch size: ``"none"``, ``"linear"`` (times the
+            ratio to the base, Goyal et al. 2017) or ``"sqrt"`` (times the ratio's root).
+        base_batch_size: batch size for which the learning rates are meant; default: the first moment's.
+        events: what plateaus did to this run, in order; they hold progress, so the timeline must be resolved.
 
     Raises:
-        ValueError: no phase, a share out of (0, 1], shares that do not sum to 1, or a name used twice.
+        ValueError: no phase, a name used twice, shares that do not sum to 1, a batch size scheduled in some phases
+            only although the learning rate follows it, a value out of its limits, or events that do not fit.
 
-    >>> from etude.timeline import Constant, Linear, Phase, Timeline
-    >>> warmup = Phase("warmup", 0.5, Linear(0, 1), Constant(64))
-    >>> finish = Phase("finish", 0.5, Linear(1, 0), Constant(96))
-    >>> plan = Timeline((warmup, finish))
+    >>> from etude.timeline import Linear, Phase, Timeline
+    >>> plan = Timeline((Phase("warmup", 0.5, lr=Linear(0, 1)), Phase("finish", 0.5, lr=Linear(1, 0), image_size=96)))
     >>> plan.at(0.25).lr, plan.at(0.5).phase, plan.at(1.0).image_size
     (0.5, 'finish', 96)
     """
 
     phases: tuple[Phase, ...]
     size_multiple: int = 32
+    batch_scaling: BatchScaling = "none"
+    base_batch_size: int | None = None
+    events: tuple[Event, ...] = ()
+    _spans: tuple[Span, ...] = field(init=False, repr=False, compare=False, default=())
+    _base: float = field(init=False, repr=False, compare=False, default=1.0)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "phases", tuple(self.phases))
+        object.__setattr__(self, "events", tuple(self.events))
+        self._check_phases()
+        self._check_batches()
+        if all(phase.is_resolved for phase in self.phases):
+            for phase in self.phases:
+                check_values(phase)
+            object.__setattr__(self, "_spans", moved_by(planned_spans(self.phases), self.events))
+            object.__setattr__(self, "_base", float(self.base_batch_size or self._first_batch_size()))
+        elif self.events:
+            raise ValueError("events belong to a run of known size; resolve the timeline before adding them")
+
+    def _check_phases(self) -> None:
         if not self.phases:
             raise ValueError("a timeline needs at least one phase")
         names = [phase.name for phase in self.phases]
         if len(set(names)) < len(names):
             raise ValueError(f"phase names must differ, got {names}")
-        for phase in self.phases:
-            if not 0.0 < phase.share <= 1.0:
-                raise ValueError(f"phase {phase.name!r} has share {phase.share}; a share lies above 0 and at most at 1")
-        total = sum(phase.share for phase in self.phases)
-        if not math.isclose(total, 1.0, abs_tol=1e-6):
-            raise ValueError(f"the shares of the phases sum to {total:g}, they must sum to 1")
+        check_shares([phase.length for phase in self.phases])
+        if self.size_multiple < 1:
+            raise ValueError(f"size_multiple is {self.size_multiple}; it is a number of pixels, at least 1")
+
+    def _check_batches(self) -> None:
+        if self.batch_scaling not in _SCALINGS:
+            raise ValueError(f"batch_scaling is {self.batch_scaling!r}; give one of {', '.join(_SCALINGS)}")
+        if self.base_batch_size is not None and self.base_batch_size < 1:
+            raise ValueError(f"base_batch_size is {self.base_batch_size}; it is a number of images, at least 1")
+        scheduled = [phase.name for phase in self.phases if phase.batch_size is not None]
+        if self.batch_scaling != "none" and 0 < len(scheduled) < len(self.phases):
+            missing = next(phase.name for phase in self.phases if phase.name not in scheduled)
+            raise ValueError(
+                f"the learning rate follows the batch size, but phase {missing!r} does not schedule batch_size; "
+                "schedule it in every phase or in none"
+            )
+
+    def _first_batch_size(self) -> int:
+        curve = self.phases[0].curve("batch_size")
+        return _whole(curve.at(0.0)) if curve else 1
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether all lengths are shares, so that ``at`` can answer."""
+        return bool(self._spans)
+
+    @property
+    def end(self) -> float:
+        """Progress at which the run ends: 1.0 unless a plateau ended a phase early."""
+        return self._resolved_spans()[-1].stop
+
+    def resolved(self, run: RunSize) -> Timeline:
+        """Return the timeline with every length as a share of a run of this size; a resolved one returns itself.
+
+        Raises:
+            ValueError: the fixed lengths do not fit into the run, do not fill it although no phase has a share, or
+                are in a unit that ``run`` does not know.
+
+        >>> from etude.timeline import RunSize
+        >>> plan = Timeline((Phase("warmup", "25st"), Phase("finish", 1.0)))
+        >>> [phase.length for phase in plan.resolved(RunSize(steps=100)).phases]
+        [0.25, 0.75]
+        """
+        if self.is_resolved:
+            return self
+        return replace(self, phases=resolve_phases(self.phases, run, self.size_multiple))
+
+    def fixed_steps(self, epoch_steps: float | None, pace: Pace | None = None) -> float | None:
+        """Return the steps of a timeline whose phases all have fixed lengths; None when any phase has a share.
+
+        Raises:
+            ValueError: epochs without ``epoch_steps``, or minutes without ``pace``.
+        """
+        if any(phase.is_share for phase in self.phases):
+            return None
+        run = RunSize(1, epoch_steps, pace)
+        return math.fsum(steps_of(phase, run, self.size_multiple) for phase in self.phases)
 
     def at(self, progress: float) -> Moment:
         """Return what holds at ``progress`` of the run; a phase's first moment belongs to that phase.
 
-        Raises:
-            ValueError: ``progress`` lies outside [0, 1].
-        """
-        if not 0.0 <= progress <= 1.0:
-            raise ValueError(f"progress is {progress}, it must lie in [0, 1]")
-        phase, within = self._locate(progress)
-        return Moment(
-            progress=progress,
-            phase=phase.name,
-            lr=phase.lr.at(within),
-            image_size=self.rounded_size(phase.image_size.at(within)),
-            augment=min(1.0, max(0.0, phase.augment.at(within))),
-        )
+        Beyond ``end`` it is the last moment.
 
-    def rounded_size(self, size: float) -> int:
-        """Round half up to the multiple: Python's ``round`` would send 144 and 176 in different directions."""
-        return max(self.size_multiple, math.floor(size / self.size_multiple + 0.5) * self.size_multiple)
+        Raises:
+            ValueError: ``progress`` lies outside [0, 1], or the timeline is not resolved.
+        """
+        span, progress = self._locate(progress)
+        within = min(1.0, max(0.0, (progress - span.start) / span.length))
+        values: dict[str, Any] = {quantity: curve.at(within) for quantity, curve in span.curves}
+        if "image_size" in values:
+            values["image_size"] = rounded(values["image_size"], self.size_multiple)
+        if "augment" in values:
+            values["augment"] = min(1.0, max(0.0, values["augment"]))
+        if "batch_size" in values:
+            values["batch_size"] = _whole(values["batch_size"])
+        if "lr" in values:
+            values["lr"] = scaled_lr(values["lr"] * self._batch_factor(values.get("batch_size")), self.events, progress)
+        return Moment(progress, span.phase.name, **values)
+
+    def phase_at(self, progress: float) -> Phase:
+        """Return the phase that runs at ``progress``; the same errors as ``at``."""
+        return self._locate(progress)[0].phase
+
+    def spans(self) -> tuple[tuple[str, float, float], ...]:
+        """Return (phase name, start, end) of every phase, in progress, as the events left them."""
+        return tuple((span.phase.name, span.start, span.stop) for span in self._resolved_spans())
+
+    def with_event(self, event: Event) -> Timeline:
+        """Return the timeline after one more event.
+
+        Raises:
+            ValueError: the timeline is not resolved, the event lies before the last one, or its phase has not begun.
+        """
+        return replace(self, events=(*self.events, event))
+
+    def quantities(self) -> tuple[str, ...]:
+        """Return the names of what any phase schedules, in the order of ``QUANTITIES``."""
+        return tuple(name for name in QUANTITIES if any(phase.curve(name) is not None for phase in self.phases))
+
+    def jumps(self) -> tuple[str, ...]:
+        """Return a sentence for each join at which the learning rate jumps although the phase does not allow it.
+
+        A jump is a change by more than a factor 2, or from or to zero by more than 1% of the highest rate.
+        """
+        spans = planned_spans(self.phases) if self._resolved_spans() else ()
+        starts = [self._planned_lr(span, 0.0) for span in spans]
+        stops = [self._planned_lr(span, 1.0) for span in spans]
+        middles = [self._planned_lr(span, 0.5) for span in spans]
+        peak = max((lr for lr in (*starts, *middles, *stops) if lr is not None), default=0.0)
+        return tuple(
+            f"the learning rate jumps from {before:g} to {after:g} where phase {span.phase.name!r} begins; "
+            "make the curves meet, or set jump = true in that phase if the jump is meant"
+            for span, before, after in zip(spans[1:], stops[:-1], starts[1:], strict=True)
+            if before is not None and after is not None
+            if not span.phase.jump and jump_between(before, after, peak)
+        )
 
     def moments(self, steps: int) -> Iterator[Moment]:
         """Yield the moment of every step of a run of ``steps`` steps."""
@@ -101,25 +193,47 @@ class Timeline:
             yield self.at(step_progress(step, steps))
 
     def largest_size(self, steps: int) -> int:
-        """Return the largest image size that any of ``steps`` steps needs."""
-        return max(moment.image_size for moment in self.moments(steps))
+        """Return the largest image size that any of ``steps`` steps needs.
 
-    def _locate(self, progress: float) -> tuple[Phase, float]:
-        start = 0.0
-        for phase in self.phases[:-1]:
-            if progress < start + phase.share - 1e-9:
-                return phase, (progress - start) / phase.share
-            start += phase.share
-        last = self.phases[-1]
-        return last, min(1.0, max(0.0, (progress - start) / last.share))
+        Raises:
+            ValueError: no phase schedules the image size.
+        """
+        sizes = [moment.image_size for moment in self.moments(steps) if moment.image_size is not None]
+        if not sizes:
+            raise ValueError("this timeline schedules no image_size, so it needs none in particular")
+        return max(sizes)
+
+    def rounded_size(self, size: float) -> int:
+        """Round half up to the multiple: Python's ``round`` would send 144 and 176 in different directions."""
+        return rounded(size, self.size_multiple)
+
+    def _resolved_spans(self) -> tuple[Span, ...]:
+        if not self._spans:
+            raise ValueError(
+                "this timeline holds epochs, steps or minutes; "
+                "resolve it for a run first: timeline.resolved(RunSize(steps))"
+            )
+        return self._spans
+
+    def _locate(self, progress: float) -> tuple[Span, float]:
+        """Return the span that runs at ``progress``, and the progress itself, at most that of the run's end."""
+        if not 0.0 <= progress <= 1.0:
+            raise ValueError(f"progress is {progress}, it must lie in [0, 1]")
+        spans = self._resolved_spans()
+        progress = min(progress, spans[-1].stop)
+        return span_at(spans, progress), progress
+
+    def _batch_factor(self, batch_size: int | None) -> float:
+        if batch_size is None or self.batch_scaling == "none":
+            return 1.0
+        return (batch_size / self._base) ** _SCALINGS[self.batch_scaling]
+
+    def _planned_lr(self, span: Span, within: float) -> float | None:
+        lr, batch = span.phase.curve("lr"), span.phase.curve("batch_size")
+        if lr is None:
+            return None
+        return lr.at(within) * self._batch_factor(None if batch is None else _whole(batch.at(within)))
 
 
-def step_progress(step: int, steps: int) -> float:
-    """Return the progress of step ``step`` (counted from 0) in a run of ``steps`` steps: its middle.
-
-    The middle keeps the first step of a warmup from training at a learning rate of exactly zero.
-
-    >>> step_progress(0, 2), step_progress(1, 2)
-    (0.25, 0.75)
-    """
-    return min(1.0, (step + 0.5) / max(1, steps))
+def _whole(batch_size: float) -> int:
+    return max(1, math.floor(batch_size + 0.5))

@@ -2,122 +2,210 @@
 
 from __future__ import annotations
 
-import logging
-import signal
-import threading
-import warnings
-from collections.abc import Generator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import etude.compat  # noqa: F401  (before lightning)
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging
-from lightning.pytorch.loggers import TensorBoardLogger
 
-from etude.callbacks import Clock, History, TrainingProgress
+from etude.callbacks import EMA, SWA, Checkpoints, Clock, CutMix, History, MixUp, TrainingProgress, arrange
 from etude.core.errors import EtudeError
 from etude.core.files import explained_write
 from etude.core.progress import Progress
-from etude.core.seeds import derive_seed
-from etude.data.loader import EpochBatches, OrderedBatches, TrainingRows, steps_per_epoch
+from etude.data.loader import OrderedBatches, StepBatches, TrainingRows
 from etude.functional.augment import Policy, augment
+from etude.functional.batchnorm import recompute_batchnorm
 from etude.models.classifier import Classifier, Preprocessing
-from etude.models.device import channels_last
+from etude.models.device import channels_last, is_first_process
 from etude.recipe.settings import Recipe
-from etude.timeline import Timeline, default_timeline, step_progress
+from etude.recipe.timeline import SAMPLES, resolved_timeline, run_size
+from etude.timeline import Pace, RunSize, Timeline, length_in_steps, parse_length
 from etude.training.module import FineTune
+from etude.training.resume import Finished, ResumeFolder, RunPlan
+from etude.training.trainer import build_trainer, passing_interrupts, quiet_lightning, silent_writers
+
+_STATISTICS_IMAGES = 2_048  # seen at most to measure batch norm statistics anew
 
 
 @dataclass(frozen=True, slots=True)
-class FineTuneResult:
-    """What happened in stage 2.
+class FineTuneTask:
+    """One fine-tuning, besides the model.
 
     Args:
-        steps: optimiser steps taken.
-        history: one row per validation.
+        preprocessing: of the network's input.
+        train: rows to train on.
+        valid: rows to validate on, or None.
+        recipe: resolved.
+        policy: of augmentation.
+        precision: numeric mode of the forward pass, ``fp32`` or ``bf16``.
+        seed: of everything random.
+        folder: of ``history.csv``, ``tb/`` and ``checkpoints/``.
+        pace: measured seconds of a step; needed when the timeline counts in minutes.
+        resume: go on from what ``folder`` holds.
+        processes: that train together, each running this same task (DDP).
     """
 
-    steps: int
-    history: list[dict[str, Any]] = field(default_factory=list)
+    preprocessing: Preprocessing
+    train: TrainingRows
+    valid: TrainingRows | None
+    recipe: Recipe
+    policy: Policy
+    precision: str
+    seed: int
+    folder: Path
+    pace: Pace | None = None
+    resume: bool = False
+    processes: int = 1
 
-
-def timeline_of(recipe: Recipe) -> Timeline:
-    """Return the timeline that the recipe describes."""
-    shape = recipe.timeline
-    return default_timeline(
-        recipe.train.lr,
-        shape.start_size,
-        shape.final_size,
-        warmup=shape.warmup,
-        finish=shape.finish,
-        size_multiple=shape.size_multiple,
-    )
-
-
-def total_steps(recipe: Recipe, images: int) -> int:
-    """Return the optimiser steps of the recipe's epochs over ``images`` training images."""
-    return max(1, round(recipe.train.epochs * steps_per_epoch(images, recipe.train.batch_size)))
-
-
-def fine_tune(
-    model: Classifier,
-    preprocessing: Preprocessing,
-    train: TrainingRows,
-    valid: TrainingRows | None,
-    recipe: Recipe,
-    policy: Policy,
-    *,
-    precision: str,
-    seed: int,
-    folder: Path,
-    progress: Progress,
-    name: str = "fine-tune",
-) -> FineTuneResult:
-    """Train ``model`` in place by the recipe; curves go to ``folder`` (``history.csv``, ``tb/``).
-
-    Raises:
-        DivergedError: the weights stopped being numbers.
-        EtudeError: the disk is full.
-    """
-    settings = recipe.train
-    steps = total_steps(recipe, len(train.rows))
-    timeline = timeline_of(recipe)
-
-    def epoch_batches(epoch: int) -> EpochBatches:
-        return EpochBatches(
-            train,
-            batch_size=settings.batch_size,
-            epoch=epoch,
-            plan=lambda step: timeline.at(step_progress(step, steps)),
-            augment=lambda images, strength, rng: augment(images, policy, strength, rng),
-            seed=seed,
-        )
-
-    valid_batches = OrderedBatches(valid, batch_size=settings.batch_size, size=preprocessing.size) if valid else None
-    torch.manual_seed(derive_seed(seed, "torch"))  # for dropout and stochastic depth inside the backbone
-    module = FineTune(channels_last(model), preprocessing, settings, epoch_batches, valid_batches, precision)
-    history = History(folder / "history.csv")
-    bar = TrainingProgress(progress, steps, min(settings.batch_size, len(train.rows)), name)
-    callbacks: list[pl.Callback] = [Clock(timeline, steps), history, bar]
-    if settings.ema:
-        callbacks.append(EMAWeightAveraging(decay=settings.ema))
-    with _quiet_lightning():
-        epoch_steps = steps_per_epoch(len(train.rows), settings.batch_size)
-        trainer = _trainer(steps, epoch_steps, settings.clip, callbacks, folder)
-        with explained_write(folder), _passing_interrupts(), _silent_writers():
-            trainer.fit(module.train())
-    _refuse_divergence(model, settings.lr, steps)
-    model.eval()
-    return FineTuneResult(trainer.global_step, history.rows)
+    @property
+    def batch_size(self) -> int:
+        """Images a step, where the timeline does not say."""
+        return min(self.recipe.train.batch_size, len(self.train.rows))
 
 
 class DivergedError(EtudeError):
     """The weights stopped being numbers."""
+
+
+def fine_tune(
+    model: Classifier,
+    task: FineTuneTask,
+    *,
+    progress: Progress,
+    warn: Callable[[str], None],
+    name: str = "fine-tune",
+) -> Finished:
+    """Train ``model`` in place by the task's recipe.
+
+    A resumed task goes on from its last checkpoint, and ends with the weights of the uninterrupted one (on a CPU with
+    as many threads: bit for bit).
+
+    Args:
+        progress: draws the bar.
+        warn: told when a checkpoint cannot be written.
+        name: shown before the bar.
+
+    Raises:
+        DivergedError: the weights stopped being numbers.
+        EtudeError: the timeline does not fit the run, or the disk is full.
+    """
+    kept = ResumeFolder(task.folder)
+    if not task.resume:
+        if is_first_process():
+            kept.clear()
+    elif done := kept.load_finished(model):
+        model.eval()
+        return done
+    plan = _plan(task, kept)
+    clock = Clock(plan.timeline, plan.steps)
+    module = build_module(channels_last(model), task, clock)
+    history, averaging = History(task.folder / "history.csv", plan.epoch_steps), _averaging(task.recipe)
+    callbacks: list[pl.Callback] = [clock, history, *averaging, *_mixing(task, plan.timeline)]
+    callbacks += [
+        TrainingProgress(progress, plan.steps, task.batch_size, name),
+        Checkpoints(kept.folder, every_steps=round(plan.epoch_steps), every_seconds=_seconds(task), warn=warn),
+    ]
+    # A new run's processes do not wait for the first to clear the folder, so an older checkpoint may still be there.
+    checkpoint, start = (kept.checkpoint, kept.step) if task.resume else (None, 0)
+    with quiet_lightning():
+        trainer = build_trainer(
+            steps=plan.steps, validate_every=plan.validate_every, clip=task.recipe.train.clip,
+            callbacks=arrange(callbacks), folder=task.folder, start=start, processes=task.processes,
+        )  # fmt: skip
+        with explained_write(task.folder), passing_interrupts(), silent_writers():
+            trainer.fit(module.train(), ckpt_path=checkpoint, weights_only=True)
+    _settle(module, averaging, task)
+    _refuse_divergence(model, task.recipe.train.lr, plan.steps)
+    done = Finished(trainer.global_step, clock.timeline, history.rows, clock.happened)
+    if is_first_process():
+        kept.save_finished(model, done)
+    return done
+
+
+def build_module(model: Classifier, task: FineTuneTask, clock: Clock) -> FineTune:
+    """Return the LightningModule whose batches follow the clock's plan, whatever events change it."""
+    size = task.preprocessing.size
+    valid = OrderedBatches(task.valid, batch_size=task.recipe.train.batch_size, size=size) if task.valid else None
+
+    def batches(start: int) -> StepBatches:
+        rank = torch.distributed.get_rank() if task.processes > 1 else 0
+        return StepBatches(
+            task.train,
+            steps=clock.steps,
+            batch_size=task.batch_size,
+            plan=clock.moment_at,
+            augment=lambda images, strength, rng: augment(images, task.policy, strength, rng),
+            seed=task.seed,
+            start=start,
+            part=(rank, task.processes),
+        )
+
+    settings = task.recipe.train
+    return FineTune(model, task.preprocessing, settings, clock, batches, valid, task.precision, task.seed)
+
+
+def validation_interval(recipe: Recipe, timeline: Timeline, steps: int, size: RunSize) -> int:
+    """Return the steps from one look at the validation images to the next.
+
+    By default ten looks draw the curve, in whole epochs: more would cost time, fewer would hide it. A plateau is
+    counted in looks, so there it is one an epoch.
+    """
+    asked = recipe.train.validate_every
+    if asked != "auto":
+        return max(1, min(steps, round(length_in_steps(asked, steps, size))))
+    epoch = size.epoch_steps or steps
+    watched = any(phase.plateau for phase in timeline.phases)
+    epochs = 1 if watched else max(1, round(steps / epoch / 10))
+    return max(1, min(steps, round(epochs * epoch)))
+
+
+def _plan(task: FineTuneTask, kept: ResumeFolder) -> RunPlan:
+    """Resolve the recipe for these images; a resumed task takes the plan that it began with."""
+    if task.resume and (plan := kept.load_plan()) is not None:
+        return plan
+    images = len(task.train.rows)
+    timeline, steps = resolved_timeline(task.recipe, images, task.pace)
+    size = run_size(task.recipe, images, task.pace)
+    interval = validation_interval(task.recipe, timeline, steps, size)
+    plan = RunPlan(timeline, steps, interval, size.epoch_steps or float(steps))
+    if is_first_process():
+        kept.save_plan(plan)
+    return plan
+
+
+def _settle(module: FineTune, averaging: list[EMA | SWA], task: FineTuneTask) -> None:
+    """Put averaged weights in place, with batch norm statistics that fit them."""
+    for callback in averaging:
+        callback.settle(module)
+    module.eval()
+    if task.recipe.train.swa and task.recipe.train.batchnorm == "train":
+        # An exponential average follows the statistics closely; an equal one over a phase mixes all of its stages.
+        chosen = np.unique(np.linspace(0, len(task.train.rows) - 1, _STATISTICS_IMAGES).astype(int))
+        rows = TrainingRows(
+            task.train.gather, task.train.rows[chosen], task.train.targets[chosen], task.train.weights[chosen]
+        )
+        batches = OrderedBatches(rows, batch_size=task.batch_size, size=task.preprocessing.size)
+        recompute_batchnorm(module.model, batches, lambda batch: module.logits(batch))
+
+
+def _mixing(task: FineTuneTask, timeline: Timeline) -> list[pl.Callback]:
+    moments = list(timeline.moments(SAMPLES))
+    kinds = (("mixup", MixUp), ("cutmix", CutMix))
+    return [kind(seed=task.seed) for quantity, kind in kinds if any(getattr(moment, quantity) for moment in moments)]
+
+
+def _averaging(recipe: Recipe) -> list[EMA | SWA]:
+    if recipe.train.swa:
+        return [SWA()]
+    return [EMA(recipe.train.ema)] if recipe.train.ema else []
+
+
+def _seconds(task: FineTuneTask) -> float:
+    return parse_length(task.recipe.train.checkpoint_every)[0]
 
 
 def _refuse_divergence(model: Classifier, lr: float, steps: int) -> None:
@@ -126,72 +214,3 @@ def _refuse_divergence(model: Classifier, lr: float, steps: int) -> None:
             f"training diverged: after {steps} steps at train.lr={lr:g} weights are infinite or not a number; "
             f"lower it, for example --set train.lr={lr / 3:.1g}"
         )
-
-
-def _trainer(steps: int, epoch_steps: int, clip: float, callbacks: list[pl.Callback], folder: Path) -> pl.Trainer:
-    return pl.Trainer(
-        max_steps=steps,
-        max_epochs=-1,
-        accelerator="auto",
-        devices=1,
-        gradient_clip_val=clip or None,
-        callbacks=callbacks,
-        logger=TensorBoardLogger(folder, name="tb", version=""),
-        log_every_n_steps=max(1, epoch_steps // 10),
-        # Ten looks at the validation images draw the curve; more would cost time, fewer would hide it.
-        check_val_every_n_epoch=max(1, round(steps / epoch_steps / 10)),
-        reload_dataloaders_every_n_epochs=1,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        default_root_dir=folder,
-    )
-
-
-@contextmanager
-def _passing_interrupts() -> Generator[None]:
-    """Let Ctrl-C through as it is: Lightning turns it into an exit and leaves further ones ignored."""
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit as stop:
-        if isinstance(stop.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from None
-        raise
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, handler)
-
-
-@contextmanager
-def _silent_writers() -> Generator[None]:
-    """Let a full disk be told once: TensorBoard's thread prints a traceback of what it then raises here as well."""
-    hook = threading.excepthook
-
-    def unless_writing(told: threading.ExceptHookArgs) -> None:
-        if not isinstance(told.exc_value, OSError):
-            hook(told)
-
-    threading.excepthook = unless_writing
-    try:
-        yield
-    finally:
-        threading.excepthook = hook
-
-
-@contextmanager
-def _quiet_lightning() -> Generator[None]:
-    """Keep Lightning's hardware notes and tips off the screen: the plan has said all that."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="lightning")
-            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

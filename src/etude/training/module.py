@@ -10,8 +10,10 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 
-from etude.data.loader import EpochBatches, OrderedBatches
-from etude.functional.targets import cross_entropy
+from etude.callbacks import Clock
+from etude.core.seeds import derive_seed
+from etude.data.loader import OrderedBatches, StepBatches
+from etude.functional.targets import cross_entropy, smoothed
 from etude.models.classifier import Classifier, Preprocessing
 from etude.models.features import autocast
 from etude.recipe.settings import TrainSettings
@@ -25,9 +27,11 @@ class FineTune(pl.LightningModule):
         model: trained in place.
         preprocessing: turns uint8 batches into the network's input.
         settings: of the training.
-        epoch_batches: returns the batches of an epoch.
+        clock: tells the moment of a step.
+        batches: returns the batches from a step on, so that a resumed run goes on where it stood.
         valid_batches: labelled validation images, or None.
         precision: numeric mode of the forward pass, ``fp32`` or ``bf16``.
+        seed: of what is random inside the network (dropout, stochastic depth), with the step.
     """
 
     def __init__(
@@ -35,35 +39,42 @@ class FineTune(pl.LightningModule):
         model: Classifier,
         preprocessing: Preprocessing,
         settings: TrainSettings,
-        epoch_batches: Callable[[int], EpochBatches],
+        clock: Clock,
+        batches: Callable[[int], StepBatches],
         valid_batches: OrderedBatches | None,
         precision: str = "fp32",
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.model, self.preprocessing, self.settings = model, preprocessing, settings
-        self._epoch_batches, self._valid_batches = epoch_batches, valid_batches
-        self._precision = precision
+        self._clock, self._batches, self._valid_batches = clock, batches, valid_batches
+        self._precision, self._seed = precision, seed
 
     def training_step(self, batch: Mapping[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
         """Return the batch's mean loss."""
-        loss = cross_entropy(self._logits(batch), batch["target"], batch["weight"])
-        self.log("train_loss", loss, batch_size=len(batch["target"]))
+        step, rank = self.trainer.global_step, self.trainer.global_rank
+        # Seeded anew each step, a resumed run needs no state of torch's generator.
+        torch.manual_seed(derive_seed(self._seed, f"torch/{rank}" if rank else "torch", step))
+        scheduled = self._clock.moment_at(step).label_smoothing
+        target = smoothed(batch["target"], self.settings.label_smoothing if scheduled is None else scheduled)
+        loss = cross_entropy(self.logits(batch), target, batch["weight"])
+        self.log("train_loss", loss, batch_size=len(target))
         return loss
 
     def validation_step(self, batch: Mapping[str, torch.Tensor], batch_idx: int) -> None:
         """Log loss and accuracy on validation images."""
-        logits, target = self._logits(batch), batch["target"]
+        logits, target = self.logits(batch), batch["target"]
         correct = (logits.argmax(1) == target.argmax(1)).float().mean()
         loss = cross_entropy(logits, target, torch.ones_like(batch["weight"]))
-        self.log_dict({"valid_loss": loss, "valid_accuracy": correct}, batch_size=len(target))
+        self.log_dict({"valid_loss": loss, "valid_accuracy": correct}, batch_size=len(target), sync_dist=True)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the optimiser that the settings name."""
         return build_optimizer(self.model, self.settings)
 
-    def train_dataloader(self) -> EpochBatches:
-        """Return the present epoch's batches."""
-        return self._epoch_batches(self.trainer.current_epoch)
+    def train_dataloader(self) -> StepBatches:
+        """Return the batches that are left."""
+        return self._batches(self.trainer.global_step)
 
     def val_dataloader(self) -> OrderedBatches | list[OrderedBatches]:
         """Return the validation batches, if any."""
@@ -82,7 +93,8 @@ class FineTune(pl.LightningModule):
                     module.eval()
         return self
 
-    def _logits(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def logits(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return the (B, C) logits of a batch's images."""
         # Not Lightning's mixed precision: it refuses to clip the gradients of fused optimisers.
         with autocast(self.device, self._precision):
             return self.model(self.preprocessing.to_input(batch["image"]))

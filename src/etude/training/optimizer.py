@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import etude.compat  # noqa: F401  (before timm)
 
@@ -30,6 +30,13 @@ def build_optimizer(model: Classifier, settings: TrainSettings) -> torch.optim.O
     if settings.optimizer == "sgd":
         nesterov = settings.nesterov and settings.momentum > 0
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=nesterov)
+    if settings.optimizer in ("lars", "lamb"):
+        from timm.optim import Lamb, Lars
+
+        if settings.optimizer == "lars":
+            nesterov = settings.nesterov and settings.momentum > 0
+            return Lars(groups, lr=settings.lr, momentum=cast(int, settings.momentum), nesterov=nesterov)
+        return Lamb(groups, lr=settings.lr, betas=(settings.momentum, 0.999))
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
     return kind(groups, lr=settings.lr, betas=(settings.momentum, 0.999), fused=True)
 

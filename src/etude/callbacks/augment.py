@@ -1,0 +1,83 @@
+"""Augmentation whose strength follows the run, in any LightningModule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+
+import etude.compat  # noqa: F401  (before lightning)
+
+from etude.callbacks.batches import BatchTransform, ImageBatch, Occasion
+from etude.core.errors import EtudeError
+from etude.functional.augment import policy_named
+from etude.functional.augment_tensor import augment_tensor
+from etude.timeline import Linear, Phase, Timeline
+
+
+class AugmentRamp(BatchTransform):
+    """Augment training batches, gently at first and not at all at the end.
+
+    Where the Clock schedules ``augment``, that is the strength. Otherwise it rises from 0 to ``strength`` over the
+    first ``rise`` of the run and is off in the last ``finish`` of it, where the network settles on images as they are.
+    Images are square, uint8 (B, H, W, C) or float (B, C, H, W), normalised or not. On a CPU uint8 is fastest.
+
+    Args:
+        policy: name of the augmentation policy: what may happen to an image.
+        strength: largest strength, in [0, 1].
+        rise: share of the run over which the strength rises.
+        finish: share of the run without augmentation.
+        phases: names of the timeline's phases that it is confined to.
+        seed: of the draws.
+
+    Raises:
+        EtudeError: there is no such policy, or strength or shares lie outside their limits.
+
+    Example::
+
+        trainer = Trainer(max_epochs=10, callbacks=[AugmentRamp("photos")])
+    """
+
+    follows_run = True
+
+    def __init__(
+        self,
+        policy: str = "photos",
+        strength: float = 1.0,
+        rise: float = 0.3,
+        finish: float = 0.2,
+        phases: Sequence[str] | str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(phases, seed)
+        if not (0.0 <= strength <= 1.0 and rise >= 0.0 and finish >= 0.0 and rise + finish <= 1.0):
+            raise EtudeError(
+                f"AugmentRamp got strength={strength}, rise={rise}, finish={finish}; strength lies in [0, 1], and rise "
+                "and finish are shares of the run that sum to at most 1"
+            )
+        self.policy = policy_named(policy)
+        self.strength, self.rise, self.finish = strength, rise, finish
+
+    def changed(self, batch: ImageBatch, occasion: Occasion) -> ImageBatch:
+        """Augment the batch at the present strength."""
+        strength, rng = self.strength_at(occasion), occasion.rng(self.seed, "augment")
+        images = augment_tensor(batch.image, self.policy, strength, rng, channels_last=batch.channels_last)
+        return replace(batch, image=images)
+
+    def strength_at(self, occasion: Occasion) -> float:
+        """Return the present strength, in [0, 1]."""
+        scheduled = occasion.moment.augment if occasion.moment else None
+        if scheduled is not None:
+            return scheduled
+        return own_strengths(self.strength, self.rise, self.finish).at(occasion.progress).augment or 0.0
+
+
+@lru_cache(maxsize=64)
+def own_strengths(strength: float, rise: float, finish: float) -> Timeline:
+    """Return the strengths of a run without a Clock that schedules them; the arguments are AugmentRamp's."""
+    phases = (
+        ("rise", rise, Linear(0.0, strength)),
+        ("full", 1.0 - rise - finish, strength),
+        ("finish", finish, 0.0),
+    )
+    return Timeline(tuple(Phase(name, length, augment=value) for name, length, value in phases if length > 1e-9))

@@ -1,0 +1,255 @@
+"""Changing training batches in any LightningModule: what MixUp, resizing and augmentation share."""
+
+from __future__ import annotations
+
+import functools
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import etude.compat  # noqa: F401  (before lightning)
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+
+from etude.callbacks.base import EtudeCallback, callbacks_of
+from etude.callbacks.clock import clock_of
+from etude.core.errors import EtudeError, listed, nearest
+from etude.core.seeds import rng_for
+from etude.timeline import Moment, step_progress
+
+_HOOK = "on_after_batch_transfer"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageBatch:
+    """The parts of a batch that tricks change.
+
+    Args:
+        image: (B, C, H, W) or (B, H, W, C), float or uint8.
+        target: labels (B,) or dense targets (B, C).
+        weight: (B,), where the batch has them.
+    """
+
+    image: torch.Tensor
+    target: torch.Tensor
+    weight: torch.Tensor | None = None
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether the images are (B, H, W, C): their last axis could be channels (at most 4), their second not."""
+        return self.image.shape[1] > 4 >= self.image.shape[-1]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        height, width = self.image.shape[1:3] if self.channels_last else self.image.shape[2:]
+        return int(height), int(width)
+
+
+@dataclass(frozen=True, slots=True)
+class Occasion:
+    """When and where a batch is changed.
+
+    Args:
+        trainer: that runs the training.
+        module: that is trained.
+        step: the optimiser step that the batch belongs to.
+        batch_idx: the batch's number within its epoch.
+        steps: of the whole run; 0 unless the transform follows the run.
+        moment: of the trainer's Clock, or None without one.
+    """
+
+    trainer: pl.Trainer
+    module: pl.LightningModule
+    step: int
+    batch_idx: int
+    steps: int
+    moment: Moment | None
+
+    @property
+    def progress(self) -> float:
+        """The run's progress in [0, 1]."""
+        return self.moment.progress if self.moment else step_progress(self.step, self.steps)
+
+    def rng(self, seed: int, name: str) -> np.random.Generator:
+        """Return the generator of this batch's draw, the same again in a resumed run, another in each process."""
+        return rng_for(seed, f"{name}/{self.batch_idx}/{self.trainer.global_rank}", self.step)
+
+
+class BatchTransform(EtudeCallback):
+    """Change training batches after they were moved to the device and before ``training_step`` sees them.
+
+    Batches of validation, test and prediction stay as they are. A batch is a tuple or list that begins with images
+    and targets, or a dict with ``"image"`` and ``"target"`` (and ``"weight"``). Several transforms of one trainer
+    work in the order of its callbacks. A subclass implements :meth:`changed`.
+
+    Args:
+        phases: names of the timeline's phases that it is confined to; by default it works in all.
+        seed: of the draws.
+    """
+
+    follows_run: ClassVar[bool] = False  # whether it asks for the run's progress, which takes a run with an end
+
+    def __init__(self, phases: Sequence[str] | str | None = None, seed: int = 0) -> None:
+        super().__init__()
+        self.phases = (phases,) if isinstance(phases, str) else None if phases is None else tuple(phases)
+        self.seed = seed
+        self.steps = 0
+        self._restore: Callable[[], None] | None = None
+
+    @abstractmethod
+    def changed(self, batch: ImageBatch, occasion: Occasion) -> ImageBatch:
+        """Return the batch as the step shall see it; ``batch`` itself stays as it is."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put the change in the way of training batches.
+
+        Raises:
+            EtudeError: ``phases`` names none of the timeline's, the run has no end, or batches bypass Lightning.
+        """
+        super().on_train_start(trainer, pl_module)
+        self._check_phases(trainer)
+        if is_param_in_hook_signature(pl_module.training_step, "dataloader_iter", explicit=True):
+            raise EtudeError(
+                f"{type(self).__name__} cannot change batches that training_step draws from dataloader_iter itself; "
+                "write it as training_step(self, batch, batch_idx)"
+            )
+        if self.follows_run:
+            clock = clock_of(trainer)
+            self.steps = clock.steps if clock else whole_steps(trainer, type(self).__name__)
+        self._restore = _install(trainer, pl_module)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Leave the module as it was."""
+        self._remove()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Leave the module as it was."""
+        self._remove()
+
+    def is_on(self, occasion: Occasion) -> bool:
+        """Whether the present phase is one that it is confined to."""
+        return self.phases is None or (occasion.moment is not None and occasion.moment.phase in self.phases)
+
+    def _remove(self) -> None:
+        if self._restore:
+            self._restore()
+            self._restore = None
+
+    def _check_phases(self, trainer: pl.Trainer) -> None:
+        if self.phases is None:
+            return
+        clock, name = clock_of(trainer), type(self).__name__
+        if clock is None:
+            raise EtudeError(f"{name}(phases={self.phases!r}) needs a Clock among the callbacks, to know the phases")
+        known = [phase.name for phase in clock.timeline.phases]
+        for phase in self.phases:
+            if phase not in known:
+                raise EtudeError(
+                    f"{name} is confined to the phase {phase!r}, which the timeline does not have; its phases are "
+                    f"{listed(known)}.{nearest(phase, known)}"
+                )
+
+
+def whole_steps(trainer: pl.Trainer, name: str) -> int:
+    """Return the optimiser steps that the trainer is set to.
+
+    Raises:
+        EtudeError: it has no limit; ``name`` is told as what needs one.
+    """
+    steps = trainer.estimated_stepping_batches
+    if not 0 < steps < float("inf"):
+        raise EtudeError(f"{name} must know where the run ends: give the Trainer max_steps or max_epochs, or a Clock")
+    return int(steps)
+
+
+def _install(trainer: pl.Trainer, module: pl.LightningModule) -> Callable[[], None] | None:
+    """Wrap the hook that Lightning calls on batches; return what undoes it, or None if another transform has."""
+    # Lightning asks the datamodule when it has a hook of its own, else the module.
+    datamodule = cast(Any, trainer).datamodule
+    owner = datamodule if datamodule is not None and is_overridden(_HOOK, datamodule) else module
+    inner = getattr(owner, _HOOK)
+    if hasattr(inner, "changes_batches"):
+        return None
+
+    @functools.wraps(inner)
+    def hook(batch: Any, dataloader_idx: int) -> Any:
+        batch = inner(batch, dataloader_idx)
+        return _transformed(batch, trainer, module) if trainer.training else batch
+
+    cast(Any, hook).changes_batches = True
+    own = vars(owner).get(_HOOK)  # a user may have put a function of their own on the instance
+    setattr(owner, _HOOK, hook)
+
+    def restore() -> None:
+        delattr(owner, _HOOK)
+        if own is not None:
+            setattr(owner, _HOOK, own)
+
+    return restore
+
+
+def _transformed(batch: Any, trainer: pl.Trainer, module: pl.LightningModule) -> Any:
+    clock = clock_of(trainer)
+    moment = clock.moment_at(trainer.global_step) if clock else None
+    # Lightning counts the batch only after this hook, as it does itself in its loop.
+    batch_idx = trainer.fit_loop.epoch_loop.batch_idx + 1
+    images = opened(batch)
+    for callback in callbacks_of(trainer):
+        if isinstance(callback, BatchTransform):
+            occasion = Occasion(trainer, module, trainer.global_step, batch_idx, callback.steps, moment)
+            if callback.is_on(occasion):
+                images = callback.changed(images, occasion)
+    return closed(batch, images)
+
+
+def opened(batch: Any) -> ImageBatch:
+    """Return images and targets of a batch.
+
+    Raises:
+        EtudeError: it is neither a tuple or list of images and targets nor a dict of them.
+
+    >>> opened((torch.zeros(2, 1, 8, 8), torch.zeros(2))).size
+    (8, 8)
+    """
+    parts: tuple[Any, ...] = ()
+    if isinstance(batch, Mapping):
+        parts = (batch.get("image"), batch.get("target"), batch.get("weight"))
+    elif isinstance(batch, tuple | list):
+        parts = (*batch[:2], None)
+    if len(parts) == 3 and all(isinstance(part, torch.Tensor) for part in parts[:2]) and parts[0].ndim == 4:
+        return ImageBatch(*parts)
+    raise EtudeError(
+        f"a training batch is {_description(batch)}; etude's callbacks change batches that begin with images "
+        "(B, C, H, W) and targets, as (images, targets, ...) or as a dict with 'image' and 'target'"
+    )
+
+
+def closed(batch: Any, images: ImageBatch) -> Any:
+    """Return a batch like ``batch`` that holds ``images``; ``batch`` itself stays as it is."""
+    if isinstance(batch, Mapping):
+        new = cast(dict[str, Any], copy(batch))
+        new["image"], new["target"] = images.image, images.target
+        if images.weight is not None:
+            new["weight"] = images.weight
+        return new
+    parts = [images.image, images.target, *batch[2:]]
+    if isinstance(batch, list):
+        return parts
+    return type(batch)(*parts) if hasattr(batch, "_fields") else tuple(parts)
+
+
+def _description(batch: Any) -> str:
+    if isinstance(batch, Mapping):
+        return f"a dict with {listed([str(key) for key in batch]) or 'nothing'}"
+    if isinstance(batch, torch.Tensor):
+        return f"a tensor {tuple(batch.shape)}"
+    if isinstance(batch, tuple | list):
+        return f"a {type(batch).__name__} of {', '.join(_description(part) for part in batch[:3]) or 'nothing'}"
+    return f"a {type(batch).__name__}"

@@ -1,0 +1,94 @@
+"""Checkpoints from which a killed run goes on exactly: by time and by epoch, each written whole or not at all."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import etude.compat  # noqa: F401  (before lightning)
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Checkpoint
+
+from etude.callbacks.base import callbacks_of
+from etude.callbacks.order import check_order
+from etude.core.errors import EtudeError
+from etude.core.files import replacing
+
+FILE_NAME = "last.ckpt"
+
+
+class Checkpoints(Checkpoint):
+    """Save the whole state of training after ``every_steps`` steps and after ``every_seconds``, whichever comes first.
+
+    Lightning writes the state; this decides when. Its ModelCheckpoint saves by time or by steps, not both, and when a
+    validation is due right after the step it saves first: a run resumed from there would leave that validation out, and
+    a plateau would not see it. Here such a step is passed over, and the next one is saved.
+
+    Args:
+        folder: where ``last.ckpt`` stands; it is replaced each time.
+        every_steps: such as the steps of an epoch; by default time alone counts.
+        every_seconds: of wall time.
+        warn: told when a checkpoint cannot be written; training goes on with the one before.
+        clock: seconds from any start.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        *,
+        every_steps: int | None = None,
+        every_seconds: float = 60.0,
+        warn: Callable[[str], None] = warnings.warn,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__()
+        self.path = Path(folder) / FILE_NAME
+        self.every_steps, self.every_seconds = every_steps, every_seconds
+        self._warn, self._clock = warn, clock
+        self._saved_step, self._saved_at = 0, 0.0
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuse an order in which another callback's state would be saved a step late."""
+        check_order(callbacks_of(trainer))
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start counting."""
+        self._saved_step, self._saved_at = trainer.global_step, self._clock()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save when it is time, unless a validation or the end of the run comes first."""
+        step = trainer.global_step
+        stepped = self.every_steps is not None and step - self._saved_step >= self.every_steps
+        due = stepped or self._clock() - self._saved_at >= self.every_seconds
+        # Wall time differs between processes, and all of them take part in saving.
+        if trainer.world_size > 1:
+            due = trainer.strategy.broadcast(due)
+        if due and not self._is_followed(trainer, batch_idx):
+            self._save(trainer)
+            self._saved_step, self._saved_at = step, self._clock()
+
+    def _is_followed(self, trainer: pl.Trainer, batch_idx: int) -> bool:
+        """Whether a validation or the end comes right after this step."""
+        interval = trainer.val_check_batch
+        validates = interval is not None and trainer.enable_validation and (batch_idx + 1) % interval == 0
+        return validates or trainer.should_stop or trainer.global_step >= trainer.max_steps > 0
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        if not trainer.is_global_zero:
+            trainer.save_checkpoint(self.path)  # the first process alone writes, but all take part
+            return
+        met = False
+        try:
+            with replacing(self.path) as temporary:
+                trainer.save_checkpoint(temporary)
+                met = True
+        except EtudeError as problem:  # a full disk must not end hours of training
+            if not met:
+                trainer.strategy.barrier()  # the others wait for this process at the end of save_checkpoint
+            self._warn(f"no checkpoint at step {trainer.global_step:,}: {problem}")

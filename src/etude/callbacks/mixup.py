@@ -1,0 +1,192 @@
+"""MixUp and CutMix in any LightningModule."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+import etude.compat  # noqa: F401  (before lightning)
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+
+from etude.callbacks.base import callbacks_of
+from etude.callbacks.batches import BatchTransform, ImageBatch, Occasion
+from etude.callbacks.clock import clock_of
+from etude.core.errors import EtudeError
+from etude.functional.mix import check_alpha, cutmix, draw_box, draw_lambda, mixup, with_weights, without_weights
+from etude.functional.targets import one_hot
+
+
+class _Mixing(BatchTransform):
+    """What MixUp and CutMix share. Where both are on, each batch is mixed by one of them, drawn evenly."""
+
+    quantity: ClassVar[str]
+
+    def __init__(
+        self,
+        alpha: float,
+        num_classes: int | None = None,
+        phases: Sequence[str] | str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(phases, seed)
+        check_alpha(alpha)
+        self.alpha, self.num_classes = alpha, num_classes
+
+    @abstractmethod
+    def mixed(
+        self, batch: ImageBatch, targets: torch.Tensor, alpha: float, rng: np.random.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return mixed images and targets; ``targets`` are dense floats."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse a timeline that would keep the trick off throughout; see also :class:`BatchTransform`."""
+        super().on_train_start(trainer, pl_module)
+        clock = clock_of(trainer)
+        if clock is None or self.quantity not in clock.timeline.quantities():
+            return
+        if not any(self._alpha_of(getattr(moment, self.quantity)) for moment in clock.timeline.moments(100)):
+            raise EtudeError(
+                f"the timeline keeps {self.quantity} at 0 throughout, so {type(self).__name__} would do nothing: "
+                f"schedule {self.quantity} in a phase, or leave {type(self).__name__} out"
+            )
+
+    def changed(self, batch: ImageBatch, occasion: Occasion) -> ImageBatch:
+        """Mix the batch with a permutation of it, unless its alpha is 0 now."""
+        alpha = self.alpha_at(occasion)
+        if alpha <= 0.0 or not self._is_drawn(occasion):
+            return batch
+        targets = dense_targets(batch.target, self.num_classes, occasion.module, type(self).__name__)
+        rng = occasion.rng(self.seed, self.quantity)
+        if batch.weight is None:
+            images, targets = self.mixed(batch, targets, alpha, rng)
+            return replace(batch, image=images, target=targets)
+        images, weighted = self.mixed(batch, with_weights(targets, batch.weight), alpha, rng)
+        targets, weight = without_weights(weighted)
+        return ImageBatch(images, targets, weight)
+
+    def alpha_at(self, occasion: Occasion) -> float:
+        """Return the present alpha: the timeline's where it schedules one, else this callback's own; 0 is off."""
+        if not self.is_on(occasion):
+            return 0.0
+        return self._alpha_of(getattr(occasion.moment, self.quantity) if occasion.moment else None)
+
+    def _alpha_of(self, scheduled: float | None) -> float:
+        return self.alpha if scheduled is None else scheduled
+
+    def _is_drawn(self, occasion: Occasion) -> bool:
+        rivals = [
+            callback
+            for callback in callbacks_of(occasion.trainer)
+            if isinstance(callback, _Mixing) and callback.alpha_at(occasion) > 0.0
+        ]
+        draw = occasion.rng(rivals[0].seed, "mixup-or-cutmix").integers(len(rivals))
+        return rivals[int(draw)] is self
+
+
+class MixUp(_Mixing):
+    """Train on mixtures of two images and of their targets (Zhang et al. 2017).
+
+    Labels (B,) become dense targets (B, C), which ``torch.nn.functional.cross_entropy`` takes as they are; weights of
+    the images, where the batch has them, are mixed too. With :class:`CutMix` beside it each batch is mixed by one of
+    the two. All images of a batch share one draw of Beta(alpha, alpha).
+
+    Args:
+        alpha: of the Beta distribution, at least 0; the Clock's moment takes precedence where it schedules ``mixup``.
+        num_classes: by default ``module.num_classes``.
+        phases: names of the timeline's phases that it is confined to.
+        seed: of the draws.
+
+    Raises:
+        EtudeError: alpha is negative, or labels cannot be made dense.
+
+    Example::
+
+        trainer = Trainer(max_epochs=10, callbacks=[MixUp(alpha=0.2, num_classes=10)])
+    """
+
+    quantity = "mixup"
+
+    def __init__(
+        self,
+        alpha: float = 0.2,
+        num_classes: int | None = None,
+        phases: Sequence[str] | str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(alpha, num_classes, phases, seed)
+
+    def mixed(
+        self, batch: ImageBatch, targets: torch.Tensor, alpha: float, rng: np.random.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return :func:`~etude.functional.mix.mixup` of the batch by a drawn share."""
+        lam = draw_lambda(alpha, rng)
+        return mixup(batch.image, targets, lam, _permutation(rng, batch.image))
+
+
+class CutMix(_Mixing):
+    """Train on images with a box of another one pasted in, targets mixed by area (Yun et al. 2019).
+
+    Everything else is as with :class:`MixUp`; the Clock's moment takes precedence where it schedules ``cutmix``.
+
+    Example::
+
+        trainer = Trainer(max_epochs=10, callbacks=[CutMix(num_classes=10)])
+    """
+
+    quantity = "cutmix"
+
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        num_classes: int | None = None,
+        phases: Sequence[str] | str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(alpha, num_classes, phases, seed)
+
+    def mixed(
+        self, batch: ImageBatch, targets: torch.Tensor, alpha: float, rng: np.random.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return :func:`~etude.functional.mix.cutmix` of the batch by a drawn box."""
+        box = draw_box(*batch.size, draw_lambda(alpha, rng), rng)
+        permutation = _permutation(rng, batch.image)
+        return cutmix(batch.image, targets, box, permutation, channels_last=batch.channels_last)
+
+
+def dense_targets(
+    targets: torch.Tensor, num_classes: int | None, module: pl.LightningModule, name: str
+) -> torch.Tensor:
+    """Return targets that can be mixed: floats as they are, integer labels (B,) as one-hot rows (B, C).
+
+    Raises:
+        EtudeError: nobody says how many classes there are, a label lies beyond them, or targets are of another kind.
+    """
+    if targets.is_floating_point() and targets.ndim <= 2:
+        return targets
+    if targets.ndim != 1 or targets.is_floating_point():
+        raise EtudeError(
+            f"{name} got targets {tuple(targets.shape)} of {targets.dtype}; it mixes labels (B,) and float targets "
+            "(B,) or (B, C)"
+        )
+    classes = num_classes or getattr(module, "num_classes", None)
+    if not isinstance(classes, int):
+        raise EtudeError(
+            f"{name} turns labels into dense targets and does not know how many classes there are: write "
+            f"{name}(num_classes=...), or give {type(module).__name__} an attribute num_classes"
+        )
+    # On a GPU a look at the values would hold up every step; there one_hot itself stops the run.
+    if targets.device.type == "cpu" and not 0 <= int(targets.min()) <= int(targets.max()) < classes:
+        raise EtudeError(
+            f"a training batch has labels from {int(targets.min())} to {int(targets.max())}, and {name} was told of "
+            f"{classes} classes: labels run from 0 to {classes - 1}"
+        )
+    return one_hot(targets.long(), classes)
+
+
+def _permutation(rng: np.random.Generator, images: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(rng.permutation(len(images))).to(images.device)

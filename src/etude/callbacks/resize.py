@@ -1,0 +1,91 @@
+"""Progressive resizing in any LightningModule."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import lru_cache
+
+import etude.compat  # noqa: F401  (before lightning)
+
+from etude.callbacks.batches import BatchTransform, ImageBatch, Occasion
+from etude.callbacks.clock import clock_of
+from etude.core.errors import EtudeError
+from etude.functional.resize import shrink
+from etude.timeline import Linear, Phase, Timeline
+
+
+class ProgressiveResize(BatchTransform):
+    """Train on small images first and on those of the loader's size at the end.
+
+    Where the Clock schedules ``image_size``, batches are resized to the moment's size. Otherwise sizes are held at
+    ``start`` of the loader's size for ``hold`` of the run, grow, and are the loader's for the last ``finish`` of it
+    (the defaults are Composer's). Nothing is ever enlarged. A size means the longer side; the other keeps its
+    proportion, and both are rounded half up to the multiple. Resizing is antialiased.
+
+    The loader still decodes its full size: a loader that asks the timeline itself saves that time too.
+
+    Args:
+        start: share of the loader's size at the start, in (0, 1].
+        hold: share of the run at the smallest size.
+        finish: share of the run at the full size.
+        multiple: sizes are rounded to this multiple of pixels.
+
+    Raises:
+        EtudeError: the shares do not fit a run.
+
+    Example::
+
+        trainer = Trainer(max_epochs=10, callbacks=[ProgressiveResize()])
+    """
+
+    follows_run = True
+
+    def __init__(self, start: float = 0.5, hold: float = 0.5, finish: float = 0.2, multiple: int = 32) -> None:
+        super().__init__()
+        if not (0.0 < start <= 1.0 and hold >= 0.0 and finish >= 0.0 and hold + finish <= 1.0 and multiple >= 1):
+            raise EtudeError(
+                f"ProgressiveResize got start={start}, hold={hold}, finish={finish}, multiple={multiple}; start lies "
+                "above 0 and at most at 1, hold and finish are shares of the run that sum to at most 1, and multiple "
+                "is at least 1"
+            )
+        self.start, self.hold, self.finish, self.multiple = start, hold, finish, multiple
+
+    def changed(self, batch: ImageBatch, occasion: Occasion) -> ImageBatch:
+        """Shrink the batch to the present size."""
+        height, width = batch.size
+        longer = max(height, width)
+        size, multiple = self.size_at(occasion, longer)
+        if size >= longer:
+            return batch
+        sides = [_rounded(side * size / longer, multiple) for side in (height, width)]
+        return replace(batch, image=shrink(batch.image, sides[0], sides[1], channels_last=batch.channels_last))
+
+    def size_at(self, occasion: Occasion, full: int) -> tuple[int, int]:
+        """Return the present size of the longer side, and what sides are rounded to, in pixels.
+
+        Args:
+            full: the longer side of the loader's images.
+        """
+        clock = clock_of(occasion.trainer)
+        if clock and occasion.moment and occasion.moment.image_size is not None:
+            return occasion.moment.image_size, clock.timeline.size_multiple
+        moment = own_sizes(self.start, self.hold, self.finish, full, self.multiple).at(occasion.progress)
+        # A loader's size need not be a multiple, and at the end it is what counts.
+        return full if moment.phase == "full" else moment.image_size or full, self.multiple
+
+
+@lru_cache(maxsize=64)
+def own_sizes(start: float, hold: float, finish: float, full: int, multiple: int) -> Timeline:
+    """Return the sizes of a run without a Clock that schedules them; the arguments are ProgressiveResize's."""
+    phases = (
+        ("hold", hold, start * full),
+        ("grow", 1.0 - hold - finish, Linear(start * full, full)),
+        ("full", finish, float(full)),
+    )
+    kept = tuple(Phase(name, length, image_size=size) for name, length, size in phases if length > 1e-9)
+    return Timeline(kept, size_multiple=multiple)
+
+
+def _rounded(pixels: float, multiple: int) -> int:
+    return max(multiple, math.floor(pixels / multiple + 0.5) * multiple)

@@ -1,0 +1,153 @@
+"""Reading a learning-rate range test: where the loss falls, where it falls fastest, and where training breaks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from etude.core.errors import EtudeError
+
+FEWEST = 10  # rates; fewer show no shape
+_DIVERGED = 4.0  # times the best smoothed loss: the sweep is over
+_MEMORY = 0.04  # of the sweep: what the smoothing remembers on each side
+_WINDOW = 0.1  # of the sweep: the line whose slope counts
+_SURE = 4.0  # standard errors of the fall that it must exceed
+_LEAST_FALL = 0.01  # of the first losses
+
+
+@dataclass(frozen=True, slots=True)
+class LrSuggestion:
+    """What a range test says.
+
+    Args:
+        lr: the suggested peak learning rate.
+        steepest: rate at which the loss falls fastest against the logarithm of the rate.
+        lowest: rate at the smoothed minimum.
+        diverged_at: first rate whose smoothed loss exceeds four times the best, or is not finite; None when the
+            sweep ended before that.
+        smoothed: (N,) float64 smoothed losses, NaN from ``diverged_at`` on.
+    """
+
+    lr: float
+    steepest: float
+    lowest: float
+    diverged_at: float | None
+    smoothed: NDArray[np.float64]
+
+
+def suggest_lr(rates: ArrayLike, losses: ArrayLike) -> LrSuggestion:
+    """Read a range test (Smith 2015): one training run whose learning rate rises from step to step.
+
+    The losses are smoothed exponentially, with the bias of the start corrected, once forwards and once backwards: a
+    forward average alone lags behind, and so would name rates that are too high. The suggestion is the geometric
+    mean of two rules whose errors have little in common. The steepest descent is where learning pays most, but the
+    slope of a noisy curve is uncertain by a factor of several; a tenth of the rate at the minimum keeps its
+    distance from the edge, but knows nothing of how the loss came down. The mean halves the error of either on the
+    logarithmic scale, and stays below a third of the rate at the minimum whatever the curve.
+
+    Args:
+        rates: (N,) learning rates, positive and rising, N at least 10.
+        losses: (N,) training losses, one a rate; what follows the first that is not finite is not looked at.
+
+    Raises:
+        EtudeError: the arrays do not fit the above, or no descent stands out from the noise.
+
+    >>> import numpy as np
+    >>> rates = np.geomspace(1e-6, 1.0, 100)
+    >>> losses = 2.3 - 1.5 / (1 + (1e-3 / rates) ** 1.5) + (rates / 0.3) ** 3
+    >>> found = suggest_lr(rates, losses)
+    >>> 1e-3 < found.lr < 1e-2 < found.lowest < 0.3 < found.diverged_at
+    True
+    """
+    rate, loss = _checked(rates, losses)
+    count = _count_before_divergence(loss, _memory(len(rate)))
+    diverged_at = float(rate[count]) if count < len(rate) else None
+    if count < FEWEST:
+        raise EtudeError(
+            f"the learning-rate range test broke down after {count} of {len(rate)} rates, at {rate[count]:.3g}: "
+            "start it a hundred times lower (a loss that is not finite even there comes from the model or its data)"
+        )
+    curve = _smoothed(loss[:count], _memory(len(rate)))
+    width = min(max(3, round(_WINDOW * len(rate))), count // 3)
+    low = int(np.argmin(curve))
+    _require_descent(rate, loss[:count], low, width)
+    steepest = float(rate[_steepest(np.log(rate[: low + 1]), curve[: low + 1], width)])
+    lowest = float(rate[low])
+    smoothed = np.full(len(rate), np.nan)
+    smoothed[:count] = curve
+    return LrSuggestion(math.sqrt(steepest * lowest / 10), steepest, lowest, diverged_at, smoothed)
+
+
+def _checked(rates: ArrayLike, losses: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    rate, loss = np.asarray(rates, dtype=np.float64), np.asarray(losses, dtype=np.float64)
+    if rate.ndim != 1 or rate.shape != loss.shape:
+        raise EtudeError(
+            f"the learning-rate range test has rates of shape {rate.shape} and losses of shape {loss.shape}: "
+            "give one loss for each rate"
+        )
+    if len(rate) < FEWEST:
+        raise EtudeError(
+            f"the learning-rate range test has {len(rate)} rates, too few to show a shape: "
+            f"give at least {FEWEST}, better 100"
+        )
+    if not (np.isfinite(rate).all() and rate[0] > 0 and (np.diff(rate) > 0).all()):
+        raise EtudeError("the rates of the learning-rate range test must be positive and rise from step to step")
+    return rate, loss
+
+
+def _memory(count: int) -> float:
+    """Return the decay of a running average that remembers a fixed part of ``count`` steps."""
+    return 1.0 - 1.0 / max(1.0, _MEMORY * count)
+
+
+def _count_before_divergence(loss: NDArray[np.float64], decay: float) -> int:
+    bad = np.flatnonzero(~np.isfinite(loss))
+    end = int(bad[0]) if len(bad) else len(loss)
+    if end == 0:
+        return 0
+    running = _running_mean(loss[:end], decay)
+    best = np.minimum.accumulate(running)
+    broken = np.flatnonzero(running > best + (_DIVERGED - 1.0) * np.abs(best))
+    return int(broken[0]) if len(broken) else end
+
+
+def _running_mean(values: NDArray[np.float64], decay: float) -> NDArray[np.float64]:
+    """Return the exponential running mean; dividing by the weights so far corrects the bias of the start."""
+    means = np.empty(len(values))
+    total = weight = 0.0
+    for index, value in enumerate(values):
+        total, weight = decay * total + (1.0 - decay) * value, decay * weight + (1.0 - decay)
+        means[index] = total / weight
+    return means
+
+
+def _smoothed(loss: NDArray[np.float64], decay: float) -> NDArray[np.float64]:
+    return (_running_mean(loss, decay) + _running_mean(loss[::-1], decay)[::-1]) / 2.0
+
+
+def _require_descent(rate: NDArray[np.float64], loss: NDArray[np.float64], low: int, width: int) -> None:
+    """Refuse losses that are around ``low`` no further below the first ones than their noise explains."""
+    begin = min(max(0, low - width // 2), len(loss) - width)
+    start, bottom = float(loss[:width].mean()), float(loss[begin : begin + width].mean())
+    # Differences of neighbours show the noise whatever the curve does; the median forgets the steep part.
+    noise = float(np.median(np.abs(np.diff(loss)))) / (math.sqrt(2.0) * 0.6745)
+    needed = max(_SURE * noise * math.sqrt(2.0 / width), _LEAST_FALL * abs(start))
+    if start - bottom <= needed:
+        raise EtudeError(
+            f"the loss does not fall between the learning rates {rate[0]:.3g} and {rate[len(loss) - 1]:.3g} "
+            f"(from {start:.4g} to {bottom:.4g} at best, within its noise): test a wider range, with more steps "
+            "or larger batches"
+        )
+
+
+def _steepest(log_rate: NDArray[np.float64], curve: NDArray[np.float64], width: int) -> int:
+    """Return the middle of the window of ``width`` points whose least-squares line falls fastest."""
+    width = min(width, len(curve))
+    x = np.lib.stride_tricks.sliding_window_view(log_rate, width)
+    y = np.lib.stride_tricks.sliding_window_view(curve, width)
+    x = x - x.mean(axis=1, keepdims=True)
+    slopes = (x * y).sum(axis=1) / (x * x).sum(axis=1)
+    return int(np.argmin(slopes)) + (width - 1) // 2

@@ -1,0 +1,65 @@
+"""The search for the learning rate, inside a run and as a command of its own."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from etude.core.errors import EtudeError
+from etude.core.lr_range import LrSuggestion, suggest_lr
+from etude.core.progress import Progress
+from etude.journal.lr_figure import draw_lr_range
+from etude.journal.record import RunRecord
+from etude.journal.screen import Screen
+from etude.recipe import load_recipe
+from etude.study.fold import Fold
+from etude.study.network import fit_head_on, starting_network, training_task
+from etude.study.policy import settle_policy
+from etude.study.prepare import Prepared, prepare
+from etude.study.request import Request
+from etude.study.session import Session
+from etude.study.sources import read_sources
+from etude.training.lr_range import lr_range_test
+
+
+def find_lr(prepared: Prepared, fold: Fold, policy: str, *, figure: Path, progress: Progress) -> LrSuggestion:
+    """Run a range test on a fresh network and draw it; return the suggested peak learning rate.
+
+    Raises:
+        EtudeError: no learning rate lowers the loss.
+    """
+    model, card = starting_network(prepared, fold, policy)
+    with tempfile.TemporaryDirectory() as nowhere:
+        task = training_task(prepared, fold, card, Path(nowhere))
+        rates, losses = lr_range_test(model, task, progress=progress)
+    suggestion = suggest_lr(rates, losses)
+    draw_lr_range(figure, rates, losses, suggestion.smoothed, suggestion)
+    return suggestion
+
+
+def search(request: Request, screen: Screen, figure: Path) -> LrSuggestion:
+    """Prepare the images as a run would, and search the learning rate on its first fold; only the figure is kept.
+
+    Raises:
+        EtudeError: whatever the user can mend, in one sentence.
+    """
+    request.check()
+    recipe = load_recipe(request.recipe, request.settings)
+    if "finetune" not in recipe.stages:
+        raise EtudeError(
+            f"recipe {recipe.name!r} fine-tunes no network, so it has no learning rate to search: give another --recipe"
+        )
+    sources = read_sources(request, screen.warn)
+    with tempfile.TemporaryDirectory() as nowhere:
+        record = RunRecord.open(
+            Path(nowhere) / "run", command=request.command, recipe=recipe.name, settings={}, changed={},
+            seed=request.seed,
+        )  # fmt: skip
+        session = Session(request, record, screen)
+        prepared = prepare(session, recipe, sources)
+        fold = prepared.folds[0]
+        head = None
+        if prepared.features is not None:
+            head = fit_head_on(prepared.data, fold, prepared.features.values, prepared.recipe)
+        policy = settle_policy(session, prepared, fold, head).policy
+        return find_lr(prepared, fold, policy, figure=figure, progress=screen)

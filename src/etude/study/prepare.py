@@ -1,0 +1,158 @@
+"""Everything before training: survey, plan, store, split and features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from etude.core.errors import EtudeError
+from etude.data.bad_files import BadFile, write_bad_files
+from etude.data.dataset import Dataset, open_dataset
+from etude.data.survey import SurveyResult
+from etude.models.backbones import required_size
+from etude.models.device import best_device, choose_precision, describe_device
+from etude.models.memory import keep_large_blocks
+from etude.recipe import ImageFacts, Recipe, flat, resolve
+from etude.recipe.timeline import timeline_warnings
+from etude.study.announce import show_plan, stored_size
+from etude.study.fold import Fold
+from etude.study.frozen import Frozen, FrozenFeatures, build_frozen, compute_features
+from etude.study.plan import Amounts, at_trained_sizes, refuse_single_images
+from etude.study.session import Session
+from etude.study.sources import Sources, bad_files, check_asked, make_folds, planned_split, survey_sources
+from etude.timeline import Pace
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What training starts from.
+
+    Args:
+        recipe: resolved for these images.
+        data: the labelled images.
+        test: images to predict, or None.
+        folds: the splits.
+        features: of the frozen backbone, or None without stage 1.
+        precision: numeric mode.
+        pace: measured seconds of a training step, or None without stage 2.
+    """
+
+    recipe: Recipe
+    data: Dataset
+    test: Dataset | None
+    folds: list[Fold]
+    features: FrozenFeatures | None
+    precision: str
+    pace: Pace | None
+
+
+def prepare(session: Session, recipe: Recipe, sources: Sources) -> Prepared:
+    """Survey the images, print the plan, decode them into the store, split them, and compute the frozen features.
+
+    Raises:
+        EtudeError: the images allow no training, or a resumed run finds others than it began with.
+    """
+    with session.stage("survey"):
+        surveyed, surveyed_test = survey_sources(sources, session.screen)
+    session.refuse_other_images(surveyed.fingerprint)
+    facts = ImageFacts(
+        surveyed.median_short_side,
+        surveyed.channels,
+        count=sources.train_count,
+        required_size=required_size(recipe.model.backbone),
+    )
+    recipe = at_trained_sizes(resolve(recipe, facts), session.warn)
+    if "finetune" in recipe.stages:
+        for text in timeline_warnings(recipe, surveyed.median_short_side):
+            session.warn(text)
+    device = best_device()
+    precision = choose_precision(recipe.train.precision, device)
+    keep_large_blocks()
+    amounts = _amounts(session, recipe, sources, surveyed, surveyed_test)
+    with session.stage("plan"):
+        frozen = build_frozen(recipe, surveyed.channels)
+        described = describe_device(device, precision)
+        expected, pace = show_plan(session, recipe, sources, surveyed, amounts, frozen, precision, described)
+    session.record.set("plan", {"expected_seconds": dict(expected), "resolved": flat(recipe), "device": described})
+    data, test = _store(session, recipe, sources, surveyed, surveyed_test)
+    folds = make_folds(data, sources, session.request, recipe, session.warn)
+    _record_data(session, sources, data, test, folds, surveyed)
+    features = None if frozen is None else _features(session, frozen, data, recipe, precision)
+    return Prepared(recipe, data, test, folds, features, precision, pace)
+
+
+def _features(session: Session, frozen: Frozen, data: Dataset, recipe: Recipe, precision: str) -> FrozenFeatures:
+    with session.stage("features") as stage:
+        features = compute_features(
+            frozen, data, recipe, precision=precision, cache=session.cache, progress=session.screen
+        )
+        stage.note("reused", features.reused)
+    return features
+
+
+def _store(
+    session: Session, recipe: Recipe, sources: Sources, surveyed: SurveyResult, surveyed_test: SurveyResult | None
+) -> tuple[Dataset, Dataset | None]:
+    size, test = stored_size(recipe), None
+    with session.stage("store") as stage:
+        data = open_dataset(
+            sources.labelled, surveyed, size,
+            fit=recipe.data.fit, cache=session.cache, progress=session.screen, warn=session.warn,
+        )  # fmt: skip
+        stage.note("reused", data.build.reused)
+        if sources.test is not None and surveyed_test is not None:
+            # Test images take the training images' geometry and channels, whatever they would choose alone.
+            test = open_dataset(
+                sources.test, replace(surveyed_test, channels=data.build.store.channels), size,
+                fit=data.build.fit, cache=session.cache, progress=session.screen, warn=session.warn,
+            )  # fmt: skip
+    session.screen.say(f"geometry: {data.build.fit_reason}")
+    _list_bad(session, bad_files(data, test), len(data) + len(test or ()))
+    if test is not None and surveyed_test is not None:
+        check_asked(session.request, test.images, data.images.classes)
+        if surveyed_test.channels > data.build.store.channels:
+            session.warn("test images have colours, training images are grey: the test images are taken as grey")
+    return data, test
+
+
+def _amounts(
+    session: Session, recipe: Recipe, sources: Sources, surveyed: SurveyResult, surveyed_test: SurveyResult | None
+) -> Amounts:
+    try:
+        train, valid = planned_split(sources, surveyed, session.request, recipe)
+        refuse_single_images(recipe, train)
+    except EtudeError:  # what cannot be read may be why, and the list has not been written yet
+        _list_bad(session, surveyed.bad, len(surveyed))
+        raise
+    tested = 0 if surveyed_test is None else len(surveyed_test)
+    return Amounts(len(surveyed), train, valid, tested, folds=session.request.folds or 1)
+
+
+def _list_bad(session: Session, bad: Sequence[BadFile], readable: int) -> None:
+    if bad:
+        listing = session.folder / "bad_files.csv"
+        write_bad_files(listing, bad)
+        session.warn(f"{len(bad):,} of {len(bad) + readable:,} files cannot be read; {listing} says why")
+
+
+def _record_data(
+    session: Session, sources: Sources, data: Dataset, test: Dataset | None, folds: list[Fold], surveyed: SurveyResult
+) -> None:
+    classes = data.images.classes
+    counts = np.bincount(data.labels, minlength=len(classes))
+    described = {
+        "described": sources.labelled.described,
+        "fingerprint": surveyed.fingerprint,
+        "images": len(data),
+        "classes": {name: int(count) for name, count in zip(classes, counts, strict=True)},
+        "sample": session.request.sample,
+        "test_images": 0 if test is None else len(test),
+        "fit": data.build.fit,
+        "fit_reason": data.build.fit_reason,
+        "stored_size": data.build.store.size,
+        "channels": data.build.store.channels,
+        "folds": [{"train": len(fold.train), "valid": len(fold.valid)} for fold in folds],
+    }
+    session.record.set("data", described)

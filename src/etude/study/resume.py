@@ -1,0 +1,115 @@
+"""Going on with a run that was stopped: which one, whether it may, and what is left over at its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from etude.core.errors import EtudeError
+from etude.journal.record import read_run
+from etude.recipe import Recipe, flat
+from etude.study.request import Request, run_folders
+
+
+def resumable_folder(request: Request) -> Path:
+    """Return the folder of the run to go on with: ``--out``, or the newest unfinished run on these images.
+
+    Raises:
+        EtudeError: there is none, it has finished, or another process is still at work on it.
+    """
+    if request.out is not None:
+        folder = request.out
+        if not (folder / "run.json").is_file():
+            raise EtudeError(f"{folder} holds no run to resume: give the --out of the run that was stopped")
+    else:
+        unfinished = [
+            folder for folder in _runs_on(request.train) if _content(folder).get("state", "finished") != "finished"
+        ]
+        if not unfinished:
+            raise EtudeError(
+                f"no unfinished run on {request.train} stands below runs/: give its folder with --out, or leave out "
+                "--resume to start a new run"
+            )
+        folder = unfinished[-1]
+    record = read_run(folder)
+    if record["state"] == "finished":
+        raise EtudeError(f"{folder} is finished, so nothing is left to resume: leave out --resume for a new run")
+    if record["state"] == "running" and _is_alive(int(record["pid"])):
+        raise EtudeError(f"process {record['pid']} is still at work on {folder}: wait for it, or stop it first")
+    return folder
+
+
+def refuse_other_settings(folder: Path, recipe: Recipe, request: Request) -> None:
+    """Refuse to go on with a run by other settings than those it began with.
+
+    Raises:
+        EtudeError: with the settings that differ.
+    """
+    record = read_run(folder)
+    began, asks = dict(record["settings"]), json.loads(json.dumps(flat(recipe), default=str))
+    began["seed"], asks["seed"] = record["seed"], request.seed
+    if data := record.get("data"):  # written once the images were split
+        began |= {"folds": len(data["folds"]), "sample": data["sample"]}
+        asks |= {"folds": request.folds or 1, "sample": request.sample}
+    differ = [f"{key} {began.get(key)!r} (now {value!r})" for key, value in asks.items() if began.get(key) != value]
+    if differ:
+        raise EtudeError(
+            f"{folder} was begun with {listed_plainly(differ)}: give the same settings again to resume it, or leave "
+            "out --resume to start a new run"
+        )
+
+
+def drop_checkpoints(folder: Path) -> None:
+    """Remove what only a resumed run would need: the checkpoints of a finished one are large and serve nobody."""
+    for checkpoints in (folder / "checkpoints", *folder.glob("fold-*/checkpoints")):
+        shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def listed_plainly(parts: list[str], most: int = 3) -> str:
+    """Join parts for a sentence, cut after ``most``.
+
+    >>> listed_plainly(["a", "b", "c", "d"])
+    'a, b, c and 1 more'
+    """
+    rest = len(parts) - most
+    return ", ".join(parts[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _runs_on(train: Path) -> list[Path]:
+    """Return the folders below ``runs/`` that are named after the training data, the one begun last at the end."""
+    first = next(run_folders(train))
+    name = re.compile(re.escape(first.name) + r"(-\d+)?")
+    return sorted(
+        (folder for folder in first.parent.glob("*") if name.fullmatch(folder.name)),
+        key=lambda folder: (_content(folder).get("started", ""), folder.name),
+    )
+
+
+def _content(folder: Path) -> dict[str, Any]:
+    """Return the run's record; nothing where it holds no readable one."""
+    with suppress(EtudeError):
+        return read_run(folder)
+    return {}
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether the process runs and is a Python one: after a restart of the machine its number may be another's."""
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    command = Path(f"/proc/{pid}/cmdline")
+    try:
+        words = command.read_bytes().lower()
+    except OSError:
+        return True  # no /proc on this system: its number is all that is known
+    return b"python" in words or b"etude" in words

@@ -1,0 +1,196 @@
+"""Lengths of phases, warmups and cycles: a share of the whole, or epochs, steps or minutes of a run."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+Length = float | str
+"""``0.25`` or ``"25%"``: a share; ``"3ep"``: epochs; ``"500st"``: steps; ``"90s"``, ``"10m"``, ``"1h"``: time."""
+
+ACCEPTED = "a length is a share such as 0.25 or '25%', epochs '3ep', steps '500st', or time '10m' or '90s'"
+
+_WRITTEN = re.compile(r"\s*(\d+\.?\d*(?:e[+-]?\d+)?|\.\d+)\s*(ep|st|s|m|h|%)?\s*")
+_FACTOR_AND_UNIT = {
+    None: (1.0, "share"),
+    "%": (0.01, "share"),
+    "ep": (1.0, "ep"),
+    "st": (1.0, "st"),
+    "s": (1.0, "s"),
+    "m": (60.0, "s"),
+    "h": (3600.0, "s"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How long a training step takes.
+
+    Args:
+        seconds: of one step; above 0.
+        size: side in pixels of the images it was measured with; None if the size does not matter or is not known.
+
+    Raises:
+        ValueError: ``seconds`` or ``size`` is not a finite number above 0.
+
+    >>> Pace(0.1, size=112).at(224)
+    0.4
+    """
+
+    seconds: float
+    size: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("seconds", self.seconds), ("size", self.size)):
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ValueError(f"the {name} of a pace must be a finite number above 0, got {value!r}")
+
+    def at(self, image_size: float | None) -> float:
+        """Return the seconds of a step at ``image_size`` pixels: the work grows with the area of the image."""
+        if self.size is None or image_size is None:
+            return self.seconds
+        return self.seconds * (image_size / self.size) ** 2
+
+
+@dataclass(frozen=True, slots=True)
+class RunSize:
+    """How long a run is, for turning lengths into shares.
+
+    Args:
+        steps: optimiser steps of the whole run; at least 1.
+        epoch_steps: steps of one epoch; needed for lengths in epochs only.
+        pace: duration of a step; needed for lengths in time only.
+
+    Raises:
+        ValueError: ``steps`` is below 1 or ``epoch_steps`` is not a finite number above 0.
+    """
+
+    steps: int
+    epoch_steps: float | None = None
+    pace: Pace | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"a run has at least 1 step, got {self.steps!r}")
+        if self.epoch_steps is not None and not (math.isfinite(self.epoch_steps) and self.epoch_steps > 0):
+            raise ValueError(f"the steps of an epoch must be a finite number above 0, got {self.epoch_steps!r}")
+
+
+def parse_length(length: Length) -> tuple[float, str]:
+    """Return the amount and its unit: ``"share"``, ``"ep"`` (epochs), ``"st"`` (steps) or ``"s"`` (seconds).
+
+    A share above 1 passes, because a cycle may be longer than its phase; who takes a part of a whole refuses it.
+
+    Raises:
+        ValueError: ``length`` cannot be read, or is not a finite number above 0.
+
+    >>> parse_length("3ep"), parse_length("10m"), parse_length("25%"), parse_length(0.1)
+    ((3.0, 'ep'), (600.0, 's'), (0.25, 'share'), (0.1, 'share'))
+    """
+    received: object = length  # what users write in files reaches this place unchecked
+    if isinstance(received, int | float) and not isinstance(received, bool):
+        amount, unit = float(received), "share"
+    else:
+        written = _WRITTEN.fullmatch(received.lower()) if isinstance(received, str) else None
+        if written is None:
+            raise ValueError(f"the length {received!r} cannot be read; {ACCEPTED}")
+        factor, unit = _FACTOR_AND_UNIT[written[2]]
+        amount = float(written[1]) * factor
+    if not (math.isfinite(amount) and amount > 0):
+        raise ValueError(f"the length {received!r} must be above 0 and finite; {ACCEPTED}")
+    return amount, unit
+
+
+def share_of(length: Length) -> float | None:
+    """Return the share that ``length`` is, or None if it is given in epochs, steps or time.
+
+    >>> share_of("50%"), share_of("3ep")
+    (0.5, None)
+    """
+    if isinstance(length, float):
+        return length
+    amount, unit = parse_length(length)
+    return amount if unit == "share" else None
+
+
+def length_in_steps(length: Length, whole_steps: float, run: RunSize, mean_size: float | None = None) -> float:
+    """Return how many steps ``length`` is; the result need not be a whole number.
+
+    Args:
+        length: a share of ``whole_steps``, or epochs, steps or time.
+        whole_steps: the steps that a share is a share of.
+        run: says how many steps an epoch has and how long a step takes.
+        mean_size: mean side in pixels of the images during that time, where it is known.
+
+    Raises:
+        ValueError: ``length`` is malformed, in epochs without ``run.epoch_steps``, or in time without ``run.pace``.
+
+    >>> length_in_steps("3ep", 1000, RunSize(1000, epoch_steps=50)), length_in_steps(0.25, 1000, RunSize(1000))
+    (150.0, 250.0)
+    """
+    amount, unit = parse_length(length)
+    if unit == "share":
+        return amount * whole_steps
+    if unit == "st":
+        return amount
+    if unit == "ep":
+        if run.epoch_steps is None:
+            raise ValueError(
+                f"the length {length!r} is in epochs, and the steps of an epoch are not known: "
+                "give RunSize(epoch_steps=...), or a share or steps instead"
+            )
+        return amount * run.epoch_steps
+    if run.pace is None:
+        raise ValueError(
+            f"the length {length!r} is in time, and the duration of a step is not known: "
+            "give RunSize(pace=Pace(seconds)), or a share, epochs or steps instead"
+        )
+    return amount / run.pace.at(mean_size)
+
+
+def check_shares(lengths: Sequence[Length]) -> None:
+    """Check what can be known of ``lengths`` in a row before the run is: the shares among them sum to 1.
+
+    Raises:
+        ValueError: a malformed length, or shares that do not sum to 1 (within 1e-6).
+    """
+    shares = [amount for amount, unit in map(parse_length, lengths) if unit == "share"]
+    if shares and not math.isclose(sum(shares), 1.0, abs_tol=1e-6):
+        listed = " + ".join(f"{share:g}" for share in shares)
+        raise ValueError(
+            f"the shares {listed} sum to {sum(shares):g}, they must sum to 1: they divide what the lengths in epochs, "
+            "steps or time leave"
+        )
+
+
+def divided(lengths: Sequence[Length], whole_steps: float, run: RunSize) -> tuple[float, ...]:
+    """Return the share of ``whole_steps`` that each of ``lengths`` in a row takes; they sum to 1.
+
+    Epochs, steps and time come first; shares divide what they leave. Without shares they must fill the whole.
+
+    Raises:
+        ValueError: a malformed length, shares that do not sum to 1, or fixed lengths that leave nothing for the shares
+            or, with no share beside them, miss the whole by more than half a step.
+
+    >>> divided(["100st", 0.75, 0.25], 500, RunSize(500))
+    (0.2, 0.6, 0.2)
+    """
+    check_shares(lengths)
+    shares = [share_of(length) for length in lengths]
+    fixed = [length for length, share in zip(lengths, shares, strict=True) if share is None]
+    if not fixed:
+        return tuple(share for share in shares if share is not None)
+    taken = math.fsum(length_in_steps(length, whole_steps, run) for length in fixed)
+    has_shares = len(fixed) < len(lengths)
+    named = f"the lengths {' + '.join(map(str, fixed))} take {taken:,.10g} of {whole_steps:,.10g} steps"
+    if has_shares and taken >= whole_steps:
+        raise ValueError(f"{named} and leave nothing for the shares: shorten them or make the whole longer")
+    if not has_shares and abs(taken - whole_steps) > 0.5:
+        raise ValueError(f"{named}: make them fill it exactly, or make one of them a share, which takes what is left")
+    whole = whole_steps if has_shares else taken
+    return tuple(
+        (length_in_steps(length, whole_steps, run) if share is None else share * (whole - taken)) / whole
+        for length, share in zip(lengths, shares, strict=True)
+    )

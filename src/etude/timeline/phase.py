@@ -1,0 +1,106 @@
+"""A phase: a named part of the run in which every scheduled quantity follows its curve."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+from etude.timeline.curves import Constant, Curve, is_resolved
+from etude.timeline.lengths import Length, parse_length
+from etude.timeline.moment import LIMITS, QUANTITIES
+from etude.timeline.plateau import Plateau
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A named part of the run; each quantity follows a curve over the phase's own progress.
+
+    A quantity may be given as a number, which becomes a :class:`Constant`, or be left out (None): it is then not
+    scheduled in this phase and stays as the trainer has it. What each quantity means is said at :class:`Moment`.
+
+    Args:
+        name: such as ``"warmup"``, ``"grow"``, ``"finish"``.
+        length: a share of what the fixed lengths leave of the run, in (0, 1], or a fixed length: ``"3ep"`` epochs,
+            ``"500st"`` steps, ``"10m"`` minutes, ``"90s"`` seconds.
+        plateau: what to do when a metric stops improving in this phase.
+        jump: the learning rate may jump where this phase begins.
+
+    Raises:
+        ValueError: an empty name, a length that is none, or a quantity that is neither a number nor a curve.
+
+    >>> Phase("warmup", "3ep", lr=0.1).lr
+    Constant(value=0.1)
+    """
+
+    name: str
+    length: Length
+    lr: Curve | float | None = None
+    momentum: Curve | float | None = None
+    image_size: Curve | float | None = None
+    augment: Curve | float | None = None
+    mixup: Curve | float | None = None
+    cutmix: Curve | float | None = None
+    dropout: Curve | float | None = None
+    drop_path: Curve | float | None = None
+    batch_size: Curve | float | None = None
+    label_smoothing: Curve | float | None = None
+    unlabeled_weight: Curve | float | None = None
+    plateau: Plateau | None = None
+    jump: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ValueError("a phase needs a name")
+        for quantity in QUANTITIES:
+            value = getattr(self, quantity)
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                object.__setattr__(self, quantity, Constant(float(value)))
+            elif value is not None and not callable(getattr(value, "at", None)):
+                raise ValueError(
+                    f"phase {self.name!r} has {quantity} = {value!r}; "
+                    "give a number, a curve such as Linear(0, 1), or None"
+                )
+        self._check_length()
+
+    def _check_length(self) -> None:
+        try:
+            amount, unit = parse_length(self.length)
+        except ValueError as error:
+            raise ValueError(f"phase {self.name!r}: {error}") from None
+        if unit == "share":
+            if amount > 1.0:
+                raise ValueError(
+                    f"phase {self.name!r} has the share {self.length} of the run; a share is at most 1, "
+                    "a fixed length is written like '3ep', '500st', '10m' or '90s'"
+                )
+            object.__setattr__(self, "length", amount)  # "25%" is stored as 0.25
+
+    @property
+    def is_share(self) -> bool:
+        """Whether the length is a share of the run, not a fixed one."""
+        return isinstance(self.length, float)
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether the length and every length inside the curves is a share."""
+        return self.is_share and all(is_resolved(curve) for curve in self.curves().values())
+
+    def curve(self, quantity: str) -> Curve | None:
+        """Return the curve of a quantity, or None where it is not scheduled."""
+        return cast(Curve | None, getattr(self, quantity))
+
+    def curves(self) -> dict[str, Curve]:
+        """Return the curves of the scheduled quantities by name, in the order of ``QUANTITIES``."""
+        found = {quantity: self.curve(quantity) for quantity in QUANTITIES}
+        return {quantity: curve for quantity, curve in found.items() if curve is not None}
+
+
+def check_values(phase: Phase) -> None:
+    """Raise ValueError when a quantity of a resolved phase leaves its limits, such as a learning rate below zero."""
+    for quantity, curve in phase.curves().items():
+        low, high = LIMITS[quantity]
+        for progress in (0.0, 0.5, 1.0):
+            value = curve.at(progress)
+            if not low <= value <= high:
+                accepted = f"at least {low:g}" if high == float("inf") else f"within [{low:g}, {high:g}]"
+                raise ValueError(f"phase {phase.name!r} sets {quantity} to {value:g}; it must be {accepted}")

@@ -1,0 +1,84 @@
+"""The LR range test (Smith 2015): a short training whose learning rate grows until the loss diverges."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import etude.compat  # noqa: F401  (before lightning)
+
+import lightning.pytorch as pl
+import numpy as np
+
+from etude.callbacks import Clock, TrainingProgress, arrange
+from etude.core.progress import Progress
+from etude.models.classifier import Classifier
+from etude.models.device import channels_last
+from etude.recipe.sizes import image_sizes
+from etude.recipe.timeline import timeline_of
+from etude.timeline import Exponential, Phase, Timeline
+from etude.training.fit import FineTuneTask, build_module
+from etude.training.trainer import build_trainer, passing_interrupts, quiet_lightning
+
+_DIVERGED = 4.0  # times the lowest smoothed loss
+_SMOOTHING = 0.9
+
+
+def lr_range_test(
+    model: Classifier,
+    task: FineTuneTask,
+    *,
+    steps: int = 100,
+    lowest: float = 1e-7,
+    highest: float = 1.0,
+    progress: Progress,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the learning rates (S,) that were tried, and the loss (S,) of the step at each; ``model`` is used up.
+
+    A range test is a timeline of one phase, so it runs by the same clock, loader, optimiser and layer-wise multipliers
+    as the training that it is for; Lightning's own finder would set all layers to one rate.
+
+    Args:
+        steps: at most; it ends early when the loss has diverged.
+        lowest: first learning rate.
+        highest: last learning rate.
+    """
+    timeline = Timeline(
+        (Phase("range test", 1.0, lr=Exponential(lowest, highest), image_size=image_sizes(task.recipe).first),),
+        size_multiple=timeline_of(task.recipe).size_multiple,
+    )
+    clock, losses = Clock(timeline, steps), StepLosses()
+    module = build_module(channels_last(model), replace(task, valid=None), clock)
+    bar = TrainingProgress(progress, steps, task.batch_size, "learning rate")
+    with quiet_lightning():
+        trainer = build_trainer(
+            steps=steps, validate_every=steps, clip=task.recipe.train.clip, callbacks=arrange([clock, losses, bar]),
+            folder=None,
+        )  # fmt: skip
+        with passing_interrupts():
+            trainer.fit(module.train())
+    rates = np.array([clock.moment_at(step).lr for step in range(len(losses.values))], dtype=float)
+    return rates, np.array(losses.values)
+
+
+class StepLosses(pl.Callback):
+    """Keep the loss of every step; stop when its smoothed value exceeds four times the lowest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: list[float] = []
+        self._average = 0.0
+        self._best = math.inf
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Look at the step's loss."""
+        loss = float(outputs["loss"])
+        self.values.append(loss)
+        self._average = _SMOOTHING * self._average + (1 - _SMOOTHING) * loss
+        smoothed = self._average / (1 - _SMOOTHING ** len(self.values))
+        self._best = min(self._best, smoothed)
+        if not math.isfinite(loss) or smoothed > _DIVERGED * self._best:
+            trainer.should_stop = True

@@ -1,0 +1,109 @@
+"""Lightning's trainer, set up for a run that is one stream of steps, and kept from talking."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import warnings
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import etude.compat  # noqa: F401  (before lightning)
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+
+
+def build_trainer(
+    *,
+    steps: int,
+    validate_every: int,
+    clip: float,
+    callbacks: Sequence[pl.Callback],
+    folder: Path | None,
+    start: int = 0,
+    processes: int = 1,
+) -> pl.Trainer:
+    """Return a trainer for ``steps`` steps that Lightning sees as one epoch.
+
+    Epochs are the loader's: a batch may begin in one and end in the next, batch sizes may change, and a resumed run
+    goes on at any step without Lightning's rules about where in an epoch it stood.
+
+    Args:
+        validate_every: steps from one look at the validation images to the next.
+        clip: largest gradient norm; 0 switches clipping off.
+        folder: of TensorBoard's events; None for none.
+        start: steps taken before, by the run that is resumed; later events of that run are dropped.
+        processes: that train together (DDP).
+    """
+    logger = None if folder is None else TensorBoardLogger(folder, name="tb", version="", purge_step=start or None)
+    return pl.Trainer(
+        max_steps=steps,
+        max_epochs=-1,
+        accelerator="auto",
+        devices=processes,
+        strategy="ddp" if processes > 1 else "auto",
+        use_distributed_sampler=False,  # the loader gives each process its part
+        gradient_clip_val=clip or None,
+        callbacks=list(callbacks),
+        logger=logger or False,
+        log_every_n_steps=max(1, min(50, steps // 100)),
+        check_val_every_n_epoch=1,
+        val_check_interval=min(validate_every, steps),
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=folder,
+    )
+
+
+@contextmanager
+def passing_interrupts() -> Generator[None]:
+    """Let Ctrl-C through as it is: Lightning turns it into an exit and leaves further ones ignored."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
+
+
+@contextmanager
+def silent_writers() -> Generator[None]:
+    """Let a full disk be told once: TensorBoard's thread prints a traceback of what it then raises here as well."""
+    hook = threading.excepthook
+
+    def unless_writing(told: threading.ExceptHookArgs) -> None:
+        if not isinstance(told.exc_value, OSError):
+            hook(told)
+
+    threading.excepthook = unless_writing
+    try:
+        yield
+    finally:
+        threading.excepthook = hook
+
+
+@contextmanager
+def quiet_lightning() -> Generator[None]:
+    """Keep Lightning's hardware notes and tips off the screen: the plan has said all that."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,109 @@
+"""A user's plain LightningModule with tuple batches, trained with each callback in one line of use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import etude.compat  # noqa: F401  (before lightning)
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from etude.callbacks.augment import AugmentRamp
+from etude.callbacks.averaging import EMA, SWA
+from etude.callbacks.clock import Clock
+from etude.callbacks.history import History
+from etude.callbacks.hooks import Hooks
+from etude.callbacks.mixup import CutMix, MixUp
+from etude.callbacks.order import ORDER, arrange, place_of
+from etude.callbacks.progress import TrainingProgress
+from etude.callbacks.resize import ProgressiveResize
+from etude.callbacks.smoothing import LabelSmoothing
+from etude.core.progress import Silent
+from etude.timeline import Shape, preset
+
+Make = Callable[[], pl.Callback]
+
+ALONE: dict[str, Make] = {
+    "Clock": lambda: Clock(preset("default", Shape(0.05, 8, 16, size_multiple=8))),
+    "ProgressiveResize": ProgressiveResize,
+    "AugmentRamp": AugmentRamp,
+    "MixUp": MixUp,
+    "CutMix": CutMix,
+    "LabelSmoothing": LabelSmoothing,
+    "EMA": EMA,
+    "History": History,
+    "Hooks": lambda: Hooks(on_epoch_end=lambda epoch, logs: None),
+    "TrainingProgress": lambda: TrainingProgress(Silent(), steps=8, batch_size=6),
+}
+BESIDE_A_CLOCK: dict[str, Make] = {name: make for name, make in ALONE.items() if name != "Clock"} | {"SWA": SWA}
+
+
+def lightnings_own(folder: Path) -> list[pl.Callback]:
+    return [
+        EarlyStopping("valid_loss", patience=99),
+        LearningRateMonitor("step"),
+        ModelCheckpoint(folder, filename="best", monitor="valid_loss"),
+        ModelCheckpoint(folder, filename="{step}", every_n_train_steps=5, save_top_k=-1),
+    ]
+
+
+def check_trained(module: pl.LightningModule, trainer: pl.Trainer) -> None:
+    assert trainer.global_step == 8
+    assert all(bool(torch.isfinite(parameter).all()) for parameter in module.parameters())
+    assert "on_after_batch_transfer" not in vars(module)
+    for images, labels in module.validated:  # type: ignore[union-attr]
+        assert (images.shape, labels.dtype) == ((6, 3, 16, 16), torch.int64)
+
+
+def test_the_table_holds_every_callback():
+    places = {place_of(make()) for make in (*ALONE.values(), *BESIDE_A_CLOCK.values())}
+    assert places == set(ORDER) - {"checkpoints"}
+
+
+@pytest.mark.parametrize("make", ALONE.values(), ids=ALONE)
+def test_alone(make: Make, fit_images, image_module):
+    module = image_module()
+    before = module.head.weight.detach().clone()
+    check_trained(module, fit_images(module, [make()]))
+    assert not torch.equal(module.head.weight, before)
+
+
+@pytest.mark.parametrize("make", BESIDE_A_CLOCK.values(), ids=BESIDE_A_CLOCK)
+def test_beside_a_clock_and_lightnings_own(make: Make, fit_images, image_module, tmp_path: Path):
+    module, clock = image_module(), ALONE["Clock"]()
+    logger = TensorBoardLogger(tmp_path, name="tb", version="")
+    callbacks = [clock, make(), *lightnings_own(tmp_path)]
+    settings = {"logger": logger, "enable_checkpointing": True, "log_every_n_steps": 1}
+    trainer = fit_images(module, callbacks, **settings)
+    check_trained(module, trainer)
+    assert (tmp_path / "best.ckpt").is_file()
+    assert list((tmp_path / "tb").glob("events*"))
+    assert isinstance(clock, Clock)
+    assert clock.moment == clock.moment_at(7)
+    resumed = image_module()
+    callbacks = [ALONE["Clock"](), make(), *lightnings_own(tmp_path)]
+    check_trained(resumed, fit_images(resumed, callbacks, ckpt_path=tmp_path / "step=5.ckpt", **settings))
+    assert len(resumed.seen) == 3
+
+
+def test_all_together(fit_images, image_module, tmp_path: Path):
+    module, history = image_module(), History(tmp_path / "history.csv")
+    callbacks = [make() for name, make in ALONE.items() if name != "History"]
+    logger = TensorBoardLogger(tmp_path, name="tb", version="")
+    trainer = fit_images(
+        module,
+        arrange([*reversed(callbacks), history, *lightnings_own(tmp_path)]),
+        logger=logger,
+        enable_checkpointing=True,
+        log_every_n_steps=1,
+    )
+    check_trained(module, trainer)
+    assert [row["step"] for row in history.rows] == [4, 8]
+    assert {images.shape[2] for images, _ in module.seen} == {8, 16}
+    # Mixed in warmup and grow, labels as they are in the finish phase: the last 20% of eight steps.
+    assert [labels.is_floating_point() for _, labels in module.seen] == [True] * 6 + [False] * 2

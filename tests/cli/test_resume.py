@@ -1,0 +1,270 @@
+"""``etude fit --resume``: a run that was stopped ends as the uninterrupted one, or says why not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from etude.callbacks import Clock
+from picture_folders import picture, write_classes, write_flat
+
+SMALL = (
+    "train.epochs=4",
+    "train.batch_size=4",
+    "train.dropout=0.2",
+    "augment.mixup=0.2",
+    "train.checkpoint_every=0.001s",
+)
+FINETUNE = 'stages=["finetune"]'
+STEPS = 19  # 19 images to train on, 4 a step, 4 epochs
+MADE = ("model.safetensors", "submission.csv", "valid.npz", "test.npz")
+
+
+def words(*settings: str) -> list[str]:
+    return [word for setting in (*SMALL, *settings) for word in ("--set", setting)]
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "run.json").read_text())
+
+
+def edit_record(folder: Path, **changes: object) -> None:
+    (folder / "run.json").write_text(json.dumps({**record_of(folder), **changes}))
+
+
+def sentence_of(ended: Any) -> str:
+    assert ended.code == 2, ended.out
+    assert len(ended.err.strip().splitlines()) == 1
+    assert ended.err.startswith("etude: ")
+    return ended.err
+
+
+def same_files(one: Path, other: Path, names: tuple[str, ...] = MADE) -> None:
+    for name in names:
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    write_flat(tmp_path / "test")
+    return write_classes(tmp_path / "train")
+
+
+@pytest.fixture
+def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
+    """Return a function that lets Ctrl-C come at the n-th step of fine-tuning from now; 0: never.
+
+    It returns the list of the steps that have begun since.
+    """
+    own, begun = Clock.on_train_batch_start, list[int]()
+    limit = 0
+
+    def start(self: Clock, trainer: Any, *rest: Any) -> None:
+        if self.timeline.phases[0].name != "range test":
+            begun.append(trainer.global_step)
+        if limit and len(begun) == limit:
+            raise KeyboardInterrupt
+        own(self, trainer, *rest)
+
+    def set_limit(step: int) -> list[int]:
+        nonlocal limit
+        limit = step
+        begun.clear()
+        return begun
+
+    monkeypatch.setattr(Clock, "on_train_batch_start", start)
+    return set_limit
+
+
+@pytest.mark.slow
+def test_stopped_by_hand_and_resumed_twice(etude, images, tmp_path, stop_at):
+    run = ("fit", images, "--test", tmp_path / "test", *words(FINETUNE))
+    assert etude(*run, "--out", "whole").code == 0
+    stop_at(8)
+    assert etude(*run, "--out", "run").code == 130
+    assert record_of(tmp_path / "run")["state"] == "interrupted"
+    begun = stop_at(6)
+    assert etude(*run, "--out", "run", "--resume").code == 130
+    assert begun[0] > 0
+    begun = stop_at(0)
+    ended = etude(*run, "--out", "run", "--resume")
+    assert ended.code == 0, ended.err
+    assert 0 < begun[0] < begun[-1] == STEPS - 1
+    same_files(tmp_path / "run", tmp_path / "whole")
+    record = record_of(tmp_path / "run")
+    assert (record["state"], record["error"], len(record["resumed"])) == ("finished", None, 2)
+    trainings = [stage for stage in record["stages"] if stage["name"] == "fine-tune"]
+    assert [stage["state"] for stage in trainings] == ["interrupted", "interrupted", "finished"]
+    assert trainings[-1]["notes"]["steps"] == STEPS
+    assert record["result"] == record_of(tmp_path / "whole")["result"]
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert not (tmp_path / "whole" / "checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_both_stages_with_the_rate_searched_for(etude, images, tmp_path, stop_at):
+    """Features, head and policy come out again; the learning rate is not searched for again."""
+    run = ("fit", images, "--test", tmp_path / "test", "--lr", "auto", *words("model.feature_size=32"))
+    assert etude(*run, "--out", "whole").code == 0
+    stop_at(10)
+    assert etude(*run, "--out", "run").code == 130
+    assert (tmp_path / "run" / "model.json").is_file()  # so that stage 1 can predict
+    begun = stop_at(0)
+    assert etude(*run, "--out", "run", "--resume").code == 0
+    assert begun[0] > 0
+    same_files(tmp_path / "run", tmp_path / "whole")
+    record = record_of(tmp_path / "run")
+    assert record["lr_find"] == record_of(tmp_path / "whole")["lr_find"]
+    assert [stage["name"] for stage in record["stages"]].count("lr-find") == 1
+
+
+@pytest.mark.slow
+def test_stopped_in_the_second_fold_the_first_is_not_trained_again(etude, images, tmp_path, stop_at):
+    run = ("fit", images, "--test", tmp_path / "test", "--folds", 2, *words(FINETUNE))
+    begun = stop_at(0)
+    assert etude(*run, "--out", "whole").code == 0
+    one_fold = len(begun) // 2
+    stop_at(one_fold + 7)
+    assert etude(*run, "--out", "run").code == 130
+    begun = stop_at(0)
+    assert etude(*run, "--out", "run", "--resume").code == 0
+    assert 0 < begun[0] <= 7
+    assert begun == list(range(begun[0], one_fold))
+    models = tuple(f"fold-{k}/{name}" for k in (1, 2) for name in ("model.safetensors", "model.json", "timeline.png"))
+    same_files(tmp_path / "run", tmp_path / "whole", (*models, *MADE[1:]))
+    assert not list((tmp_path / "run").glob("**/checkpoints"))
+
+
+@pytest.mark.parametrize("moment", ["etude.study.prepare.make_folds", "etude.study.job.finish"])
+def test_stopped_before_or_after_training(etude, images, tmp_path, stop_at, moment):
+    run = ("fit", images, "--test", tmp_path / "test", *words(FINETUNE))
+    assert etude(*run, "--out", "whole").code == 0
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(moment, stop)
+        assert etude(*run, "--out", "run").code == 130
+    begun = stop_at(0)
+    assert etude(*run, "--out", "run", "--resume").code == 0
+    assert begun == ([] if moment.endswith("finish") else list(range(STEPS)))
+    same_files(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_killed_and_resumed(etude, images, tmp_path):
+    run = ["fit", str(images), "--test", str(tmp_path / "test"), *words(FINETUNE, "train.epochs=40")]
+    process = subprocess.Popen([sys.executable, "-m", "etude", *run, "--out", str(tmp_path / "run")])
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    for _ in range(12_000):
+        if checkpoint.is_file() or process.poll() is not None:
+            break
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    record = record_of(tmp_path / "run")
+    assert record["state"] == "running"
+    ended = etude(*run, "--out", "run", "--resume")
+    assert ended.code == 0, ended.err
+    assert etude(*run, "--out", "whole").code == 0
+    same_files(tmp_path / "run", tmp_path / "whole")
+    record = record_of(tmp_path / "run")
+    assert record["state"] == "finished"
+    assert [stage["state"] for stage in record["stages"] if stage["name"] == "fine-tune"] == ["interrupted", "finished"]
+
+
+@pytest.fixture
+def stopped(etude, images, tmp_path, stop_at) -> tuple[str | Path, ...]:
+    """Return the words of a run in ``run`` that was stopped in training."""
+    run = ("fit", images, *words(FINETUNE), "--out", "run")
+    stop_at(5)
+    assert etude(*run).code == 130
+    stop_at(0)
+    return (*run, "--resume")
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (("--set", "train.epochs=5"), "train.epochs 4.0 (now 5.0)"),
+        (("--seed", "1"), "seed 0 (now 1)"),
+        (("--folds", "2"), "folds 1 (now 2)"),
+        (("--sample", "50%"), "sample None (now '50%')"),
+        (("--recipe", "quick"), "predict.tta 4 (now 1)"),
+    ],
+)
+def test_another_command_is_refused(etude, stopped, tmp_path, more, told):
+    before = record_of(tmp_path / "run")
+    said = sentence_of(etude(*stopped, *more))
+    assert told in said
+    assert "leave out --resume" in said
+    assert record_of(tmp_path / "run") == before
+    assert etude(*stopped).code == 0
+
+
+def test_changed_images_are_refused(etude, stopped, images, tmp_path):
+    picture(0, 999, 24).save(images / "round" / "new.png")
+    assert "have changed since run was begun" in sentence_of(etude(*stopped))
+    (images / "round" / "new.png").unlink()
+    assert etude(*stopped).code == 0
+
+
+def test_a_run_that_another_process_works_on_is_refused(etude, stopped, tmp_path):
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        edit_record(tmp_path / "run", state="running", pid=other.pid)
+        said = sentence_of(etude(*stopped))
+        other.communicate()
+    assert f"process {other.pid} is still at work on run" in said
+    assert etude(*stopped).code == 0
+
+
+def test_a_number_that_now_belongs_to_another_program_is_no_obstacle(etude, stopped, tmp_path):
+    with subprocess.Popen(["sleep", "60"]) as other:
+        edit_record(tmp_path / "run", state="running", pid=other.pid)
+        assert etude(*stopped).code == 0
+        other.kill()
+
+
+def test_nothing_to_resume(etude, stopped, images, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for out in ("absent", "empty"):
+        said = sentence_of(etude("fit", images, "--out", out, "--resume"))
+        assert f"{out} holds no run to resume" in said
+    assert not (tmp_path / "absent").exists()
+    assert list((tmp_path / "empty").iterdir()) == []
+    assert "no unfinished run" in sentence_of(etude("fit", images, "--resume"))
+    assert etude(*stopped).code == 0
+    assert "run is finished" in sentence_of(etude(*stopped))
+
+
+@pytest.mark.slow
+def test_without_out_it_is_the_newest_unfinished_run_on_these_images(etude, images, tmp_path, stop_at):
+    run = ("fit", images, *words(FINETUNE))
+    assert etude(*run).code == 0
+    for step in (3, 9):
+        stop_at(step)
+        assert etude(*run).code == 130
+    for number, second in ((2, 10), (3, 20)):  # whole seconds: two runs of a test may begin within the same
+        edit_record(tmp_path / "runs" / f"train-{number}", started=f"2025-01-01T00:00:{second}+00:00")
+    (tmp_path / "runs" / "train-other").mkdir()
+    begun = stop_at(0)
+    assert etude(*run, "--resume").code == 0
+    assert record_of(tmp_path / "runs" / "train-3")["state"] == "finished"
+    assert 3 < begun[0] <= 9
+    shutil.rmtree(tmp_path / "runs" / "train")  # the next that stands there is newer than train-2
+    stop_at(5)
+    assert etude(*run).code == 130
+    stop_at(0)
+    assert etude(*run, "--resume").code == 0
+    assert record_of(tmp_path / "runs" / "train-2")["state"] == "interrupted"
+    same_files(tmp_path / "runs" / "train", tmp_path / "runs" / "train-3", ("model.safetensors",))

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import etude.compat  # noqa: F401  (before lightning)
+
+import numpy as np
+import pytest
+import torch
+
+from etude.core.errors import EtudeError
+from etude.recipe import load_recipe
+from etude.recipe.timeline import resolved_timeline
+from etude.timeline import Pace, RunSize
+from etude.training.fit import DivergedError, validation_interval
+from etude.training.optimizer import build_optimizer
+from training.digits import network, task, train
+
+
+def test_training_follows_its_plan(tmp_path: Path):
+    one = task(tmp_path, "progressive", ["augment.cutmix=1.0"])
+    _, done = train(one)
+    timeline, steps = resolved_timeline(one.recipe, len(one.train.rows))
+    assert done.steps == steps == 20  # two epochs of ten batches
+    assert done.timeline == timeline
+    assert [row["step"] for row in done.happened] == [*range(steps)]
+    sizes = [row["image_size"] for row in done.happened]
+    assert (sizes[0], sizes[-1]) == (20, 28)
+    assert [row["cutmix"] for row in done.happened][:: steps - 1] == [1.0, 0.0]
+    with (tmp_path / "history.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["6", "12", "18"]
+    assert [row["epoch"] for row in rows] == ["0.6", "1.2", "1.8"]
+
+
+def test_training_learns(tmp_path: Path):
+    _, done = train(task(tmp_path, "default", ["train.epochs=12", "augment.mixup=0"]))
+    losses = [row["valid_loss"] for row in done.history]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_scheduled_smoothing_goes_before_the_constant_and_leaves_validation_alone(tmp_path: Path):
+    """With all of the mass spread evenly there is nothing to learn, and the training loss stays at ln 10 or above."""
+    plain = train(task(tmp_path / "plain", "default", ["augment.mixup=0"]))[1]
+    smooth = train(task(tmp_path / "smooth", "default", ["augment.mixup=0", "train.label_smoothing=0.9"]))[1]
+    assert smooth.history[-1]["train_loss"] > plain.history[-1]["train_loss"] + 0.2
+    assert smooth.history[0]["valid_loss"] != plain.history[0]["valid_loss"]
+
+
+def test_averaged_weights_get_statistics_of_their_own(tmp_path: Path):
+    one = task(tmp_path, "default", ["train.swa=true", "train.ema=0"])
+    model, _ = train(one)
+    first = next(module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d))
+    inputs: list[torch.Tensor] = []
+    handle = first.register_forward_pre_hook(lambda module, given: inputs.append(given[0]))
+    with torch.no_grad():
+        images = torch.from_numpy(one.train.gather(one.train.rows, 28))
+        model.eval()(one.preprocessing.to_input(images))
+    handle.remove()
+    torch.testing.assert_close(first.running_mean, inputs[0].mean((0, 2, 3)), atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(first.running_var, inputs[0].var((0, 2, 3)), atol=1e-4, rtol=1e-3)
+
+
+def test_weights_that_are_no_numbers_are_told(tmp_path: Path):
+    with pytest.raises(DivergedError, match=r"training diverged.*train\.lr=1e\+30.*lower it"):
+        train(task(tmp_path, "default", ["train.lr=1e30", "train.clip=0", "train.optimizer=sgd"]))
+
+
+def test_minutes_need_a_pace(tmp_path: Path):
+    with pytest.raises(EtudeError, match="time of a step"):
+        train(task(tmp_path, "default", ["timeline.length=2m"]))
+    _, done = train(task(tmp_path, "default", ["timeline.length=3s"], pace=Pace(0.3, 28)))
+    assert 9 <= done.steps <= 20  # ten steps at full size, more where they are smaller
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ((), 200),  # ten looks at a hundred epochs of twenty steps
+        (("train.validate_every=50st",), 50),
+        (("train.validate_every=3ep",), 60),
+        (("train.validate_every=5000st",), 2000),
+        (("timeline.preset=plateau",), 20),  # a plateau is counted in looks, so there is one an epoch
+    ],
+)
+def test_validation_comes_at_the_asked_interval(settings: tuple[str, ...], expected: int):
+    recipe = load_recipe("default", ["train.epochs=100", *settings])
+    timeline, steps = resolved_timeline(recipe, 640)
+    assert validation_interval(recipe, timeline, steps, RunSize(steps, 20.0)) == expected
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adam", "sgd", "lars", "lamb"])
+def test_every_optimizer_takes_the_layer_wise_groups_and_a_step(kind: str):
+    settings = load_recipe("default", [f"train.optimizer={kind}"]).train
+    model = network()
+    optimizer = build_optimizer(model, settings)
+    assert {group["lr_scale"] for group in optimizer.param_groups} == {settings.layer_decay, 1.0}
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model(torch.randn(4, 1, 28, 28)).square().sum().backward()
+    optimizer.step()
+    changed = [name for name, value in model.named_parameters() if not torch.equal(value, before[name])]
+    assert "head.weight" in changed
+    assert all(np.isfinite(value.detach().numpy()).all() for value in model.parameters())
