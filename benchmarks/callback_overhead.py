@@ -35,6 +35,7 @@ from etude.callbacks import (
     CutMix,
     History,
     Hooks,
+    LabelSmoothing,
     MixUp,
     ProgressiveResize,
     TrainingProgress,
@@ -42,14 +43,17 @@ from etude.callbacks import (
 )
 from etude.callbacks.batches import BatchTransform, ImageBatch, Occasion
 from etude.core.progress import Silent
+from etude.models.backbones import build_backbone
+from etude.models.classifier import Classifier
 from etude.timeline import Cosine, Linear, Phase, Timeline
+from etude.training.optimizer import parameter_groups
 
 STEP = 0.010  # seconds
 GOAL = 0.03
 BATCH, SIZE, CLASSES = 32, 64, 10
-UNMEASURED = 0.2  # share of the steps at the end, where the tricks are on: a timeline may not keep them off throughout
+RUN_STEPS = 10_000  # of the run that the measured steps begin
 WARM_UP = 10  # steps
-TRICKS = ("augment", "mixup", "cutmix")
+TRICKS = ("augment", "mixup", "cutmix", "label_smoothing")
 
 
 def some_batch() -> tuple[torch.Tensor, torch.Tensor]:
@@ -77,18 +81,15 @@ class Waiting(pl.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.num_classes = CLASSES
-        blocks = [
-            part for _ in range(8) for part in (nn.Linear(128, 128), nn.BatchNorm1d(128), nn.ReLU(), nn.Dropout(0.1))
-        ]
-        self.pool = nn.AdaptiveAvgPool2d(8)
-        self.network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 128), *blocks, nn.Linear(128, CLASSES))
+        backbone = build_backbone("tiny", "none", 3)
+        self.model = Classifier(backbone.module, backbone.num_features, CLASSES, dropout=0.1)
         self.begun: list[float] = []
 
     def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:
         """Return the loss, after 10 ms."""
         self.begun.append(start := time.process_time())
         images, targets = batch
-        logits = self.network(self.pool(images.permute(0, 3, 1, 2).float() / 255))
+        logits = self.model(images[:, ::8, ::8].permute(0, 3, 1, 2).float() / 255)  # few pixels: little but waiting
         loss = nn.functional.cross_entropy(logits, targets)
         while time.process_time() - start < STEP:
             pass
@@ -96,24 +97,19 @@ class Waiting(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return an optimiser with layer-wise rates."""
-        layers = [layer for layer in self.network if list(layer.parameters())]
-        groups = [
-            {"params": list(layer.parameters()), "lr_scale": 0.9**depth} for depth, layer in enumerate(reversed(layers))
-        ]
+        groups = parameter_groups(self.model, weight_decay=0.02, layer_decay=0.93)
         return torch.optim.AdamW(groups, lr=1e-3, fused=True)
 
 
-def timeline() -> Timeline:
-    """Return a plan that schedules everything and keeps the tricks off while steps are measured."""
-    off, on = dict.fromkeys(TRICKS, 0.0), dict.fromkeys(TRICKS, 0.2)
+def clock() -> Clock:
+    """Return a clock of a long run that schedules everything, and keeps the tricks off while steps are measured."""
     rates = {"momentum": Linear(0.95, 0.85), "dropout": Linear(0.0, 0.1), "image_size": SIZE}
-    return Timeline(
-        (
-            Phase("warmup", 0.2, lr=Linear(0.0, 1e-3), **rates, **off),
-            Phase("grow", 0.8 - UNMEASURED, lr=Cosine(1e-3, 1e-4), **rates, **off),
-            Phase("unmeasured", UNMEASURED, lr=1e-4, **rates, **on),
-        )
+    off, on = dict.fromkeys(TRICKS, 0.0), dict.fromkeys(TRICKS, 0.2)
+    phases = (
+        Phase("measured", 0.5, lr=Linear(0.0, 1e-3), **rates, **off),
+        Phase("later", 0.5, lr=Cosine(1e-3, 0.0), **rates, **on),  # a trick that is never on is refused
     )
+    return Clock(Timeline(phases), RUN_STEPS)
 
 
 def variants(folder: Path, steps: int) -> dict[str, Callable[[], list[pl.Callback]]]:
@@ -123,6 +119,7 @@ def variants(folder: Path, steps: int) -> dict[str, Callable[[], list[pl.Callbac
         "AugmentRamp": AugmentRamp,
         "MixUp": MixUp,
         "CutMix": CutMix,
+        "LabelSmoothing": LabelSmoothing,
         "EMA": EMA,
         "History": lambda: History(folder / "history.csv"),
         "Hooks": lambda: Hooks(on_batch_begin=lambda step, logs: None, on_batch_end=lambda step, logs: None),
@@ -130,10 +127,10 @@ def variants(folder: Path, steps: int) -> dict[str, Callable[[], list[pl.Callbac
         "Checkpoints": lambda: Checkpoints(folder / "checkpoints", every_steps=10**9, every_seconds=60.0, warn=print),
     }
     beside_a_clock = {
-        f"Clock, {name}": lambda maker=maker: arrange([Clock(timeline()), maker()]) for name, maker in makers.items()
+        f"Clock, {name}": lambda maker=maker: arrange([clock(), maker()]) for name, maker in makers.items()
     }
-    everything = lambda: arrange([Clock(timeline()), *(maker() for maker in makers.values())])  # noqa: E731
-    return {"bare loop": list, "Clock": lambda: [Clock(timeline())], **beside_a_clock, "all": everything}
+    everything = lambda: arrange([clock(), *(maker() for maker in makers.values())])  # noqa: E731
+    return {"bare loop": list, "Clock": lambda: [clock()], **beside_a_clock, "all": everything}
 
 
 def seconds_a_step(callbacks: list[pl.Callback], steps: int) -> float:
@@ -146,7 +143,7 @@ def seconds_a_step(callbacks: list[pl.Callback], steps: int) -> float:
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(module, SameBatch(steps))
-    measured = module.begun[WARM_UP : round((1 - UNMEASURED) * steps)]
+    measured = module.begun[WARM_UP:]
     return statistics.median(after - before for before, after in itertools.pairwise(measured))
 
 
@@ -154,7 +151,7 @@ def tricks_at_work() -> Mapping[str, float]:
     """Return seconds that each trick takes for one batch when it does something."""
     batch = ImageBatch(*some_batch())
     trainer, module = pl.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False), Waiting()
-    tricks: list[BatchTransform] = [ProgressiveResize(), AugmentRamp(rise=0.0), MixUp(), CutMix()]
+    tricks: list[BatchTransform] = [ProgressiveResize(), AugmentRamp(rise=0.0), MixUp(), CutMix(), LabelSmoothing()]
     seconds: dict[str, float] = {}
     for trick in tricks:
         trainer.callbacks = [trick]  # pyright: ignore[reportAttributeAccessIssue]  (set by Lightning, undeclared)

@@ -37,6 +37,20 @@ def test_lengths_in_epochs_are_resolved_when_training_starts(fit, plain_module):
     assert [rates[1] for rates in module.rates] == [0.25] * 4 + [0.5] * 8
 
 
+class Endless(torch.utils.data.IterableDataset):
+    """Batches without a length."""
+
+    def __iter__(self):
+        return iter([(torch.zeros(2), torch.zeros(()))] * 5)
+
+
+def test_a_run_whose_length_nobody_knows_is_refused(plain_module):
+    quiet = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
+    trainer = pl.Trainer(max_epochs=2, callbacks=[Clock(UP_AND_DOWN)], **quiet)  # type: ignore[arg-type]
+    with pytest.raises(EtudeError, match="Clock must know where the run ends"):
+        trainer.fit(plain_module(), torch.utils.data.DataLoader(Endless(), batch_size=5))
+
+
 def test_a_timeline_that_does_not_fit_the_run_is_told_in_one_sentence(fit, plain_module):
     plan = Timeline((Phase("long", "300st", lr=Constant(0.25)), Phase("rest", 1.0, lr=Constant(0.5))))
     with pytest.raises(EtudeError, match="the timeline does not fit this run: .*300"):

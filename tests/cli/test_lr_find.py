@@ -41,6 +41,7 @@ def test_fit_searches_before_it_trains(etude, tmp_path):
         (("lr-find", "train", "--plot", "found.gif"), "ends in .png or .svg"),
         (("lr-find", "train", "--recipe", "quick"), "fine-tunes no network"),
         (("lr-find", "nowhere"), "nowhere"),
+        (("fit", "train", "--recipe", "quick", "--lr", "auto"), "fine-tunes no network"),
     ],
 )
 def test_mistakes_are_told_in_one_sentence(etude, tmp_path, words, told):

@@ -49,10 +49,13 @@ def rows(first: int, count: int) -> TrainingRows:
     return TrainingRows(gather, chosen, targets[chosen], np.ones(count, np.float32))
 
 
-def task(folder: Path, recipe: str = "default", settings: Sequence[str] = (), **options: Any) -> FineTuneTask:
-    """Return a fine-tuning of the small network on 160 digits."""
+def task(
+    folder: Path, recipe: str = "default", settings: Sequence[str] = (), *, presets: bool = True, **options: Any
+) -> FineTuneTask:
+    """Return a fine-tuning of the small network on 160 digits; a recipe with phases of its own is no preset."""
     measured = any(setting.startswith("timeline.length") for setting in settings)  # which excludes epochs
-    loaded = load_recipe(recipe, [*SMALL[measured:], *settings])
+    shaped = SMALL if presets else SMALL[:4]
+    loaded = load_recipe(recipe, [*shaped[measured:], *settings])
     resolved = resolve(loaded, ImageFacts(median_side=28, channels=1))
     shape = Preprocessing(
         size=28, stored_size=28, fit="squash", channels=1, in_channels=1, mean=(0.5,), std=(0.5,)

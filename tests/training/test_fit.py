@@ -79,6 +79,7 @@ def test_minutes_need_a_pace(tmp_path: Path):
     [
         ((), 200),  # ten looks at a hundred epochs of twenty steps
         (("train.validate_every=50st",), 50),
+        (("train.validate_every=1st",), 2),  # a checkpoint needs a step that no look follows
         (("train.validate_every=3ep",), 60),
         (("train.validate_every=5000st",), 2000),
         (("timeline.preset=plateau",), 20),  # a plateau is counted in looks, so there is one an epoch
@@ -88,6 +89,44 @@ def test_validation_comes_at_the_asked_interval(settings: tuple[str, ...], expec
     recipe = load_recipe("default", ["train.epochs=100", *settings])
     timeline, steps = resolved_timeline(recipe, 640)
     assert validation_interval(recipe, timeline, steps, RunSize(steps, 20.0)) == expected
+
+
+def test_the_last_look_falls_on_the_end_of_the_run_or_before():
+    recipe = load_recipe("default", [])
+    for images in (250, 500, 1970):
+        timeline, steps = resolved_timeline(recipe, images)
+        interval = validation_interval(recipe, timeline, steps, RunSize(steps, images / 32))
+        assert steps - steps // interval * interval < 8, images
+
+
+PHASES = """
+[[timeline.phases]]
+name = "first"
+length = 0.5
+lr = 1.0
+dropout = 0.4
+
+[[timeline.phases]]
+name = "last"
+length = 0.5
+lr = { curve = "linear", start = 1.0, end = 0.0 }
+dropout = 0.0
+"""
+
+
+def test_phases_of_ones_own_may_have_any_names_and_schedule_dropout(tmp_path: Path):
+    (tmp_path / "own.toml").write_text(PHASES)
+    own = str(tmp_path / "own.toml")
+    one = task(tmp_path, own, ["train.swa=true"], presets=False)
+    _, done = train(one)
+    assert [row["dropout"] for row in done.happened][:: done.steps - 1] == [0.4, 0.0]
+    averaged, plain = train(one)[0], train(task(tmp_path, own, ["train.ema=0"], presets=False))[0]
+    assert not torch.equal(averaged.head.weight, plain.head.weight)
+
+
+def test_more_processes_than_were_started_are_refused(tmp_path: Path):
+    with pytest.raises(EtudeError, match="2 processes.*start them with torchrun"):
+        train(task(tmp_path, processes=2))
 
 
 @pytest.mark.parametrize("kind", ["adamw", "adam", "sgd", "lars", "lamb"])

@@ -60,7 +60,10 @@ class AugmentRamp(BatchTransform):
 
     def changed(self, batch: ImageBatch, occasion: Occasion) -> ImageBatch:
         """Augment the batch at the present strength."""
-        strength, rng = self.strength_at(occasion), occasion.rng(self.seed, "augment")
+        strength = self.strength_at(occasion)
+        if strength <= 0.0:
+            return batch
+        rng = occasion.rng(self.seed, "augment")
         images = augment_tensor(batch.image, self.policy, strength, rng, channels_last=batch.channels_last)
         return replace(batch, image=images)
 

@@ -12,9 +12,8 @@ import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from etude.callbacks.base import callbacks_of
+from etude.callbacks.base import set_up
 from etude.callbacks.clock import Clock, clock_of
-from etude.callbacks.order import check_order
 from etude.core.errors import EtudeError, listed, nearest
 
 _Tensors = dict[str, torch.Tensor]
@@ -38,8 +37,9 @@ class _Average:
         self._bind(module)
         self._take_in()
         if averages := list(self.averaged.values()):
-            live = zip(self._live(self.averaged), averages, strict=True)
-            torch._foreach_lerp_(averages, [tensor.to(average.dtype) for tensor, average in live], share)
+            pairs = zip(self._live(self.averaged), averages, strict=True)  # .to alone would cost as much as the rest
+            live = [tensor if tensor.dtype == average.dtype else tensor.to(average.dtype) for tensor, average in pairs]
+            torch._foreach_lerp_(averages, live, share)
         if self.copied:
             torch._foreach_copy_(list(self.copied.values()), self._live(self.copied))
         self.updates += 1
@@ -146,7 +146,7 @@ class _Averaging(WeightAveraging):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Check callbacks and phases; start afresh where training begins."""
-        check_order(callbacks_of(trainer))
+        set_up(self, trainer)
         if stage == "fit":
             self._clock = clock_of(trainer)
             self._check_phases()

@@ -9,6 +9,12 @@ import etude.compat  # noqa: F401  (before lightning)
 import lightning.pytorch as pl
 
 from etude.callbacks.order import check_order, check_schedulers
+from etude.core.errors import EtudeError
+
+_STEP_HOOKS = (
+    *("on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward"),
+    *("on_before_optimizer_step", "on_train_batch_end"),
+)
 
 
 class EtudeCallback(pl.Callback):
@@ -20,7 +26,7 @@ class EtudeCallback(pl.Callback):
         Raises:
             EtudeError: see :func:`~etude.callbacks.order.check_order`.
         """
-        check_order(callbacks_of(trainer))
+        set_up(self, trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse a learning rate scheduler beside a Clock that schedules the learning rate.
@@ -34,3 +40,33 @@ class EtudeCallback(pl.Callback):
 def callbacks_of(trainer: pl.Trainer) -> list[pl.Callback]:
     """Return the trainer's callbacks, an attribute that Lightning sets without declaring it."""
     return cast(list[pl.Callback], cast(Any, trainer).callbacks)
+
+
+def set_up(callback: pl.Callback, trainer: pl.Trainer) -> None:
+    """Check the order of the callbacks, and let Lightning pass over the hooks of a step that ``callback`` leaves empty.
+
+    It calls all six of every callback, at 2 to 3 microseconds each: ten callbacks would cost a step 0.1 ms with
+    nothing done. What is not callable it passes over. The class keeps its hooks, so subclasses work as ever.
+
+    Raises:
+        EtudeError: see :func:`~etude.callbacks.order.check_order`.
+    """
+    check_order(callbacks_of(trainer))
+    for name in _STEP_HOOKS:
+        if getattr(type(callback), name) is getattr(pl.Callback, name) and name not in vars(callback):
+            setattr(callback, name, None)
+
+
+def whole_steps(trainer: pl.Trainer, name: str) -> int:
+    """Return the optimiser steps that the trainer is set to.
+
+    Raises:
+        EtudeError: it has no limit; ``name`` is told as what needs one.
+    """
+    steps = trainer.estimated_stepping_batches
+    if not 0 < steps < float("inf"):
+        raise EtudeError(
+            f"{name} must know where the run ends: give the Trainer max_steps, or max_epochs and a loader with a "
+            "length, or give the Clock steps"
+        )
+    return int(steps)

@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
-from etude.callbacks.base import EtudeCallback, callbacks_of
+from etude.callbacks.base import EtudeCallback, callbacks_of, whole_steps
 from etude.callbacks.clock import clock_of
 from etude.core.errors import EtudeError, listed, nearest
 from etude.core.seeds import rng_for
@@ -61,7 +61,7 @@ class Occasion:
         module: that is trained.
         step: the optimiser step that the batch belongs to.
         batch_idx: the batch's number within its epoch.
-        steps: of the whole run; 0 unless the transform follows the run.
+        steps: of the whole run; 0 where no transform follows the run.
         moment: of the trainer's Clock, or None without one.
     """
 
@@ -157,18 +157,6 @@ class BatchTransform(EtudeCallback):
                 )
 
 
-def whole_steps(trainer: pl.Trainer, name: str) -> int:
-    """Return the optimiser steps that the trainer is set to.
-
-    Raises:
-        EtudeError: it has no limit; ``name`` is told as what needs one.
-    """
-    steps = trainer.estimated_stepping_batches
-    if not 0 < steps < float("inf"):
-        raise EtudeError(f"{name} must know where the run ends: give the Trainer max_steps or max_epochs, or a Clock")
-    return int(steps)
-
-
 def _install(trainer: pl.Trainer, module: pl.LightningModule) -> Callable[[], None] | None:
     """Wrap the hook that Lightning calls on batches; return what undoes it, or None if another transform has."""
     # Lightning asks the datamodule when it has a hook of its own, else the module.
@@ -200,12 +188,12 @@ def _transformed(batch: Any, trainer: pl.Trainer, module: pl.LightningModule) ->
     moment = clock.moment_at(trainer.global_step) if clock else None
     # Lightning counts the batch only after this hook, as it does itself in its loop.
     batch_idx = trainer.fit_loop.epoch_loop.batch_idx + 1
-    images = opened(batch)
-    for callback in callbacks_of(trainer):
-        if isinstance(callback, BatchTransform):
-            occasion = Occasion(trainer, module, trainer.global_step, batch_idx, callback.steps, moment)
-            if callback.is_on(occasion):
-                images = callback.changed(images, occasion)
+    transforms = [callback for callback in callbacks_of(trainer) if isinstance(callback, BatchTransform)]
+    steps = max(transform.steps for transform in transforms)
+    images, occasion = opened(batch), Occasion(trainer, module, trainer.global_step, batch_idx, steps, moment)
+    for transform in transforms:
+        if transform.is_on(occasion):
+            images = transform.changed(images, occasion)
     return closed(batch, images)
 
 

@@ -13,8 +13,7 @@ import etude.compat  # noqa: F401  (before lightning)
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
 
-from etude.callbacks.base import callbacks_of
-from etude.callbacks.order import check_order
+from etude.callbacks.base import set_up
 from etude.core.errors import EtudeError
 from etude.core.files import replacing
 
@@ -53,7 +52,7 @@ class Checkpoints(Checkpoint):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse an order in which another callback's state would be saved a step late."""
-        check_order(callbacks_of(trainer))
+        set_up(self, trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start counting."""
@@ -76,7 +75,10 @@ class Checkpoints(Checkpoint):
     def _is_followed(self, trainer: pl.Trainer, batch_idx: int) -> bool:
         """Whether a validation or the end comes right after this step."""
         interval = trainer.val_check_batch
-        validates = interval is not None and trainer.enable_validation and (batch_idx + 1) % interval == 0
+        across_epochs = trainer.check_val_every_n_epoch is None
+        batches = (trainer.fit_loop.epoch_loop.total_batch_idx if across_epochs else batch_idx) + 1
+        # Where every step is validated there is no better moment.
+        validates = interval is not None and interval > 1 and trainer.enable_validation and batches % interval == 0
         return validates or trainer.should_stop or trainer.global_step >= trainer.max_steps > 0
 
     def _save(self, trainer: pl.Trainer) -> None:

@@ -7,11 +7,10 @@ from typing import Any, cast
 import etude.compat  # noqa: F401  (before lightning)
 
 import lightning.pytorch as pl
-import torch
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivateUsage]
 
-from etude.callbacks.base import EtudeCallback, callbacks_of
+from etude.callbacks.base import EtudeCallback, callbacks_of, whole_steps
 from etude.core.errors import EtudeError, listed
 from etude.timeline import Event, Moment, PlateauWatch, RunSize, Timeline, step_progress
 
@@ -51,16 +50,21 @@ class Clock(EtudeCallback):
         self._own_momentum: list[float | None] = []
         self._dropouts: list[tuple[nn.Module, float]] = []
         self._drop_paths: list[tuple[nn.Module, float]] = []
+        self._known: tuple[Timeline, int, int, Moment] | None = None
 
     def moment_at(self, step: int) -> Moment:
         """Return what holds at optimiser step ``step``, counted from 0."""
-        return self.timeline.at(step_progress(step, self.steps))
+        # Within a step every trick asks for the same moment. Kept whole, since a loader's thread asks too.
+        timeline, steps, known = self.timeline, self.steps, self._known
+        if known is None or known[0] is not timeline or known[1:3] != (steps, step):
+            self._known = known = (timeline, steps, step, timeline.at(step_progress(step, steps)))
+        return known[3]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Fit the timeline to the run, and remember what stands in its place where a phase leaves it alone."""
         super().on_train_start(trainer, pl_module)
         if not self.steps:
-            self.steps = self._given_steps or int(trainer.estimated_stepping_batches)
+            self.steps = self._given_steps or whole_steps(trainer, "Clock")
         if not self.timeline.is_resolved:
             epoch_steps = trainer.num_training_batches / trainer.accumulate_grad_batches
             try:
@@ -156,7 +160,9 @@ class Clock(EtudeCallback):
     def _find_layers(self, pl_module: pl.LightningModule) -> None:
         scheduled = self.timeline.quantities()
         modules = list(pl_module.modules())
-        self._dropouts = [(m, m.p) for m in modules if isinstance(m, _DropoutNd)] if "dropout" in scheduled else []
+        # A dropout of 0, as inside the blocks of many networks, was left out on purpose and stays so.
+        dropped: list[tuple[nn.Module, float]] = [(m, m.p) for m in modules if isinstance(m, _DropoutNd) and m.p > 0]
+        self._dropouts = dropped if "dropout" in scheduled else []
         deep = [m for m in modules if isinstance(getattr(m, "drop_prob", None), float)]  # as timm names it
         self._drop_paths = [(m, cast(Any, m).drop_prob) for m in deep] if "drop_path" in scheduled else []
         for quantity, layers in (("dropout", self._dropouts), ("drop_path", self._drop_paths)):
@@ -188,9 +194,10 @@ def _momentum_of(group: dict[str, Any]) -> float | None:
 
 def _write(layers: list[tuple[nn.Module, float]], name: str, value: float | None, *, relative: bool) -> None:
     """Set an attribute of layers; ``relative`` keeps their proportions (stochastic depth grows with the depth)."""
-    most = max((own for _, own in layers), default=0.0)
+    most = max(own for _, own in layers) if layers and relative else 1.0
     for layer, own in layers:
-        setattr(layer, name, own if value is None else value * own / most if relative else value)
+        # Not by the module's own __setattr__, which first looks through its parameters, buffers and modules.
+        object.__setattr__(layer, name, own if value is None else value * own / most if relative else value)
 
 
 def _metric(trainer: pl.Trainer, name: str, phase: str) -> float:
@@ -200,6 +207,6 @@ def _metric(trainer: pl.Trainer, name: str, phase: str) -> float:
             f"phase {phase!r} watches {name!r} for a plateau, and validation logs no such metric; it logs "
             f"{listed(sorted(metrics)) or 'nothing'}: name one of them, or log {name!r} in validation_step"
         )
-    value = metrics[name].detach().to(torch.float64)
+    value = metrics[name].detach()
     # Every process must come to the same verdict, or they would train at different rates.
-    return float(trainer.strategy.reduce(value, reduce_op="mean")) if trainer.world_size > 1 else float(value)
+    return float(trainer.strategy.reduce(value, reduce_op="mean") if trainer.world_size > 1 else value)

@@ -49,6 +49,7 @@ class History(EtudeCallback):
         """Start the clock of the ``seconds`` column."""
         super().on_train_start(trainer, pl_module)
         self._started = time.perf_counter()
+        self._losses = [loss.to(pl_module.device) for loss in self._losses]  # a checkpoint's stand on the CPU
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -19,6 +19,7 @@ from etude.callbacks.clock import clock_of
 from etude.core.errors import EtudeError
 from etude.functional.mix import check_alpha, cutmix, draw_box, draw_lambda, mixup, with_weights, without_weights
 from etude.functional.targets import one_hot
+from etude.timeline import Timeline
 
 
 class _Mixing(BatchTransform):
@@ -47,9 +48,7 @@ class _Mixing(BatchTransform):
         """Refuse a timeline that would keep the trick off throughout; see also :class:`BatchTransform`."""
         super().on_train_start(trainer, pl_module)
         clock = clock_of(trainer)
-        if clock is None or self.quantity not in clock.timeline.quantities():
-            return
-        if not any(self._alpha_of(getattr(moment, self.quantity)) for moment in clock.timeline.moments(100)):
+        if clock is not None and not ever_on(clock.timeline, self.quantity, where_unscheduled=self.alpha):
             raise EtudeError(
                 f"the timeline keeps {self.quantity} at 0 throughout, so {type(self).__name__} would do nothing: "
                 f"schedule {self.quantity} in a phase, or leave {type(self).__name__} out"
@@ -156,6 +155,19 @@ class CutMix(_Mixing):
         box = draw_box(*batch.size, draw_lambda(alpha, rng), rng)
         permutation = _permutation(rng, batch.image)
         return cutmix(batch.image, targets, box, permutation, channels_last=batch.channels_last)
+
+
+def ever_on(timeline: Timeline, quantity: str, where_unscheduled: float = 0.0) -> bool:
+    """Return whether a quantity is above 0 at any point of a resolved timeline's phases.
+
+    >>> from etude.timeline import Phase
+    >>> ever_on(Timeline((Phase("all", 1.0, mixup=0.2),)), "mixup")
+    True
+    """
+    curves = [phase.curve(quantity) for phase in timeline.phases]
+    return any(
+        where_unscheduled > 0.0 if curve is None else any(curve.at(k / 64) > 0.0 for k in range(65)) for curve in curves
+    )
 
 
 def dense_targets(

@@ -8,10 +8,11 @@ import etude.compat  # noqa: F401  (before lightning)
 
 import lightning.pytorch as pl
 
+from etude.callbacks.base import EtudeCallback
 from etude.core.progress import Advance, BarContext, Progress
 
 
-class TrainingProgress(pl.Callback):
+class TrainingProgress(EtudeCallback):
     """One bar over all steps of the run, in images.
 
     Args:
@@ -29,6 +30,7 @@ class TrainingProgress(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Open the bar."""
+        super().on_train_start(trainer, pl_module)
         self._context = self.progress.bar(self.name, self.steps * self.batch_size)
         self._advance = self._context.__enter__()
         if trainer.global_step:  # a resumed run

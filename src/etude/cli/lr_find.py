@@ -18,6 +18,9 @@ def lr_find(
     sample: str | None = None,
     seed: int = 0,
     cache: Path | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    image_root: Path | None = None,
 ) -> None:
     """Search the peak learning rate by a short training in which it grows until the loss diverges (Smith 2015).
 
@@ -40,17 +43,29 @@ def lr_find(
         Of everything random.
     cache
         Folder of decoded images and features; by default ~/.cache/etude.
+    image_column
+        The table's column of images, when it is not found automatically.
+    label_column
+        The table's column of labels, when it is not found automatically.
+    image_root
+        Folder that the table's image names start from.
     """
     from etude.journal.figures import check_figure_path
     from etude.journal.screen import Screen
     from etude.study.lr_find import search
-    from etude.study.request import Request
+    from etude.study.request import Columns, Request
 
     check_figure_path(plot)
     request = Request(
-        train=train, recipe=recipe, settings=settings or (), sample=sample, seed=seed, cache=cache,
+        train=train,
+        recipe=recipe,
+        settings=settings or (),
+        sample=sample,
+        seed=seed,
+        cache=cache,
+        columns=Columns(image_column, label_column, None, image_root),
         command=("etude", *sys.argv[1:]),
-    )  # fmt: skip
+    )
     screen = Screen()
     found = search(request, screen, plot)
     screen.say(

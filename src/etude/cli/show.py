@@ -12,6 +12,8 @@ _WHAT = {
     "valid.npz": "validation predictions",
     "model.safetensors": "the trained model",
     "history.csv": "training curves",
+    "timeline.png": "the schedule, as planned and as it happened",
+    "lr_find.png": "the search for the learning rate",
     "bad_files.csv": "files that could not be read, with reasons",
     "run.json": "settings, environment, data, stages and scores",
 }

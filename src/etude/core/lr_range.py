@@ -18,6 +18,10 @@ _SURE = 4.0  # standard errors of the fall that it must exceed
 _LEAST_FALL = 0.01  # of the first losses
 
 
+class NoDescentError(EtudeError):
+    """No learning rate of the test lowered the loss by more than its noise."""
+
+
 @dataclass(frozen=True, slots=True)
 class LrSuggestion:
     """What a range test says.
@@ -53,7 +57,8 @@ def suggest_lr(rates: ArrayLike, losses: ArrayLike) -> LrSuggestion:
         losses: (N,) training losses, one a rate; what follows the first that is not finite is not looked at.
 
     Raises:
-        EtudeError: the arrays do not fit the above, or no descent stands out from the noise.
+        NoDescentError: no descent stands out from the noise.
+        EtudeError: the arrays do not fit the above.
 
     >>> import numpy as np
     >>> rates = np.geomspace(1e-6, 1.0, 100)
@@ -136,10 +141,10 @@ def _require_descent(rate: NDArray[np.float64], loss: NDArray[np.float64], low: 
     noise = float(np.median(np.abs(np.diff(loss)))) / (math.sqrt(2.0) * 0.6745)
     needed = max(_SURE * noise * math.sqrt(2.0 / width), _LEAST_FALL * abs(start))
     if start - bottom <= needed:
-        raise EtudeError(
+        raise NoDescentError(
             f"the loss does not fall between the learning rates {rate[0]:.3g} and {rate[len(loss) - 1]:.3g} "
-            f"(from {start:.4g} to {bottom:.4g} at best, within its noise): test a wider range, with more steps "
-            "or larger batches"
+            f"(from {start:.4g} to {bottom:.4g} at best, within its noise), so this test suggests no rate: give one "
+            "by hand, or test with larger batches"
         )
 
 

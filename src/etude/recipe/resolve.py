@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from etude.core.errors import EtudeError
+from etude.recipe.phases import timeline_of
 from etude.recipe.settings import Recipe, Settings
 
 TINY_SIDE = 40  # pixels; at this side and below a pretrained network sees mostly padding and strides
@@ -86,6 +88,7 @@ def resolve(recipe: Recipe, facts: ImageFacts) -> Recipe:
         recipe = _with(recipe, "timeline", start_size=start, final_size=final)
     if facts.required_size is not None:
         side = facts.required_size
+        _refuse_other_sizes(recipe, given, side)
         recipe = _with(recipe, "model", feature_size=side)
         recipe = _with(recipe, "timeline", start_size=side, final_size=side, size_multiple=side)
     if facts.count > MANY_IMAGES:
@@ -93,6 +96,23 @@ def resolve(recipe: Recipe, facts: ImageFacts) -> Recipe:
     if recipe.augment.policy == "auto":
         recipe = _with(recipe, "augment", policy="digits" if tiny and facts.channels == 1 else "auto")
     return recipe
+
+
+def _refuse_other_sizes(recipe: Recipe, given: set[str], side: int) -> None:
+    """Refuse sizes asked for that the network cannot take."""
+    sizes = {"start_size", "final_size"} & given
+    asked = {f"timeline.{name}": getattr(recipe.timeline, name) for name in sorted(sizes)}
+    if "feature_size" in recipe.model.model_fields_set:
+        asked["model.feature_size"] = recipe.model.feature_size
+    for phase in timeline_of(recipe).phases if recipe.timeline.phases else ():
+        curve = phase.curve("image_size")
+        asked |= {f"phase {phase.name!r}": round(curve.at(point)) for point in (0.0, 1.0)} if curve else {}
+    for name, size in asked.items():
+        if size != side:
+            raise EtudeError(
+                f"{name} asks for images of {size} px, and backbone {recipe.model.backbone!r} takes {side} px alone: "
+                f"leave it out, or give {side}"
+            )
 
 
 def _with(recipe: Recipe, section: str, **values: Any) -> Recipe:

@@ -258,5 +258,5 @@ class Recipe(Settings):
     @classmethod
     def _in_order(cls, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
         if stages not in (("head",), ("finetune",), ("head", "finetune")):
-            raise PydanticCustomError("stages", 'must be ["head"], ["finetune"] or ["head", "finetune"]')
+            raise PydanticCustomError("stages", 'Input must be ["head"], ["finetune"] or ["head", "finetune"]')
         return stages

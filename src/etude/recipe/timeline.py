@@ -90,15 +90,18 @@ def nominal_timeline(recipe: Recipe) -> tuple[Timeline, int]:
         EtudeError: its lengths fit no run.
     """
     refusal = EtudeError("")
-    for epoch_steps in (1_000, 20, 50_000):
-        try:
-            return resolved_timeline(recipe, epoch_steps * recipe.train.batch_size, Pace(0.1))
-        except EtudeError as error:
-            refusal = error
+    for epoch_steps in (1_000, 20, 50_000, 5, 1):
+        for seconds in (0.1, 10.0, 0.001) if needs_pace(recipe) else (0.1,):
+            try:
+                return resolved_timeline(recipe, epoch_steps * recipe.train.batch_size, Pace(seconds))
+            except EtudeError as error:
+                refusal = error
     raise refusal
 
 
-def timeline_warnings(recipe: Recipe, median_side: int | None = None, timeline: Timeline | None = None) -> list[str]:
+def timeline_warnings(
+    recipe: Recipe, median_side: int | None = None, timeline: Timeline | None = None, given: Recipe | None = None
+) -> list[str]:
     """Return what is allowed but seldom meant, a sentence each.
 
     Told are a last phase that ends with images still changed, image sizes asked for that are above the images' own,
@@ -107,6 +110,7 @@ def timeline_warnings(recipe: Recipe, median_side: int | None = None, timeline: 
     Args:
         median_side: median of the images' shorter sides in pixels, where it is known.
         timeline: resolved for the run, where its size is known.
+        given: the recipe as it was before its open settings were decided, which tells what was asked for by hand.
 
     Raises:
         EtudeError: the settings make no timeline.
@@ -116,7 +120,7 @@ def timeline_warnings(recipe: Recipe, median_side: int | None = None, timeline: 
     """
     plan = timeline or nominal_timeline(recipe)[0]
     end = plan.at(1.0)
-    told = [_unsettled(end), _enlarged(recipe, plan, median_side)]
+    told = [_unsettled(end), _enlarged(given or recipe, plan, median_side)]
     return [sentence for sentence in told if sentence] + [*_idle(recipe), *plan.jumps()]
 
 
@@ -168,7 +172,7 @@ def _settled(recipe: Recipe, images: int, pace: Pace | None) -> tuple[Timeline, 
         )
     try:
         plan, size = _fixed_point(timeline, recipe, images, pace)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise EtudeError(f"recipe {recipe.name!r}: {error} ({_length_in_words(recipe, timeline)})") from None
     _check_sizes(recipe, plan)
     return plan, size

@@ -10,16 +10,16 @@ from etude.data.dataset import seconds_to_decode
 from etude.data.survey import SurveyResult
 from etude.journal.screen import Screen
 from etude.recipe.settings import Recipe
-from etude.recipe.sizes import image_sizes
-from etude.recipe.timeline import resolved_timeline
+from etude.recipe.sizes import image_sizes, most_of
+from etude.recipe.timeline import resolved_timeline, run_size
 from etude.study.backbone import trainable_backbone
 from etude.study.frozen import Frozen
 from etude.study.plan import Amounts, expected_seconds, in_words, pace_of
 from etude.study.request import Request
 from etude.study.session import Row, Session
 from etude.study.sources import Sources
-from etude.study.speed import Speed, measure_speed
-from etude.timeline import Pace
+from etude.study.speed import measure_speed
+from etude.timeline import Pace, RunSize, Timeline
 
 
 def stored_size(recipe: Recipe) -> int:
@@ -66,9 +66,12 @@ def show_plan(
         ("stage 1", _head_in_words(recipe, frozen)),
     ]
     if "finetune" in recipe.stages:
-        rows += [("stage 2", _finetune_in_words(recipe)), ("timeline", _timeline_in_words(recipe, amounts, training))]
+        pace = None if training is None else pace_of(training, recipe, amounts)
+        timeline, _ = resolved_timeline(recipe, amounts.train, pace)
+        rows.append(("stage 2", _finetune_in_words(recipe, timeline, run_size(recipe, amounts.train, pace))))
     rows.append(("time", in_words(expected)))
-    session.screen.plan(f"Plan (recipe {recipe.name}, seed {request.seed})", rows)
+    if session.kept:  # a search for the learning rate goes only part of the way
+        session.screen.plan(f"Plan (recipe {recipe.name}, seed {request.seed})", rows)
     return expected, None if training is None else pace_of(training, recipe, amounts)
 
 
@@ -102,19 +105,18 @@ def _head_in_words(recipe: Recipe, frozen: Frozen | None) -> str:
     return f"linear head on frozen {frozen.name}{random} at {recipe.model.feature_size} px"
 
 
-def _finetune_in_words(recipe: Recipe) -> str:
+def _finetune_in_words(recipe: Recipe, timeline: Timeline, size: RunSize) -> str:
     train, sizes = recipe.train, image_sizes(recipe)
     grows = f"{sizes.first} to {sizes.final} px" if sizes.first != sizes.final else f"{sizes.final} px"
-    length = recipe.timeline.length or f"{train.epochs:g} epoch{'' if train.epochs == 1 else 's'}"
-    rate = "a learning rate to be searched" if train.find_lr else f"{train.lr:g}"
-    return f"fine-tune {recipe.model.backbone}, {length}, {grows}, {train.optimizer} at {rate}"
-
-
-def _timeline_in_words(recipe: Recipe, amounts: Amounts, training: Speed | None) -> str:
-    pace = None if training is None else pace_of(training, recipe, amounts)
-    timeline, steps = resolved_timeline(recipe, amounts.train, pace)
-    phases = ", ".join(f"{name} {round((stop - start) * steps):,}" for name, start, stop in timeline.spans())
-    return f"{steps:,} steps: {phases}"
+    epochs = f"{size.steps / (size.epoch_steps or size.steps):.3g}"
+    rate = "a learning rate to be searched" if train.find_lr else f"{most_of(recipe, 'lr'):g}"
+    spans = ((name, round((stop - start) * size.steps)) for name, start, stop in timeline.spans())
+    phases = ", ".join(f"{name} {steps:,}" for name, steps in spans)
+    plural = "" if epochs == "1" else "s"
+    return (
+        f"fine-tune {recipe.model.backbone}, {epochs} epoch{plural}, {grows}, {train.optimizer} at "
+        f"{rate}; {size.steps:,} steps: {phases}"
+    )
 
 
 def _short(names: Sequence[str], most: int = 6) -> str:

@@ -111,5 +111,6 @@ def _stacked(parts: Sequence[Predictions]) -> Predictions:
 
 
 def _written(folder: Path) -> list[Path]:
-    suffixes = (".safetensors", ".npz", ".csv")
-    return [path for path in folder.rglob("*") if path.suffix in suffixes and path.is_file()]
+    suffixes = (".safetensors", ".npz", ".csv", ".png")
+    kept = (path for path in folder.rglob("*") if "checkpoints" not in path.parts)  # those go when the run ends
+    return [path for path in kept if path.suffix in suffixes and path.is_file()]

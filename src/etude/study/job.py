@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from etude.core.lr_range import NoDescentError
 from etude.functional.augment import policy_named
 from etude.journal.record import RunRecord
 from etude.journal.screen import Screen
@@ -12,12 +13,12 @@ from etude.journal.timeline_figure import draw_timeline
 from etude.models.classifier import ModelCard, save_model
 from etude.models.head import LinearHead
 from etude.recipe import changed_settings, flat, load_recipe
-from etude.recipe.timeline import timeline_of
+from etude.recipe.timeline import resolved_timeline, timeline_of
 from etude.study.announce import show_scores
 from etude.study.candidates import Candidate, better, finetune_candidate, head_candidate
 from etude.study.finish import finish
 from etude.study.fold import Fold
-from etude.study.lr_find import find_lr
+from etude.study.lr_find import find_lr, refuse_idle_search
 from etude.study.network import fit_head_on
 from etude.study.policy import settle_policy
 from etude.study.prepare import Prepared, prepare
@@ -38,6 +39,7 @@ def fit(request: Request, screen: Screen) -> Path:
     request.check()
     recipe = load_recipe(request.recipe, request.settings)
     timeline_of(recipe)  # a mistake in it is told before anything is read
+    refuse_idle_search(recipe)
     policy_named("none" if recipe.augment.policy == "auto" else recipe.augment.policy)
     early_warnings: list[str] = []
     sources = read_sources(request, early_warnings.append)
@@ -112,6 +114,9 @@ class Job:
         session = self.session
         if self.recipe.train.find_lr:
             self._find_lr(fold, policy)
+        figure, title = folder / "timeline.png", f"{self.recipe.name}{suffix}"
+        timeline, steps = resolved_timeline(self.recipe, len(fold.train), self.prepared.pace)
+        draw_timeline(figure, timeline, steps, title=title)
         try:
             with session.stage(f"fine-tune{suffix}") as stage:
                 trained, done = finetune_candidate(
@@ -128,9 +133,7 @@ class Job:
             return []
         session.scored(stage, trained.valid)
         planned = max(done.steps, round(done.steps / done.timeline.end))
-        figure = folder / "timeline.png"
-        draw_timeline(figure, done.timeline, planned, happened=done.happened, title=f"{self.recipe.name}{suffix}")
-        session.record.artefact(figure)
+        draw_timeline(figure, done.timeline, planned, happened=done.happened, title=title)
         return [trained]
 
     def _find_lr(self, fold: Fold, policy: str) -> None:
@@ -138,19 +141,27 @@ class Job:
         session = self.session
         found = session.record.get("lr_find")
         if found is None:
-            with session.stage("lr-find"):
-                suggestion = find_lr(
-                    self.prepared, fold, policy, figure=session.folder / "lr_find.png", progress=session.screen
-                )
-            found = {"lr": suggestion.lr, "lowest": suggestion.lowest, "steepest": suggestion.steepest}
+            found = self._searched(fold, policy)
             session.record.set("lr_find", found)
-            shown = session.folder / "lr_find.png"
-            session.screen.say(f"learning rate: {suggestion.lr:.2g} ({shown} shows the search)")
         train = self.recipe.train.model_copy(update={"lr": found["lr"], "find_lr": False})
         self.recipe = self.recipe.model_copy(update={"train": train})
 
+    def _searched(self, fold: Fold, policy: str) -> dict[str, float]:
+        session, figure = self.session, self.session.folder / "lr_find.png"
+        try:
+            with session.stage("lr-find"):
+                found = find_lr(self.prepared, fold, policy, figure=figure, progress=session.screen)
+        except NoDescentError as problem:
+            session.warn(f"train.lr={self.recipe.train.lr:g} is kept: {problem}")
+            return {"lr": self.recipe.train.lr}
+        session.screen.say(f"learning rate: {found.lr:.2g} ({figure} shows the search)")
+        return {"lr": found.lr, "lowest": found.lowest, "steepest": found.steepest}
+
     def _settled_policy(self, fold: Fold, head: LinearHead | None) -> str:
         """Decide the augmentation policy once, on the first fold; it is needed for training and for TTA only."""
+        known = self.session.record.get("augmentation")
+        if self.policy is None and known is not None:  # a resumed run keeps what it began with
+            self.policy = PolicyChoice(known["policy"], known["reason"])
         if self.policy is None:
             self.policy = settle_policy(self.session, self.prepared, fold, head)
             choice = {"policy": self.policy.policy, "reason": self.policy.reason}

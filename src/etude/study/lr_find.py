@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from etude.core.errors import EtudeError
@@ -11,7 +12,8 @@ from etude.core.progress import Progress
 from etude.journal.lr_figure import draw_lr_range
 from etude.journal.record import RunRecord
 from etude.journal.screen import Screen
-from etude.recipe import load_recipe
+from etude.recipe import Recipe, load_recipe
+from etude.recipe.sizes import most_of
 from etude.study.fold import Fold
 from etude.study.network import fit_head_on, starting_network, training_task
 from etude.study.policy import settle_policy
@@ -23,10 +25,13 @@ from etude.training.lr_range import lr_range_test
 
 
 def find_lr(prepared: Prepared, fold: Fold, policy: str, *, figure: Path, progress: Progress) -> LrSuggestion:
-    """Run a range test on a fresh network and draw it; return the suggested peak learning rate.
+    """Run a range test on a fresh network and draw it; return what to set ``train.lr`` to.
+
+    The test finds the rate that the timeline may reach at its peak; ``train.lr`` is that divided by what the timeline
+    makes of it there, such as four where a batch four times as large scales it.
 
     Raises:
-        EtudeError: no learning rate lowers the loss.
+        NoDescentError: no learning rate lowers the loss.
     """
     model, card = starting_network(prepared, fold, policy)
     with tempfile.TemporaryDirectory() as nowhere:
@@ -34,7 +39,7 @@ def find_lr(prepared: Prepared, fold: Fold, policy: str, *, figure: Path, progre
         rates, losses = lr_range_test(model, task, progress=progress)
     suggestion = suggest_lr(rates, losses)
     draw_lr_range(figure, rates, losses, suggestion.smoothed, suggestion)
-    return suggestion
+    return replace(suggestion, lr=suggestion.lr * prepared.recipe.train.lr / most_of(prepared.recipe, "lr"))
 
 
 def search(request: Request, screen: Screen, figure: Path) -> LrSuggestion:
@@ -45,21 +50,33 @@ def search(request: Request, screen: Screen, figure: Path) -> LrSuggestion:
     """
     request.check()
     recipe = load_recipe(request.recipe, request.settings)
-    if "finetune" not in recipe.stages:
-        raise EtudeError(
-            f"recipe {recipe.name!r} fine-tunes no network, so it has no learning rate to search: give another --recipe"
-        )
+    refuse_idle_search(recipe, asked=True)
     sources = read_sources(request, screen.warn)
     with tempfile.TemporaryDirectory() as nowhere:
         record = RunRecord.open(
             Path(nowhere) / "run", command=request.command, recipe=recipe.name, settings={}, changed={},
             seed=request.seed,
         )  # fmt: skip
-        session = Session(request, record, screen)
+        session = Session(request, record, screen, kept=False)
         prepared = prepare(session, recipe, sources)
         fold = prepared.folds[0]
         head = None
-        if prepared.features is not None:
+        if prepared.features is not None and prepared.recipe.augment.policy == "auto":  # to measure symmetries with
             head = fit_head_on(prepared.data, fold, prepared.features.values, prepared.recipe)
         policy = settle_policy(session, prepared, fold, head).policy
         return find_lr(prepared, fold, policy, figure=figure, progress=screen)
+
+
+def refuse_idle_search(recipe: Recipe, asked: bool = False) -> None:
+    """Refuse to search a learning rate that nothing would use.
+
+    Args:
+        asked: whether the search was asked for by more than the recipe.
+
+    Raises:
+        EtudeError: with what to give instead.
+    """
+    if (asked or recipe.train.find_lr) and "finetune" not in recipe.stages:
+        raise EtudeError(
+            f"recipe {recipe.name!r} fine-tunes no network, so it has no learning rate to search: give another --recipe"
+        )

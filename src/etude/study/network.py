@@ -15,7 +15,7 @@ from etude.functional.augment import policy_named
 from etude.models.classifier import Classifier, ModelCard, Preprocessing
 from etude.models.head import LinearHead, fit_head
 from etude.recipe.settings import Recipe
-from etude.recipe.sizes import image_sizes
+from etude.recipe.sizes import image_sizes, most_of
 from etude.study.backbone import trainable_backbone
 from etude.study.fold import Fold
 from etude.study.prepare import Prepared
@@ -43,7 +43,8 @@ def starting_network(prepared: Prepared, fold: Fold, policy: str) -> tuple[Class
     name, classes = recipe.model.backbone, data.images.classes
     backbone = trainable_backbone(recipe, data.build.store.channels, prepared.precision)
     folded = recipe.train.batchnorm == "keep"
-    model = Classifier(backbone.module, backbone.num_features, len(classes), recipe.train.dropout)
+    dropout = max(recipe.train.dropout, most_of(recipe, "dropout"))  # the clock can change it, but not add it
+    model = Classifier(backbone.module, backbone.num_features, len(classes), dropout)
     if features is not None and features.frozen.name == name:
         # The trained network pools its last map only, so its head starts from a fit on those columns.
         start = fit_head_on(data, fold, features.values[:, : features.frozen.own_features], recipe)

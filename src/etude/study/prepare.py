@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from etude.core.errors import EtudeError
+from etude.core.errors import EtudeError, listed
 from etude.data.bad_files import BadFile, write_bad_files
 from etude.data.dataset import Dataset, open_dataset
 from etude.data.survey import SurveyResult
@@ -63,9 +63,9 @@ def prepare(session: Session, recipe: Recipe, sources: Sources) -> Prepared:
         count=sources.train_count,
         required_size=required_size(recipe.model.backbone),
     )
-    recipe = at_trained_sizes(resolve(recipe, facts), session.warn)
+    asked, recipe = recipe, at_trained_sizes(resolve(recipe, facts), session.warn)
     if "finetune" in recipe.stages:
-        for text in timeline_warnings(recipe, surveyed.median_short_side):
+        for text in timeline_warnings(recipe, surveyed.median_short_side, given=asked):
             session.warn(text)
     device = best_device()
     precision = choose_precision(recipe.train.precision, device)
@@ -131,7 +131,9 @@ def _amounts(
 
 
 def _list_bad(session: Session, bad: Sequence[BadFile], readable: int) -> None:
-    if bad:
+    if bad and not session.kept:
+        session.warn(f"{len(bad):,} of {len(bad) + readable:,} files cannot be read: {listed(file.id for file in bad)}")
+    elif bad:
         listing = session.folder / "bad_files.csv"
         write_bad_files(listing, bad)
         session.warn(f"{len(bad):,} of {len(bad) + readable:,} files cannot be read; {listing} says why")

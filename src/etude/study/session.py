@@ -36,12 +36,14 @@ class Session:
 
     Args:
         rows: of the final table, a stage each.
+        kept: whether the folder stays; a search for the learning rate needs one for as long as it runs only.
     """
 
     request: Request
     record: RunRecord
     screen: Screen
     rows: list[Row] = field(default_factory=list)
+    kept: bool = True
 
     @property
     def folder(self) -> Path:

@@ -95,12 +95,16 @@ class Phase:
         return {quantity: curve for quantity, curve in found.items() if curve is not None}
 
 
+_SAMPLES = 64  # points at which a curve's values are checked; cycles show between the ends only
+
+
 def check_values(phase: Phase) -> None:
     """Raise ValueError when a quantity of a resolved phase leaves its limits, such as a learning rate below zero."""
     for quantity, curve in phase.curves().items():
         low, high = LIMITS[quantity]
-        for progress in (0.0, 0.5, 1.0):
-            value = curve.at(progress)
-            if not low <= value <= high:
-                accepted = f"at least {low:g}" if high == float("inf") else f"within [{low:g}, {high:g}]"
-                raise ValueError(f"phase {phase.name!r} sets {quantity} to {value:g}; it must be {accepted}")
+        values = [curve.at(sample / _SAMPLES) for sample in range(_SAMPLES + 1)]
+        wrong = [value for value in values if not low <= value <= high]
+        if wrong:
+            worst = max(wrong, key=lambda value: max(low - value, value - high))
+            accepted = f"at least {low:g}" if high == float("inf") else f"within [{low:g}, {high:g}]"
+            raise ValueError(f"phase {phase.name!r} sets {quantity} to {worst:g}; it must be {accepted}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ import numpy as np
 import torch
 
 from etude.callbacks import EMA, SWA, Checkpoints, Clock, CutMix, History, MixUp, TrainingProgress, arrange
+from etude.callbacks.mixup import ever_on
 from etude.core.errors import EtudeError
 from etude.core.files import explained_write
 from etude.core.progress import Progress
@@ -22,7 +25,7 @@ from etude.functional.batchnorm import recompute_batchnorm
 from etude.models.classifier import Classifier, Preprocessing
 from etude.models.device import channels_last, is_first_process
 from etude.recipe.settings import Recipe
-from etude.recipe.timeline import SAMPLES, resolved_timeline, run_size
+from etude.recipe.timeline import resolved_timeline, run_size
 from etude.timeline import Pace, RunSize, Timeline, length_in_steps, parse_length
 from etude.training.module import FineTune
 from etude.training.resume import Finished, ResumeFolder, RunPlan
@@ -93,6 +96,11 @@ def fine_tune(
         DivergedError: the weights stopped being numbers.
         EtudeError: the timeline does not fit the run, or the disk is full.
     """
+    if task.processes > 1 and "RANK" not in os.environ:
+        raise EtudeError(
+            f"training was asked for with {task.processes} processes, and this one was not told which it is: start "
+            "them with torchrun, or leave processes at 1"
+        )
     kept = ResumeFolder(task.folder)
     if not task.resume:
         if is_first_process():
@@ -103,14 +111,14 @@ def fine_tune(
     plan = _plan(task, kept)
     clock = Clock(plan.timeline, plan.steps)
     module = build_module(channels_last(model), task, clock)
-    history, averaging = History(task.folder / "history.csv", plan.epoch_steps), _averaging(task.recipe)
+    history, averaging = History(task.folder / "history.csv", plan.epoch_steps), _averaging(task.recipe, plan.timeline)
     callbacks: list[pl.Callback] = [clock, history, *averaging, *_mixing(task, plan.timeline)]
     callbacks += [
         TrainingProgress(progress, plan.steps, task.batch_size, name),
         Checkpoints(kept.folder, every_steps=round(plan.epoch_steps), every_seconds=_seconds(task), warn=warn),
     ]
     # A new run's processes do not wait for the first to clear the folder, so an older checkpoint may still be there.
-    checkpoint, start = (kept.checkpoint, kept.step) if task.resume else (None, 0)
+    checkpoint, start = (kept.checkpoint, kept.step) if task.resume else (None, None)
     with quiet_lightning():
         trainer = build_trainer(
             steps=plan.steps, validate_every=plan.validate_every, clip=task.recipe.train.clip,
@@ -155,12 +163,13 @@ def validation_interval(recipe: Recipe, timeline: Timeline, steps: int, size: Ru
     counted in looks, so there it is one an epoch.
     """
     asked = recipe.train.validate_every
+    least = min(2, steps)  # a checkpoint is never saved right before a look, so there must be steps between
     if asked != "auto":
-        return max(1, min(steps, round(length_in_steps(asked, steps, size))))
+        return max(least, min(steps, round(length_in_steps(asked, steps, size))))
     epoch = size.epoch_steps or steps
     watched = any(phase.plateau for phase in timeline.phases)
     epochs = 1 if watched else max(1, round(steps / epoch / 10))
-    return max(1, min(steps, round(epochs * epoch)))
+    return max(least, min(steps, math.floor(epochs * epoch)))  # rounded up, the last look would fall behind the end
 
 
 def _plan(task: FineTuneTask, kept: ResumeFolder) -> RunPlan:
@@ -193,14 +202,12 @@ def _settle(module: FineTune, averaging: list[EMA | SWA], task: FineTuneTask) ->
 
 
 def _mixing(task: FineTuneTask, timeline: Timeline) -> list[pl.Callback]:
-    moments = list(timeline.moments(SAMPLES))
-    kinds = (("mixup", MixUp), ("cutmix", CutMix))
-    return [kind(seed=task.seed) for quantity, kind in kinds if any(getattr(moment, quantity) for moment in moments)]
+    return [kind(seed=task.seed) for kind in (MixUp, CutMix) if ever_on(timeline, kind.quantity)]
 
 
-def _averaging(recipe: Recipe) -> list[EMA | SWA]:
+def _averaging(recipe: Recipe, timeline: Timeline) -> list[EMA | SWA]:
     if recipe.train.swa:
-        return [SWA()]
+        return [SWA(timeline.phases[-1].name)]
     return [EMA(recipe.train.ema)] if recipe.train.ema else []
 
 

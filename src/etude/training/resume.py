@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,7 +101,8 @@ class ResumeFolder:
             weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
             temporary.write_bytes(save(weights))
         tree = {"steps": done.steps, "timeline": timeline_to_tree(done.timeline)}
-        write_json(self.folder / "finished.json", {**tree, "history": done.history, "happened": done.happened})
+        history = [{key: _json_value(value) for key, value in row.items()} for row in done.history]
+        write_json(self.folder / "finished.json", {**tree, "history": history, "happened": done.happened})
 
     def load_finished(self, model: Classifier) -> Finished | None:
         """Put finished weights into ``model``; None when training has not finished."""
@@ -112,3 +114,8 @@ class ResumeFolder:
         with torch.no_grad():
             model.load_state_dict(state)
         return Finished(done["steps"], timeline_from_tree(done["timeline"]), done["history"], done["happened"])
+
+
+def _json_value(value: Any) -> Any:
+    """Return None for a number that JSON cannot hold: a diverged metric must not lose the training."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

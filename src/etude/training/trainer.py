@@ -24,7 +24,7 @@ def build_trainer(
     clip: float,
     callbacks: Sequence[pl.Callback],
     folder: Path | None,
-    start: int = 0,
+    start: int | None = None,
     processes: int = 1,
 ) -> pl.Trainer:
     """Return a trainer for ``steps`` steps that Lightning sees as one epoch.
@@ -36,10 +36,10 @@ def build_trainer(
         validate_every: steps from one look at the validation images to the next.
         clip: largest gradient norm; 0 switches clipping off.
         folder: of TensorBoard's events; None for none.
-        start: steps taken before, by the run that is resumed; later events of that run are dropped.
+        start: of a resumed run: steps taken before; TensorBoard drops what the stopped run wrote after them.
         processes: that train together (DDP).
     """
-    logger = None if folder is None else TensorBoardLogger(folder, name="tb", version="", purge_step=start or None)
+    logger = None if folder is None else TensorBoardLogger(folder, name="tb", version="", purge_step=start)
     return pl.Trainer(
         max_steps=steps,
         max_epochs=-1,
