@@ -17,6 +17,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import shutil
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -45,15 +46,19 @@ def write_elpv(folder: Path, seed: int) -> tuple[Path, Path, dict[str, str]]:
     return train, test, {name: elpv.NAMES[label] for name, (label, _) in truth.items()}
 
 
-def run_one(folder: Path, data: str, arm: str, seed: int, epochs: float) -> dict[str, float]:
-    """Train one arm and return its figures; called in a worker process."""
+Inputs = tuple[Path, Path, dict[str, str]]
+
+
+def run_one(folder: Path, data: str, inputs: Inputs, arm: str, seed: int, epochs: float) -> dict[str, float]:
+    """Train one arm on (training images, test images, test labels); return its figures. Called in a worker process."""
     import etude
 
     out = folder / "runs" / f"{data}-{epochs:g}-{arm}-{seed}".replace(" ", "_").replace("/", "_")
     figures = out.parent / f"{out.name}.json"
     if figures.is_file():
         return json.loads(figures.read_text())
-    train, test, truth = write_mnist(folder) if data == "mnist" else write_elpv(folder, seed)
+    shutil.rmtree(out, ignore_errors=True)  # what a benchmark that was stopped left
+    train, test, truth = inputs
     recipe, settings = ablation_arms.settings_of(data, arm, epochs)
     column = "label" if data == "elpv" else None
     etude.fit(
@@ -131,9 +136,10 @@ def main() -> None:
         (folder / "runs").mkdir(parents=True, exist_ok=True)
         results: dict[str, list[dict[str, float]]] = {arm: [] for arm in arms}
         for seed in range(given.seeds):
+            inputs = write_mnist(folder) if given.data == "mnist" else write_elpv(folder, seed)
             # The first run stores images and features for the others.
-            pool.submit(run_one, folder, given.data, arms[0], seed, epochs).result()
-            waiting = {arm: pool.submit(run_one, folder, given.data, arm, seed, epochs) for arm in arms}
+            pool.submit(run_one, folder, given.data, inputs, arms[0], seed, epochs).result()
+            waiting = {arm: pool.submit(run_one, folder, given.data, inputs, arm, seed, epochs) for arm in arms}
             for arm, future in waiting.items():
                 results[arm].append(future.result())
                 print(f"seed {seed} {arm}: {results[arm][-1]}", flush=True)

@@ -76,6 +76,21 @@ def test_a_run_beyond_the_plan_stays_at_its_end(fit, plain_module):
     assert [rates[1] for rates in module.rates[4:]] == [0.0, 0.0]
 
 
+class Unfreezing(pl.Callback):
+    """Adds a group of parameters before the fifth step, as Lightning's BackboneFinetuning does."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch, batch_idx: int) -> None:
+        if trainer.global_step == 3 and len(trainer.optimizers[0].param_groups) == 2:
+            trainer.optimizers[0].add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))], "lr_scale": 0.5})
+
+
+def test_groups_that_come_later_are_set_too(fit, plain_module):
+    module = plain_module()
+    fit(module, [Clock(UP_AND_DOWN), Unfreezing()], steps=8)
+    assert [len(rates) for rates in module.rates] == [2] * 3 + [3] * 5
+    assert [rates[2] for rates in module.rates[4:]] == pytest.approx([0.5 * rates[1] for rates in module.rates[4:]])
+
+
 def test_the_weights_move_as_the_rates_say(fit, plain_module):
     still, moved = plain_module(), plain_module()
     for module, rate in ((still, 0.0), (moved, 0.1)):

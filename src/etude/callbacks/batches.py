@@ -165,11 +165,20 @@ def _install(trainer: pl.Trainer, module: pl.LightningModule) -> Callable[[], No
     inner = getattr(owner, _HOOK)
     if hasattr(inner, "changes_batches"):
         return None
+    clock = clock_of(trainer)
+    transforms = [callback for callback in callbacks_of(trainer) if isinstance(callback, BatchTransform)]
 
     @functools.wraps(inner)
     def hook(batch: Any, dataloader_idx: int) -> Any:
         batch = inner(batch, dataloader_idx)
-        return _transformed(batch, trainer, module) if trainer.training else batch
+        if not trainer.training:
+            return batch
+        step = trainer.global_step
+        moment = clock.moment_at(step) if clock else None
+        # Lightning counts the batch only after this hook, as it does itself in its loop.
+        batch_idx = trainer.fit_loop.epoch_loop.batch_idx + 1
+        steps = max(transform.steps for transform in transforms)
+        return _transformed(batch, transforms, Occasion(trainer, module, step, batch_idx, steps, moment))
 
     cast(Any, hook).changes_batches = True
     own = vars(owner).get(_HOOK)  # a user may have put a function of their own on the instance
@@ -183,14 +192,8 @@ def _install(trainer: pl.Trainer, module: pl.LightningModule) -> Callable[[], No
     return restore
 
 
-def _transformed(batch: Any, trainer: pl.Trainer, module: pl.LightningModule) -> Any:
-    clock = clock_of(trainer)
-    moment = clock.moment_at(trainer.global_step) if clock else None
-    # Lightning counts the batch only after this hook, as it does itself in its loop.
-    batch_idx = trainer.fit_loop.epoch_loop.batch_idx + 1
-    transforms = [callback for callback in callbacks_of(trainer) if isinstance(callback, BatchTransform)]
-    steps = max(transform.steps for transform in transforms)
-    images, occasion = opened(batch), Occasion(trainer, module, trainer.global_step, batch_idx, steps, moment)
+def _transformed(batch: Any, transforms: Sequence[BatchTransform], occasion: Occasion) -> Any:
+    images = opened(batch)
     for transform in transforms:
         if transform.is_on(occasion):
             images = transform.changed(images, occasion)
@@ -207,10 +210,10 @@ def opened(batch: Any) -> ImageBatch:
     (8, 8)
     """
     parts: tuple[Any, ...] = ()
-    if isinstance(batch, Mapping):
-        parts = (batch.get("image"), batch.get("target"), batch.get("weight"))
-    elif isinstance(batch, tuple | list):
+    if isinstance(batch, tuple | list):
         parts = (*batch[:2], None)
+    elif isinstance(batch, Mapping):
+        parts = (batch.get("image"), batch.get("target"), batch.get("weight"))
     if len(parts) == 3 and all(isinstance(part, torch.Tensor) for part in parts[:2]) and parts[0].ndim == 4:
         return ImageBatch(*parts)
     raise EtudeError(

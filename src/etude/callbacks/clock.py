@@ -12,7 +12,7 @@ from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivate
 
 from etude.callbacks.base import EtudeCallback, callbacks_of, whole_steps
 from etude.core.errors import EtudeError, listed
-from etude.timeline import Event, Moment, PlateauWatch, RunSize, Timeline, step_progress
+from etude.timeline import QUANTITIES, Event, Moment, PlateauWatch, RunSize, Timeline, step_progress
 
 _LAYERS = {"dropout": "a torch.nn.Dropout", "drop_path": "a DropPath (timm's drop_path_rate)"}
 _ROWS_KEPT = 500  # of what happened, for the figure: a pixel column each
@@ -147,7 +147,10 @@ class Clock(EtudeCallback):
         self._loaded = {}
 
     def _write_rates(self, trainer: pl.Trainer, moment: Moment) -> None:
-        for group, own in zip(_groups(trainer), self._own_momentum, strict=True):
+        groups = _groups(trainer)
+        # Groups may be added on the way, by Lightning's BackboneFinetuning for one.
+        self._own_momentum += [_momentum_of(group) for group in groups[len(self._own_momentum) :]]
+        for group, own in zip(groups, self._own_momentum, strict=True):
             if moment.lr is not None:
                 group["lr"] = moment.lr * group.get("lr_scale", 1.0)
             momentum = own if moment.momentum is None else moment.momentum
@@ -180,8 +183,7 @@ def clock_of(trainer: pl.Trainer) -> Clock | None:
 
 def scheduled_in(moment: Moment) -> dict[str, float]:
     """Return the quantities that are scheduled at this moment, by name."""
-    names = (name for name in moment.__slots__ if name not in ("progress", "phase"))
-    return {name: value for name in names if (value := getattr(moment, name)) is not None}
+    return {name: value for name in QUANTITIES if (value := getattr(moment, name)) is not None}
 
 
 def _groups(trainer: pl.Trainer) -> list[dict[str, Any]]:

@@ -21,8 +21,9 @@ class History(EtudeCallback):
     """Keep one row per validation and write all rows to a CSV file each time, so that a killed run keeps its curves.
 
     A row holds ``epoch``, ``step``, ``seconds``, then with a :class:`~etude.callbacks.Clock` the ``phase`` and every
-    quantity that it schedules, then ``train_loss`` (the mean since the row before) and every metric that validation
-    logged. A checkpoint keeps the rows.
+    quantity that it schedules, then ``train_loss`` (the mean since the row before; with several
+    processes, over the first one's share of each batch) and every metric that validation logged. A checkpoint keeps
+    the rows.
 
     Args:
         path: of the CSV file, or None to keep the rows in memory only.

@@ -69,7 +69,7 @@ class Hooks(EtudeCallback):
     ) -> None:
         """Call ``on_batch_end``."""
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-        if isinstance(loss, torch.Tensor):
+        if self._epoch_end and isinstance(loss, torch.Tensor):
             # Added up on the device: reading each loss would make every step wait for it.
             self._sum, self._count = self._sum + loss.detach(), self._count + 1
         if self._batch_end:

@@ -23,7 +23,7 @@ from etude.study.network import fit_head_on
 from etude.study.policy import settle_policy
 from etude.study.prepare import Prepared, prepare
 from etude.study.request import Request, claim_run_folder
-from etude.study.resume import drop_checkpoints, refuse_other_settings, resumable_folder
+from etude.study.resume import clear_leftovers, refuse_other_settings, resumable_folder
 from etude.study.session import Session
 from etude.study.sources import read_sources
 from etude.study.symmetry import PolicyChoice
@@ -66,7 +66,7 @@ def fit(request: Request, screen: Screen) -> Path:
         record.close("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", error)
         raise
     record.close("finished")
-    drop_checkpoints(record.folder)  # not before: a run killed in between would have to train again
+    clear_leftovers(record.folder)  # not before: a run killed in between would have to train again
     return record.folder
 
 

@@ -64,10 +64,12 @@ def refuse_other_settings(folder: Path, recipe: Recipe, request: Request) -> Non
         )
 
 
-def drop_checkpoints(folder: Path) -> None:
-    """Remove what only a resumed run would need: the checkpoints of a finished one are large and serve nobody."""
+def clear_leftovers(folder: Path) -> None:
+    """Remove what a finished run leaves: checkpoints, large and of no more use, and halves of files from a kill -9."""
     for checkpoints in (folder / "checkpoints", *folder.glob("fold-*/checkpoints")):
         shutil.rmtree(checkpoints, ignore_errors=True)
+    for half in folder.rglob(".*.tmp"):
+        half.unlink(missing_ok=True)
 
 
 def listed_plainly(parts: list[str], most: int = 3) -> str:
