@@ -96,7 +96,11 @@ def test_figures_have_their_place(card: str):
 @pytest.mark.parametrize("card", [*TEXTS, "README"])
 def test_links_lead_somewhere(card: str):
     for target in re.findall(r"\]\(([^)]+)\)", TEXTS.get(card, INDEX)):
-        assert target.startswith("https://") or (CARDS / target).is_file(), target
+        file, _, anchor = target.partition("#")
+        assert target.startswith("https://") or (CARDS / file).is_file(), target
+        if anchor and not target.startswith("https://"):
+            headings = re.findall(r"^#+ (.+)$", (CARDS / file).read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings], target
 
 
 def test_index_lists_every_card_once():
