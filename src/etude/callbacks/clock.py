@@ -44,7 +44,6 @@ class Clock(EtudeCallback):
         self.steps = steps or 0
         self.moment: Moment | None = None
         self.happened: list[dict[str, Any]] = []
-        self._given_steps = steps
         self._watches: dict[str, PlateauWatch] = {}
         self._loaded: dict[str, Any] = {}
         self._own_momentum: list[float | None] = []
@@ -64,7 +63,7 @@ class Clock(EtudeCallback):
         """Fit the timeline to the run, and remember what stands in its place where a phase leaves it alone."""
         super().on_train_start(trainer, pl_module)
         if not self.steps:
-            self.steps = self._given_steps or whole_steps(trainer, "Clock")
+            self.steps = whole_steps(trainer, "Clock")
         if not self.timeline.is_resolved:
             epoch_steps = trainer.num_training_batches / trainer.accumulate_grad_batches
             try:
@@ -94,8 +93,7 @@ class Clock(EtudeCallback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Stop where plateaus have brought the end forward."""
-        if self.timeline.events and trainer.global_step >= round(self.timeline.end * self.steps):
-            trainer.should_stop = True
+        self._stop_at_the_end(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show the present phase's plateau the metric it watches, and change the plan when it says so."""
@@ -112,8 +110,7 @@ class Clock(EtudeCallback):
         progress = min(1.0, trainer.global_step / self.steps)
         event = Event(progress, verdict, phase.name, phase.plateau.factor, phase.plateau.min_lr)
         self.timeline = self.timeline.with_event(event)
-        if trainer.global_step >= round(self.timeline.end * self.steps):
-            trainer.should_stop = True
+        self._stop_at_the_end(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the events and the watches, of plain values."""
@@ -145,6 +142,10 @@ class Clock(EtudeCallback):
             self._watches[name] = PlateauWatch(plateaus[name])
             self._watches[name].load_state_dict(state)
         self._loaded = {}
+
+    def _stop_at_the_end(self, trainer: pl.Trainer) -> None:
+        if self.timeline.events and trainer.global_step >= round(self.timeline.end * self.steps):
+            trainer.should_stop = True
 
     def _write_rates(self, trainer: pl.Trainer, moment: Moment) -> None:
         groups = _groups(trainer)

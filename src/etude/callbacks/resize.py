@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from functools import lru_cache
 
@@ -13,6 +12,7 @@ from etude.callbacks.clock import clock_of
 from etude.core.errors import EtudeError
 from etude.functional.resize import shrink
 from etude.timeline import Linear, Phase, Timeline
+from etude.timeline.resolve import rounded
 
 
 class ProgressiveResize(BatchTransform):
@@ -58,7 +58,7 @@ class ProgressiveResize(BatchTransform):
         size, multiple = self.size_at(occasion, longer)
         if size >= longer:
             return batch
-        sides = [_rounded(side * size / longer, multiple) for side in (height, width)]
+        sides = [rounded(side * size / longer, multiple) for side in (height, width)]
         return replace(batch, image=shrink(batch.image, sides[0], sides[1], channels_last=batch.channels_last))
 
     def size_at(self, occasion: Occasion, full: int) -> tuple[int, int]:
@@ -85,7 +85,3 @@ def own_sizes(start: float, hold: float, finish: float, full: int, multiple: int
     )
     kept = tuple(Phase(name, length, image_size=size) for name, length, size in phases if length > 1e-9)
     return Timeline(kept, size_multiple=multiple)
-
-
-def _rounded(pixels: float, multiple: int) -> int:
-    return max(multiple, math.floor(pixels / multiple + 0.5) * multiple)

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from etude.core.errors import EtudeError
 
 FEWEST = 10  # rates; fewer show no shape
-_DIVERGED = 4.0  # times the best smoothed loss: the sweep is over
+DIVERGED = 4.0  # times the best smoothed loss: the sweep is over
 _MEMORY = 0.04  # of the sweep: what the smoothing remembers on each side
 _WINDOW = 0.1  # of the sweep: the line whose slope counts
 _SURE = 4.0  # standard errors of the fall that it must exceed
@@ -115,7 +115,7 @@ def _count_before_divergence(loss: NDArray[np.float64], decay: float) -> int:
         return 0
     running = _running_mean(loss[:end], decay)
     best = np.minimum.accumulate(running)
-    broken = np.flatnonzero(running > best + (_DIVERGED - 1.0) * np.abs(best))
+    broken = np.flatnonzero(running > best + (DIVERGED - 1.0) * np.abs(best))
     return int(broken[0]) if len(broken) else end
 
 

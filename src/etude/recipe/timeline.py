@@ -15,6 +15,7 @@ from etude.timeline import Moment, Pace, Phase, RunSize, Timeline, parse_length
 __all__ = [
     "needs_pace",
     "nominal_timeline",
+    "resolved_run",
     "resolved_timeline",
     "run_size",
     "run_steps",
@@ -67,9 +68,27 @@ def run_steps(recipe: Recipe, images: int, pace: Pace | None = None) -> int:
     return run_size(recipe, images, pace).steps
 
 
+def resolved_run(recipe: Recipe, images: int, pace: Pace | None = None) -> tuple[Timeline, RunSize]:
+    """Return the resolved timeline with the steps of the run and of an epoch; errors as :func:`run_steps`."""
+    if images < 1:
+        raise ValueError(f"a run needs at least 1 training image, got {images}")
+    timeline = timeline_of(recipe)
+    if pace is None and needs_pace(recipe):
+        raise EtudeError(
+            f"recipe {recipe.name!r} counts in minutes or seconds, so the time of a step must be known before its "
+            "steps are; give a pace, or lengths in epochs ('3ep'), steps ('500st') or shares"
+        )
+    try:
+        plan, size = _fixed_point(timeline, recipe, images, pace)
+    except (ValueError, OverflowError) as error:
+        raise EtudeError(f"recipe {recipe.name!r}: {error} ({_length_in_words(recipe, timeline)})") from None
+    _check_sizes(recipe, plan)
+    return plan, size
+
+
 def run_size(recipe: Recipe, images: int, pace: Pace | None = None) -> RunSize:
     """Return the steps of the run, and of an epoch at its mean batch size; the same errors as :func:`run_steps`."""
-    return _settled(recipe, images, pace)[1]
+    return resolved_run(recipe, images, pace)[1]
 
 
 def resolved_timeline(recipe: Recipe, images: int, pace: Pace | None = None) -> tuple[Timeline, int]:
@@ -79,7 +98,7 @@ def resolved_timeline(recipe: Recipe, images: int, pace: Pace | None = None) -> 
     >>> timeline.is_resolved, steps
     (True, 25)
     """
-    timeline, size = _settled(recipe, images, pace)
+    timeline, size = resolved_run(recipe, images, pace)
     return timeline, size.steps
 
 
@@ -159,23 +178,6 @@ def _idle(recipe: Recipe) -> Iterator[str]:
             without = recipe.model_copy(update={section: settings.model_copy(update={name: default})})
             if value != default and timeline_of(without) == plan:
                 yield f"{section}.{name}={value} changes nothing in {kind}"
-
-
-def _settled(recipe: Recipe, images: int, pace: Pace | None) -> tuple[Timeline, RunSize]:
-    if images < 1:
-        raise ValueError(f"a run needs at least 1 training image, got {images}")
-    timeline = timeline_of(recipe)
-    if pace is None and needs_pace(recipe):
-        raise EtudeError(
-            f"recipe {recipe.name!r} counts in minutes or seconds, so the time of a step must be known before its "
-            "steps are; give a pace, or lengths in epochs ('3ep'), steps ('500st') or shares"
-        )
-    try:
-        plan, size = _fixed_point(timeline, recipe, images, pace)
-    except (ValueError, OverflowError) as error:
-        raise EtudeError(f"recipe {recipe.name!r}: {error} ({_length_in_words(recipe, timeline)})") from None
-    _check_sizes(recipe, plan)
-    return plan, size
 
 
 def _fixed_point(timeline: Timeline, recipe: Recipe, images: int, pace: Pace | None) -> tuple[Timeline, RunSize]:

@@ -11,7 +11,7 @@ from etude.data.survey import SurveyResult
 from etude.journal.screen import Screen
 from etude.recipe.settings import Recipe
 from etude.recipe.sizes import image_sizes, most_of
-from etude.recipe.timeline import resolved_timeline, run_size
+from etude.recipe.timeline import resolved_run
 from etude.study.backbone import trainable_backbone
 from etude.study.frozen import Frozen
 from etude.study.plan import Amounts, expected_seconds, in_words, pace_of
@@ -65,14 +65,13 @@ def show_plan(
         ("device", device),
         ("stage 1", _head_in_words(recipe, frozen)),
     ]
-    if "finetune" in recipe.stages:
-        pace = None if training is None else pace_of(training, recipe, amounts)
-        timeline, _ = resolved_timeline(recipe, amounts.train, pace)
-        rows.append(("stage 2", _finetune_in_words(recipe, timeline, run_size(recipe, amounts.train, pace))))
+    pace = None if training is None else pace_of(training, recipe, amounts)
+    if pace is not None:
+        rows.append(("stage 2", _finetune_in_words(recipe, *resolved_run(recipe, amounts.train, pace))))
     rows.append(("time", in_words(expected)))
     if session.kept:  # a search for the learning rate goes only part of the way
         session.screen.plan(f"Plan (recipe {recipe.name}, seed {request.seed})", rows)
-    return expected, None if training is None else pace_of(training, recipe, amounts)
+    return expected, pace
 
 
 def show_scores(screen: Screen, rows: Sequence[Row]) -> None:

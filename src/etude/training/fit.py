@@ -25,7 +25,7 @@ from etude.functional.batchnorm import recompute_batchnorm
 from etude.models.classifier import Classifier, Preprocessing
 from etude.models.device import channels_last, is_first_process
 from etude.recipe.settings import Recipe
-from etude.recipe.timeline import resolved_timeline, run_size
+from etude.recipe.timeline import resolved_run
 from etude.timeline import Pace, RunSize, Timeline, length_in_steps, parse_length
 from etude.training.module import FineTune
 from etude.training.resume import Finished, ResumeFolder, RunPlan
@@ -176,11 +176,9 @@ def _plan(task: FineTuneTask, kept: ResumeFolder) -> RunPlan:
     """Resolve the recipe for these images; a resumed task takes the plan that it began with."""
     if task.resume and (plan := kept.load_plan()) is not None:
         return plan
-    images = len(task.train.rows)
-    timeline, steps = resolved_timeline(task.recipe, images, task.pace)
-    size = run_size(task.recipe, images, task.pace)
-    interval = validation_interval(task.recipe, timeline, steps, size)
-    plan = RunPlan(timeline, steps, interval, size.epoch_steps or float(steps))
+    timeline, size = resolved_run(task.recipe, len(task.train.rows), task.pace)
+    interval = validation_interval(task.recipe, timeline, size.steps, size)
+    plan = RunPlan(timeline, size.steps, interval, size.epoch_steps or float(size.steps))
     if is_first_process():
         kept.save_plan(plan)
     return plan

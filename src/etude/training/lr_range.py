@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 import numpy as np
 
 from etude.callbacks import Clock, TrainingProgress, arrange
+from etude.core.lr_range import DIVERGED
 from etude.core.progress import Progress
 from etude.models.classifier import Classifier
 from etude.models.device import channels_last
@@ -21,7 +22,6 @@ from etude.timeline import Exponential, Phase, Timeline
 from etude.training.fit import FineTuneTask, build_module
 from etude.training.trainer import build_trainer, passing_interrupts, quiet_lightning
 
-_DIVERGED = 4.0  # times the lowest smoothed loss
 _SMOOTHING = 0.9
 
 
@@ -80,5 +80,5 @@ class StepLosses(pl.Callback):
         self._average = _SMOOTHING * self._average + (1 - _SMOOTHING) * loss
         smoothed = self._average / (1 - _SMOOTHING ** len(self.values))
         self._best = min(self._best, smoothed)
-        if not math.isfinite(loss) or smoothed > _DIVERGED * self._best:
+        if not math.isfinite(loss) or smoothed > DIVERGED * self._best:
             trainer.should_stop = True
