@@ -49,17 +49,24 @@ def write_elpv(folder: Path, seed: int) -> tuple[Path, Path, dict[str, str]]:
 Inputs = tuple[Path, Path, dict[str, str]]
 
 
-def run_one(folder: Path, data: str, inputs: Inputs, arm: str, seed: int, epochs: float) -> dict[str, float]:
+def run_one(
+    folder: Path, data: str, inputs: Inputs, arm: str, seed: int, epochs: float, size: int | None = None
+) -> dict[str, float]:
     """Train one arm on (training images, test images, test labels); return its figures. Called in a worker process."""
     import etude
 
-    out = folder / "runs" / f"{data}-{epochs:g}-{arm}-{seed}".replace(" ", "_").replace("/", "_")
+    out = (
+        folder
+        / "runs"
+        / f"{data}-{epochs:g}{f'-{size}px' if size else ''}-{arm}-{seed}".replace(" ", "_").replace("/", "_")
+    )
     figures = out.parent / f"{out.name}.json"
     if figures.is_file():
         return json.loads(figures.read_text())
     shutil.rmtree(out, ignore_errors=True)  # what a benchmark that was stopped left
     train, test, truth = inputs
     recipe, settings = ablation_arms.settings_of(data, arm, epochs)
+    settings |= {"timeline.final_size": size, "model.feature_size": size} if size else {}
     column = "label" if data == "elpv" else None
     etude.fit(
         train, test=test, recipe=recipe, settings=settings, seed=seed, out=out, cache=folder / f"cache-{data}",
@@ -123,6 +130,7 @@ def main() -> None:
     parser.add_argument("--arms", default="all", help="names, separated by commas")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=float, help="of `default`; 12 for MNIST-5k, 4 for ELPV")
+    parser.add_argument("--size", type=int, help="pixels; by default the network's own")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--keep", type=Path, help="folder for the runs; by default a temporary one")
     given = parser.parse_args()
@@ -138,12 +146,16 @@ def main() -> None:
         for seed in range(given.seeds):
             inputs = write_mnist(folder) if given.data == "mnist" else write_elpv(folder, seed)
             # The first run stores images and features for the others.
-            pool.submit(run_one, folder, given.data, inputs, arms[0], seed, epochs).result()
-            waiting = {arm: pool.submit(run_one, folder, given.data, inputs, arm, seed, epochs) for arm in arms}
+            pool.submit(run_one, folder, given.data, inputs, arms[0], seed, epochs, given.size).result()
+            waiting = {
+                arm: pool.submit(run_one, folder, given.data, inputs, arm, seed, epochs, given.size) for arm in arms
+            }
             for arm, future in waiting.items():
                 results[arm].append(future.result())
                 print(f"seed {seed} {arm}: {results[arm][-1]}", flush=True)
-    print(f"\n{given.data}, {epochs:g} epochs, n={given.seeds} seeds, {given.workers} at a time with {threads} threads")
+    pixels = f", {given.size} px" if given.size else ""
+    print(f"\n{given.data}{pixels}, {epochs:g} epochs, n={given.seeds} seeds, {given.workers} at a time", end=" ")
+    print(f"with {threads} threads each")
     print(f"{machine()}\n\n{table(results)}")
 
 

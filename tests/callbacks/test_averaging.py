@@ -193,7 +193,34 @@ def test_the_decay_rises_to_its_limit(decay: float, updates: int):
     ema = EMA(decay)
     assert 0.0 <= ema.decay_at(updates) <= ema.decay_at(updates + 1) <= decay
     assert ema.decay_at(10**9) == decay
-    assert ema.new_share(updates) == 1 - ema.decay_at(updates)
+    assert ema.new_share(updates, 1) == 1 - ema.decay_at(updates)
+    assert ema.new_share(updates, 3) == pytest.approx(1 - ema.decay_at(updates) ** 3)
+
+
+@pytest.mark.parametrize(
+    ("ema", "steps", "interval"),
+    [
+        (EMA(0.999), 0, 1),
+        (EMA(0.999), 200, 1),  # reaches back 23 steps
+        (EMA(0.999), 400, 2),
+        (EMA(0.999), 10_000, 8),
+        (EMA(0.999, every=1), 10_000, 1),
+        (EMA(0.98, warmup=False), 0, 3),  # reaches back 50 steps
+        (EMA(0.0), 10_000, 1),
+    ],
+)
+def test_steps_between_updates_grow_with_the_average(ema: EMA, steps: int, interval: int):
+    assert ema.interval(steps) == interval
+
+
+def test_steps_left_out_count_in_the_decay(train: Train):
+    module = Small()
+    ema = EMA(0.98, warmup=False)
+    train(module, ema)
+    # The first update starts the average; three more steps are pending each time.
+    expected = reference_ema(module.states[2::3], [0.98**3])
+    expected["norm.num_batches_tracked"] = torch.tensor(6)
+    assert_states_close(module.state_dict(), expected)
 
 
 def test_one_update_for_each_optimiser_step(train: Train):
@@ -224,7 +251,9 @@ def test_an_exception_in_validation_gives_the_weights_back(train: Train):
 
 
 @pytest.mark.parametrize("step", [1, 3, 4, 5, 7])
-@pytest.mark.parametrize("make", [lambda: EMA(0.9), lambda: EMA(0.9, phases="grow"), lambda: SWA()])
+@pytest.mark.parametrize(
+    "make", [lambda: EMA(0.9), lambda: EMA(0.98, False), lambda: EMA(0.9, phases="grow"), lambda: SWA()]
+)
 def test_a_resumed_run_ends_bit_for_bit_the_same(train: Train, tmp_path: Path, make: Any, step: int):
     whole, resumed = Small(), Small()
     save = SaveAt(tmp_path, step)
@@ -259,7 +288,7 @@ def test_a_checkpoint_holds_the_average_and_what_training_goes_on_with(train: Tr
         checkpoint = torch.load(path, weights_only=True)
         assert_same(checkpoint["current_model_state"], module.states[steps - 1])
         assert_states_close(checkpoint["state_dict"], reference_ema(module.states[:steps], [0.5] * (steps - 1)))
-        assert checkpoint["callbacks"]["EMA"]["updates"] == steps
+        assert checkpoint["callbacks"]["EMA"]["steps"] == steps
     other = Small()
     other.load_state_dict(checkpoint["state_dict"])
     assert_same(other.state_dict(), module.state_dict())
@@ -301,7 +330,7 @@ def test_channels_last_stays(train: Train, tmp_path: Path):
 
 def test_half_precision_is_averaged_in_single(train: Train):
     module = Small(dtype=torch.bfloat16)
-    train(module, EMA(0.99, warmup=False))
+    train(module, EMA(0.99, warmup=False, every=1))
     expected = reference_ema(module.states, [0.99] * 7)
     assert module.head.weight.dtype == torch.bfloat16
     for name in ("head.weight", "convolution.weight"):
@@ -389,6 +418,6 @@ def test_a_checkpoint_without_an_average_is_told_of(train: Train, tmp_path: Path
 def test_an_average_of_another_model_is_refused(name: str, told: str):
     ema = EMA()
     averaged = {name: torch.zeros(3, 3)}
-    ema.load_state_dict({"latest_update_step": 1, "updates": 1, "averaged": averaged, "copied": {}})
+    ema.load_state_dict({"latest_update_step": 1, "steps": 1, "pending": 0, "averaged": averaged, "copied": {}})
     with pytest.raises(EtudeError, match=told):
         ema.settle(Small())
