@@ -7,7 +7,8 @@ The step is that of etude's small network, and waits, busy, until 10 ms are over
 with tricks that the timeline holds at nothing (strength 0, alpha 0, full size), against Lightning's bare loop; all
 variants take turns in each round. It is told in two ways: as the whole step's difference, and as what the step spends
 inside Lightning's calls of hooks, which a busy machine disturbs less. EMA's average of all weights is within it, at
-the pace it has in a long run (every eighth step), and once left out. The tricks' arithmetic on pixels is timed by itself. All times are the process's own (one thread).
+the pace it has in a long run (every eighth step), and once left out. The tricks' arithmetic on pixels is timed by
+itself. All times are the process's own (one thread).
 """
 
 from __future__ import annotations
@@ -198,7 +199,7 @@ def seconds_of(callbacks: list[pl.Callback], steps: int) -> Seconds:
         trainer.fit(module, SameBatch(steps))
     begun = module.begun[WARM_UP:]
     between = [after - before for before, after in itertools.pairwise(begun)]
-    # The EMA works in some steps only, so steps are averaged; without the slowest, in which the machine did other things.
+    # The EMA works in some steps only, hence a mean; the slowest are those in which the machine did other things.
     return Seconds(_mean_but_slowest(between), _mean_but_slowest(hooks[WARM_UP:]))
 
 
