@@ -20,10 +20,10 @@ Hook = Callable[[int, Logs], object]
 class Hooks(EtudeCallback):
     """Call functions as Keras' LambdaCallback does: ``f(epoch, logs)`` and ``f(step, logs)``, both counted from 0.
 
-    ``logs`` is a dict of plain numbers: with a Clock ``phase``, ``progress`` and every scheduled quantity; the metrics
-    that the module has logged so far; and at the end of a batch its ``loss``, at the end of an epoch the mean of its
-    batches' losses. An epoch ends after its validation. What the functions return is ignored, ``step`` is the
-    optimiser's, and the functions are not kept in checkpoints.
+    ``logs`` is a dict of plain numbers: with a Clock ``phase``, ``progress`` and every scheduled quantity; but for the
+    beginning of a batch, the metrics that the module has logged so far; and at the end of a batch its ``loss``, at the
+    end of an epoch the mean of its batches' losses. An epoch ends after its validation. What the functions return is
+    ignored, ``step`` is the optimiser's, and the functions are not kept in checkpoints.
 
     Args:
         on_epoch_begin: before the first batch of an epoch.
@@ -54,7 +54,7 @@ class Hooks(EtudeCallback):
         """Call ``on_epoch_begin``."""
         self._step, self._sum, self._count = trainer.global_step, 0.0, 0
         if self._epoch_begin:
-            self._epoch_begin(trainer.current_epoch, self._logs(trainer))
+            self._epoch_begin(trainer.current_epoch, self._moment(trainer) | _logged(trainer))
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -62,7 +62,7 @@ class Hooks(EtudeCallback):
         """Call ``on_batch_begin``."""
         self._step = trainer.global_step
         if self._batch_begin:
-            self._batch_begin(self._step, self._logs(trainer))
+            self._batch_begin(self._step, self._moment(trainer))  # asking Lightning for metrics costs 20 µs
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -74,18 +74,21 @@ class Hooks(EtudeCallback):
             self._sum, self._count = self._sum + loss.detach(), self._count + 1
         if self._batch_end:
             known = {"loss": float(loss)} if isinstance(loss, torch.Tensor) else {}
-            self._batch_end(self._step, self._logs(trainer) | known)
+            self._batch_end(self._step, self._moment(trainer) | _logged(trainer) | known)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Call ``on_epoch_end``."""
         if self._epoch_end:
             loss = {"loss": float(self._sum) / self._count} if self._count else {}
-            self._epoch_end(trainer.current_epoch, self._logs(trainer) | loss)
+            self._epoch_end(trainer.current_epoch, self._moment(trainer) | _logged(trainer) | loss)
 
-    def _logs(self, trainer: pl.Trainer) -> Logs:
+    def _moment(self, trainer: pl.Trainer) -> Logs:
         clock = clock_of(trainer)
-        logs: Logs = {}
-        if clock:
-            moment = clock.moment_at(self._step)
-            logs = {"phase": moment.phase, "progress": moment.progress, **scheduled_in(moment)}
-        return logs | {name: float(value) for name, value in trainer.callback_metrics.items()}
+        if clock is None:
+            return {}
+        moment = clock.moment_at(self._step)
+        return {"phase": moment.phase, "progress": moment.progress, **scheduled_in(moment)}
+
+
+def _logged(trainer: pl.Trainer) -> Logs:
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
