@@ -123,9 +123,8 @@ def trained(name: str, weights: str, channels: int, stored: Any, size: int) -> C
 def waits(folder: Path, repeats: int) -> None:
     """Print the share of the bare step's throughput that remains with real data."""
     print("\nTraining on real batches against one batch in memory (batches of 32)")
-    print(
-        "| network | px | steps a second, real | in memory | ratio (median) | lowest – highest |\n|---|---|---|---|---|---|"
-    )
+    print("| network | px | steps a second, real | in memory | ratio (median) | lowest – highest |")
+    print("|---|---|---|---|---|---|")
     keep_large_blocks()
     jpegs = draw_images(folder / "waits", 400, 320, 240)
     cases = [("tiny", "none", 28, 60), ("tf_efficientnet_lite0", "bundled", 128, 6)]

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -10,52 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etude.data.loader import Batch, OrderedBatches, StepBatches, TrainingRows
+from data.loading import Images, Step, batches, ids, parts, training_rows
+from etude.data.loader import Batch, OrderedBatches
 from etude.functional.augment import POLICIES, augment
-
-
-@dataclass(frozen=True)
-class Step:
-    image_size: int | None = 8
-    augment: float | None = 0.0
-    batch_size: int | None = None
-
-
-class Images:
-    """A store's ``gather`` that writes down what was asked; image r has the value r + 1 everywhere."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[list[int], int]] = []
-
-    def __call__(self, rows: np.ndarray, size: int) -> np.ndarray:
-        self.asked.append((rows.tolist(), size))
-        return np.broadcast_to(
-            (rows % 255 + 1).astype(np.uint8)[:, None, None, None], (len(rows), size, size, 3)
-        ).copy()
-
-
-def training_rows(count: int, gather: Callable[[np.ndarray, int], np.ndarray] | None = None) -> TrainingRows:
-    """Rows 10, 12, 14, ... of a store, in an order of their own; targets and weights tell the row."""
-    rows = np.random.default_rng(0).permutation(10 + 2 * np.arange(count))
-    targets = np.stack([rows, -rows], axis=1).astype(np.float32)
-    return TrainingRows(gather or Images(), rows, targets, rows.astype(np.float32) / 2)
-
-
-def unchanged(images: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
-    return images
-
-
-def batches(data: TrainingRows, batch_size: int = 4, steps: int = 5, seed: int = 0, **options) -> StepBatches:
-    options = {"plan": lambda step: Step(), "augment": unchanged, **options}
-    return StepBatches(data, steps=steps, batch_size=batch_size, seed=seed, **options)
-
-
-def parts(loader: StepBatches) -> list[list[int]]:
-    return [batch["id"].tolist() for batch in loader]
-
-
-def ids(loader: StepBatches) -> list[int]:
-    return [number for part in parts(loader) for number in part]
 
 
 @given(st.integers(1, 40), st.integers(1, 20), st.integers(1, 30), st.integers(1, 5))
@@ -109,7 +64,7 @@ def test_processes_share_each_batch_without_overlap(processes: int, batch_size: 
 def test_processes_draw_other_augmentations():
     drawn: list[float] = []
 
-    def drawing(images: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+    def drawing(images: np.ndarray, strength: float, rng: np.random.Generator, size: int) -> np.ndarray:
         drawn.append(rng.random())
         return images
 
@@ -139,8 +94,8 @@ def noisy(rows: np.ndarray, size: int) -> np.ndarray:
     return np.stack([np.random.default_rng(row).integers(0, 256, (size, size, 3), dtype=np.uint8) for row in rows])
 
 
-def photos(images: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
-    return augment(images, POLICIES["photos"], strength, rng)
+def photos(images: np.ndarray, strength: float, rng: np.random.Generator, size: int) -> np.ndarray:
+    return augment(images, POLICIES["photos"], strength, rng, size)
 
 
 def augmented(seed: int = 0, prefetch: int = 3, start: int = 0) -> list[Batch]:
@@ -178,7 +133,7 @@ def test_every_epoch_has_another_order():
 def test_every_step_has_the_size_and_strength_of_its_plan():
     gather, strengths = Images(), []
 
-    def recorded(images: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+    def recorded(images: np.ndarray, strength: float, rng: np.random.Generator, size: int) -> np.ndarray:
         strengths.append(strength)
         return images
 
@@ -192,7 +147,7 @@ def test_every_step_has_the_size_and_strength_of_its_plan():
 def test_every_step_draws_its_own_augmentation():
     drawn: list[float] = []
 
-    def drawing(images: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+    def drawing(images: np.ndarray, strength: float, rng: np.random.Generator, size: int) -> np.ndarray:
         drawn.append(rng.random())
         return images
 

@@ -6,7 +6,7 @@ import torch
 
 from etude.core.progress import Silent
 from etude.inference.predict import plain_view, predict
-from etude.inference.views import views_of
+from etude.inference.views import IDENTITY, input_size, many_views, views_of
 from etude.models.classifier import Classifier, ModelCard, Preprocessing
 from etude.models.features import extract_features
 from etude.models.tiny import TinyNet
@@ -96,3 +96,49 @@ def test_a_model_in_training_mode_predicts_the_same(model: Classifier):
     expected = predict(model, card(), gather, ROWS, IDS, progress=Silent())
     again = predict(model.train(), card(), gather, ROWS, IDS, progress=Silent())
     np.testing.assert_array_equal(again.logits, expected.logits)
+
+
+def test_all_views_of_a_batch_are_made_from_one_gather(model: Classifier):
+    asked: list[tuple[list[int], int]] = []
+
+    def counted(rows: np.ndarray, size: int) -> np.ndarray:
+        asked.append((rows.tolist(), size))
+        return np.random.default_rng(size).integers(0, 256, (len(rows), size, size, 3), dtype=np.uint8)
+
+    rows = np.arange(70)
+    views = many_views("symmetric", 20, larger=1.25)
+    found = predict(model, card(), counted, rows, [f"{row}" for row in rows], progress=Silent(), views=views)
+    assert found.logits.shape == (20, 70, 3)
+    parts = [list(range(start, stop)) for start, stop in ((0, 32), (32, 64), (64, 70))]
+    assert asked == [(part, size) for part in parts for size in (16, 20)]
+
+
+def test_each_of_many_views_has_the_logits_of_its_images(model: Classifier):
+    pixels = np.random.default_rng(5).integers(0, 256, (40, 24, 24, 3), dtype=np.uint8)
+
+    def stored(rows: np.ndarray, size: int) -> np.ndarray:
+        return pixels[rows, :size, :size]
+
+    rows, names = np.arange(39), [f"{row}" for row in range(39)]
+    views = many_views("photos", 12, larger=1.25)
+    found = predict(model, card(), stored, rows, names, progress=Silent(), views=views)
+    plain = predict(model, card(), stored, rows, names, progress=Silent())
+    np.testing.assert_array_equal(found.logits[0], plain.logits[0])
+    np.testing.assert_array_equal(found.features, plain.features)  # type: ignore[arg-type]
+    for number, view in enumerate(views):
+        images = view(stored(rows, input_size(view, 16)))
+        with torch.inference_mode():
+            expected = model(card().preprocessing.to_input(torch.from_numpy(images))).numpy()
+        np.testing.assert_allclose(found.logits[number], expected, rtol=1e-2, atol=5e-3)
+
+
+def test_known_features_spare_the_plain_view_alone(model: Classifier):
+    views = many_views("photos", 6)
+    fresh = predict(model, card(), gather, ROWS, IDS, progress=Silent(), views=views)
+    cached = predict(model, card(), gather, ROWS, IDS, progress=Silent(), views=views, known_features=fresh.features)
+    np.testing.assert_array_equal(fresh.logits, cached.logits)
+    turned = predict(
+        model, card(), gather, ROWS, IDS, progress=Silent(), views=views[1:], known_features=fresh.features
+    )
+    np.testing.assert_array_equal(turned.logits, fresh.logits[1:])
+    assert views[0] == IDENTITY

@@ -5,7 +5,18 @@ import pytest
 
 from etude.core.errors import EtudeError
 from etude.functional.augment import POLICIES
-from etude.inference.views import IDENTITY, SYMMETRIES, View, seen_through, views_of
+from etude.inference.views import (
+    IDENTITY,
+    SYMMETRIES,
+    Drawn,
+    Larger,
+    Moved,
+    View,
+    input_size,
+    many_views,
+    seen_through,
+    views_of,
+)
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 5, 5, 3), dtype=np.uint8)
 EACH = pytest.mark.parametrize("view", SYMMETRIES, ids=lambda view: view.name)
@@ -50,16 +61,19 @@ def test_views_do_what_their_names_say():
     np.testing.assert_array_equal(named["flip and turn 270"], np.rot90(IMAGES, 3, axes=(1, 2))[:, :, ::-1])
 
 
-@pytest.mark.parametrize(
-    ("policy", "names"),
-    [
-        ("none", ["plain"]),
-        ("digits", ["plain"]),
-        ("photos", ["plain", "flip"]),
-        ("flips", ["plain", "flip", "turn 180", "flip and turn 180"]),
-        ("symmetric", [view.name for view in SYMMETRIES]),
-    ],
-)
+ALL = [view.name for view in SYMMETRIES]
+NAMES = {
+    "none": ["plain"],
+    "digits": ["plain"],
+    "documents": ["plain"],
+    "trivial": ["plain"],
+    "photos": ["plain", "flip"],
+    "flips": ["plain", "flip", "turn 180", "flip and turn 180"],
+    **dict.fromkeys(("symmetric", "aerial", "microscopy", "cells"), ALL),
+}
+
+
+@pytest.mark.parametrize(("policy", "names"), NAMES.items())
 def test_a_policy_allows_the_views_that_training_showed(policy: str, names: list[str]):
     assert [view.name for view in views_of(policy, 100)] == names
     assert [view.name for view in views_of(policy, 1)] == ["plain"]
@@ -67,7 +81,7 @@ def test_a_policy_allows_the_views_that_training_showed(policy: str, names: list
 
 
 def test_every_policy_has_its_views_above():
-    assert set(POLICIES) == {"none", "digits", "photos", "flips", "symmetric"}
+    assert set(POLICIES) == set(NAMES)
 
 
 def test_an_unknown_policy_is_refused():
@@ -82,3 +96,89 @@ def test_a_gather_seen_through_a_view():
     assert seen_through(IDENTITY, gather) is gather
     flipped = seen_through(View("flip", flip=True), gather)
     np.testing.assert_array_equal(flipped(np.array([1, 0]), 4), IMAGES[[1, 0], :4, :4][:, :, ::-1])
+
+
+SMOOTH = np.tile(np.linspace(0, 250, 24).astype(np.uint8)[None, None, :, None], (3, 24, 1, 3))
+
+
+@pytest.mark.parametrize("policy", [name for name in POLICIES if name != "none"])
+def test_as_many_views_as_are_asked_for(policy: str):
+    views = many_views(policy, 128)
+    assert len(views) == 128
+    assert len({view.name for view in views}) == 128
+    assert [view.name for view in views[: len(NAMES[policy])]] == NAMES[policy]
+    assert [view.name for view in many_views(policy, 20)] == [view.name for view in views[:20]]
+    for view in many_views(policy, 16):
+        seen = view(SMOOTH)
+        assert (seen.shape, seen.dtype) == (SMOOTH.shape, np.uint8)
+
+
+def test_without_augmentation_the_plain_view_is_all():
+    assert many_views("none", 100) == (IDENTITY,)
+    assert [view.name for view in many_views("none", 3, larger=1.5)] == ["plain", "larger 1.50"]
+
+
+def test_symmetries_come_first_then_shifts_zooms_and_draws():
+    kinds = [type(view) for view in many_views("photos", 12, larger=1.25)]
+    assert kinds == [View, View, Larger, *[Moved] * 6, *[Drawn] * 3]
+
+
+@pytest.mark.parametrize("view", many_views("cells", 30), ids=lambda view: view.name)
+def test_a_view_is_the_same_whatever_the_batch(view):
+    images = np.random.default_rng(1).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
+    before = images.copy()
+    whole = view(images)
+    np.testing.assert_array_equal(view(images[[3, 1]]), whole[[3, 1]])
+    np.testing.assert_array_equal(images, before)
+
+
+def test_shifts_move_pixels_where_their_names_say():
+    image = np.zeros((1, 32, 32, 1), np.uint8)
+    image[0, 16, 16] = 200
+    for view in many_views("digits", 5)[1:]:
+        seen = view(image)[0, :, :, 0].astype(float)
+        rows, columns = np.indices(seen.shape)
+        centre = (rows * seen).sum() / seen.sum() - 16, (columns * seen).sum() / seen.sum() - 16
+        moved = {"right": (0, 1.6), "left": (0, -1.6), "down": (1.6, 0), "up": (-1.6, 0)}[view.name.split()[0]]
+        assert centre == pytest.approx(moved, abs=0.15)
+
+
+def test_zooms_enlarge_and_reduce():
+    image = np.zeros((1, 41, 41, 1), np.uint8)
+    image[0, 10:31, 10:31] = 255
+    bigger, smaller = many_views("photos", 8)[6:]
+    assert bigger(image).sum() > image.sum() > smaller(image).sum()
+
+
+def test_draws_depend_on_the_seed_and_their_number():
+    one, other, again = (many_views("photos", 10, seed=seed)[-2:] for seed in (0, 1, 0))
+    looks = {view(IMAGES).tobytes() for view in (*one, *other)}
+    assert len(looks) == 4
+    np.testing.assert_array_equal(one[0](IMAGES), again[0](IMAGES))
+
+
+def test_draws_leave_out_rectangles_and_noise():
+    flat = np.full((2, 16, 16, 3), 128, np.uint8)
+    for view in many_views("microscopy", 40)[-20:]:
+        assert view(flat).std((1, 2)).max() < 1e-6
+
+
+def test_a_larger_input_has_a_side_that_networks_like():
+    view = many_views("photos", 3, larger=1.25)[2]
+    assert [input_size(view, size) for size in (224, 128, 96, 32, 28)] == [288, 160, 128, 40, 36]
+    assert input_size(IDENTITY, 225) == 225
+    np.testing.assert_array_equal(view(IMAGES), IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ({"policy_name": "auto", "count": 3}, "no augmentation policy 'auto'"),
+        ({"policy_name": "photos", "count": 0}, "1 to 128 views, not 0"),
+        ({"policy_name": "photos", "count": 129}, "1 to 128 views, not 129"),
+        ({"policy_name": "photos", "count": 3, "larger": 1.0}, "above 1 and up to 2, not 1.0"),
+    ],
+)
+def test_views_that_cannot_be_are_refused(words: dict, told: str):
+    with pytest.raises(EtudeError, match=told):
+        many_views(**words)

@@ -12,7 +12,7 @@ from torch import nn
 
 from etude.core.progress import Silent
 from etude.models.classifier import Preprocessing
-from etude.models.features import cached, extract_features, weights_digest
+from etude.models.features import cached, extract_features, extract_views, weights_digest
 from etude.models.tiny import TinyNet
 
 Gather = Callable[[np.ndarray, int], np.ndarray]
@@ -158,6 +158,85 @@ def test_features_of_another_number_of_rows_are_made_anew(tmp_path: Path):
     features, from_cache = cached(path, Counted(6), 6)
     assert (len(features), from_cache) == (6, False)
     assert cached(path, Counted(6), 6)[1]
+
+
+class Pixels(nn.Module):
+    """A network whose features are its input's channels, at the size it gets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+        self.seen = 0
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        self.seen += len(image)
+        return (image * self.scale).flatten(1)
+
+
+def moved(images: np.ndarray, strength: float, rng: np.random.Generator, size: int) -> np.ndarray:
+    """Shifts each image by its own number of rows; samples each second pixel of larger ones."""
+    every = images.shape[1] // size
+    shifts = rng.integers(0, round(8 * strength), len(images))
+    return np.stack([np.roll(image[::every, ::every], by, 0) for image, by in zip(images, shifts, strict=True)])
+
+
+def stored(rows: np.ndarray, size: int) -> np.ndarray:
+    """Images of 100 rows that tell their row in every pixel, at any size."""
+    base = np.arange(size * size * 3).reshape(size, size, 3) * 7
+    return ((base + 31 * rows[:, None, None, None]) % 256).astype(np.uint8)
+
+
+def views(net: nn.Module, preprocessing: Preprocessing, cache: Path, **options: object) -> np.ndarray:
+    settings = {"augment": moved, "policy": "moved", "views": 3, "seed": 0, "data": "images", "progress": Silent()}
+    return extract_views(net, stored, np.arange(90), preprocessing, cache=cache, **{**settings, **options})  # type: ignore[arg-type]
+
+
+def test_the_first_view_is_plain_and_the_others_differ(preprocessing: Preprocessing, tmp_path: Path):
+    found = views(Pixels(), preprocessing, tmp_path)
+    assert (found.shape, found.dtype) == ((3, 90, 16 * 16 * 3), np.float16)
+    plain = extract_features(Pixels(), stored, np.arange(90), preprocessing, progress=Silent())
+    np.testing.assert_array_equal(found[0], plain)
+    assert (found[1] != found[0]).any(1).mean() > 0.5
+    assert (found[2] != found[1]).any(1).mean() > 0.5
+    np.testing.assert_array_equal(np.sort(found[1], axis=1), np.sort(found[0], axis=1))  # moved, nothing else
+
+
+def test_views_do_not_depend_on_the_batch_size(preprocessing: Preprocessing, tmp_path: Path):
+    found = [views(Pixels(), preprocessing, tmp_path / str(size), batch_size=size) for size in (1, 32, 50, 64, 128)]
+    for other in found[1:]:
+        np.testing.assert_array_equal(found[0], other)
+    assert (views(Pixels(), preprocessing, tmp_path / "seed", seed=1)[1] != found[0][1]).any()
+
+
+def test_more_views_take_up_those_that_are_there(preprocessing: Preprocessing, tmp_path: Path):
+    first, again = Pixels(), Pixels()
+    two = views(first, preprocessing, tmp_path, views=2)
+    five = views(again, preprocessing, tmp_path, views=5)
+    assert (first.seen, again.seen) == (2 * 90, 3 * 90)
+    np.testing.assert_array_equal(five[:2], two)
+    for changed in ({"policy": "other"}, {"seed": 1}, {"data": "others"}, {"source_size": lambda size: 2 * size}):
+        other = Pixels()
+        views(other, preprocessing, tmp_path, views=2, **changed)
+        assert other.seen == 2 * 90, changed
+
+
+def test_a_plain_view_that_is_known_is_not_computed(preprocessing: Preprocessing, tmp_path: Path):
+    net, plain = Pixels(), np.zeros((90, 768), np.float16)
+    found = views(net, preprocessing, tmp_path, plain=plain)
+    assert net.seen == 2 * 90
+    np.testing.assert_array_equal(found[0], plain)
+
+
+def test_views_are_sampled_from_the_source_size(preprocessing: Preprocessing, tmp_path: Path):
+    asked: list[tuple[int, int]] = []
+
+    def augment(images: np.ndarray, strength: float, rng: np.random.Generator, size: int) -> np.ndarray:
+        asked.append((images.shape[1], size))
+        assert strength == 1.0
+        return moved(images, strength, rng, size)
+
+    views(Pixels(), preprocessing, tmp_path, views=2, augment=augment, source_size=lambda size: 2 * size)
+    assert set(asked) == {(32, 16)}
 
 
 def test_the_digest_sees_every_value_and_name():

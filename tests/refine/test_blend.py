@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 from etude.core.errors import EtudeError
 from etude.core.predictions import Predictions
-from etude.refine.blend import average
+from etude.refine.blend import average, geometric_mean, rank_mean
 
 IDS, CLASSES = ("a", "b", "c"), ("x", "y", "z")
 LOGITS = hnp.arrays(np.float32, (2, 3, 3), elements=st.floats(-8, 8, width=32))
@@ -100,3 +100,64 @@ def test_weights_that_are_no_weights_are_refused(weights: list[float]):
 def test_nothing_can_not_be_blended():
     with pytest.raises(EtudeError, match="at least one model"):
         average([])
+
+
+# --- other means ---
+
+
+@settings(deadline=None)
+@given(LOGITS)
+def test_one_model_is_its_own_geometric_mean(logits: np.ndarray):
+    one = made(logits)
+    np.testing.assert_allclose(geometric_mean([one]).probabilities(), one.probabilities(), atol=1e-6)
+
+
+@settings(deadline=None)
+@given(LOGITS, LOGITS, st.permutations(range(3)), st.permutations(range(3)), st.floats(0.1, 10))
+def test_the_geometric_mean_averages_log_probabilities(
+    first: np.ndarray, second: np.ndarray, rows: list[int], columns: list[int], weight: float
+):
+    one, other = made(first, labels=np.array([2, 0, -1])), made(second)
+    blended = geometric_mean([one, shuffled(other, rows, columns)], weights=[weight, 1])
+    expected = one.probabilities() ** (weight / (weight + 1)) * other.probabilities() ** (1 / (weight + 1))
+    np.testing.assert_allclose(blended.probabilities(), expected / expected.sum(axis=1, keepdims=True), atol=1e-6)
+    assert blended.labels is not None
+    assert blended.labels.tolist() == [2, 0, -1]
+
+
+def test_a_weight_of_one_and_zeros_leaves_one_model():
+    one, other = made(np.eye(3)[None]), made(-np.eye(3)[None])
+    for mean in (average, geometric_mean):
+        np.testing.assert_allclose(mean([one, other], [0, 1]).probabilities(), other.probabilities(), atol=1e-6)
+    np.testing.assert_array_equal(rank_mean([one, other], [0, 1]).logits, rank_mean([other]).logits)
+
+
+def test_the_geometric_mean_survives_zeros():
+    sure = Predictions.from_probabilities(IDS, CLASSES, np.eye(3))
+    turned = Predictions.from_probabilities(IDS, CLASSES, np.eye(3)[[1, 2, 0]])
+    expected = [[0.5, 0.5, 0], [0, 0.5, 0.5], [0.5, 0, 0.5]]
+    np.testing.assert_allclose(geometric_mean([sure, turned]).probabilities(), expected, atol=1e-6)
+
+
+def test_ranks_by_hand():
+    one = Predictions.from_probabilities("abcd", "xy", [[0.9, 0.1], [0.6, 0.4], [0.6, 0.4], [0.1, 0.9]])
+    other = Predictions.from_probabilities("abcd", "xy", [[0.51, 0.49], [0.5, 0.5], [0.49, 0.51], [0.4, 0.6]])
+    # ranks of x by one: 4, 2.5, 2.5, 1; by the other: 4, 3, 2, 1; less a half, of 4
+    expected = np.array([3.5, 2.25, 1.75, 0.5]) / 4
+    np.testing.assert_allclose(rank_mean([one, other]).probabilities()[:, 0], expected, atol=1e-6)
+    np.testing.assert_allclose(rank_mean([one, other], [3, 1]).probabilities()[1, 0], (3 * 2 + 2.5) / 16, atol=1e-6)
+
+
+@settings(deadline=None)
+@given(LOGITS, st.permutations(range(3)), st.permutations(range(3)))
+def test_the_rank_mean_goes_with_images_and_classes(logits: np.ndarray, rows: list[int], columns: list[int]):
+    one = made(logits)
+    turned = rank_mean([shuffled(one, rows, columns)]).probabilities()
+    np.testing.assert_allclose(turned, rank_mean([one]).probabilities()[rows][:, columns], atol=1e-6)
+
+
+def test_only_the_order_of_probabilities_counts_for_ranks():
+    logits = np.random.default_rng(0).normal(size=(1, 50, 2)).astype(np.float32)
+    ids = tuple(f"{row}" for row in range(50))
+    calm, shrill = Predictions(ids, ("x", "y"), logits), Predictions(ids, ("x", "y"), logits * 3)
+    np.testing.assert_allclose(rank_mean([calm, shrill]).probabilities(), rank_mean([calm]).probabilities(), atol=1e-6)

@@ -18,6 +18,7 @@ from etude.data.loader import TrainingRows
 from etude.functional.augment import POLICIES
 from etude.models.backbones import build_backbone
 from etude.models.classifier import Classifier, Preprocessing
+from etude.models.modes import Mode
 from etude.recipe import ImageFacts, load_recipe, resolve
 from etude.training.fit import FineTuneTask, fine_tune
 from etude.training.resume import Finished
@@ -61,7 +62,9 @@ def task(
         size=28, stored_size=28, fit="squash", channels=1, in_channels=1, mean=(0.5,), std=(0.5,)
     )  # fmt: skip
     given = {"train": rows(0, 160), "valid": rows(160, 40), "policy": POLICIES["digits"], **options}
-    return FineTuneTask(preprocessing=shape, recipe=resolved, precision="fp32", seed=3, folder=folder, **given)
+    return FineTuneTask(
+        preprocessing=shape, recipe=resolved, mode=Mode("fp32", "channels_last", 1), seed=3, folder=folder, **given
+    )
 
 
 def network() -> Classifier:

@@ -7,6 +7,7 @@ from typing import Any, cast
 import etude.compat  # noqa: F401  (before lightning)
 
 import lightning.pytorch as pl
+import torch
 
 from etude.callbacks.order import check_order, check_schedulers
 from etude.core.errors import EtudeError
@@ -55,6 +56,15 @@ def set_up(callback: pl.Callback, trainer: pl.Trainer) -> None:
     for name in _STEP_HOOKS:
         if getattr(type(callback), name) is getattr(pl.Callback, name) and name not in vars(callback):
             setattr(callback, name, None)
+
+
+def loss_of(trainer: pl.Trainer, outputs: Any) -> torch.Tensor | None:
+    """Return the loss of a batch from what ``on_train_batch_end`` is given; None where the step had none.
+
+    Lightning divides it by the batches that gradients are accumulated over.
+    """
+    loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+    return loss.detach() * trainer.accumulate_grad_batches if isinstance(loss, torch.Tensor) else None
 
 
 def whole_steps(trainer: pl.Trainer, name: str) -> int:

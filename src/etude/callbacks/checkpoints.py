@@ -62,6 +62,8 @@ class Checkpoints(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save when it is time, unless a validation or the end of the run comes first."""
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return  # half a step's gradients would be lost, and a resumed run would count its batches from there
         step = trainer.global_step
         stepped = self.every_steps is not None and step - self._saved_step >= self.every_steps
         due = stepped or self._clock() - self._saved_at >= self.every_seconds

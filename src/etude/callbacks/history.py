@@ -12,7 +12,7 @@ import etude.compat  # noqa: F401  (before lightning)
 import lightning.pytorch as pl
 import torch
 
-from etude.callbacks.base import EtudeCallback
+from etude.callbacks.base import EtudeCallback, loss_of
 from etude.callbacks.clock import clock_of
 from etude.core.files import replacing
 
@@ -56,9 +56,8 @@ class History(EtudeCallback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Remember the step's loss."""
-        if outputs is not None:
-            # Kept as a tensor: reading its value here would make every step wait for the GPU.
-            self._losses.append((outputs["loss"] if isinstance(outputs, dict) else outputs).detach())
+        if (loss := loss_of(trainer, outputs)) is not None:
+            self._losses.append(loss)  # a tensor: reading its value here would make every step wait for the GPU
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write a row."""

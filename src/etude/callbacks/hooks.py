@@ -10,7 +10,7 @@ import etude.compat  # noqa: F401  (before lightning)
 import lightning.pytorch as pl
 import torch
 
-from etude.callbacks.base import EtudeCallback
+from etude.callbacks.base import EtudeCallback, loss_of
 from etude.callbacks.clock import clock_of, scheduled_in
 
 Logs = dict[str, Any]
@@ -68,12 +68,12 @@ class Hooks(EtudeCallback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Call ``on_batch_end``."""
-        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-        if self._epoch_end and isinstance(loss, torch.Tensor):
+        loss = loss_of(trainer, outputs) if self._epoch_end or self._batch_end else None
+        if self._epoch_end and loss is not None:
             # Added up on the device: reading each loss would make every step wait for it.
-            self._sum, self._count = self._sum + loss.detach(), self._count + 1
+            self._sum, self._count = self._sum + loss, self._count + 1
         if self._batch_end:
-            known = {"loss": float(loss)} if isinstance(loss, torch.Tensor) else {}
+            known = {} if loss is None else {"loss": float(loss)}
             self._batch_end(self._step, self._moment(trainer) | _logged(trainer) | known)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

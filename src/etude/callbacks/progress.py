@@ -39,8 +39,8 @@ class TrainingProgress(EtudeCallback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Advance by one batch."""
-        if self._advance:
+        """Advance by one step's images, of which accumulated batches each hold a part."""
+        if self._advance and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             self._advance(self.batch_size)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

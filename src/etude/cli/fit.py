@@ -25,6 +25,7 @@ def fit(
     out: Path | None = None,
     resume: Annotated[bool, Parameter(negative="")] = False,
     cache: Path | None = None,
+    cache_limit: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     weight_column: str | None = None,
@@ -63,6 +64,8 @@ def fit(
         Go on with the run in --out (or the newest unfinished one on TRAIN) where it was stopped.
     cache
         Folder of decoded images and features; by default ~/.cache/etude.
+    cache_limit
+        Most disk space for the decoded images, such as 20GB; by default half of what is free.
     image_column
         The table's column of images, when it is not found automatically.
     label_column
@@ -88,7 +91,7 @@ def fit(
         test=test,
         folds=folds,
         recipe=recipe,
-        settings=[*(settings or ()), *lr_settings(lr)],
+        settings=[*(settings or ()), *lr_settings(lr), *([f"data.cache_limit={cache_limit}"] if cache_limit else [])],
         sample=sample,
         seed=seed,
         out=out,

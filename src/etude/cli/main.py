@@ -21,7 +21,16 @@ app.command(
 app.command("etude.cli.fit:fit", name="fit", help="Train on class folders or a table, and predict a test set.")
 app.command("etude.cli.predict:predict", name="predict", help="Predict images with a finished run.")
 app.command(
+    "etude.cli.refine:refine", name="refine", help="Improve predictions without training; keep only what helps."
+)
+app.command("etude.cli.blend:blend", name="blend", help="Blend the predictions of several models.")
+app.command(
     "etude.cli.timeline:timeline", name="timeline", help="Show and draw what a recipe schedules, phase by phase."
+)
+app.command(
+    "etude.cli.doctor:doctor",
+    name="doctor",
+    help="Show what this machine can do, how long TRAIN will take on it, and what slows it down.",
 )
 app.command("etude.cli.lr_find:lr_find", name="lr-find", help="Search the peak learning rate by a range test.")
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from etude.core.progress import Progress
-from etude.data.build import StoreBuild, build_store
 from etude.data.decode import UnreadableImage, decode, read_image_file
 from etude.data.sources import ImageSet
+from etude.data.stores.build import StoreBuild, build_store
 from etude.data.survey import SurveyResult
 
 
@@ -59,9 +59,16 @@ def open_dataset(
     cache: Path,
     progress: Progress,
     warn: Callable[[str], None],
+    kind: str = "auto",
+    limit: int | None = None,
 ) -> Dataset:
-    """Store the images at ``size`` (or reuse the store) and leave out those that cannot be read."""
-    build = build_store(images, surveyed, size, fit=fit, cache=cache, progress=progress, warn=warn)
+    """Store the images at ``size`` (or reuse the store) and leave out those that cannot be read.
+
+    ``kind`` and ``limit`` are :func:`~etude.data.stores.build.build_store`'s.
+    """
+    build = build_store(
+        images, surveyed, size, fit=fit, cache=cache, progress=progress, warn=warn, kind=kind, limit=limit
+    )
     return Dataset(images.take(build.kept), build)
 
 

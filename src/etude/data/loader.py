@@ -1,20 +1,34 @@
-"""Batches for training: gathered and augmented by a thread while the network works on the batch before."""
+"""Batches for training and validation, made by threads while the network works on the batches before."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 
+from etude.core.ahead import made_ahead
+from etude.core.errors import EtudeError
 from etude.core.seeds import rng_for
+from etude.data.batches import (
+    Augment,
+    AugmentTensor,
+    Batch,
+    BatchMaker,
+    StepNeeds,
+    TrainingRows,
+    plain_batch,
+    shares,
+)
+from etude.data.in_order import usable_cores
 
-Batch = dict[str, Any]
-"""``image`` uint8 (B, S, S, channels); ``target`` float (B, C); ``weight``, ``id`` and ``is_labeled`` (B,)."""
+__all__ = ["Augment", "AugmentTensor", "Batch", "OrderedBatches", "StepBatches", "StepPlan", "TrainingRows"]
+
+_MOST_THREADS = 4  # more of them only take turns at Python's lock
 
 
 class StepPlan(Protocol):
@@ -36,39 +50,19 @@ class StepPlan(Protocol):
         ...
 
 
-Augment = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingRows:
-    """Rows of a store with their dense targets.
-
-    Args:
-        gather: ``gather(indices, size)`` returns uint8 images; a store's method.
-        rows: int (N,), positions in the store.
-        targets: float32 (N, C).
-        weights: float32 (N,).
-    """
-
-    gather: Callable[[np.ndarray, int], np.ndarray]
-    rows: np.ndarray
-    targets: np.ndarray
-    weights: np.ndarray
-
-
 @dataclass(frozen=True, slots=True)
 class _Pending:
-    """A batch in the making.
+    """A step's batch in the making.
 
     Args:
         step: that it is for.
         first: place of its first image in the endless stream of epochs.
-        made_for: image size, strength and images that the plan gave this step.
+        made_for: what the plan gave this step.
     """
 
     step: int
     first: int
-    made_for: tuple[int, float, int]
+    made_for: StepNeeds
     batch: Future[Batch]
 
 
@@ -76,7 +70,8 @@ class StepBatches:
     """The batches of a whole run, one a step, from shuffled epochs that follow each other without a gap.
 
     What step s yields depends on (seed, s, the plan) alone, so a resumed run goes on with the batch that the
-    uninterrupted run would have had. Every image is seen once an epoch; a batch may begin in one and end in the next.
+    uninterrupted run would have had, whatever the number of threads. Every image is seen once an epoch; a batch may
+    begin in one and end in the next. Images that are kept on a device are gathered and changed there, without threads.
 
     Args:
         data: the rows to draw from.
@@ -84,11 +79,18 @@ class StepBatches:
         batch_size: images a step where the plan does not say.
         plan: maps a step to its size, strength and images, so that prefetched batches fit the step they are for. Where
             its answer changes, prefetched batches of the old plan are dropped and made anew.
-        augment: ``augment(images, strength, rng)``.
+        augment: ``augment(images, strength, rng, size)``, which samples to the step's size.
         seed: the run's seed.
         start: the first step to yield, of a resumed run.
-        prefetch: batches held ready, which bounds the memory.
+        threads: that make batches; one beside a CPU of two cores, otherwise one for each two cores, up to four.
+        prefetch: steps whose batches are held ready or in the making, which bounds the memory; two more than threads.
         part: (which, of how many) processes share each batch.
+        parts: batches that each step's images come in, one after the other: for gradients that are accumulated. The
+            images are those of the whole step.
+        fixed_batch: whether every step of the plan has ``batch_size`` images; a run that is resumed late then need not
+            ask it for each step before.
+        pin: page-locked memory, from which a GPU fetches while it works.
+        augment_tensor: ``augment`` for tensors, needed where ``data`` is kept on a device.
     """
 
     def __init__(
@@ -101,55 +103,89 @@ class StepBatches:
         augment: Augment,
         seed: int,
         start: int = 0,
-        prefetch: int = 3,
+        threads: int | None = None,
+        prefetch: int | None = None,
         part: tuple[int, int] = (0, 1),
+        parts: int = 1,
+        fixed_batch: bool = False,
+        pin: bool = False,
+        augment_tensor: AugmentTensor | None = None,
     ) -> None:
-        self.data, self.steps, self.plan, self.augment = data, steps, plan, augment
-        self.seed, self.start, self.prefetch, self.part = seed, start, prefetch, part
+        self.data, self.steps, self.plan = data, steps, plan
+        self.seed, self.start, self.part, self.parts, self.fixed_batch = seed, start, part, parts, fixed_batch
+        self.threads = default_threads() if threads is None else threads
+        self.prefetch = self.threads + 2 if prefetch is None else prefetch
         self.batch_size = min(batch_size, len(data.rows))
+        self._maker = BatchMaker(data, augment, augment_tensor, pin)
         self._orders: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
-        return self.steps
+        return self.steps * self.parts
 
     def __iter__(self) -> Iterator[Batch]:
+        whole = self._made_when_asked() if self._maker.on_device else self._made_ahead()
+        try:
+            for batch in whole:
+                if self.parts == 1:
+                    yield batch
+                else:
+                    yield from self._split(batch)
+        finally:
+            whole.close()  # at once, not when the garbage collector comes by
+
+    def _made_when_asked(self) -> Generator[Batch]:
+        first = self._images_before(self.start)
+        for step in range(self.start, self.steps):
+            needs = self._needs(step)
+            yield self._maker.training(self._chosen(first, needs.images), needs, self._rng(step))
+            first += needs.images
+
+    def _made_ahead(self) -> Generator[Batch]:
         step, first = self.start, self._images_before(self.start)
         waiting: deque[_Pending] = deque()
-        with ThreadPoolExecutor(1, thread_name_prefix="etude-batches") as pool:
+        with ThreadPoolExecutor(self.threads, thread_name_prefix="etude-batches") as pool:
             try:
                 while step < self.steps or waiting:
                     while step < self.steps and len(waiting) < self.prefetch:
-                        needs = self._needs(step)
-                        waiting.append(_Pending(step, first, needs, pool.submit(self._batch, step, first, needs)))
-                        step, first = step + 1, first + needs[2]
-                    head = waiting[0]
-                    if self._needs(head.step) == head.made_for:
+                        waiting.append(self._submitted(pool, step, first))
+                        step, first = step + 1, first + waiting[-1].made_for.images
+                    if self._needs(waiting[0].step) == waiting[0].made_for:
                         yield waiting.popleft().batch.result()
                     else:  # an event has changed the plan since
+                        step, first = waiting[0].step, waiting[0].first
                         _drop(waiting)
-                        step, first = head.step, head.first
             finally:  # a consumer that stops early must not wait for batches nobody wants
                 _drop(waiting)
 
-    def _needs(self, step: int) -> tuple[int, float, int]:
+    def _submitted(self, pool: ThreadPoolExecutor, step: int, first: int) -> _Pending:
+        needs = self._needs(step)
+        batch = pool.submit(self._maker.training, self._chosen(first, needs.images), needs, self._rng(step))
+        return _Pending(step, first, needs, batch)
+
+    def _needs(self, step: int) -> StepNeeds:
         moment = self.plan(step)
         images = self.batch_size if moment.batch_size is None else min(moment.batch_size, len(self.data.rows))
         if moment.image_size is None:
             raise ValueError(f"the plan gives step {step} no image size, and the store needs one")
-        return moment.image_size, moment.augment or 0.0, images
+        return StepNeeds(moment.image_size, moment.augment or 0.0, images)
 
     def _images_before(self, step: int) -> int:
-        return sum(self._needs(earlier)[2] for earlier in range(step))
+        if self.fixed_batch:
+            return step * self.batch_size
+        return sum(self._needs(earlier).images for earlier in range(step))
+
+    def _rng(self, step: int) -> np.random.Generator:
+        return rng_for(self.seed, f"augment/{self.part[0]}" if self.part[0] else "augment", step)
 
     def _chosen(self, first: int, count: int) -> np.ndarray:
         """Return positions of ``count`` images of the stream from its place ``first`` on."""
-        parts: list[np.ndarray] = []
+        pieces: list[np.ndarray] = []
         while count > 0:
             epoch, place = divmod(first, len(self.data.rows))
-            parts.append(self._order(epoch)[place : place + count])
-            first, count = first + len(parts[-1]), count - len(parts[-1])
+            pieces.append(self._order(epoch)[place : place + count])
+            first, count = first + len(pieces[-1]), count - len(pieces[-1])
         which, processes = self.part
-        return np.concatenate(parts)[which::processes]
+        return np.concatenate(pieces)[which::processes]
 
     def _order(self, epoch: int) -> np.ndarray:
         if epoch not in self._orders:
@@ -157,20 +193,21 @@ class StepBatches:
             self._orders = {**kept, epoch: rng_for(self.seed, "order", epoch).permutation(len(self.data.rows))}
         return self._orders[epoch]
 
-    def _batch(self, step: int, first: int, needs: tuple[int, float, int]) -> Batch:
-        size, strength, count = needs
-        chosen = self._chosen(first, count)
-        rows = self.data.rows[chosen]
-        images = self.data.gather(rows, size)
-        name = f"augment/{self.part[0]}" if self.part[0] else "augment"
-        images = self.augment(images, strength, rng_for(self.seed, name, step))
-        return {
-            "image": torch.from_numpy(np.ascontiguousarray(images)),
-            "target": torch.from_numpy(self.data.targets[chosen]),
-            "weight": torch.from_numpy(self.data.weights[chosen]),
-            "id": torch.from_numpy(rows),
-            "is_labeled": torch.ones(len(chosen), dtype=torch.bool),
-        }
+    def _split(self, batch: Batch) -> Iterator[Batch]:
+        """Yield a step's batch in parts; they are views of it, so its pixels do not depend on their number."""
+        images = len(batch["image"])
+        if images < self.parts:
+            raise EtudeError(
+                f"a step's {images} image{'s' if images != 1 else ''} cannot come in {self.parts} parts: raise "
+                "train.micro_batch, or the batch size"
+            )
+        for share in shares(images, self.parts):
+            yield {key: value[share] for key, value in batch.items()}
+
+
+def default_threads() -> int:
+    """Return the threads that make batches beside the network, which has the other cores."""
+    return max(1, min(_MOST_THREADS, usable_cores() // 2))
 
 
 def _drop(waiting: deque[_Pending]) -> None:
@@ -180,19 +217,31 @@ def _drop(waiting: deque[_Pending]) -> None:
 
 
 class OrderedBatches:
-    """All rows in order, unaugmented, at one size; for validation."""
+    """All rows in order, unaugmented, at one size, for validation; the next batch is made while one is looked at.
 
-    def __init__(self, data: TrainingRows, *, batch_size: int, size: int) -> None:
-        self.data, self.batch_size, self.size = data, batch_size, size
+    Args:
+        data: the rows to go through.
+        batch_size: images a batch, at most; batches are as equal as possible.
+        size: side of the images in pixels.
+        part: (which, of how many) processes share the rows, every row exactly once: none is repeated to fill up, which
+            would count it twice in the scores. All processes have as many batches, unless that would need empty ones.
+        pin: page-locked memory, from which a GPU fetches while it works.
+    """
+
+    def __init__(
+        self, data: TrainingRows, *, batch_size: int, size: int, part: tuple[int, int] = (0, 1), pin: bool = False
+    ) -> None:
+        self.data, self.batch_size, self.size, self.pin = data, batch_size, size, pin
+        which, processes = part
+        self._positions = np.arange(which, len(data.rows), processes)
+        self._most = -(-len(data.rows) // processes)  # rows of the largest share
 
     def __len__(self) -> int:
-        return -(-len(self.data.rows) // self.batch_size)
+        return min(-(-self._most // self.batch_size), len(self._positions))
 
     def __iter__(self) -> Iterator[Mapping[str, torch.Tensor]]:
-        for start in range(0, len(self.data.rows), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            yield {
-                "image": torch.from_numpy(self.data.gather(self.data.rows[part], self.size)),
-                "target": torch.from_numpy(self.data.targets[part]),
-                "weight": torch.from_numpy(self.data.weights[part]),
-            }
+        chosen = [self._positions[share] for share in shares(len(self._positions), len(self))] if len(self) else []
+        make: Callable[[np.ndarray], Batch] = lambda rows: plain_batch(self.data, rows, self.size, self.pin)  # noqa: E731
+        if self.data.gather_tensor is not None:
+            return map(make, chosen)
+        return made_ahead(make, chosen, name="etude-ordered")

@@ -1,29 +1,93 @@
-"""All colour changes of an augmentation composed into one affine map per image."""
+"""All colour changes of an augmentation composed into one affine map of RGB per image."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import cv2
 import numpy as np
 
+LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+_YIQ = np.array([LUMA, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+_GREY = np.tile(LUMA, (3, 1))
+_COLOR = np.eye(3) - _GREY
+# A quarter turn of the colours: what remains of RGB beside luma, turned by 90 degrees in the plane of I and Q.
+_QUARTER = np.linalg.inv(_YIQ) @ np.array([[0.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]]) @ _YIQ
 
-def color_map(images: np.ndarray, gain: np.ndarray, offset: np.ndarray) -> np.ndarray:
-    """Return uint8 images with contrast scaled about each image's mean and brightness shifted.
 
-    ``out = clip(gain * (image - mean) + mean + 255 * offset)``.
+@dataclass(frozen=True, slots=True)
+class Color:
+    """Per-image parameters of a colour map; every array is (B,). Images that are not RGB keep to the first two.
 
     Args:
-        images: uint8 (B, H, W, C).
-        gain: contrast factor (B,); 1 keeps it.
-        offset: brightness change (B,) as a share of the full range; 0 keeps it.
+        contrast: factor about the image's mean; 1 keeps it.
+        brightness: change as a share of the full range; 0 keeps it.
+        saturation: factor of the distance from luma; 1 keeps it.
+        hue: rotation about the grey axis in degrees, in the plane of I and Q of the YIQ colours; 0 keeps it.
+        grey: leave only luma.
+    """
+
+    contrast: np.ndarray
+    brightness: np.ndarray
+    saturation: np.ndarray
+    hue: np.ndarray
+    grey: np.ndarray
+
+    @classmethod
+    def identity(cls, count: int) -> Color:
+        """Return parameters that change nothing."""
+        zeros, ones = np.zeros(count), np.ones(count)
+        return cls(ones, zeros, ones, zeros, zeros.astype(bool))
+
+    @property
+    def keeps_chroma(self) -> bool:
+        """Whether no image's colours change beside contrast and brightness."""
+        return not (self.grey.any() or self.hue.any() or (self.saturation != 1.0).any())
+
+
+def chroma_matrices(color: Color) -> np.ndarray:
+    """Return float64 (B, 3, 3): saturation, hue and grey as linear maps of RGB, which keep luma and every grey.
+
+    >>> chroma_matrices(Color.identity(1))[0].round(12).tolist()
+    [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+    """
+    saturation = np.where(color.grey, 0.0, color.saturation)
+    angle = np.deg2rad(color.hue)
+    along, across = saturation * np.cos(angle), saturation * np.sin(angle)
+    return _GREY + along[:, None, None] * _COLOR + across[:, None, None] * _QUARTER
+
+
+def color_map(images: np.ndarray, color: Color) -> None:
+    """Change uint8 (B, H, W, C) in place, by one affine map an image, of RGB where a pixel has three channels.
+
+    ``new = clip(contrast * (chroma @ pixel - mean) + mean + 255 * brightness)``, where ``mean`` is the mean over all
+    pixels and channels of ``chroma @ image``. Values are within one level of the formula's.
 
     >>> image = np.full((1, 2, 2, 1), 100, np.uint8)
-    >>> int(color_map(image, np.ones(1), np.full(1, 0.2))[0, 0, 0, 0])
+    >>> color_map(image, Color(np.ones(1), np.full(1, 0.2), np.ones(1), np.zeros(1), np.zeros(1, bool)))
+    >>> int(image[0, 0, 0, 0])
     151
     """
-    levels = np.arange(256, dtype=np.float32)
-    changed = np.empty_like(images)
-    for image, g, o, out in zip(images, gain, offset, changed, strict=True):
-        mean = float(image.mean())
-        # A table of 256 entries does the arithmetic once a level instead of once a pixel.
-        table = np.clip(np.rint(g * (levels - mean) + mean + 255.0 * o), 0, 255).astype(np.uint8)
-        np.take(table, image, out=out)
-    return changed
+    channels = images.shape[3]
+    means = np.zeros((len(images), channels))
+    if (color.contrast != 1.0).any():
+        means = np.array([cv2.mean(image)[:channels] for image in images]).reshape(means.shape)
+    toned = (color.contrast != 1.0) | (color.brightness != 0.0)
+    if channels == 3 and not color.keeps_chroma:
+        matrices = chroma_matrices(color)
+        offset = np.empty((len(images), 3, 1))
+        offset[:] = _offset(color, (matrices @ means[:, :, None]).mean((1, 2)))[:, None, None]
+        whole = np.concatenate([color.contrast[:, None, None] * matrices, offset], axis=2)
+        touched = toned | color.grey | (color.saturation != 1.0) | (color.hue != 0.0)
+        for row in np.flatnonzero(touched).tolist():
+            cv2.transform(images[row], whole[row], images[row])
+        return
+    gains, offsets = color.contrast.tolist(), _offset(color, means.mean(1)).tolist()
+    for row in np.flatnonzero(toned).tolist():
+        image = images[row]
+        # In one pass with saturation; OpenCV's plain scaling would take absolute values.
+        cv2.addWeighted(image, gains[row], image, 0.0, offsets[row], image)
+
+
+def _offset(color: Color, mean: np.ndarray) -> np.ndarray:
+    return mean * (1.0 - color.contrast) + 255.0 * color.brightness

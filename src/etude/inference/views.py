@@ -1,13 +1,41 @@
-"""Views of an image for test-time augmentation: the symmetries that its augmentation policy allows."""
+"""Views of an image for test-time augmentation: symmetries that its policy allows, shifts, zooms, and random draws."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 
-from etude.functional.augment import policy_named
+from etude.core.errors import EtudeError
+from etude.core.seeds import rng_for
+from etude.functional.augment import Policy, apply_changes, policy_named
+from etude.functional.changes import Changes, draw_changes
+from etude.functional.warp import Geometry, warp, warp_matrices
+
+MOST_VIEWS = 128
+_STRENGTH = 0.5  # of the drawn views: the mean over views gains from changes that the network takes in its stride
+_SIZES_APART, _SMALL = 32, 96  # larger inputs have sides that are multiples of 32, below 96 px of 4
+
+
+class ViewLike(Protocol):
+    """One way to look at an image; the same for every image, whatever batch it comes in."""
+
+    @property
+    def name(self) -> str:
+        """In words."""
+        ...
+
+    @property
+    def enlarge(self) -> float:
+        """By how much the network's input is larger than usual."""
+        ...
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Return uint8 (B, S, S, C) images seen through this view."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +52,11 @@ class View:
     turns: int = 0
     flip: bool = False
 
+    @property
+    def enlarge(self) -> float:
+        """Nothing is enlarged."""
+        return 1.0
+
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Return uint8 (B, S, S, C) images seen through this view.
 
@@ -33,6 +66,90 @@ class View:
         """
         turned = np.rot90(images, self.turns, axes=(1, 2)) if self.turns else images
         return np.ascontiguousarray(turned[:, :, ::-1] if self.flip else turned)
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """Every image shifted or zoomed alike.
+
+    Args:
+        shift_x: to the right, as a share of the side.
+        shift_y: downwards.
+        log_scale: natural logarithm of the zoom.
+        border: what comes in from beyond the edge.
+    """
+
+    name: str
+    shift_x: float = 0.0
+    shift_y: float = 0.0
+    log_scale: float = 0.0
+    border: str = "reflect"
+
+    @property
+    def enlarge(self) -> float:
+        """Nothing is enlarged: a zoom fills the same input."""
+        return 1.0
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Return the images moved.
+
+        >>> image = np.arange(4, dtype=np.uint8).reshape(1, 2, 2, 1)
+        >>> Moved("right", shift_x=0.5, border="replicate")(image)[0, :, :, 0].tolist()
+        [[0, 0], [2, 2]]
+        """
+        still, ones = Geometry.identity(len(images)), np.ones(len(images))
+        geometry = replace(
+            still, shift_x=ones * self.shift_x, shift_y=ones * self.shift_y, log_scale=ones * self.log_scale
+        )
+        return warp(images, warp_matrices(geometry, images.shape[1]), self.border)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One random change of the training augmentation, drawn once and applied to every image alike.
+
+    Args:
+        policy: of the augmentation.
+        strength: in [0, 1].
+        seed: of the draw, which depends on it and on the name.
+    """
+
+    name: str
+    policy: Policy
+    strength: float = _STRENGTH
+    seed: int = 0
+
+    @property
+    def enlarge(self) -> float:
+        """Nothing is enlarged."""
+        return 1.0
+
+    @cached_property
+    def change(self) -> Changes:
+        """What is done to an image."""
+        return draw_changes(self.policy, self.strength, rng_for(self.seed, f"TTA {self.name}"), 1)
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Return the images changed."""
+        return apply_changes(images, self.change.rows(np.zeros(len(images), np.int64)))
+
+
+@dataclass(frozen=True, slots=True)
+class Larger:
+    """The image as it is, at a larger input: networks trained on zoomed crops often see better so.
+
+    Source: Touvron et al. 2019, Fixing the train-test resolution discrepancy.
+
+    Args:
+        enlarge: by which factor the side grows.
+    """
+
+    name: str
+    enlarge: float
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Return the images, which come at the larger size."""
+        return images
 
 
 IDENTITY = View("plain")
@@ -66,8 +183,64 @@ def views_of(policy_name: str, count: int) -> tuple[View, ...]:
     return tuple(allowed[:count])
 
 
+def many_views(policy_name: str, count: int, *, larger: float | None = None, seed: int = 0) -> tuple[ViewLike, ...]:
+    """Return ``count`` views, fewer only where the policy changes nothing at all; the first ones are the best bets.
+
+    First the symmetries that the policy allows, with ``larger`` then one of a larger input, then shifts by half of what
+    training had, zooms likewise, and last random draws of the training augmentation at half strength, without erased
+    rectangles and noise. The first views stay the same when more are asked for.
+
+    Args:
+        count: from 1 to 128.
+        larger: factor of the side of the larger input, such as 1.25; None has no such view.
+        seed: of the random draws.
+
+    Raises:
+        EtudeError: the policy is unknown, or a number is out of range.
+
+    >>> [view.name for view in many_views("photos", 10)]  # doctest: +ELLIPSIS
+    ['plain', 'flip', 'right 4%', 'left 4%', 'down 4%', 'up 4%', 'zoom 1.11', 'zoom 0.90', 'draw 1', 'draw 2']
+    """
+    if not 1 <= count <= MOST_VIEWS:
+        raise EtudeError(f"an image is seen through 1 to {MOST_VIEWS} views, not {count}")
+    if larger is not None and not 1 < larger <= 2:
+        raise EtudeError(f"the larger view enlarges the input by a factor above 1 and up to 2, not {larger}")
+    policy = policy_named(policy_name)
+    found: list[ViewLike] = [*views_of(policy_name, count)]
+    found += [] if larger is None else [Larger(f"larger {larger:.2f}", larger)]
+    found += _moved(policy)
+    drawn = replace(policy, erase=0.0, noise=0.0)
+    if not drawn.changes_nothing:
+        found += [Drawn(f"draw {number + 1}", drawn, seed=seed) for number in range(max(0, count - len(found)))]
+    return tuple(found[:count])
+
+
+def input_size(view: ViewLike, size: int) -> int:
+    """Return the side of the network's input for this view, ``size`` being the usual one.
+
+    >>> input_size(Larger("larger", 1.25), 224), input_size(IDENTITY, 224)
+    (288, 224)
+    """
+    if view.enlarge == 1.0:
+        return size
+    step = _SIZES_APART if size >= _SMALL else 4
+    return max(size + step, int(size * view.enlarge / step + 0.5) * step)
+
+
 def seen_through(
     view: View, gather: Callable[[np.ndarray, int], np.ndarray]
 ) -> Callable[[np.ndarray, int], np.ndarray]:
     """Return ``gather`` with ``view`` applied to what it returns."""
     return gather if view == IDENTITY else lambda rows, size: view(gather(rows, size))
+
+
+def _moved(policy: Policy) -> list[ViewLike]:
+    shift, zoom = policy.shift / 2.0, policy.log_scale / 2.0
+    share = f"{100 * shift:.0f}%"
+    shifts = [("right", shift, 0.0), ("left", -shift, 0.0), ("down", 0.0, shift), ("up", 0.0, -shift)]
+    found: list[ViewLike] = []
+    if shift:
+        found += [Moved(f"{word} {share}", x, y, border=policy.border) for word, x, y in shifts]
+    if zoom:
+        found += [Moved(f"zoom {np.exp(z):.2f}", log_scale=z, border=policy.border) for z in (zoom, -zoom)]
+    return found

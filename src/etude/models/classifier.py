@@ -35,7 +35,7 @@ class Pixels(Protocol):
 
 
 class Stored(Protocol):
-    """How images are stored; ``data.build.StoreBuild`` is one."""
+    """How images are stored; ``data.stores.build.StoreBuild`` is one."""
 
     @property
     def store(self) -> Pixels:

@@ -8,6 +8,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from etude.models.processor import native_bf16
+
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -30,7 +32,7 @@ def choose_precision(setting: str, device: torch.device) -> str:
         return setting
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() else "fp32"
+    return "bf16" if device.type == "cpu" and native_bf16() else "fp32"
 
 
 def describe_device(device: torch.device, precision: str) -> str:

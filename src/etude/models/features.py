@@ -1,26 +1,31 @@
-"""Features of a frozen backbone, computed once and kept in the cache."""
+"""Features of a frozen backbone, of images as they are and of augmented views, computed once and kept in the cache."""
 
 from __future__ import annotations
 
 import hashlib
 import zipfile
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from etude.core.files import replacing
+from etude.core.ahead import made_ahead
+from etude.core.files import digest_of, replacing
 from etude.core.progress import Progress
+from etude.core.seeds import rng_for
 from etude.models.classifier import Preprocessing
 from etude.models.device import channels_last
 
 _LARGEST = float(np.finfo(np.float16).max)
+_BLOCK = 32  # rows whose augmentation is drawn together; another number would draw other views
 
 Gather = Callable[[np.ndarray, int], np.ndarray]
 """``gather(indices, size)`` returns uint8 (B, size, size, channels); a store's method."""
+
+Augment = Callable[[np.ndarray, float, np.random.Generator, int], np.ndarray]
+"""``augment(images, strength, rng, size)`` returns uint8 (B, size, size, channels)."""
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -52,16 +57,107 @@ def extract_features(
 
     The next batch is gathered while the network works on the present one.
     """
+    fetch: Fetch = lambda part: gather(rows[part], preprocessing.size)  # noqa: E731
+    outputs = outputs_of(backbone, fetch, len(rows), preprocessing, precision=precision, batch_size=batch_size)
+    return _joined(outputs, len(rows), progress, name)
+
+
+Fetch = Callable[[slice], np.ndarray]
+"""Returns the images at these places among the rows that were asked for."""
+
+
+def outputs_of(
+    backbone: nn.Module,
+    fetch: Fetch,
+    count: int,
+    preprocessing: Preprocessing,
+    *,
+    precision: str,
+    batch_size: int,
+    first: int = 0,
+) -> Generator[np.ndarray]:
+    """Yield the network's float16 outputs batch by batch, from place ``first`` on.
+
+    What is beyond float16 becomes its largest value. The network is put into evaluation mode.
+    """
     device = next(backbone.parameters()).device
     channels_last(backbone).eval()
+    parts = [slice(start, min(start + batch_size, count)) for start in range(first, count, batch_size)]
+    for images in made_ahead(fetch, parts, name="etude-features"):
+        with torch.inference_mode(), autocast(device, precision):  # not while the reader has the batch
+            batch = backbone(preprocessing.to_input(torch.from_numpy(images).to(device)))
+            # Halved by torch: numpy's own conversion takes ten times as long.
+            values = batch.float().clamp(-_LARGEST, _LARGEST).half().cpu().numpy()
+        yield values
+
+
+def extract_views(
+    backbone: nn.Module,
+    gather: Gather,
+    rows: np.ndarray,
+    preprocessing: Preprocessing,
+    *,
+    augment: Augment,
+    policy: str,
+    views: int,
+    seed: int,
+    data: str,
+    progress: Progress,
+    cache: Path,
+    plain: np.ndarray | None = None,
+    source_size: Callable[[int], int] | None = None,
+    precision: str = "fp32",
+    batch_size: int = 32,
+    name: str = "features",
+) -> np.ndarray:
+    """Return float16 (V, N, D) features of the rows over views: the first as they are, the others augmented in full.
+
+    Each view is kept in ``cache`` by itself, so that asking for more views later computes the new ones only. The
+    random draws depend on (seed, view, place among the rows) alone, not on the batch size.
+
+    Args:
+        augment: changes images; at strength 1 here.
+        policy: tells this change from every other.
+        views: V, the plain one included.
+        data: tells the store from every other.
+        plain: (N, D) features of the first view, when they have been computed before.
+        source_size: ``source_size(size)`` is the side at which images are read to be sampled down to ``size``; a
+            store's method. None reads them at ``size``.
+    """
+    size = preprocessing.size
+    read = size if source_size is None else source_size(size)
+    key = digest_of(
+        f"views-1 {policy} {seed} {precision} {read}", data, weights_digest(backbone), str(backbone),
+        repr(preprocessing), np.asarray(rows, np.int64).tobytes(),
+    )  # fmt: skip
+    settings = {"precision": precision, "batch_size": max(1, batch_size // _BLOCK) * _BLOCK}
+    plain_fetch: Fetch = lambda part: gather(rows[part], size)  # noqa: E731
+
+    def one(view: int) -> np.ndarray:
+        def fetch(part: slice) -> np.ndarray:
+            drawn: list[np.ndarray] = []
+            for start in range(part.start, part.stop, _BLOCK):
+                images = gather(rows[start : min(start + _BLOCK, part.stop)], read)
+                drawn.append(augment(images, 1.0, rng_for(seed, f"view {view}", start // _BLOCK), size))
+            return np.concatenate(drawn)
+
+        outputs = outputs_of(backbone, fetch if view else plain_fetch, len(rows), preprocessing, **settings)
+        return _joined(outputs, len(rows), progress, f"{name} (view {view + 1}/{views})")
+
+    found = [] if plain is None else [plain]
+    for view in range(len(found), views):
+        found.append(cached(cache / f"{key}-{view}.npz", lambda view=view: one(view), len(rows))[0])
+    return np.stack(found)
+
+
+def _joined(outputs: Generator[np.ndarray], count: int, progress: Progress, name: str) -> np.ndarray:
+    """Return the outputs of ``count`` rows as one array."""
     found: np.ndarray | None = None
     done = 0
-    with progress.bar(name, len(rows)) as advance, torch.inference_mode(), autocast(device, precision):
-        for images in _ahead(gather, rows, preprocessing.size, batch_size):
-            batch = backbone(preprocessing.to_input(torch.from_numpy(images).to(device)))
-            values = batch.float().clamp(-_LARGEST, _LARGEST).cpu().numpy()
+    with progress.bar(name, count) as advance:
+        for values in outputs:
             if found is None:
-                found = np.empty((len(rows), values.shape[1]), np.float16)
+                found = np.empty((count, *values.shape[1:]), np.float16)
             found[done : done + len(values)] = values
             done += len(values)
             advance(len(values))
@@ -86,15 +182,3 @@ def cached(path: Path, compute: Callable[[], np.ndarray], rows: int) -> tuple[np
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, features=features)
     return features, False
-
-
-def _ahead(gather: Gather, rows: np.ndarray, size: int, batch_size: int) -> Iterator[np.ndarray]:
-    batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(gather, batches[0], size) if batches else None
-        for following in [*batches[1:], None]:
-            if waiting is None:
-                return
-            ready = waiting.result()
-            waiting = pool.submit(gather, following, size) if following is not None else None
-            yield ready

@@ -51,10 +51,11 @@ def fit_head(
     """Fit multinomial logistic regression on standardised features.
 
     C (inverse regularisation strength) is the candidate with the lowest cross-validated cross-entropy, searched on
-    at most ``search_rows`` rows, drawn by ``seed``; the last fit uses all rows.
+    at most ``search_rows`` images, drawn by ``seed``; the last fit uses all of them.
 
     Args:
-        features: (N, D) floats.
+        features: (N, D) floats; or (V, N, D) of V views of each image, the plain one first. Then each view counts for
+            1/V of its image, all views of an image stand in the same fold, and held-out images are judged as they are.
         labels: int (N,), in [0, num_classes).
         weights: per-image weights (N,), or None for equal ones.
 
@@ -64,12 +65,13 @@ def fit_head(
     >>> bool((head.logits(np.full((1, 3), 3.0)).argmax(1) == 1).all())
     True
     """
-    mean, scale = _moments(features)
-    x = _standardised(features, mean, scale)
+    views = features if features.ndim == 3 else features[None]
+    mean, scale = _moments(views.reshape(-1, views.shape[2]))
+    x = _standardised(views, mean, scale)
     sample_weight = np.ones(len(labels)) if weights is None else np.asarray(weights, np.float64)
     rows = _search_rows(labels, search_rows, seed)
-    chosen, loss = _search(x[rows], labels[rows], sample_weight[rows], candidates, folds, seed)
-    weight, bias = _fit(x, labels, sample_weight, chosen, num_classes)
+    chosen, loss = _search(x[:, rows], labels[rows], sample_weight[rows], candidates, folds, seed)
+    weight, bias = _fit(*_rows_of_views(x, labels, sample_weight), chosen, num_classes)
     weight = weight / scale
     return LinearHead(weight.astype(np.float32), (bias - weight @ mean).astype(np.float32), chosen, loss)
 
@@ -94,6 +96,12 @@ def _standardised(features: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> 
     return x
 
 
+def _rows_of_views(x: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return views (V, N, D) as rows (V * N, D), with the label of each and its share of the image's weight."""
+    views = len(x)
+    return x.reshape(-1, x.shape[2]), np.tile(labels, views), np.tile(weights / views, views)
+
+
 def _search_rows(labels: np.ndarray, most: int, seed: int) -> np.ndarray:
     rows = np.arange(len(labels))
     return rows if len(rows) <= most else np.sort(rng_for(seed, "head search").choice(rows, most, replace=False))
@@ -105,18 +113,19 @@ def _search(
     """Return the candidate with the lowest cross-validated cross-entropy, and that cross-entropy."""
     present, counts = np.unique(labels, return_counts=True)
     enough = np.isin(labels, present[counts >= folds])  # rarer classes cannot stand in every fold
-    x, labels, weights = x[enough], labels[enough], weights[enough]
+    x, labels, weights = x[:, enough], labels[enough], weights[enough]
     if len(candidates) == 1 or len(np.unique(labels)) < 2:
         return float(sorted(candidates)[len(candidates) // 2]), float("nan")
     classes = np.unique(labels)
     losses = np.zeros(len(candidates))
     splitter = StratifiedKFold(folds, shuffle=True, random_state=derive_seed(seed, "head folds") % 2**32)
-    for train, held in splitter.split(x, labels):
+    for train, held in splitter.split(labels, labels):  # of images, so no view of a held-out one is learned from
+        rows = _rows_of_views(x[:, train], labels[train], weights[train])
         model = _regression(candidates[0])
         for position, candidate in enumerate(sorted(candidates)):
             model.set_params(C=candidate)  # from strong to weak: each fit starts at the one before
-            _quietly_fit(model, x[train], labels[train], weights[train])
-            probability = model.predict_proba(x[held])[np.arange(len(held)), np.searchsorted(classes, labels[held])]
+            _quietly_fit(model, *rows)
+            probability = model.predict_proba(x[0, held])[np.arange(len(held)), np.searchsorted(classes, labels[held])]
             # One sure mistake must not make the loss infinite.
             losses[position] -= np.sum(np.log(np.maximum(probability, 1e-15)) * weights[held])
     best = int(np.argmin(losses))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator
@@ -51,6 +52,16 @@ def _time(value: Any) -> str:
     return value.strip()
 
 
+def _disk_space(value: Any) -> int | None:
+    """Bytes, or None for ``auto``."""
+    if value is None or value == "auto":
+        return None
+    told = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?\s*", str(value), re.IGNORECASE)
+    if isinstance(value, bool) or told is None:
+        raise refused("Input must be a size on disk, such as 500MB or 20GB, or 'auto'")
+    return int(float(told[1]) * 1000 ** " KMGT".index(told[2].upper() or " "))
+
+
 def _parsed(value: Any, accepted: str) -> tuple[float, str]:
     try:
         return parse_length(value)
@@ -69,3 +80,6 @@ RunLength = Annotated[str | None, BeforeValidator(_run_length)]
 
 Time = Annotated[str, BeforeValidator(_time)]
 """``"90s"`` or ``"10m"``."""
+
+DiskSpace = Annotated[int | None, BeforeValidator(_disk_space)]
+"""Bytes: a number, ``"500MB"``, ``"20GB"`` (of 1000 each); None for ``"auto"``."""

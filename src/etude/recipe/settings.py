@@ -17,7 +17,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from etude.core.errors import nearest
-from etude.recipe.lengths import Interval, Part, RunLength, Time, refused
+from etude.recipe.lengths import DiskSpace, Interval, Part, RunLength, Time, refused
 from etude.timeline import PRESETS
 
 Fit = Literal["auto", "squash", "crop", "letterbox"]
@@ -38,6 +38,16 @@ class DataSettings(Settings):
     )
     valid: float = Field(
         default=0.2, gt=0.0, lt=1.0, description="share of the labelled images held out for validation"
+    )
+    store: Literal["auto", "raw", "blosc2", "encoded"] = Field(
+        default="auto", description="how images are kept: raw, blosc2, encoded, or auto by a measured sample"
+    )
+    cache_limit: DiskSpace = Field(
+        default=None, description="most disk space for decoded images, such as 20GB; auto: half of what is free"
+    )
+    on_device: Literal["auto", "always", "never"] = Field(
+        default="auto",
+        description="keep the images in GPU memory: always, never, or auto when they fit easily",
     )
 
 
@@ -69,6 +79,9 @@ class HeadSettings(Settings):
     folds: int = Field(default=3, ge=2, le=20, description="folds of that cross-validation")
     search_rows: int = Field(
         default=5_000, ge=100, description="rows that the search uses at most; the last fit uses all"
+    )
+    views: int = Field(
+        default=1, ge=1, le=64, description="augmented views of each training image that the head is fitted on"
     )
 
 
@@ -113,7 +126,18 @@ class TrainSettings(Settings):
         default="auto", description="from one look at the validation images to the next: 1ep, 200st, 0.1, or auto"
     )
     checkpoint_every: Time = Field(default="60s", description="time from one checkpoint to the next: 60s, 10m")
-    precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description="numeric mode of the forward pass")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto", description="numeric mode of the forward pass: fp32, bf16, or auto by a short measurement"
+    )
+    memory_format: Literal["auto", "channels_last", "contiguous"] = Field(
+        default="auto", description="layout of images and weights: channels_last, contiguous, or auto by measurement"
+    )
+    threads: int | None = Field(
+        default=None, ge=1, le=1024, description="processor threads that torch uses; none: by measurement"
+    )
+    micro_batch: int | None = Field(
+        default=None, ge=1, description="images that are in memory at once, of a step's batch; none: as many as fit"
+    )
 
     @model_validator(mode="wrap")
     @classmethod
@@ -227,7 +251,13 @@ class PlateauSettings(Settings):
 class AugmentSettings(Settings):
     """Random changes of the training images."""
 
-    policy: str = Field(default="auto", description="photos, flips, symmetric, digits, none, or auto by the images")
+    policy: str = Field(
+        default="auto",
+        description="a policy such as photos, digits or cells, trivial (a random change), none, or auto by the images",
+    )
+    transform: str = Field(
+        default="", description="your own change of training images, as module:name; goes before the policy"
+    )
     mixup: float = Field(default=0.0, ge=0, description="alpha of MixUp's Beta distribution; 0 switches it off")
     cutmix: float = Field(default=0.0, ge=0, description="alpha of CutMix's Beta distribution; 0 switches it off")
 

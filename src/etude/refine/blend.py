@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from etude.core.errors import EtudeError, listed
 from etude.core.predictions import Predictions
+from etude.refine.base import LOG_ZERO, normalised
 
 
 def average(predictions: Sequence[Predictions], weights: Sequence[float] | None = None) -> Predictions:
@@ -29,18 +30,68 @@ def average(predictions: Sequence[Predictions], weights: Sequence[float] | None 
     >>> average([sure, unsure]).probabilities().round(3).tolist()
     [[0.7, 0.3]]
     """
+    together, shares = aligned(predictions), shares_of(weights, len(predictions))
+    mean = np.zeros((len(together[0].ids), len(together[0].classes)))
+    for share, one in zip(shares, together, strict=True):
+        mean += share * one.probabilities()
+    return _made(mean, together)
+
+
+def geometric_mean(predictions: Sequence[Predictions], weights: Sequence[float] | None = None) -> Predictions:
+    """Return the (weighted) mean of the log probabilities of M models, normalised: p = Π_m p_m^w_m / Z.
+
+    A class needs every model's consent: one model that is sure of the opposite counts for more than in
+    :func:`average`. The rest is as there.
+
+    >>> sure = Predictions.from_probabilities(["a"], ["cat", "dog"], [[0.9, 0.1]])
+    >>> unsure = Predictions.from_probabilities(["a"], ["cat", "dog"], [[0.5, 0.5]])
+    >>> geometric_mean([sure, unsure]).probabilities().round(3).tolist()
+    [[0.75, 0.25]]
+    """
+    together, shares = aligned(predictions), shares_of(weights, len(predictions))
+    mean = np.zeros((len(together[0].ids), len(together[0].classes)))
+    for share, one in zip(shares, together, strict=True):
+        mean += share * np.maximum(one.log_probabilities(), LOG_ZERO)
+    return _made(np.exp(normalised(mean)), together)
+
+
+def rank_mean(predictions: Sequence[Predictions], weights: Sequence[float] | None = None) -> Predictions:
+    """Return the (weighted) mean of the ranks that M models give to the images within each class.
+
+    The image with the k-th smallest probability of a class has rank (k - 1/2) / N there, equal ones the mean of their
+    ranks; the mean ranks of each image are divided by their sum. Only the order of a model's probabilities counts, so
+    badly calibrated models can be blended for a score of orders, such as AUC with two classes. The result is no
+    probability, and one model alone does not stay as it is. The rest is as in :func:`average`.
+
+    >>> one = Predictions.from_probabilities(["a", "b"], ["cat", "dog"], [[0.9, 0.1], [0.99, 0.01]])
+    >>> rank_mean([one]).probabilities().round(3).tolist()
+    [[0.25, 0.75], [0.75, 0.25]]
+    """
+    together, shares = aligned(predictions), shares_of(weights, len(predictions))
+    mean = np.zeros((len(together[0].ids), len(together[0].classes)))
+    for share, one in zip(shares, together, strict=True):
+        mean += share * np.apply_along_axis(_ranks, 0, one.probabilities())
+    return _made(mean, together)
+
+
+def aligned(predictions: Sequence[Predictions]) -> list[Predictions]:
+    """Return the predictions of M models with rows and columns in the order of the first, without features.
+
+    Raises:
+        EtudeError: there are none, or the ids or classes differ.
+    """
     if not predictions:
         raise EtudeError("there is nothing to blend: give the predictions of at least one model")
-    shares = _shares(weights, len(predictions))
     first = predictions[0]
-    aligned = [first, *(_aligned(other, first, number) for number, other in enumerate(predictions[1:], start=2))]
-    mean = np.zeros((len(first.ids), len(first.classes)))
-    for share, one in zip(shares, aligned, strict=True):
-        mean += share * one.probabilities()
-    return Predictions.from_probabilities(first.ids, first.classes, mean, labels=_common_labels(aligned))
+    return [first, *(_aligned(other, first, number) for number, other in enumerate(predictions[1:], start=2))]
 
 
-def _shares(weights: Sequence[float] | None, count: int) -> NDArray[np.float64]:
+def shares_of(weights: Sequence[float] | None, count: int) -> NDArray[np.float64]:
+    """Return ``count`` weights divided by their sum; equal ones when None.
+
+    Raises:
+        EtudeError: their number is another, one is negative or not finite, or all are zero.
+    """
     given = np.asarray([1.0] * count if weights is None else weights, dtype=np.float64)
     if given.shape != (count,):
         raise EtudeError(f"a blend of {count} models needs {count} weights, and got {given.size}")
@@ -75,13 +126,29 @@ def _positions(what: str, names: tuple[str, ...], wanted: tuple[str, ...], numbe
     return [position[name] for name in wanted]
 
 
-def _common_labels(aligned: Sequence[Predictions]) -> NDArray[np.int64] | None:
-    known = [one.labels for one in aligned if one.labels is not None]
+def common_labels(together: Sequence[Predictions]) -> NDArray[np.int64] | None:
+    """Return the labels that any of the aligned predictions carry, or None.
+
+    Raises:
+        EtudeError: two of them carry different ones.
+    """
+    known = [one.labels for one in together if one.labels is not None]
     for labels in known[1:]:
         if (differ := labels != known[0]).any():
-            where = aligned[0].ids[int(np.argmax(differ))]
+            where = together[0].ids[int(np.argmax(differ))]
             raise EtudeError(
                 f"the predictions to blend carry different labels for {int(differ.sum()):,} images (the first is "
                 f"{where!r}): they were made from different label files, so predict again from one of them"
             )
     return known[0] if known else None
+
+
+def _made(values: NDArray[np.float64], together: Sequence[Predictions]) -> Predictions:
+    first = together[0]
+    return Predictions.from_probabilities(first.ids, first.classes, values, labels=common_labels(together))
+
+
+def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return (rank - 1/2) / N of each value, (N,), equal ones sharing the mean of their ranks."""
+    _, position, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - counts / 2)[position] / len(values)

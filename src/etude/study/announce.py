@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 from etude.core.scores import accuracy, adjusted_error, log_loss
 from etude.data.dataset import seconds_to_decode
+from etude.data.in_order import usable_cores
 from etude.data.survey import SurveyResult
 from etude.journal.screen import Screen
 from etude.recipe.settings import Recipe
 from etude.recipe.sizes import image_sizes, most_of
 from etude.recipe.timeline import resolved_run
-from etude.study.backbone import trainable_backbone
 from etude.study.frozen import Frozen
+from etude.study.mode import Training
 from etude.study.plan import Amounts, expected_seconds, in_words, pace_of
 from etude.study.request import Request
 from etude.study.session import Row, Session
@@ -40,20 +40,25 @@ def show_plan(
     surveyed: SurveyResult,
     amounts: Amounts,
     frozen: Frozen | None,
+    training: Training | None,
     precision: str,
     device: str,
 ) -> tuple[list[tuple[str, float]], Pace | None]:
-    """Print what will be done and how long it should take; return (stage, expected seconds) and training's pace."""
+    """Print what will be done and how long it should take; return (stage, expected seconds) and training's pace.
+
+    Args:
+        frozen: stage 1's backbone, if any.
+        training: how stage 2 runs, if it does.
+        precision: of stage 1.
+        device: in words.
+    """
     request = session.request
-    decode = seconds_to_decode(sources.labelled, surveyed, stored_size(recipe)) / (os.cpu_count() or 1)
+    decode = seconds_to_decode(sources.labelled, surveyed, stored_size(recipe)) / usable_cores()
     features = None if frozen is None else measure_speed(frozen.backbone, recipe.model.feature_size, precision)
-    training = None
-    if "finetune" in recipe.stages:
-        trained = trainable_backbone(recipe, surveyed.channels, precision)
-        training = measure_speed(trained, image_sizes(recipe).first, precision)
+    speed = None if training is None else training.speed
     classes = sources.labelled.classes
     width = 0 if frozen is None else frozen.backbone.num_features
-    expected = expected_seconds(recipe, amounts, decode, features, training, width * len(classes))
+    expected = expected_seconds(recipe, amounts, decode, features, speed, width * len(classes))
     sample = f", a sample of {request.sample}" if request.sample else ""
     rows = [
         (
@@ -65,9 +70,10 @@ def show_plan(
         ("device", device),
         ("stage 1", _head_in_words(recipe, frozen)),
     ]
-    pace = None if training is None else pace_of(training, recipe, amounts)
-    if pace is not None:
+    pace = None if speed is None else pace_of(speed, recipe, amounts)
+    if training is not None and pace is not None:
         rows.append(("stage 2", _finetune_in_words(recipe, *resolved_run(recipe, amounts.train, pace))))
+        rows.append(("", training.told))
     rows.append(("time", in_words(expected)))
     if session.kept:  # a search for the learning rate goes only part of the way
         session.screen.plan(f"Plan (recipe {recipe.name}, seed {request.seed})", rows)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from etude.core.files import digest_of
 from etude.core.progress import Progress
+from etude.data.batches import Augment
 from etude.data.dataset import Dataset
 from etude.models.backbones import Backbone, build_backbone
 from etude.models.classifier import Preprocessing
 from etude.models.device import best_device
-from etude.models.features import cached, extract_features, weights_digest
+from etude.models.features import cached, extract_features, extract_views, weights_digest
 from etude.models.fold import fold_batchnorm
 from etude.models.levels import with_levels
 from etude.models.weights import BUNDLED_BACKBONE
@@ -38,6 +39,19 @@ class Frozen:
 
 
 @dataclass(frozen=True, slots=True)
+class AugmentedViews:
+    """Features of training images under random changes.
+
+    Args:
+        rows: sorted int (R,), the images.
+        values: float16 (V, R, D), without the plain view.
+    """
+
+    rows: np.ndarray
+    values: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
 class FrozenFeatures:
     """Features of every image of a data set.
 
@@ -46,12 +60,22 @@ class FrozenFeatures:
         preprocessing: of its input.
         values: float16 (N, D).
         reused: whether they came from the cache.
+        augmented: of more views of the training images, or None.
     """
 
     frozen: Frozen
     preprocessing: Preprocessing
     values: np.ndarray
     reused: bool
+    augmented: AugmentedViews | None = None
+
+    def views_of(self, rows: np.ndarray, columns: int | None = None) -> np.ndarray:
+        """Return (V, R, ``columns``) features of training images, the plain view first; by default all columns."""
+        plain = self.values[rows, :columns]
+        if self.augmented is None:
+            return plain[None]
+        places = np.searchsorted(self.augmented.rows, rows)
+        return np.concatenate([plain[None], self.augmented.values[:, places, :columns]])
 
 
 def frozen_name(recipe: Recipe) -> str:
@@ -93,3 +117,33 @@ def compute_features(
         len(rows),
     )
     return FrozenFeatures(frozen, preprocessing, values, reused)
+
+
+def add_views(
+    features: FrozenFeatures,
+    data: Dataset,
+    rows: np.ndarray,
+    recipe: Recipe,
+    augment: Augment,
+    policy: str,
+    *,
+    seed: int,
+    precision: str,
+    cache: Path,
+    progress: Progress,
+) -> FrozenFeatures:
+    """Return the features with ``recipe.head.views`` views of the images ``rows``, from the cache where it has them.
+
+    Args:
+        augment: ``augment(images, strength, rng, size)``.
+        policy: tells this change from every other.
+    """
+    store, module = data.build.store, features.frozen.backbone.module.to(best_device())
+    rows = np.unique(rows)
+    values = extract_views(
+        module, store.gather, rows, features.preprocessing,
+        augment=augment, policy=policy, views=recipe.head.views, seed=seed, data=store.folder.name,
+        plain=features.values[rows], source_size=store.source_size, precision=precision,
+        cache=cache / "features", progress=progress,
+    )  # fmt: skip
+    return replace(features, augmented=AugmentedViews(rows, values[1:]))

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from etude.core.lr_range import NoDescentError
-from etude.functional.augment import policy_named
+from etude.functional.policies import policy_named
 from etude.journal.record import RunRecord
 from etude.journal.screen import Screen
 from etude.journal.timeline_figure import draw_timeline
@@ -18,6 +20,7 @@ from etude.study.announce import show_scores
 from etude.study.candidates import Candidate, better, finetune_candidate, head_candidate
 from etude.study.finish import finish
 from etude.study.fold import Fold
+from etude.study.frozen import add_views
 from etude.study.lr_find import find_lr, refuse_idle_search
 from etude.study.network import fit_head_on
 from etude.study.policy import settle_policy
@@ -27,6 +30,7 @@ from etude.study.resume import clear_leftovers, refuse_other_settings, resumable
 from etude.study.session import Session
 from etude.study.sources import read_sources
 from etude.study.symmetry import PolicyChoice
+from etude.training.batches import changes_of
 from etude.training.fit import DivergedError
 
 
@@ -80,6 +84,7 @@ class Job:
     def run(self) -> None:
         """Train the recipe's stages on every fold, predict, and show the scores."""
         folds = self.prepared.folds
+        self._add_views(folds)
         kept = [self._train(fold, number, len(folds)) for number, fold in enumerate(folds, 1)]
         finish(self.session, kept, self.prepared.data, self.prepared.test)
         show_scores(self.session.screen, self.session.rows)
@@ -94,7 +99,7 @@ class Job:
         head = None
         if self.prepared.features is not None:
             with session.stage(f"head{suffix}") as stage:
-                head = fit_head_on(self.prepared.data, fold, self.prepared.features.values, self.recipe)
+                head = fit_head_on(self.prepared.data, fold, self.prepared.features, self.recipe)
                 candidates.append(head_candidate(self.prepared, fold, head, session.screen))
             session.scored(stage, candidates[-1].valid)
             # So that a run killed in stage 2 can already predict.
@@ -108,6 +113,26 @@ class Job:
         if len(candidates) > 1:
             session.screen.say(f"kept{suffix}: {kept.stage}, the better of both stages on the validation images")
         return name, replace(kept, card=card)
+
+    def _add_views(self, folds: list[Fold]) -> None:
+        """Add features of augmented views of the training images, by a policy that a head on the plain ones settles."""
+        prepared, session, views = self.prepared, self.session, self.recipe.head.views
+        if prepared.features is None or views == 1:
+            return
+        head = None
+        if self.recipe.augment.policy == "auto" and session.record.get("augmentation") is None:
+            head = fit_head_on(prepared.data, folds[0], prepared.features, self.recipe)
+        policy, own = policy_named(self._settled_policy(folds[0], head)), self.recipe.augment.transform
+        if policy.changes_nothing and not own:
+            session.warn(f"head.views={views} is left at 1: without augmentation all views of an image are the same")
+            return
+        with session.stage("views"):
+            features = add_views(
+                prepared.features, prepared.data, np.concatenate([fold.train for fold in folds]), self.recipe,
+                changes_of(policy, own), f"{policy} {own}",
+                seed=session.request.seed, precision=prepared.precision, cache=session.cache, progress=session.screen,
+            )  # fmt: skip
+        self.prepared = replace(prepared, features=features)
 
     def _finetuned(self, fold: Fold, policy: str, folder: Path, suffix: str) -> list[Candidate]:
         """Return stage 2's candidate; none when training diverged and stage 1 is there to be kept."""

@@ -18,14 +18,17 @@ from etude.recipe.settings import Recipe
 from etude.recipe.sizes import image_sizes, most_of
 from etude.study.backbone import trainable_backbone
 from etude.study.fold import Fold
+from etude.study.frozen import FrozenFeatures
 from etude.study.prepare import Prepared
 from etude.training.fit import FineTuneTask
 
 
-def fit_head_on(data: Dataset, fold: Fold, features: np.ndarray, recipe: Recipe) -> LinearHead:
-    """Fit a linear head on the fold's training rows of the features (N, D)."""
+def fit_head_on(
+    data: Dataset, fold: Fold, features: FrozenFeatures, recipe: Recipe, columns: int | None = None
+) -> LinearHead:
+    """Fit a linear head on all views of the fold's training images; on the first ``columns`` features, if given."""
     return fit_head(
-        features[fold.train],
+        features.views_of(fold.train, columns),
         data.labels[fold.train],
         len(data.images.classes),
         candidates=recipe.head.inverse_regularization,
@@ -38,19 +41,19 @@ def fit_head_on(data: Dataset, fold: Fold, features: np.ndarray, recipe: Recipe)
 
 def starting_network(prepared: Prepared, fold: Fold, policy: str) -> tuple[Classifier, ModelCard]:
     """Return a fresh network, its head started from stage 1's features where they are its own, and its card."""
-    recipe, data, features = prepared.recipe, prepared.data, prepared.features
+    recipe, data, features, mode = prepared.recipe, prepared.data, prepared.features, prepared.training_mode
     torch.manual_seed(derive_seed(fold.seed, "initial weights"))
     name, classes = recipe.model.backbone, data.images.classes
-    backbone = trainable_backbone(recipe, data.build.store.channels, prepared.precision)
+    backbone = trainable_backbone(recipe, data.build.store.channels, mode.precision)
     folded = recipe.train.batchnorm == "keep"
     dropout = max(recipe.train.dropout, most_of(recipe, "dropout"))  # the clock can change it, but not add it
     model = Classifier(backbone.module, backbone.num_features, len(classes), dropout)
     if features is not None and features.frozen.name == name:
         # The trained network pools its last map only, so its head starts from a fit on those columns.
-        start = fit_head_on(data, fold, features.values[:, : features.frozen.own_features], recipe)
+        start = fit_head_on(data, fold, features, recipe, columns=features.frozen.own_features)
         model.set_head(start.weight, start.bias)
     preprocessing = Preprocessing.of(backbone, data.build, image_sizes(recipe).final)
-    return model, ModelCard(name, classes, preprocessing, prepared.precision, tta=1, policy=policy, folded=folded)
+    return model, ModelCard(name, classes, preprocessing, mode.precision, tta=1, policy=policy, folded=folded)
 
 
 def training_task(
@@ -58,9 +61,10 @@ def training_task(
 ) -> FineTuneTask:
     """Return what there is to train on, and how."""
     data, recipe = prepared.data, prepared.recipe
-    targets = data.targets()
+    targets, store, near = data.targets(), data.build.store, prepared.on_device
+    gather_tensor = None if near is None else near.gather_tensor
     rows: Callable[[np.ndarray], TrainingRows] = lambda chosen: TrainingRows(  # noqa: E731
-        data.build.store.gather, chosen, targets[chosen], data.weights[chosen]
+        store.gather, chosen, targets[chosen], data.weights[chosen], store.source_size, gather_tensor
     )
     return FineTuneTask(
         preprocessing=card.preprocessing,
@@ -68,7 +72,7 @@ def training_task(
         valid=rows(fold.valid),
         recipe=recipe,
         policy=policy_named(card.policy),
-        precision=card.precision,
+        mode=prepared.training_mode,
         seed=fold.seed,
         folder=folder,
         pace=prepared.pace,

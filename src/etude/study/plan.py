@@ -54,8 +54,10 @@ def expected_seconds(
     """
     stages = [("store", decode * (amounts.labelled + amounts.test))]
     if features is not None:
-        stages.append(("features", features.infer_at(recipe.model.feature_size) * amounts.labelled))
-        stages.append(("head", _head_seconds(recipe, amounts, head_weights) * amounts.folds))
+        views = recipe.head.views  # of each training image; folds share them
+        seen = amounts.labelled + (views - 1) * (amounts.train if amounts.folds == 1 else amounts.labelled)
+        stages.append(("features", features.infer_at(recipe.model.feature_size) * seen))
+        stages.append(("head", _head_seconds(recipe, amounts, head_weights) * views * amounts.folds))
     if training is not None:
         timeline, steps = resolved_timeline(recipe, amounts.train, pace_of(training, recipe, amounts))
         one = training_seconds(training, timeline, steps, min(recipe.train.batch_size, amounts.train))

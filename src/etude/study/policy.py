@@ -15,7 +15,7 @@ def settle_policy(session: Session, prepared: Prepared, fold: Fold, head: Linear
     asked = recipe.augment.policy
     if asked != "auto":
         return PolicyChoice(asked, "as the recipe says")
-    if recipe.stages == ("head",) and recipe.predict.tta == 1:
+    if recipe.stages == ("head",) and recipe.predict.tta == recipe.head.views == 1:
         return PolicyChoice("none", "this recipe neither trains on images nor averages over views")
     if features is None or head is None:
         return PolicyChoice("photos", "there is no stage 1 head to measure symmetries with")

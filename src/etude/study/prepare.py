@@ -6,19 +6,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from etude.core.errors import EtudeError, listed
 from etude.data.bad_files import BadFile, write_bad_files
 from etude.data.dataset import Dataset, open_dataset
+from etude.data.stores.device import DeviceStore, fits_on_device
 from etude.data.survey import SurveyResult
 from etude.models.backbones import required_size
 from etude.models.device import best_device, choose_precision, describe_device
 from etude.models.memory import keep_large_blocks
+from etude.models.modes import Mode
 from etude.recipe import ImageFacts, Recipe, flat, resolve
 from etude.recipe.timeline import timeline_warnings
 from etude.study.announce import show_plan, stored_size
+from etude.study.backbone import trainable_backbone
 from etude.study.fold import Fold
 from etude.study.frozen import Frozen, FrozenFeatures, build_frozen, compute_features
+from etude.study.mode import settle_training
 from etude.study.plan import Amounts, at_trained_sizes, refuse_single_images
 from etude.study.session import Session
 from etude.study.sources import Sources, bad_files, check_asked, make_folds, planned_split, survey_sources
@@ -35,8 +40,10 @@ class Prepared:
         test: images to predict, or None.
         folds: the splits.
         features: of the frozen backbone, or None without stage 1.
-        precision: numeric mode.
+        precision: of stage 1 and of predictions from its features.
+        mode: that stage 2 trains in, or None without stage 2.
         pace: measured seconds of a training step, or None without stage 2.
+        on_device: the images in the memory of the device that trains, or None when they are read from the disk.
     """
 
     recipe: Recipe
@@ -45,7 +52,16 @@ class Prepared:
     folds: list[Fold]
     features: FrozenFeatures | None
     precision: str
+    mode: Mode | None
     pace: Pace | None
+    on_device: DeviceStore | None = None
+
+    @property
+    def training_mode(self) -> Mode:
+        """The numeric mode of stage 2."""
+        if self.mode is None:
+            raise ValueError("this recipe has no stage 2, so no mode to train in")
+        return self.mode
 
 
 def prepare(session: Session, recipe: Recipe, sources: Sources) -> Prepared:
@@ -74,13 +90,36 @@ def prepare(session: Session, recipe: Recipe, sources: Sources) -> Prepared:
     with session.stage("plan"):
         frozen = build_frozen(recipe, surveyed.channels)
         described = describe_device(device, precision)
-        expected, pace = show_plan(session, recipe, sources, surveyed, amounts, frozen, precision, described)
-    session.record.set("plan", {"expected_seconds": dict(expected), "resolved": flat(recipe), "device": described})
+        training = None
+        if "finetune" in recipe.stages:
+            backbone = trainable_backbone(recipe, surveyed.channels, precision)
+            training = settle_training(session, recipe, backbone, amounts, device)
+        expected, pace = show_plan(session, recipe, sources, surveyed, amounts, frozen, training, precision, described)
+    mode = None if training is None else training.mode
+    plan = {"expected_seconds": dict(expected), "resolved": flat(recipe), "device": described}
+    session.record.set("plan", {**plan, "mode": None if mode is None else mode.as_dict()})
     data, test = _store(session, recipe, sources, surveyed, surveyed_test)
     folds = make_folds(data, sources, session.request, recipe, session.warn)
     _record_data(session, sources, data, test, folds, surveyed)
     features = None if frozen is None else _features(session, frozen, data, recipe, precision)
-    return Prepared(recipe, data, test, folds, features, precision, pace)
+    on_device = None if mode is None else _on_device(session, recipe, data, device)
+    return Prepared(recipe, data, test, folds, features, precision, mode, pace, on_device)
+
+
+def _on_device(session: Session, recipe: Recipe, data: Dataset, device: torch.device) -> DeviceStore | None:
+    """Copy the images to the device that trains, when the recipe asks for it or they fit with room to spare."""
+    asked = recipe.data.on_device
+    if asked == "never" or (asked == "auto" and (device.type != "cuda" or recipe.augment.transform)):
+        return None
+    if recipe.augment.transform:
+        raise EtudeError(
+            "data.on_device=always keeps the images where augment.transform cannot work on them: leave one of them out"
+        )
+    fits, told = fits_on_device(data.build.store, device)
+    if not fits and asked == "always":
+        raise EtudeError(f"{told}: data.on_device=always asks for more than there is, leave it at auto")
+    session.screen.say(told)
+    return DeviceStore(data.build.store, device, session.screen) if fits else None
 
 
 def _features(session: Session, frozen: Frozen, data: Dataset, recipe: Recipe, precision: str) -> FrozenFeatures:
@@ -100,15 +139,19 @@ def _store(
         data = open_dataset(
             sources.labelled, surveyed, size,
             fit=recipe.data.fit, cache=session.cache, progress=session.screen, warn=session.warn,
+            kind=recipe.data.store, limit=recipe.data.cache_limit,
         )  # fmt: skip
         stage.note("reused", data.build.reused)
+        stage.note("kind", data.build.kind_reason)
         if sources.test is not None and surveyed_test is not None:
             # Test images take the training images' geometry and channels, whatever they would choose alone.
             test = open_dataset(
                 sources.test, replace(surveyed_test, channels=data.build.store.channels), size,
                 fit=data.build.fit, cache=session.cache, progress=session.screen, warn=session.warn,
+                kind=recipe.data.store, limit=recipe.data.cache_limit,
             )  # fmt: skip
     session.screen.say(f"geometry: {data.build.fit_reason}")
+    session.screen.say(f"stored: {data.build.kind_reason}")
     _list_bad(session, bad_files(data, test), len(data) + len(test or ()))
     if test is not None and surveyed_test is not None:
         check_asked(session.request, test.images, data.images.classes)

@@ -12,6 +12,7 @@ from etude.core.predictions import Predictions
 from etude.core.scores import score_of
 from etude.journal.record import RunRecord, Stage
 from etude.journal.screen import Screen
+from etude.models.modes import Mode
 from etude.study.request import Request, default_cache
 
 
@@ -79,6 +80,11 @@ class Session:
                 f"the images of {self.request.train} have changed since {self.folder} was begun, and a resumed run "
                 "would mix both: bring the old ones back, or leave out --resume and start a new run"
             )
+
+    def begun_mode(self) -> Mode | None:
+        """Return the numeric mode of the run that is resumed: another one would end with other weights."""
+        told = (self.record.get("plan") or {}).get("mode") if self.request.resume else None
+        return None if told is None else Mode.from_dict(told)
 
     def scored(self, stage: Stage, predictions: Predictions) -> None:
         """Write the validation scores of the stage that has just ended into its record and its row."""

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from etude.models.backbones import Backbone
-from etude.models.device import best_device, channels_last
+from etude.models.device import best_device
 from etude.models.features import autocast
+from etude.models.modes import AskedMode, Mode, applied, lay_out, lay_out_images, likely_mode
 from etude.timeline import Timeline
 
 _BATCH = 8
@@ -39,12 +40,23 @@ class Speed:
         return self.train * (size / self.size) ** 2
 
 
-def measure_speed(backbone: Backbone, size: int, precision: str) -> Speed:
-    """Time one forward pass and one training pass of a small batch, each after one to warm up."""
+def measure_speed(
+    backbone: Backbone, size: int, mode: Mode | str, *, clock: Callable[[], float] = time.perf_counter
+) -> Speed:
+    """Time one forward pass and one training pass of a small batch, each after one to warm up.
+
+    A backbone without a trained parameter trains as fast as it infers.
+
+    Args:
+        mode: to run in; a precision alone (``fp32`` or ``bf16``) takes the likely rest and torch's present threads.
+        clock: returns seconds.
+    """
     device = best_device()
-    module = channels_last(backbone.module.to(device)).eval()
-    images = torch.zeros(_BATCH, backbone.in_channels, size, size, device=device)
-    images = images.contiguous(memory_format=torch.channels_last)
+    if isinstance(mode, str):
+        mode = likely_mode(device, AskedMode.of(mode, threads=torch.get_num_threads()))
+    module = lay_out(backbone.module.to(device), mode).eval()
+    images = lay_out_images(torch.zeros(_BATCH, backbone.in_channels, size, size, device=device), mode)
+    precision = mode.precision
 
     def forward() -> None:
         with torch.inference_mode(), autocast(device, precision):
@@ -56,7 +68,10 @@ def measure_speed(backbone: Backbone, size: int, precision: str) -> Speed:
         loss.backward()
         module.zero_grad(set_to_none=True)
 
-    return Speed(size, _seconds(forward, device) / _BATCH, _seconds(forward_and_backward, device) / _BATCH)
+    with applied(mode):
+        infer = _seconds(forward, device, clock) / _BATCH
+        trained = any(weight.requires_grad for weight in module.parameters())
+        return Speed(size, infer, _seconds(forward_and_backward, device, clock) / _BATCH if trained else infer)
 
 
 def training_seconds(speed: Speed, timeline: Timeline, steps: int, batch_size: int) -> float:
@@ -67,13 +82,13 @@ def training_seconds(speed: Speed, timeline: Timeline, steps: int, batch_size: i
     )
 
 
-def _seconds(work: Callable[[], None], device: torch.device) -> float:
+def _seconds(work: Callable[[], None], device: torch.device, clock: Callable[[], float]) -> float:
     work()
     _finish(device)
-    start = time.perf_counter()
+    start = clock()
     work()
     _finish(device)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def _finish(device: torch.device) -> None:

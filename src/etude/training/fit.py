@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import etude.compat  # noqa: F401  (before lightning)
@@ -19,14 +19,16 @@ from etude.callbacks.mixup import ever_on
 from etude.core.errors import EtudeError
 from etude.core.files import explained_write
 from etude.core.progress import Progress
-from etude.data.loader import OrderedBatches, StepBatches, TrainingRows
-from etude.functional.augment import Policy, augment
+from etude.data.loader import OrderedBatches, TrainingRows
 from etude.functional.batchnorm import recompute_batchnorm
+from etude.functional.policies import Policy
 from etude.models.classifier import Classifier, Preprocessing
-from etude.models.device import channels_last, is_first_process
+from etude.models.device import is_first_process
+from etude.models.modes import Mode, applied, lay_out
 from etude.recipe.settings import Recipe
 from etude.recipe.timeline import resolved_run
 from etude.timeline import Pace, RunSize, Timeline, length_in_steps, parse_length
+from etude.training.batches import parts_of, step_batches, valid_batches
 from etude.training.module import FineTune
 from etude.training.resume import Finished, ResumeFolder, RunPlan
 from etude.training.trainer import build_trainer, passing_interrupts, quiet_lightning, silent_writers
@@ -44,7 +46,7 @@ class FineTuneTask:
         valid: rows to validate on, or None.
         recipe: resolved.
         policy: of augmentation.
-        precision: numeric mode of the forward pass, ``fp32`` or ``bf16``.
+        mode: precision, layout in memory, threads, and images in memory at once.
         seed: of everything random.
         folder: of ``history.csv``, ``tb/`` and ``checkpoints/``.
         pace: measured seconds of a step; needed when the timeline counts in minutes.
@@ -57,7 +59,7 @@ class FineTuneTask:
     valid: TrainingRows | None
     recipe: Recipe
     policy: Policy
-    precision: str
+    mode: Mode
     seed: int
     folder: Path
     pace: Pace | None = None
@@ -110,7 +112,7 @@ def fine_tune(
         return done
     plan = _plan(task, kept)
     clock = Clock(plan.timeline, plan.steps)
-    module = build_module(channels_last(model), task, clock)
+    module = build_module(lay_out(model, task.mode), task, clock)
     history, averaging = History(task.folder / "history.csv", plan.epoch_steps), _averaging(task.recipe, plan.timeline)
     callbacks: list[pl.Callback] = [clock, history, *averaging, *_mixing(task, plan.timeline)]
     callbacks += [
@@ -123,8 +125,9 @@ def fine_tune(
         trainer = build_trainer(
             steps=plan.steps, validate_every=plan.validate_every, clip=task.recipe.train.clip,
             callbacks=arrange(callbacks), folder=task.folder, start=start, processes=task.processes,
+            parts=parts_of(task, plan.timeline, plan.steps),
         )  # fmt: skip
-        with explained_write(task.folder), passing_interrupts(), silent_writers():
+        with applied(task.mode), explained_write(task.folder), passing_interrupts(), silent_writers():
             trainer.fit(module.train(), ckpt_path=checkpoint, weights_only=True)
     _settle(module, averaging, task)
     _refuse_divergence(model, task.recipe.train.lr, plan.steps)
@@ -136,24 +139,8 @@ def fine_tune(
 
 def build_module(model: Classifier, task: FineTuneTask, clock: Clock) -> FineTune:
     """Return the LightningModule whose batches follow the clock's plan, whatever events change it."""
-    size = task.preprocessing.size
-    valid = OrderedBatches(task.valid, batch_size=task.recipe.train.batch_size, size=size) if task.valid else None
-
-    def batches(start: int) -> StepBatches:
-        rank = torch.distributed.get_rank() if task.processes > 1 else 0
-        return StepBatches(
-            task.train,
-            steps=clock.steps,
-            batch_size=task.batch_size,
-            plan=clock.moment_at,
-            augment=lambda images, strength, rng: augment(images, task.policy, strength, rng),
-            seed=task.seed,
-            start=start,
-            part=(rank, task.processes),
-        )
-
-    settings = task.recipe.train
-    return FineTune(model, task.preprocessing, settings, clock, batches, valid, task.precision, task.seed)
+    batches, valid = step_batches(task, clock), valid_batches(task)
+    return FineTune(model, task.preprocessing, task.recipe.train, clock, batches, valid, task.mode, task.seed)
 
 
 def validation_interval(recipe: Recipe, timeline: Timeline, steps: int, size: RunSize) -> int:
@@ -192,8 +179,11 @@ def _settle(module: FineTune, averaging: list[EMA | SWA], task: FineTuneTask) ->
     if task.recipe.train.swa and task.recipe.train.batchnorm == "train":
         # An exponential average follows the statistics closely; an equal one over a phase mixes all of its stages.
         chosen = np.unique(np.linspace(0, len(task.train.rows) - 1, _STATISTICS_IMAGES).astype(int))
-        rows = TrainingRows(
-            task.train.gather, task.train.rows[chosen], task.train.targets[chosen], task.train.weights[chosen]
+        rows = replace(
+            task.train,
+            rows=task.train.rows[chosen],
+            targets=task.train.targets[chosen],
+            weights=task.train.weights[chosen],
         )
         batches = OrderedBatches(rows, batch_size=task.batch_size, size=task.preprocessing.size)
         recompute_batchnorm(module.model, batches, lambda batch: module.logits(batch))

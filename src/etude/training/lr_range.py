@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import etude.compat  # noqa: F401  (before lightning)
 
 import lightning.pytorch as pl
 import numpy as np
+import torch
 
 from etude.callbacks import Clock, TrainingProgress, arrange
+from etude.callbacks.base import loss_of
 from etude.core.lr_range import DIVERGED
 from etude.core.progress import Progress
 from etude.models.classifier import Classifier
-from etude.models.device import channels_last
+from etude.models.modes import applied, lay_out
 from etude.recipe.sizes import image_sizes
 from etude.recipe.timeline import timeline_of
 from etude.timeline import Exponential, Phase, Timeline
+from etude.training.batches import parts_of
 from etude.training.fit import FineTuneTask, build_module
 from etude.training.trainer import build_trainer, passing_interrupts, quiet_lightning
 
@@ -49,14 +52,14 @@ def lr_range_test(
         size_multiple=timeline_of(task.recipe).size_multiple,
     )
     clock, losses = Clock(timeline, steps), StepLosses()
-    module = build_module(channels_last(model), replace(task, valid=None), clock)
+    module = build_module(lay_out(model, task.mode), replace(task, valid=None), clock)
     bar = TrainingProgress(progress, steps, task.batch_size, "learning rate")
     with quiet_lightning():
         trainer = build_trainer(
             steps=steps, validate_every=steps, clip=task.recipe.train.clip, callbacks=arrange([clock, losses, bar]),
-            folder=None,
+            folder=None, parts=parts_of(task, timeline, steps),
         )  # fmt: skip
-        with passing_interrupts():
+        with applied(task.mode), passing_interrupts():
             trainer.fit(module.train())
     rates = np.array([clock.moment_at(step).lr for step in range(len(losses.values))], dtype=float)
     return rates, np.array(losses.values)
@@ -75,7 +78,9 @@ class StepLosses(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Look at the step's loss."""
-        loss = float(outputs["loss"])
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return  # a part of a step
+        loss = float(cast(torch.Tensor, loss_of(trainer, outputs)))
         self.values.append(loss)
         self._average = _SMOOTHING * self._average + (1 - _SMOOTHING) * loss
         smoothed = self._average / (1 - _SMOOTHING ** len(self.values))

@@ -16,6 +16,7 @@ from etude.data.loader import OrderedBatches, StepBatches
 from etude.functional.targets import cross_entropy, smoothed
 from etude.models.classifier import Classifier, Preprocessing
 from etude.models.features import autocast
+from etude.models.modes import Mode, lay_out_images
 from etude.recipe.settings import TrainSettings
 from etude.training.optimizer import build_optimizer
 
@@ -29,8 +30,8 @@ class FineTune(pl.LightningModule):
         settings: of the training.
         clock: tells the moment of a step.
         batches: returns the batches from a step on, so that a resumed run goes on where it stood.
-        valid_batches: labelled validation images, or None.
-        precision: numeric mode of the forward pass, ``fp32`` or ``bf16``.
+        valid_batches: returns this process's labelled validation images; None without any.
+        mode: numeric mode; its precision and layout hold for the forward pass.
         seed: of what is random inside the network (dropout, stochastic depth), with the step.
     """
 
@@ -41,20 +42,20 @@ class FineTune(pl.LightningModule):
         settings: TrainSettings,
         clock: Clock,
         batches: Callable[[int], StepBatches],
-        valid_batches: OrderedBatches | None,
-        precision: str = "fp32",
+        valid_batches: Callable[[], OrderedBatches] | None,
+        mode: Mode,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.model, self.preprocessing, self.settings = model, preprocessing, settings
         self._clock, self._batches, self._valid_batches = clock, batches, valid_batches
-        self._precision, self._seed = precision, seed
+        self._mode, self._seed = mode, seed
 
     def training_step(self, batch: Mapping[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
         """Return the batch's mean loss."""
-        step, rank = self.trainer.global_step, self.trainer.global_rank
+        step, rank, part = self.trainer.global_step, self.trainer.global_rank, self._part(batch_idx)
         # Seeded anew each step, a resumed run needs no state of torch's generator.
-        torch.manual_seed(derive_seed(self._seed, f"torch/{rank}" if rank else "torch", step))
+        torch.manual_seed(derive_seed(self._seed, f"torch/{rank}/{part}" if rank or part else "torch", step))
         scheduled = self._clock.moment_at(step).label_smoothing
         target = smoothed(batch["target"], self.settings.label_smoothing if scheduled is None else scheduled)
         loss = cross_entropy(self.logits(batch), target, batch["weight"])
@@ -78,7 +79,7 @@ class FineTune(pl.LightningModule):
 
     def val_dataloader(self) -> OrderedBatches | list[OrderedBatches]:
         """Return the validation batches, if any."""
-        return self._valid_batches if self._valid_batches is not None else []
+        return self._valid_batches() if self._valid_batches is not None else []
 
     def train(self, mode: bool = True) -> FineTune:
         """Switch to training; pretrained batch norm keeps its statistics when the settings say so.
@@ -93,8 +94,12 @@ class FineTune(pl.LightningModule):
                     module.eval()
         return self
 
+    def _part(self, batch_idx: int) -> int:
+        """Return which of a step's accumulated batches this is."""
+        return batch_idx % self.trainer.accumulate_grad_batches
+
     def logits(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the (B, C) logits of a batch's images."""
         # Not Lightning's mixed precision: it refuses to clip the gradients of fused optimisers.
-        with autocast(self.device, self._precision):
-            return self.model(self.preprocessing.to_input(batch["image"]))
+        with autocast(self.device, self._mode.precision):
+            return self.model(lay_out_images(self.preprocessing.to_input(batch["image"]), self._mode))

@@ -26,6 +26,7 @@ def build_trainer(
     folder: Path | None,
     start: int | None = None,
     processes: int = 1,
+    parts: int = 1,
 ) -> pl.Trainer:
     """Return a trainer for ``steps`` steps that Lightning sees as one epoch.
 
@@ -38,6 +39,7 @@ def build_trainer(
         folder: of TensorBoard's events; None for none.
         start: of a resumed run: steps taken before; TensorBoard drops what the stopped run wrote after them.
         processes: that train together (DDP).
+        parts: batches that a step's gradients are accumulated over.
     """
     logger = None if folder is None else TensorBoardLogger(folder, name="tb", version="", purge_step=start)
     return pl.Trainer(
@@ -52,7 +54,8 @@ def build_trainer(
         logger=logger or False,
         log_every_n_steps=max(1, min(50, steps // 100)),
         check_val_every_n_epoch=1,
-        val_check_interval=min(validate_every, steps),
+        accumulate_grad_batches=parts,
+        val_check_interval=min(validate_every, steps) * parts,
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,

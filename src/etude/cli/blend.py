@@ -1,0 +1,218 @@
+"""``etude blend``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from math import isnan
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from etude.cli.probabilities import Written, check_out, expanded, file_of, write_out
+
+if TYPE_CHECKING:
+    from etude.core.predictions import Predictions
+    from etude.journal.screen import Screen
+    from etude.refine.ensemble import Ensemble
+
+_METHODS = {
+    "auto": "auto",
+    "mean": "mean",
+    "geometric": "geometric",
+    "rank": "rank",
+    "weights": "likelihood",
+    "select": "selection",
+}
+
+
+def blend(
+    *models: Path,
+    out: Path,
+    method: str | None = None,
+    labels: Path | None = None,
+    valid: Annotated[list[Path] | None, Parameter(negative="")] = None,
+    metric: str = "accuracy",
+    id_column: str | None = None,
+    label_column: str | None = None,
+    probabilities: bool = True,
+    sample_submission: Path | None = None,
+    seed: int = 0,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    quiet: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Blend the predictions of several models of the same images.
+
+    Weights, and the table of how differently the models err, need labelled images: those of runs (their valid.npz),
+    those of --valid, or the blended ones themselves where they are labelled.
+
+    Parameters
+    ----------
+    models
+        Two or more: run folders, .npz files of etude, or tables with an id column and a column of probabilities a
+        class.
+    out
+        The file to write: .csv, or .npz.
+    method
+        mean, geometric, rank, weights (least log loss), select (Caruana's forward selection), or auto: the mean, unless
+        another way beats it on labelled images beyond noise. By default auto with labels, mean without.
+    labels
+        A table of ids and labels for the labelled images, when the files do not hold them.
+    valid
+        Labelled predictions of the models, a file each in the order of the models; repeat the option.
+    metric
+        What select and auto go by: accuracy, balanced_accuracy, macro_f1, log_loss, auc, kappa, or map@k.
+    id_column
+        Name of the column of ids in tables, when it is not found by its name.
+    label_column
+        Name of the column of labels.
+    probabilities
+        Write a column of probabilities a class; with --no-probabilities the predicted class.
+    sample_submission
+        A CSV whose ids, columns and order the file must follow.
+    seed
+        Of folds and bags.
+    as_json
+        Print JSON instead of tables.
+    quiet
+        Show warnings only.
+    """
+    written = Written(out, probabilities, sample_submission)
+    check_out(written)
+    from etude.core.errors import EtudeError, nearest
+    from etude.journal.screen import Screen
+
+    if method is not None and method not in _METHODS:
+        known = ", ".join(_METHODS)
+        raise EtudeError(f"--method is {method!r}; the methods are {known}.{nearest(method, _METHODS)}")
+    if len(models) < 2:
+        raise EtudeError(f"a blend needs the predictions of two models or more, and got {len(models)}")
+    if valid and len(valid) != len(models):
+        raise EtudeError(f"--valid came {len(valid)} times for {len(models)} models: give one for each, in their order")
+
+    screen = Screen(quiet=quiet or as_json)
+    reading = _Reading(labels, id_column, label_column, screen)
+    blended = [reading.read(path, "test.npz") for path in models]
+    labelled = reading.labelled(models, valid, blended)
+
+    from etude.refine.ensemble import Ensemble
+
+    way: Any = _METHODS[method or ("mean" if labelled is None else "auto")]
+    ensemble = Ensemble(way, metric, seed=seed).fit(blended if labelled is None else labelled)
+    done = ensemble.transform(blended)
+    write_out(written, done)
+    told = _told(models, ensemble, labelled, metric)
+    if as_json:
+        print(json.dumps(told, indent=2, ensure_ascii=False))
+        return
+    _show(screen, told)
+    screen.say(f"{len(done):,} predictions in {written.path}: {ensemble.described}")
+
+
+class _Reading:
+    """Reads predictions with the options that all files share."""
+
+    def __init__(self, labels: Path | None, id_column: str | None, label_column: str | None, screen: Screen) -> None:
+        self.labels, self.id_column, self.label_column, self.screen = labels, id_column, label_column, screen
+
+    def read(self, path: Path, name: str) -> Predictions:
+        """Read a file, or the file ``name`` of a run."""
+        from etude.refine.tables import read_probabilities
+
+        return read_probabilities(
+            file_of(path, name), id_column=self.id_column, label_column=self.label_column, warn=self.screen.warn
+        )
+
+    def labelled(
+        self, models: Sequence[Path], valid: Sequence[Path] | None, blended: Sequence[Predictions]
+    ) -> list[Predictions] | None:
+        """Return labelled predictions of every model on the same images, or None when there are none."""
+        from etude.refine.tables import with_classes, with_labels
+
+        if valid is None and all((expanded(path) / "valid.npz").is_file() for path in models):
+            valid = models
+        found = list(blended)
+        if valid is not None:
+            read = [(path, self.read(path, "valid.npz")) for path in valid]
+            found = [with_classes(one, blended[0].classes, str(path)) for path, one in read]
+        if self.labels is not None:
+            label_file, column = expanded(self.labels), self.label_column
+            found = [with_labels(one, label_file, label_column=column, warn=self.screen.warn) for one in found]
+        known = [one for one in found if one.labels is not None and (one.labels >= 0).any()]
+        return found if known else None
+
+
+def _told(
+    models: Sequence[Path], ensemble: Ensemble, labelled: Sequence[Predictions] | None, metric: str
+) -> dict[str, Any]:
+    """Return what was found, as JSON values."""
+    names = _names(models)
+    told: dict[str, Any] = {
+        "method": ensemble.method_,
+        "weights": dict(zip(names, ensemble.weights_.tolist(), strict=True)),
+    }
+    if labelled is None:
+        return told
+    from dataclasses import asdict
+
+    from etude.core.metrics import metric_named
+    from etude.refine.blend import aligned, common_labels
+    from etude.refine.diversity import advice, diversity
+
+    together = aligned(labelled)
+    labels = common_labels(together)
+    assert labels is not None
+    known = labels >= 0
+    score = metric_named(metric)
+    scored = [*zip(names, together, strict=True), ("blend", ensemble.transform(labelled))]
+    told["metric"] = score.name
+    told["labelled_images"] = int(known.sum())
+    told["scores"] = {name: score.value(one.log_probabilities()[known], labels[known]) for name, one in scored}
+    told["gains"] = {name: asdict(gain) for name, gain in ensemble.gains_.items()}
+    by_name = dict(zip(names, labelled, strict=True))
+    told["pairs"] = [{**asdict(pair), "q": None if isnan(pair.q) else pair.q} for pair in diversity(by_name)]
+    told["advice"] = advice(by_name, [name for name, weight in told["weights"].items() if weight > 0])
+    return told
+
+
+def _names(models: Sequence[Path]) -> list[str]:
+    """Return the models' paths, with a number where one comes again."""
+    paths = [str(path) for path in models]
+    return [
+        path if path not in paths[:place] else f"{path} ({paths[: place + 1].count(path)})"
+        for place, path in enumerate(paths)
+    ]
+
+
+def _two_digits(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _show(screen: Screen, told: dict[str, Any]) -> None:
+    if "scores" not in told:
+        return
+    weights = told["weights"]
+    fitted = told["method"] in ("likelihood", "selection")
+    rows = [
+        (name + (" (its weights saw these images)" if name == "blend" and fitted else ""), score, weights.get(name))
+        for name, score in told["scores"].items()
+    ]
+    screen.table(
+        f"{told['metric']} on {told['labelled_images']:,} labelled images",
+        ("model", told["metric"], "weight"),
+        [(name, f"{score:.4f}", None if weight is None else f"{weight:.3f}") for name, score, weight in rows],
+    )
+    if told["gains"]:
+        gains = [
+            (name, f"{gain['gain'] + 0.0:+.4f}", f"{gain['low'] + 0.0:+.4f} {gain['high'] + 0.0:+.4f}")
+            for name, gain in told["gains"].items()
+        ]
+        screen.table("Cross-fitted gain over the mean", ("way", "gain", "95% interval"), gains)
+    pairs = [
+        (f"{p['first']} | {p['second']}", f"{p['disagreement']:.1%}", f"{p['double_fault']:.1%}", _two_digits(p["q"]))
+        for p in told["pairs"]
+    ]
+    screen.table("How differently they err", ("models", "disagree", "both wrong", "Q"), pairs)
+    for sentence in told["advice"]:
+        screen.say(sentence)

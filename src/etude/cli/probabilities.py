@@ -1,0 +1,124 @@
+"""What ``etude refine`` and ``etude blend`` share: predictions read from runs and tables, and written again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from etude.core.predictions import Predictions
+
+Warn = Callable[[str], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """Where and how predictions are to be written.
+
+    Args:
+        out: a .csv or .npz file.
+        probabilities: a column a class, else the predicted class; .csv only.
+        sample: a sample submission to follow; .csv only.
+    """
+
+    out: Path
+    probabilities: bool = True
+    sample: Path | None = None
+
+    @property
+    def path(self) -> Path:
+        """The file, with ``~`` expanded: the shell leaves --out=~/FILE as it is."""
+        return Path(os.path.expanduser(self.out))
+
+
+def check_out(written: Written) -> None:
+    """Refuse what cannot be written, before any work.
+
+    Raises:
+        EtudeError: the ending is unknown, or an option does not go with it.
+    """
+    from etude.core.errors import EtudeError
+
+    ending = written.path.suffix.lower()
+    if ending not in (".csv", ".npz"):
+        raise EtudeError(f"--out is {written.path}; give a file that ends in .csv or .npz")
+    if ending == ".npz" and (not written.probabilities or written.sample is not None):
+        raise EtudeError(
+            f"--out is {written.path}, and an .npz file follows no --no-probabilities or --sample-submission: "
+            "give a .csv"
+        )
+
+
+def write_out(written: Written, predictions: Predictions) -> None:
+    """Write the predictions whole, or not at all.
+
+    Raises:
+        EtudeError: they do not fit the sample submission, or the place cannot be written.
+    """
+    from etude.core.submission import write_submission
+
+    if written.path.suffix.lower() == ".npz":
+        predictions.save(written.path)
+    else:
+        write_submission(written.path, predictions, probabilities=written.probabilities, sample=written.sample)
+
+
+def expanded(path: Path) -> Path:
+    """Return ``path`` with ``~`` expanded."""
+    return Path(os.path.expanduser(path))
+
+
+def file_of(given: Path, name: str) -> Path:
+    """Return ``given``, or the file ``name`` in it when it is a run's folder.
+
+    Raises:
+        EtudeError: the folder has no such file.
+    """
+    from etude.core.errors import EtudeError
+
+    path = expanded(given)
+    if not path.is_dir():
+        return path
+    if not (path / name).is_file():
+        raise EtudeError(f"{given} holds no {name}: give the folder of a finished run, or a file of predictions")
+    return path / name
+
+
+def labelled_and_target(
+    valid: Path,
+    target: Path | None,
+    labels: Path | None,
+    *,
+    id_column: str | None,
+    label_column: str | None,
+    warn: Warn,
+) -> tuple[Predictions, Predictions]:
+    """Read the labelled predictions and those to refine, their classes in the same order.
+
+    Raises:
+        EtudeError: a file cannot be read, there are no labels, or the classes differ.
+    """
+    from etude.core.errors import EtudeError
+    from etude.refine.tables import read_probabilities, with_classes
+
+    if target is None and not expanded(valid).is_dir():
+        raise EtudeError(
+            f"there is nothing to refine: give the predictions of other images after {valid} (--target FILE)"
+        )
+    labelled = read_probabilities(
+        file_of(valid, "valid.npz"),
+        labels=None if labels is None else expanded(labels),
+        id_column=id_column,
+        label_column=label_column,
+        warn=warn,
+    )
+    if labelled.labels is None or not (labelled.labels >= 0).any():
+        raise EtudeError(
+            f"{valid} holds no labels to learn from: give them with --labels FILE, a table of ids and labels"
+        )
+    aim = file_of(valid if target is None else target, "test.npz")
+    found = read_probabilities(aim, id_column=id_column, warn=warn)
+    return labelled, with_classes(found, labelled.classes, str(aim))

@@ -1,0 +1,254 @@
+"""Metrics by name, on log probabilities and labels; whether one set of predictions beats another beyond its noise."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from etude.core import tally
+from etude.core.errors import EtudeError, nearest
+from etude.core.seeds import rng_for
+from etude.core.tally import FloatArray, IntArray, Tally
+
+Scorer = Callable[[FloatArray], float]
+"""Takes how often each of N images counts, (N,) float64, and returns the score."""
+
+_SMALLEST = 1e-15  # a probability below it counts as it, as in core.scores.log_loss
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A score of N labelled images over C classes.
+
+    Args:
+        name: by which :func:`metric_named` finds it.
+        larger_is_better: False for a loss.
+        per_image: maps log probabilities (N, C) and labels (N,) to (N,) values whose mean is the score; None when the
+            score is no such mean.
+        of_tally: computes the score from counts by class; None when it is not made of decisions.
+        prepare: maps log probabilities and labels to a :data:`Scorer`; None when one of the two above gives it.
+    """
+
+    name: str
+    larger_is_better: bool = True
+    per_image: Callable[[FloatArray, IntArray], FloatArray] | None = None
+    of_tally: Callable[[Tally], FloatArray] | None = None
+    prepare: Callable[[FloatArray, IntArray], Scorer] | None = None
+
+    @property
+    def sign(self) -> int:
+        """1 when larger is better, else -1."""
+        return 1 if self.larger_is_better else -1
+
+    @property
+    def needs_thresholds(self) -> bool:
+        """Whether predicting the most probable class is not what maximises it, even with true probabilities."""
+        return self.of_tally is not None and self.per_image is None
+
+    def value(self, log_probabilities: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float:
+        """Return the score of log probabilities (N, C) against labels (N,), each image weighted by ``weights`` (N,).
+
+        Raises:
+            EtudeError: there is no image, one is unlabelled, or the shapes disagree.
+
+        >>> metric_named("accuracy").value(np.log([[0.9, 0.1], [0.6, 0.4]]), [0, 1])
+        0.5
+        """
+        scorer, labels = self.scorer(log_probabilities, labels), np.asarray(labels)
+        return scorer(np.ones(len(labels)) if weights is None else np.asarray(weights, np.float64))
+
+    def scorer(self, log_probabilities: ArrayLike, labels: ArrayLike) -> Scorer:
+        """Return a function of how often each image counts, for scores of many resamples of the same images."""
+        values, truth = _checked(log_probabilities, labels)
+        if self.per_image is not None:
+            each = self.per_image(values, truth)
+            return lambda counts: float(counts @ each / counts.sum())
+        if self.of_tally is not None:
+            score, guesses, classes = self.of_tally, np.argmax(values, axis=1).astype(np.int64), values.shape[1]
+            return lambda counts: float(score(Tally.of(guesses, truth, classes, counts)))
+        assert self.prepare is not None
+        return self.prepare(values, truth)
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """How much better one set of predictions is than another, on the same images.
+
+    Args:
+        gain: in the metric's own unit; positive is better, also for a loss.
+        low: end of the bootstrap interval.
+        high: its other end.
+        probability: share of the resamples in which the gain is positive; ties count half.
+    """
+
+    gain: float
+    low: float
+    high: float
+    probability: float
+
+    @property
+    def beyond_noise(self) -> bool:
+        """Whether the whole interval is above zero, rounding aside."""
+        return self.low > 1e-9
+
+
+def paired_bootstrap(
+    metric: Metric,
+    before: ArrayLike,
+    after: ArrayLike,
+    labels: ArrayLike,
+    draws: int = 2000,
+    seed: int = 0,
+    *,
+    level: float = 0.9,
+    weights: ArrayLike | None = None,
+) -> Gain:
+    """Return the gain from ``before`` to ``after``, log probabilities (N, C), with its percentile interval.
+
+    Each draw resamples images, the same ones on both sides, so what both get wrong adds no noise (Efron & Tibshirani
+    1993, An Introduction to the Bootstrap). With ``level`` 0.9 the lower end is a one-sided test at 5%.
+
+    Args:
+        draws: number of resamples.
+        level: share of the resamples that the interval holds.
+        weights: (N,) importance of each image; equal when None.
+
+    >>> labels = np.arange(100) % 2
+    >>> right = np.log(np.where(np.eye(2)[labels] > 0, 0.8, 0.2))
+    >>> paired_bootstrap(metric_named("accuracy"), right[:, ::-1], right, labels)
+    Gain(gain=1.0, low=1.0, high=1.0, probability=1.0)
+    """
+    _, truth = _checked(before, labels)
+    importance = np.ones(len(truth)) if weights is None else np.asarray(weights, np.float64)
+    old, new = metric.scorer(before, truth), metric.scorer(after, truth)
+    rng = rng_for(seed, "paired bootstrap")
+    found = np.empty(draws)
+    for draw in range(draws):
+        counts = np.bincount(rng.integers(0, len(truth), len(truth)), minlength=len(truth)) * importance
+        found[draw] = metric.sign * (new(counts) - old(counts)) if counts.any() else 0.0
+    low, high = np.quantile(found, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
+    positive = float((found > 0).mean() + (found == 0).mean() / 2.0)
+    return Gain(metric.sign * (new(importance) - old(importance)), float(low), float(high), positive)
+
+
+def metric_named(name: str) -> Metric:
+    """Return the metric ``name``: accuracy, balanced_accuracy, macro_f1, log_loss, auc, kappa, or map@k for any k.
+
+    Raises:
+        EtudeError: there is none of that name.
+
+    >>> metric_named("map@5").name, metric_named("log_loss").sign
+    ('map@5', -1)
+    """
+    plain = re.sub(r"[\s-]+", "_", name.strip().lower())
+    if plain in METRICS:
+        return METRICS[plain]
+    if found := re.fullmatch(r"map@([1-9]\d{0,5})", plain):
+        return Metric(plain, per_image=_average_precision_at(int(found.group(1))))
+    known = (*METRICS, "map@3", "map@5")
+    raise EtudeError(
+        f"there is no metric {name!r}; the metrics are {', '.join(METRICS)} and map@k with any k."
+        f"{nearest(plain, known)}"
+    )
+
+
+def ranks_of(log_probabilities: FloatArray, labels: IntArray) -> IntArray:
+    """Return the rank, (N,) from 1, of each label among the classes; the first class comes first on a tie.
+
+    >>> ranks_of(np.log([[0.2, 0.5, 0.3]]), np.array([2])).tolist()
+    [2]
+    """
+    own = log_probabilities[np.arange(len(labels)), labels][:, None]
+    places: IntArray = np.arange(log_probabilities.shape[1], dtype=np.int64)
+    earlier: NDArray[np.bool_] = places[None, :] < labels[:, None]
+    ahead = (log_probabilities > own) | ((log_probabilities == own) & earlier)
+    return np.count_nonzero(ahead, axis=1).astype(np.int64) + 1
+
+
+def _hits(log_probabilities: FloatArray, labels: IntArray) -> FloatArray:
+    return (np.argmax(log_probabilities, axis=1) == labels).astype(np.float64)
+
+
+def _losses(log_probabilities: FloatArray, labels: IntArray) -> FloatArray:
+    return -np.maximum(log_probabilities[np.arange(len(labels)), labels], np.log(_SMALLEST))
+
+
+def _average_precision_at(k: int) -> Callable[[FloatArray, IntArray], FloatArray]:
+    """With one label an image, the average precision of its first k guesses is one over the label's rank."""
+
+    def precision(log_probabilities: FloatArray, labels: IntArray) -> FloatArray:
+        ranks = ranks_of(log_probabilities, labels)
+        return np.where(ranks <= k, 1.0 / ranks, 0.0)
+
+    return precision
+
+
+def _auc(log_probabilities: FloatArray, labels: IntArray) -> Scorer:
+    """Mean over classes of the area under the ROC curve of each against the rest; with two classes one says it all."""
+    count = log_probabilities.shape[1]
+    curves = [_Curve.of(log_probabilities[:, c], labels == c) for c in ([1] if count == 2 else range(count))]
+
+    def scorer(counts: FloatArray) -> float:
+        areas = np.array([curve.area(counts) for curve in curves])
+        return 0.5 if np.isnan(areas).all() else float(np.nanmean(areas))  # no pair to order: nothing is known
+
+    return scorer
+
+
+@dataclass(frozen=True, slots=True)
+class _Curve:
+    """Scores in rising order: ``starts`` are the first places of equal ones."""
+
+    order: NDArray[np.intp]
+    starts: NDArray[np.intp]
+    positive: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, scores: FloatArray, positive: NDArray[np.bool_]) -> _Curve:
+        order = np.argsort(scores, kind="stable")
+        rises = np.diff(scores[order], prepend=-np.inf) != 0 if len(order) else np.zeros(0, bool)
+        rises[:1] = True
+        return cls(order, np.flatnonzero(rises), positive[order])
+
+    def area(self, counts: FloatArray) -> float:
+        """Return P(score of a positive > that of a negative), ties counted half; NaN without a pair."""
+        weight = counts[self.order]
+        ups = np.add.reduceat(np.where(self.positive, weight, 0.0), self.starts)
+        downs = np.add.reduceat(np.where(self.positive, 0.0, weight), self.starts)
+        pairs = float(ups.sum() * downs.sum())
+        return float(ups @ (np.cumsum(downs) - downs / 2.0)) / pairs if pairs > 0 else float("nan")
+
+
+def _checked(log_probabilities: ArrayLike, labels: ArrayLike) -> tuple[FloatArray, IntArray]:
+    values, truth = np.asarray(log_probabilities, dtype=np.float64), np.asarray(labels)
+    if values.ndim != 2 or not values.size or truth.shape != (len(values),) or truth.dtype.kind not in "iu":
+        raise EtudeError(
+            "a metric needs log probabilities (N, C) and N integer labels, at least one, "
+            f"not arrays of shape {values.shape} and {truth.shape}"
+        )
+    if np.isnan(values).any():
+        raise EtudeError("log probabilities hold NaN: the predictions were damaged, so make them again")
+    if truth.min() < 0 or truth.max() >= values.shape[1]:
+        raise EtudeError(
+            f"labels must lie between 0 and {values.shape[1] - 1}, and {int(truth.min())} to {int(truth.max())} came: "
+            "score only labelled images, with a column for each class"
+        )
+    return values, truth.astype(np.int64)
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("accuracy", per_image=_hits, of_tally=tally.accuracy),
+        Metric("balanced_accuracy", of_tally=tally.balanced_accuracy),
+        Metric("macro_f1", of_tally=tally.macro_f1),
+        Metric("log_loss", larger_is_better=False, per_image=_losses),
+        Metric("auc", prepare=_auc),
+        Metric("kappa", of_tally=tally.quadratic_kappa),
+    )
+}
+"""Metrics without a parameter; ``map@k`` is made for its k."""

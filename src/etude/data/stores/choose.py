@@ -1,0 +1,179 @@
+"""Which kind of store: by what a sample of the images takes in each, and how much room there is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from etude.core.errors import EtudeError, listed, nearest
+from etude.data.in_order import usable_cores
+from etude.data.sources import ImageSet
+from etude.data.stores.blosc import Blosc2Store, blosc2_module, bytes_per_second, has_blosc2
+from etude.data.stores.disk import DiskStore
+from etude.data.stores.encoded import EncodedStore
+from etude.data.stores.ingest import Target, sample_rows
+from etude.data.stores.kinds import KINDS
+from etude.data.stores.packed import ENDS_TYPE
+from etude.data.stores.raw import RawStore
+from etude.data.stores.wording import told_bytes
+from etude.data.survey import SurveyResult
+from etude.data.wording import counted
+
+LEAST_RATIO = 2.0
+LEAST_IMAGES_PER_SECOND = 5_000
+"""Of 128 px RGB images, on one core: faster than most machines train."""
+_REFERENCE_BYTES = 128 * 128 * 3
+_MOST_SAMPLED = 64
+_LEAST_SAMPLED = 16
+
+
+@dataclass(frozen=True)
+class Room:
+    """How much the store may take.
+
+    Args:
+        free: bytes that the disk has left, those of this store's partial work included.
+        limit: bytes that the user allows, or None for half of what is free.
+        place: the folder of the stores, for the sentence that refuses.
+    """
+
+    free: int
+    limit: int | None
+    place: Path
+
+    @property
+    def allowed(self) -> int:
+        """Bytes that a store may take which was chosen for the user."""
+        return self.free // 2 if self.limit is None else min(self.limit, self.free)
+
+    @property
+    def most(self) -> int:
+        """Bytes that a store may take which the user asked for."""
+        return self.free if self.limit is None else min(self.limit, self.free)
+
+
+def check_kind(asked: str) -> None:
+    """Refuse a kind that does not exist or is not installed.
+
+    Raises:
+        EtudeError: it does not, or is not.
+    """
+    known = ("auto", *KINDS)
+    if asked not in known:
+        raise EtudeError(f"data.store is {asked!r}; choose one of {listed(known)}.{nearest(asked, known)}")
+    if asked == Blosc2Store.kind:
+        blosc2_module()
+
+
+def choose_kind(
+    images: ImageSet,
+    survey: SurveyResult,
+    size: int,
+    *,
+    fit: str,
+    asked: str,
+    room: Room,
+    threads: int | None = None,
+) -> tuple[str, str]:
+    """Choose raw, blosc2 or encoded, and say why in one sentence.
+
+    Raw when it fits, unless Blosc2 is installed, compresses a sample of the images twofold and reads at least 5,000
+    of 128 px a second. When raw does not fit, Blosc2 where that fits (it loses nothing and reads faster than JPEG
+    even where it reads slowly), otherwise JPEG.
+
+    Args:
+        images: the image set that was surveyed.
+        survey: of the images.
+        size: side of the stored squares in pixels.
+        fit: ``squash``, ``crop`` or ``letterbox``.
+        asked: ``auto``, or the kind that the user wants.
+        room: how much the store may take.
+        threads: that decode the sample; one for each core by default.
+
+    Raises:
+        EtudeError: no kind, or not the one asked for, fits.
+    """
+    check_kind(asked)
+    raw = len(survey) * size * size * survey.channels
+    if asked != "auto" and raw <= room.most:
+        told = told_bytes(raw)
+        return asked, f"{asked}, as asked for" if asked != RawStore.kind else f"raw: {told}, as asked for"
+    if asked == "auto" and raw <= room.allowed and not has_blosc2():
+        return RawStore.kind, f"raw: {told_bytes(raw)}"
+    most = min(_MOST_SAMPLED, max(_LEAST_SAMPLED, len(survey) // 64))  # little beside decoding all of them
+    rows = sample_rows(images, survey, Target(RawStore, size, fit), threads or usable_cores(), most)
+    sizes = Sizes(len(survey), size, raw, rows)
+    if asked != "auto":
+        if sizes.expected(KINDS[asked]) > room.most:
+            raise EtudeError(_refusal(sizes, room, room.most))
+        return asked, f"{asked}: {told_bytes(sizes.expected(KINDS[asked]))}, as asked for"
+    return _by_measurement(sizes, room)
+
+
+class Sizes:
+    """What a set of images takes in each kind of store, by a sample.
+
+    Args:
+        count: images of the set.
+        size: side in pixels.
+        raw: bytes of all pixels.
+        rows: the sampled images (S, S, C).
+    """
+
+    def __init__(self, count: int, size: int, raw: int, rows: Sequence[np.ndarray]) -> None:
+        self.count, self.size, self.raw, self.rows = count, size, raw, rows
+        self._chunks: dict[str, list[bytes]] = {}
+
+    def chunks(self, store: type[DiskStore]) -> list[bytes]:
+        """Return the sampled images as ``store`` keeps them."""
+        if store.kind not in self._chunks:
+            self._chunks[store.kind] = [store.encode(row) for row in self.rows]
+        return self._chunks[store.kind]
+
+    def expected(self, store: type[DiskStore]) -> float:
+        """Return the bytes of the whole set."""
+        if store is RawStore or not self.rows:
+            return self.raw
+        return (sum(map(len, self.chunks(store))) / len(self.rows) + ENDS_TYPE.itemsize) * self.count
+
+
+def _by_measurement(sizes: Sizes, room: Room) -> tuple[str, str]:
+    raw = told_bytes(sizes.raw)
+    if not sizes.rows:
+        return RawStore.kind, f"raw: {raw}, and no sampled image can be decoded"
+    if sizes.raw <= room.allowed:
+        worth, told = _worth_compressing(sizes) if has_blosc2() else (False, "")
+        if worth:
+            expected = told_bytes(sizes.expected(Blosc2Store))
+            return Blosc2Store.kind, f"blosc2: {expected}, since raw would take {raw} and {told}"
+        return RawStore.kind, f"raw: {raw}, and {told}" if told else f"raw: {raw}"
+    for store in (Blosc2Store, EncodedStore) if has_blosc2() else (EncodedStore,):
+        if (expected := sizes.expected(store)) <= room.allowed:
+            too_large = f"raw would take {raw} of at most {told_bytes(room.allowed)}"
+            return store.kind, f"{store.kind}: {told_bytes(expected)}, since {too_large}"
+    raise EtudeError(_refusal(sizes, room, room.allowed))
+
+
+def _worth_compressing(sizes: Sizes) -> tuple[bool, str]:
+    """Return whether Blosc2 saves enough and reads quickly enough, and what was measured."""
+    ratio = sizes.raw / sizes.expected(Blosc2Store)
+    if ratio < LEAST_RATIO:
+        return False, f"a sample compresses only {ratio:.1f}x"
+    speed = bytes_per_second(sizes.chunks(Blosc2Store), sizes.rows[0].shape) / _REFERENCE_BYTES
+    if speed < LEAST_IMAGES_PER_SECOND:
+        return False, f"a sample compresses {ratio:.1f}x but reads at only {speed:,.0f} images/s of 128 px"
+    return True, f"a sample compresses {ratio:.1f}x"
+
+
+def _refusal(sizes: Sizes, room: Room, allowed: int) -> str:
+    stores = [RawStore, *([Blosc2Store] if has_blosc2() else []), EncodedStore]
+    needs = [f"{told_bytes(sizes.expected(store))} as {store.kind}" for store in stores]
+    limit = "the limit" if room.limit is not None and room.limit <= room.free else "the free disk space to be used"
+    return (
+        f"{counted(sizes.count, 'image')} of {sizes.size} px take {', '.join(needs)}, but {limit} in {room.place} is "
+        f"{told_bytes(allowed)}: raise data.cache_limit, free some space, choose another cache folder, or smaller "
+        "images"
+    )

@@ -1,0 +1,174 @@
+"""All images in the memory of a device, where a batch is one indexing away."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from etude.core.progress import Progress, Silent
+from etude.data.stores.protocol import Store, checked_rows
+from etude.data.stores.wording import told_bytes
+
+if TYPE_CHECKING:
+    import torch
+
+LARGEST_SHARE = 0.4
+"""Of the free memory; the network, its gradients and the batches need the rest."""
+_COPIED_AT_ONCE = 1 << 26  # bytes
+_RESIZED_AT_ONCE = 1 << 28  # bytes of float32
+
+
+class DeviceStore:
+    """A store copied to a device: uint8 (N, S, S, C).
+
+    At its own size it returns the rows of the store it was copied from. At smaller and larger sizes its pixels differ
+    from those of :class:`~etude.data.stores.raw.RawStore` by 1 of 255 at most, by rounding.
+
+    Args:
+        store: the store on disk; it stays where it is.
+        device: such as ``cuda``.
+        progress: shows a bar while rows are copied.
+    """
+
+    kind = "device"
+
+    def __init__(self, store: Store, device: torch.device | str, progress: Progress | None = None) -> None:
+        import torch  # the rest of the data room works without
+
+        self.disk, self.device = store, torch.device(device)
+        shape = (len(store), store.size, store.size, store.channels)
+        self._images = torch.empty(shape, dtype=torch.uint8, device=self.device)
+        at_once = max(1, _COPIED_AT_ONCE // int(np.prod(shape[1:])))
+        with (progress or Silent()).bar(f"copy to {self.device}", len(store)) as advance:
+            for first in range(0, len(store), at_once):
+                rows = np.arange(first, min(first + at_once, len(store)))
+                self._images[first : first + len(rows)] = torch.from_numpy(store.gather(rows, store.size))
+                advance(len(rows))
+
+    @property
+    def size(self) -> int:
+        """Side of the stored images in pixels."""
+        return self.disk.size
+
+    @property
+    def channels(self) -> int:
+        """1 (grey) or 3 (RGB)."""
+        return self.disk.channels
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the store on disk."""
+        return self.disk.folder
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __reduce__(self) -> tuple[type[DeviceStore], tuple[Store, str]]:
+        return DeviceStore, (self.disk, str(self.device))
+
+    def source_size(self, size: int) -> int:
+        """Return the side at which rows are cheapest to read: the stored one."""
+        return self.size
+
+    def gather(self, indices: np.ndarray | Sequence[int], size: int) -> np.ndarray:
+        """Return rows ``indices``, resized to ``size``, on the CPU: (B, size, size, channels) uint8, contiguous.
+
+        Raises:
+            IndexError: a row is not in the store.
+        """
+        return self.gather_tensor(np.asarray(indices), size).cpu().numpy()
+
+    def gather_tensor(self, indices: np.ndarray | Sequence[int] | torch.Tensor, size: int) -> torch.Tensor:
+        """Return rows ``indices``, resized to ``size``, on the device: (B, size, size, channels) uint8, contiguous.
+
+        Args:
+            indices: int64 (B,). A tensor that is on a GPU already is not looked at, which would wait for the GPU: a
+                row beyond the store then fails in the GPU's own words.
+            size: side of the returned images in pixels.
+
+        Raises:
+            IndexError: a row is not in the store.
+        """
+        import torch
+
+        if isinstance(indices, torch.Tensor) and indices.device.type != "cpu":
+            rows = indices
+        else:
+            rows = torch.from_numpy(checked_rows(np.asarray(indices), len(self))).to(self.device, non_blocking=True)
+        images = self._images[rows]
+        if size == self.size or not len(images):
+            return images if size == self.size else images.new_empty(0, size, size, self.channels)
+        at_once = max(1, _RESIZED_AT_ONCE // (4 * self.channels * max(size, self.size) ** 2))
+        return torch.cat([resized(part, size) for part in images.split(at_once)])
+
+
+def resized(images: torch.Tensor, size: int) -> torch.Tensor:
+    """Resize uint8 (B, S, S, C) to uint8 (B, size, size, C) as OpenCV does, within 1 of 255.
+
+    Smaller: the exact average of each area, for whole and broken factors alike. Larger: cubic.
+    """
+    import torch
+    from torch.nn import functional as F
+
+    planes = images.permute(0, 3, 1, 2).float()
+    with torch.autocast(images.device.type, enabled=False):  # bfloat16 has too few digits for pixels
+        if size < images.shape[1]:
+            weights = torch.from_numpy(area_weights(images.shape[1], size)).to(planes.device, non_blocking=True)
+            planes = weights @ planes @ weights.T
+        else:
+            planes = F.interpolate(planes, (size, size), mode="bicubic", align_corners=False)
+    return planes.round_().clamp_(0, 255).permute(0, 2, 3, 1).to(torch.uint8).contiguous()
+
+
+@cache
+def area_weights(source: int, target: int) -> np.ndarray:
+    """Return float32 (target, source): how much of each source pixel goes into each target pixel. Rows sum to 1.
+
+    >>> area_weights(3, 2) * 3
+    array([[2., 1., 0.],
+           [0., 1., 2.]], dtype=float32)
+    """
+    edges = np.arange(target + 1) * (source / target)
+    pixels = np.arange(source)
+    starts, ends = edges[:-1, None], edges[1:, None]
+    overlap = np.minimum(ends, pixels + 1) - np.maximum(starts, pixels)
+    return (np.clip(overlap, 0, None) * (target / source)).astype(np.float32)
+
+
+def fits_on_device(store: Store, device: torch.device | str, free: int | None = None) -> tuple[bool, str]:
+    """Return whether all images fit on a device with room to spare, and a sentence with the numbers.
+
+    Args:
+        store: whose pixels would be copied.
+        device: such as ``cuda``.
+        free: bytes free on the device; by default the device is asked.
+    """
+    needed = len(store) * store.size**2 * store.channels
+    free = free_bytes(device) if free is None else free
+    if free is None:
+        return False, f"the images stay on disk: {device} does not tell how much memory it has free"
+    fits = needed <= LARGEST_SHARE * free
+    where = "fit in" if fits else "stay on disk: they would take more than"
+    return (
+        fits,
+        f"the images ({told_bytes(needed)}) {where} {LARGEST_SHARE:.0%} of the {told_bytes(free)} free on {device}",
+    )
+
+
+def free_bytes(device: torch.device | str) -> int | None:
+    """Return the free memory of a device, or None where it does not tell."""
+    import torch
+
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    if device.type == "cpu" and hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None

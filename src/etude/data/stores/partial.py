@@ -1,0 +1,188 @@
+"""A store in the making, that a killed run can be taken up from.
+
+Rows are appended to the files of a ``.partial`` folder. Every few seconds the files are written through to the disk,
+and after that a small record says how long they were and what their checksums are. What stands beyond the record is
+cut off at the next start, and decoding goes on from there.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import zlib
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import IO, Any, Self
+
+import numpy as np
+
+from etude.core.errors import EtudeError
+from etude.core.files import explained_write, read_json, write_json
+from etude.core.progress import Progress
+from etude.data.stores.disk import DiskStore
+from etude.data.stores.packed import ENDS_TYPE
+from etude.data.stores.record import STORE_VERSION, FileSum, checksum_of
+
+PROGRESS_NAME = "progress.json"
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What is done of a store.
+
+    Attributes:
+        done: images that were read, good or bad, in the survey's order.
+        bad: (position in the survey, reason) of those that could not be decoded.
+        files: how far the files have come.
+    """
+
+    done: int
+    bad: tuple[tuple[int, str], ...]
+    files: dict[str, FileSum]
+
+    @property
+    def rows(self) -> int:
+        """Rows that the files hold."""
+        return self.done - len(self.bad)
+
+    def projected_bytes(self, images: int) -> float:
+        """Return the size of the whole store, if the other images take as much as those that are done."""
+        return sum(held.bytes for held in self.files.values()) / max(1, self.rows) * images
+
+    @staticmethod
+    def load(folder: Path, store: type[DiskStore]) -> Begun | None:
+        """Return what the record in ``folder`` says; None where there is none that can be used."""
+        try:
+            value = read_json(folder / PROGRESS_NAME)
+            files = {str(name): FileSum.parse(held) for name, held in value["files"].items()}
+            bad = tuple((int(position), str(reason)) for position, reason in value["bad"])
+            begun = Begun(int(value["done"]), bad, files)
+        except (EtudeError, OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+        return begun if value.get("version") == STORE_VERSION and set(files) == set(store.file_names) else None
+
+
+class PartialStore:
+    """The files of a store in the making; a context that closes them.
+
+    Attributes:
+        done: images that were read before, from which decoding goes on.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, store: type[DiskStore], begun: Begun | None) -> None:
+        self.folder, self.store = folder, store
+        self._state = begun or Begun(0, (), {name: FileSum(0, 0) for name in store.file_names})
+        self._bad = list(self._state.bad)
+        self._files: dict[str, IO[bytes]] = {}
+        self._closing = ExitStack()
+
+    def __enter__(self) -> Self:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name, held in self._state.files.items():
+            path = self.folder / name
+            path.touch()
+            file = self._closing.enter_context(path.open("r+b"))
+            file.truncate(held.bytes)
+            file.seek(held.bytes)
+            self._files[name] = file
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._closing.close()
+
+    @property
+    def done(self) -> int:
+        """Images that were read, good or bad."""
+        return self._state.done
+
+    @property
+    def bad(self) -> tuple[tuple[int, str], ...]:
+        """(position in the survey, reason) of the images that could not be decoded."""
+        return tuple((position, reason) for position, reason in self._bad if position < self.done)
+
+    def reserve(self, rows: int, row_bytes: int) -> None:
+        """Take the disk space of more ``rows`` at once: a full disk shows now, not after an hour of decoding."""
+        file = self._files[self.store.file_names[0]]
+        if not hasattr(os, "posix_fallocate") or not rows:
+            return
+        held = file.tell()
+        try:
+            os.posix_fallocate(file.fileno(), held, rows * row_bytes)
+        except OSError as error:
+            file.truncate(held)  # gives back what was taken before the disk was full
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):  # file systems that cannot reserve
+                raise
+
+    def append(self, row: bytes) -> None:
+        """Add the next image."""
+        files = dict(self._state.files)
+        rows_name, *ends_names = self.store.file_names
+        files[rows_name] = self._written(rows_name, row)
+        for name in ends_names:
+            files[name] = self._written(name, np.array(files[rows_name].bytes, ENDS_TYPE).tobytes())
+        # One assignment: an interrupt finds the row either done or not begun.
+        self._state = replace(self._state, done=self.done + 1, files=files)
+
+    def skip(self, reason: str) -> None:
+        """Leave the next image out."""
+        self._bad.append((self.done, reason))
+        self._state = replace(self._state, done=self.done + 1)
+
+    def save(self) -> None:
+        """Write the files through to the disk, then the record of how far they have come."""
+        state = replace(self._state, bad=self.bad)
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        write_json(self.folder / PROGRESS_NAME, {"version": STORE_VERSION, **asdict(state)})
+
+    def complete(self) -> dict[str, FileSum]:
+        """Cut the files to what was written, save, and return their lengths and checksums."""
+        for name, file in self._files.items():
+            file.truncate(self._state.files[name].bytes)
+        self.save()
+        return self._state.files
+
+    def _written(self, name: str, data: bytes) -> FileSum:
+        held = self._state.files[name]
+        self._files[name].write(data)
+        return FileSum(held.bytes + len(data), zlib.crc32(data, held.checksum))
+
+
+def verified(folder: Path, store: type[DiskStore], progress: Progress, warn: Callable[[str], None]) -> Begun | None:
+    """Return what can be kept of the work in ``folder``; what cannot is removed, and damage is told."""
+    if not folder.exists():
+        return None
+    begun = Begun.load(folder, store)
+    if begun is not None and begun.rows and _is_whole(folder, begun, progress):
+        return begun
+    if (folder / PROGRESS_NAME).exists() and (begun is None or begun.rows):
+        warn(f"the partial image store {folder} is damaged: decoding begins anew")
+    remove(folder)
+    return None
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder of partial work."""
+    with explained_write(folder), suppress(FileNotFoundError):
+        shutil.rmtree(folder)
+
+
+def _is_whole(folder: Path, begun: Begun, progress: Progress) -> bool:
+    """Return whether the beginnings of the files are as they were recorded."""
+    advance: Any
+    try:
+        with progress.bar("check partial work", sum(held.bytes for held in begun.files.values()), "bytes") as advance:
+            return all(
+                (folder / name).stat().st_size >= held.bytes
+                and checksum_of(folder / name, held.bytes, advance) == held.checksum
+                for name, held in begun.files.items()
+            )
+    except OSError:
+        return False

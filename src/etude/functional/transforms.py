@@ -1,0 +1,205 @@
+"""A user's own change of images: a function, an albumentations transform or one of torchvision's, by name.
+
+What such a transform draws comes from seeds of its own for each image, so runs repeat and resumed runs go on as the
+uninterrupted one would have. Random numbers of Python and NumPy are seeded for the time of the call and then put back;
+those of torch come from a generator of the calling thread, so that training in another thread draws on undisturbed.
+One image is transformed at a time, whatever the number of threads.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import random
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.overrides import TorchFunctionMode
+
+from etude.core.errors import EtudeError, nearest
+
+Transform = Callable[[np.ndarray], np.ndarray]
+
+_ACCEPTED = (
+    "a function of one uint8 array (H, W, C), an albumentations transform, a torchvision.transforms.v2 transform, or a "
+    "function without arguments that returns one of these"
+)
+_ONE_AT_A_TIME = threading.RLock()  # albumentations keeps its generators in the transform, others in global state
+
+
+class UserTransform:
+    """A user's transform as a function of uint8 (H, W, C) arrays, its results checked.
+
+    Args:
+        function: what changes an image.
+        name: where it comes from, for messages.
+        reseed: gives the transform's own generators a seed, where it has such.
+    """
+
+    def __init__(
+        self, function: Callable[[np.ndarray], Any], name: str, reseed: Callable[[int], Any] | None = None
+    ) -> None:
+        self.function, self.name, self.reseed = function, name, reseed
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Return the changed image, uint8 of the same shape; ``image`` stays as it is.
+
+        Raises:
+            EtudeError: the transform failed, or returned something else.
+        """
+        try:
+            changed = self.function(image.copy())  # a user's function may work in place
+        except Exception as error:
+            shape = " × ".join(map(str, image.shape))
+            raise EtudeError(f"{self.name} failed on an image of {shape}: {type(error).__name__}: {error}") from error
+        return self._checked(changed, image.shape)
+
+    def seeded(self, image: np.ndarray, seed: int) -> np.ndarray:
+        """Return the changed image; the same for the same seed, whatever was drawn before."""
+        with _ONE_AT_A_TIME, _TorchGenerator(seed):
+            kept_python, kept_numpy = random.getstate(), np.random.get_state()
+            try:
+                random.seed(seed)
+                np.random.seed(seed % 2**32)
+                if self.reseed is not None:
+                    self.reseed(seed)
+                return self(image)
+            finally:
+                random.setstate(kept_python)
+                np.random.set_state(kept_numpy)
+
+    def _checked(self, changed: Any, shape: tuple[int, ...]) -> np.ndarray:
+        wanted = "uint8 arrays of {} × {} × {}".format(*shape)
+        if not isinstance(changed, np.ndarray):
+            raise EtudeError(f"{self.name} returned {type(changed).__name__}; images come back as {wanted}")
+        if changed.ndim == 2 and shape[2] == 1:
+            changed = changed[:, :, None]
+        if changed.dtype != np.uint8 or changed.shape != shape:
+            came = " × ".join(map(str, changed.shape))
+            raise EtudeError(
+                f"{self.name} returned {changed.dtype} of {came}; images come back as {wanted}: size and channels "
+                "stay, and etude normalises after it"
+            )
+        return changed
+
+
+def load_transform(name: str, context: str = "augment.transform") -> UserTransform:
+    """Return the transform that ``module:name`` names; the module may lie in the current folder.
+
+    Args:
+        name: such as ``"my_transforms:train"``.
+        context: the setting that it stands in, for messages.
+
+    Raises:
+        EtudeError: there is none, or it is nothing that can change an image.
+    """
+    label = f"{context}={name}"
+    module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute:
+        raise EtudeError(f"{context} is {name!r}; write it as module:name, such as my_transforms:train")
+    module = _module(module_name, label)
+    if not hasattr(module, attribute):
+        raise EtudeError(f"{label}: the module has no {attribute!r}.{nearest(attribute, vars(module))}")
+    found = getattr(module, attribute)
+    if _is_factory(found):
+        try:
+            found = found()
+        except Exception as error:
+            raise EtudeError(
+                f"{label} failed when called to make the transform: {type(error).__name__}: {error}"
+            ) from error
+    return _adapted(found, label)
+
+
+def as_batch_transform(transform: Transform) -> Callable[[np.ndarray, np.random.Generator], np.ndarray]:
+    """Return ``change(images, rng)`` for uint8 (B, S, S, C); one seed an image is drawn from ``rng``.
+
+    >>> change = as_batch_transform(UserTransform(lambda image: 255 - image, "invert"))
+    >>> change(np.zeros((2, 1, 1, 1), np.uint8), np.random.default_rng(0)).ravel().tolist()
+    [255, 255]
+    """
+    user = transform if isinstance(transform, UserTransform) else UserTransform(transform, "the transform")
+
+    def change(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        changed = np.empty_like(images)
+        for image, seed, target in zip(images, rng.integers(0, 1 << 32, len(images)).tolist(), changed, strict=True):
+            target[...] = user.seeded(image, seed)
+        return changed
+
+    return change
+
+
+class _TorchGenerator(TorchFunctionMode):
+    """Lets torch's random functions draw from a generator of this thread, not from the one that training uses."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        name = getattr(func, "__name__", "")
+        if name in _LIKE and _on_cpu(args[0]):
+            like = {"dtype": args[0].dtype, **kwargs}
+            like.pop("memory_format", None)
+            return _LIKE[name](args[0].shape, generator=self.generator, **like)
+        if name in _DRAWING and kwargs.get("generator") is None and _on_cpu(*args[:1]):
+            kwargs["generator"] = self.generator
+        return func(*args, **kwargs)
+
+
+_LIKE = {"rand_like": torch.rand, "randn_like": torch.randn}
+_DRAWING = {
+    *("rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "poisson"),
+    *("uniform_", "normal_", "random_", "bernoulli_", "exponential_", "geometric_", "cauchy_", "log_normal_"),
+}  # fmt: skip
+
+
+def _on_cpu(first: Any = None) -> bool:
+    return not isinstance(first, torch.Tensor) or first.device.type == "cpu"
+
+
+def _module(name: str, label: str) -> Any:
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and (name == error.name or name.startswith(f"{error.name}.")):
+            raise EtudeError(f"{label}: there is no module {name!r} in {here} or among the installed ones") from error
+        raise EtudeError(f"{label}: importing {name!r} failed: {error}") from error
+    except Exception as error:
+        raise EtudeError(f"{label}: importing {name!r} failed: {type(error).__name__}: {error}") from error
+
+
+def _is_factory(found: Any) -> bool:
+    if inspect.isclass(found):
+        return True
+    return inspect.isfunction(found) and not inspect.signature(found).parameters
+
+
+def _adapted(found: Any, label: str) -> UserTransform:
+    libraries = {kind.__module__.partition(".")[0] for kind in type(found).__mro__}
+    if "albumentations" in libraries:
+        # From version 2 its transforms have generators of their own; before, they drew from Python's and NumPy's.
+        return UserTransform(lambda image: found(image=image)["image"], label, getattr(found, "set_random_seed", None))
+    if isinstance(found, torch.nn.Module) or "torchvision" in libraries:
+        return UserTransform(lambda image: _through_tensor(found, image), label)
+    if callable(found):
+        return UserTransform(found, label)
+    raise EtudeError(f"{label} is of type {type(found).__name__}; accepted are {_ACCEPTED}")
+
+
+def _through_tensor(transform: Callable[[torch.Tensor], Any], image: np.ndarray) -> Any:
+    changed = transform(torch.from_numpy(image).permute(2, 0, 1))
+    return (
+        changed.permute(1, 2, 0).contiguous().numpy()
+        if isinstance(changed, torch.Tensor) and changed.ndim == 3
+        else changed
+    )

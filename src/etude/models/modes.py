@@ -1,0 +1,141 @@
+"""The numeric mode a network runs in: precision, layout in memory, threads, and images at once."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeVar, cast
+
+import torch
+from torch import nn
+
+from etude.models.device import choose_precision
+from etude.models.processor import usable_cores
+
+Precision = Literal["fp32", "bf16"]
+MemoryFormat = Literal["channels_last", "contiguous"]
+Module = TypeVar("Module", bound=nn.Module)
+
+_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """How a network is run.
+
+    Args:
+        precision: ``bf16`` computes convolutions and matrix products in bfloat16 (autocast), ``fp32`` in float32.
+        memory_format: layout of images and convolution weights: channels innermost, or each channel's plane whole.
+        threads: processor threads that torch uses.
+        micro_batch: images in memory at once, of a step's batch; None for all of them.
+
+    >>> Mode("bf16", "channels_last", 2).in_words()
+    'bf16, channels_last, 2 threads'
+    """
+
+    precision: Precision
+    memory_format: MemoryFormat
+    threads: int
+    micro_batch: int | None = None
+
+    def in_words(self) -> str:
+        """Return the mode for the plan."""
+        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        pieces = f", {self.micro_batch} images at a time" if self.micro_batch else ""
+        return f"{self.precision}, {self.memory_format}, {threads}{pieces}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the mode as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Mode:
+        """Return the mode that :meth:`as_dict` described.
+
+        Raises:
+            ValueError: it describes none.
+
+        >>> Mode.from_dict(Mode("fp32", "contiguous", 1).as_dict())
+        Mode(precision='fp32', memory_format='contiguous', threads=1, micro_batch=None)
+        """
+        known = set(values) == set(cls.__dataclass_fields__)
+        if not known or values["precision"] not in ("fp32", "bf16") or values["memory_format"] not in _FORMATS:
+            raise ValueError(f"no mode: {dict(values)}")
+        counts = [values["threads"], *([] if values["micro_batch"] is None else [values["micro_batch"]])]
+        if not all(type(count) is int and count >= 1 for count in counts):
+            raise ValueError(f"no mode: {dict(values)}")
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class AskedMode:
+    """What of a mode the user has fixed; None is left to measurement."""
+
+    precision: Precision | None = None
+    memory_format: MemoryFormat | None = None
+    threads: int | None = None
+    micro_batch: int | None = None
+
+    @classmethod
+    def of(
+        cls, precision: str = "auto", memory_format: str = "auto", threads: int | None = None,
+        micro_batch: int | None = None,
+    ) -> AskedMode:  # fmt: skip
+        """Return what the settings of ``recipe.train`` ask, where ``auto`` leaves the choice.
+
+        >>> AskedMode.of("bf16")
+        AskedMode(precision='bf16', memory_format=None, threads=None, micro_batch=None)
+        """
+        return cls(
+            None if precision == "auto" else cast(Precision, precision),
+            None if memory_format == "auto" else cast(MemoryFormat, memory_format),
+            threads,
+            micro_batch,
+        )
+
+
+def likely_mode(device: torch.device, asked: AskedMode | None = None) -> Mode:
+    """Return the mode that is best on most machines, without measuring: for work too short to be worth a probe.
+
+    >>> likely_mode(torch.device("cpu"), AskedMode(precision="fp32", threads=3)).in_words()
+    'fp32, channels_last, 3 threads'
+    """
+    asked = asked or AskedMode()
+    precision = asked.precision or cast(Precision, choose_precision("auto", device))
+    return Mode(precision, asked.memory_format or "channels_last", asked.threads or usable_cores(), asked.micro_batch)
+
+
+def lay_out(module: Module, mode: Mode) -> Module:
+    """Lay the module's convolution weights out as ``mode`` says, in place; their values stay."""
+    return module.to(memory_format=_FORMATS[mode.memory_format])  # pyright: ignore[reportCallIssue]  (missing in stubs)
+
+
+def lay_out_images(images: torch.Tensor, mode: Mode) -> torch.Tensor:
+    """Return (B, C, H, W) images laid out as ``mode`` says; the same tensor when they are already.
+
+    >>> lay_out_images(torch.zeros(2, 3, 4, 4), Mode("fp32", "channels_last", 1)).stride()
+    (48, 1, 12, 3)
+    """
+    return images.contiguous(memory_format=_FORMATS[mode.memory_format])
+
+
+@contextmanager
+def applied(mode: Mode) -> Generator[None]:
+    """Let torch use the mode's threads inside the block; what was set before comes back at its end.
+
+    In ``fp32`` a GPU may round the inputs of matrix products to TF32, as cuDNN does in convolutions by default.
+    Precision is autocast's matter (``features.autocast``), around the forward pass alone.
+
+    >>> with applied(Mode("fp32", "contiguous", 1)):
+    ...     torch.get_num_threads()
+    1
+    """
+    threads, tf32 = torch.get_num_threads(), torch.backends.cuda.matmul.allow_tf32
+    try:
+        torch.set_num_threads(mode.threads)
+        torch.backends.cuda.matmul.allow_tf32 = True
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.backends.cuda.matmul.allow_tf32 = tf32

@@ -1,0 +1,134 @@
+"""The processor as this process may use it: its name, its cores, and what arithmetic it does natively."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import time
+from collections.abc import Collection
+from pathlib import Path
+
+import torch
+
+_ROOT = Path("/")
+
+
+def cpu_model(root: Path = _ROOT) -> str:
+    """Return the processor's name, or its architecture where the system does not tell.
+
+    >>> bool(cpu_model())
+    True
+    """
+    lines = (read_text(root / "proc/cpuinfo") or "").splitlines()
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next((model for model in models if model), None) or platform.processor() or platform.machine() or "unknown"
+
+
+def allowed_cores() -> set[int]:
+    """Return the numbers of the logical cores that this process may run on.
+
+    >>> len(allowed_cores()) >= 1
+    True
+    """
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def core_quota(root: Path = _ROOT) -> float | None:
+    """Return how many cores' time the control group (a container's limit) grants, or None without a limit.
+
+    Every group above counts too; the smallest limit is what is had.
+    """
+    limits = [*_quotas_v2(root), *_quotas_v1(root)]
+    return min(limits, default=None)
+
+
+def usable_cores(root: Path = _ROOT) -> int:
+    """Return the number of cores whose time this process gets: those allowed, or the container's limit if lower.
+
+    >>> usable_cores() >= 1
+    True
+    """
+    allowed, quota = len(allowed_cores()), core_quota(root)
+    return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
+
+
+def physical_cores(cores: Collection[int] | None = None, root: Path = _ROOT) -> int:
+    """Return how many physical cores stand behind the logical ``cores`` (by default those allowed).
+
+    Where the system does not tell, every logical core counts as one.
+    """
+    cores = allowed_cores() if cores is None else cores
+    siblings = "sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+    return len({read_text(root / siblings.format(core)) or str(core) for core in cores})
+
+
+def native_bf16() -> bool:
+    """Whether the processor multiplies bfloat16 natively (AVX512-BF16 or AMX); elsewhere it is slower than float32.
+
+    >>> native_bf16() in (True, False)
+    True
+    """
+    # torch's own tests have no public names yet; an older torch lacks the one of AMX.
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(bool(test()) for name in names if (test := getattr(torch.cpu, name, None)) is not None)
+
+
+def read_text(path: Path) -> str | None:
+    """Return a small file's text without the space around it, or None where it is missing or may not be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return None
+
+
+def _quotas_v2(root: Path) -> list[float]:
+    groups = (read_text(root / "proc/self/cgroup") or "").splitlines()
+    own = next((line[3:] for line in groups if line.startswith("0::")), "/")
+    top = root / "sys/fs/cgroup"
+    folder = top / own.lstrip("/")
+    found: list[float] = []
+    for level in (folder, *folder.parents):
+        if level != top and top not in level.parents:
+            break
+        quota, _, period = (read_text(level / "cpu.max") or "max").partition(" ")
+        if quota.isdigit() and period.isdigit() and int(period):
+            found.append(int(quota) / int(period))
+    return found
+
+
+def _quotas_v1(root: Path) -> list[float]:
+    folder = root / "sys/fs/cgroup/cpu"
+    quota, period = (read_text(folder / f"cpu.cfs_{name}_us") or "" for name in ("quota", "period"))
+    return [int(quota) / int(period)] if quota.isdigit() and period.isdigit() and int(period) else []
+
+
+def free_memory(root: Path = _ROOT) -> int | None:
+    """Return the bytes of memory that can still be had, a container's limit minded; None where it is not told."""
+    lines = (read_text(root / "proc/meminfo") or "").splitlines()
+    told = {name: rest.split()[0] for name, _, rest in (line.partition(":") for line in lines) if rest.split()}
+    free = [int(told["MemAvailable"]) * 1024] if told.get("MemAvailable", "").isdigit() else []
+    group = root / "sys/fs/cgroup"
+    limit, used = (read_text(group / f"memory.{name}") or "" for name in ("max", "current"))
+    if limit.isdigit() and used.isdigit():
+        free.append(max(0, int(limit) - int(used)))
+    return min(free, default=None)
+
+
+def seconds_of_others(root: Path = _ROOT) -> float | None:
+    """Return the processor seconds that other processes have used so far on the allowed cores; None if not told.
+
+    The difference between two calls, divided by the seconds between them, is the cores that others keep busy.
+    """
+    ticks = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 0
+    lines = (line.split() for line in (read_text(root / "proc/stat") or "").splitlines())
+    own = {f"cpu{core}" for core in allowed_cores()}
+    # user, nice, system, idle, iowait, irq, softirq, steal: all but the two in the middle is time that was used.
+    used = [
+        sum(int(words[place]) for place in (1, 2, 3, 6, 7, 8))
+        for words in lines
+        if words and words[0] in own and len(words) > 8
+    ]
+    return sum(used) / ticks - time.process_time() if used and ticks else None

@@ -1,0 +1,150 @@
+"""``Refiner``: the contract that every step after training keeps, and the checks that all of them share."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from etude.core.errors import EtudeError, listed
+from etude.core.predictions import Predictions
+
+LABELLED, TARGET = "labelled", "target"
+# A probability of zero: its logarithm stays finite, as Predictions demand, and its exponential is nothing.
+LOG_ZERO = float(np.log(np.finfo(np.float64).tiny))
+
+
+class Refiner(ABC):
+    """A step that turns predictions into better ones, scikit-learn style.
+
+    ``__init__`` only stores its arguments under the same names; ``fit`` learns from what ``fits_on`` names and keeps
+    it in attributes that end in ``_``; fitting again equals fitting a :meth:`clone`. ``transform`` leaves its input as
+    it is and keeps ids, classes, features and labels. Neither depends on the order of images or of classes.
+
+    Attributes:
+        fits_on: what ``fit`` may see: ``"labelled"`` predictions that the model did not train on, the ``"target"`` to
+            be predicted (whose labels are never read), both, or nothing.
+        needs_features: whether predictions without features are refused.
+    """
+
+    fits_on: ClassVar[frozenset[str]]
+    needs_features: ClassVar[bool] = False
+
+    @abstractmethod
+    def fit(self, labelled: Predictions | None = None, target: Predictions | None = None) -> Self:
+        """Learn from out-of-fold ``labelled`` or unlabelled ``target`` predictions; return self.
+
+        Raises:
+            EtudeError: what ``fits_on`` names is missing or cannot be used.
+        """
+
+    @abstractmethod
+    def transform(self, predictions: Predictions) -> Predictions:
+        """Return refined predictions of the same images and classes, in one view.
+
+        Raises:
+            EtudeError: nothing was fitted, or the classes are not those of ``fit``.
+        """
+
+    @property
+    @abstractmethod
+    def described(self) -> str:
+        """What was fitted, in a few words, such as ``"T = 1.32"``."""
+
+    def params(self) -> dict[str, Any]:
+        """Return the arguments of ``__init__`` by name."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+    def clone(self) -> Self:
+        """Return an unfitted copy with the same arguments; refiners among the arguments are cloned too."""
+        return type(self)(**{name: _cloned(value) for name, value in self.params().items()})
+
+    def __repr__(self) -> str:
+        given = ", ".join(f"{name}={value!r}" for name, value in self.params().items())
+        return f"{type(self).__name__}({given})"
+
+    def require_fitted(self) -> None:
+        """Raise an EtudeError unless ``fit`` has run: unless there is a public attribute that ends in ``_``."""
+        if not any(name.endswith("_") and not name.startswith("_") for name in vars(self)):
+            needed = " and ".join(sorted(self.fits_on)) or "any"
+            raise EtudeError(f"{type(self).__name__} is not fitted yet: call fit with {needed} predictions first")
+
+
+def require_labelled(predictions: Predictions | None, who: str) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return log probabilities (n, C) and labels (n,) of the n images whose label is known; ``who`` asks for them.
+
+    >>> one = Predictions(("a", "b"), ("x", "y"), np.zeros((1, 2, 2)), labels=np.array([1, -1]))
+    >>> require_labelled(one, "Temperature")[1].tolist()
+    [1]
+    """
+    if predictions is None:
+        raise EtudeError(f"{who} fits on labelled predictions and got none: give out-of-fold or validation predictions")
+    labels = predictions.labels
+    if labels is None or not (labels >= 0).any():
+        raise EtudeError(
+            f"{who} fits on labelled predictions, and none of the {len(predictions):,} images it got has a label: "
+            "give validation predictions with their labels"
+        )
+    known = labels >= 0
+    return predictions.log_probabilities()[known], labels[known]
+
+
+def require_target(predictions: Predictions | None, who: str) -> NDArray[np.float64]:
+    """Return the log probabilities (n, C) of the target, whose labels nobody reads; ``who`` asks for them."""
+    if predictions is None:
+        raise EtudeError(f"{who} fits on the target and got none: give the predictions of the images to be predicted")
+    return predictions.log_probabilities()
+
+
+def require_features(predictions: Predictions, who: str) -> NDArray[np.float32] | NDArray[np.float16]:
+    """Return the features (N, D); ``who`` asks for them."""
+    if predictions.features is None:
+        raise EtudeError(f"{who} needs the features of the images, and these predictions hold none: predict with them")
+    return predictions.features
+
+
+def require_classes(expected: tuple[str, ...], predictions: Predictions, who: str) -> None:
+    """Raise an EtudeError unless the classes are those ``expected``, in that order."""
+    given = predictions.classes
+    if given == expected:
+        return
+    lacks = [name for name in expected if name not in set(given)]
+    extra = [name for name in given if name not in set(expected)]
+    parts = [f"lacks {listed(lacks)}"] if lacks else []
+    parts += [f"has {listed(extra)} besides"] if extra else []
+    raise EtudeError(
+        f"{who} needs the same {len(expected):,} classes in the same order everywhere, and one set of predictions "
+        f"{' and '.join(parts) or 'has them in another order'}: predict both sets with the same model"
+    )
+
+
+def normalised(log_weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the log of each row's weights over their sum: x - log Σ exp x, (N, C) float64, finite for finite x.
+
+    >>> np.exp(normalised(np.log([[1.0, 3.0]]))).tolist()
+    [[0.25, 0.75]]
+    """
+    shifted = log_weights - log_weights.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def with_log_probabilities(predictions: Predictions, log_probabilities: NDArray[np.float64]) -> Predictions:
+    """Return ``predictions`` with one view of these log probabilities, (N, C); the rest is kept.
+
+    Rows need not be normalised. Minus infinity, a probability of zero, becomes the smallest log that counts.
+    """
+    finite = np.maximum(normalised(log_probabilities), LOG_ZERO)
+    return Predictions(
+        predictions.ids, predictions.classes, finite[None].astype(np.float32), predictions.features, predictions.labels
+    )
+
+
+def _cloned(value: Any) -> Any:
+    if isinstance(value, Refiner):
+        return value.clone()
+    if isinstance(value, (list, tuple)):
+        return type(value)(_cloned(item) for item in value)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    return value

@@ -1,0 +1,98 @@
+"""Cross-fitting inside a refiner: folds that depend on ids only, and whether a gain is more than noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from etude.core.predictions import Predictions
+from etude.core.seeds import derive_seed
+
+FEWEST_ROWS = 10  # on fewer labelled images no gain is believed
+NOISE = 2.0  # standard errors that a gain must exceed
+SMALLEST = 1e-15  # a probability below it counts as this much, as in core.scores.log_loss
+
+
+class Choice(NamedTuple):
+    """What :func:`choose` found: the best candidate (None: keep things as they are) and its cross-fitted gain."""
+
+    best: int | None
+    gain: float
+    error: float
+
+
+def fold_numbers(predictions: Predictions, folds: int, seed: int = 0) -> NDArray[np.int64]:
+    """Return the fold of each image, (N,) int64 below ``min(folds, N)``; each class is spread evenly over the folds.
+
+    Images are dealt out in the order of a hash of their id within their class, so the folds are the same for any
+    order of images and of classes.
+
+    >>> four = Predictions(("a", "b", "c", "d"), ("x", "y"), np.zeros((1, 4, 2)), labels=np.array([0, 0, 1, 1]))
+    >>> numbers = fold_numbers(four, 2)
+    >>> sorted(numbers[:2].tolist()), sorted(numbers[2:].tolist())
+    ([0, 1], [0, 1])
+    """
+    unknown = [-1] * len(predictions)
+    labels: list[int] = unknown if predictions.labels is None else predictions.labels.tolist()
+    keys = [
+        ("" if label < 0 else predictions.classes[label], derive_seed(seed, f"fold of {image_id}"))
+        for label, image_id in zip(labels, predictions.ids, strict=True)
+    ]
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    numbers = np.empty(len(keys), np.int64)
+    numbers[order] = np.arange(len(keys)) % min(max(folds, 1), len(keys))
+    return numbers
+
+
+def fold_sums(rows: NDArray[np.float64], numbers: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the sums of ``rows``, (..., N), over the images of each fold: (..., folds)."""
+    return rows @ np.eye(int(numbers.max()) + 1)[numbers]
+
+
+def choose(
+    sums: NDArray[np.float64],
+    row_gains: Callable[[int], NDArray[np.float64]],
+    numbers: NDArray[np.int64],
+    noise: float | None = NOISE,
+) -> Choice:
+    """Return the candidate with the largest gain, if its cross-fitted gain exceeds its noise.
+
+    For each fold the candidate that gains most on the other folds (none, where nothing gains) is scored on that fold:
+    the mean of these scores is what choosing brings on images that had no say in the choice. Ties go to the earlier.
+
+    Args:
+        sums: (candidates, folds) gain over doing nothing, summed over the images of each fold.
+        row_gains: gives the (N,) gains of one candidate.
+        numbers: (N,) fold of each image.
+        noise: standard errors that the gain must exceed; None takes the best candidate in any case.
+    """
+    sums = np.round(sums, 9)  # the order of summation may not decide between equals
+    gains = np.zeros(len(numbers))
+    for fold in range(sums.shape[1]):
+        elsewhere = sums.sum(axis=1) - sums[:, fold]
+        best = int(np.argmax(elsewhere))
+        if elsewhere[best] > 0:
+            held_out = numbers == fold
+            gains[held_out] = row_gains(best)[held_out]
+    total = sums.sum(axis=1)
+    best = int(np.argmax(total))
+    useful = noise is None or (total[best] > 0 and exceeds_noise(gains, noise))
+    return Choice(best if useful else None, float(gains.mean()), standard_error_of(gains))
+
+
+def standard_error_of(gains: Sequence[float] | NDArray[np.float64]) -> float:
+    """Return the standard error of the mean of ``gains``, one an image; infinite for fewer than two."""
+    values = np.asarray(gains, dtype=np.float64)
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("inf")
+
+
+def exceeds_noise(gains: Sequence[float] | NDArray[np.float64], noise: float = NOISE) -> bool:
+    """Whether the mean of the gains, one an image, is above ``noise`` standard errors; never on fewer than ten images.
+
+    >>> exceeds_noise([0.1] * 10), exceeds_noise([0.1] * 9), exceeds_noise([1.0, -0.9] * 10)
+    (True, False, False)
+    """
+    return len(gains) >= FEWEST_ROWS and float(np.mean(gains)) > noise * standard_error_of(gains)

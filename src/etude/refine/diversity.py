@@ -1,0 +1,138 @@
+"""How differently models err, and which of them a blend should drop or add."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from etude.core.errors import EtudeError, listed, nearest
+from etude.core.predictions import Predictions
+from etude.refine.blend import aligned, common_labels
+from etude.refine.cross_fit import NOISE, SMALLEST, exceeds_noise, standard_error_of
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class PairDiversity:
+    """How two models differ on N labelled images.
+
+    Args:
+        first, second: names of the models.
+        disagreement: share of the images for which they predict different classes.
+        double_fault: share for which both are wrong.
+        q: Yule's Q, (n11 n00 - n10 n01) / (n11 n00 + n10 n01) with n10 images that the first alone gets right: 1 when
+            they err together, 0 when independently, below when one is right where the other errs; NaN where it is 0/0.
+    """
+
+    first: str
+    second: str
+    disagreement: float
+    double_fault: float
+    q: float
+
+
+def diversity(models: Mapping[str, Predictions]) -> list[PairDiversity]:
+    """Return a row for each pair of models by name, the most alike first; double fault decides between equals.
+
+    Source: Kuncheva & Whitaker 2003, Measures of diversity in classifier ensembles.
+
+    Raises:
+        EtudeError: the predictions do not match, or no image has a label.
+
+    >>> given = {"one": [[0.9, 0.1], [0.2, 0.8]], "two": [[0.6, 0.4], [0.7, 0.3]]}
+    >>> labels = np.array([0, 1])
+    >>> made = {name: Predictions.from_probabilities("ab", "xy", p, labels) for name, p in given.items()}
+    >>> diversity(made)[0].disagreement, diversity(made)[0].double_fault
+    (0.5, 0.0)
+    """
+    together, labels = _labelled(models)
+    guesses = {name: one.predicted() for name, one in together.items()}
+    rows = [_pair(first, second, guesses[first], guesses[second], labels) for first, second in combinations(guesses, 2)]
+    return sorted(rows, key=lambda row: (row.disagreement, -row.double_fault))
+
+
+def advice(models: Mapping[str, Predictions], blended: Sequence[str] | None = None) -> list[str]:
+    """Return sentences: which model to drop from the mean of those ``blended``, which of the others to add.
+
+    What dropping or adding one model does to the log loss of the mean of probabilities is measured on the labelled
+    images, with the standard error of the paired difference.
+
+    Args:
+        models: predictions by name, on the same images.
+        blended: names of those in the blend; all when None.
+
+    Raises:
+        EtudeError: as :func:`diversity`, or a name is unknown.
+    """
+    together, labels = _labelled(models)
+    chosen = list(models) if blended is None else list(dict.fromkeys(blended))
+    if unknown := [name for name in chosen if name not in models]:
+        raise EtudeError(f"there is no model {unknown[0]!r} among {listed(models)}.{nearest(unknown[0], models)}")
+    if not chosen:
+        raise EtudeError("a blend needs at least one model: name those that it holds")
+    given = {name: one.probabilities()[np.arange(len(labels)), labels] for name, one in together.items()}
+    sentences = _to_drop(chosen, given) + _to_add(chosen, given)
+    sentences = sentences or [f"Keep the blend of {listed(chosen)} as it is: no change of one model beats its noise."]
+    if len(chosen) > 1:
+        alike = diversity({name: together[name] for name in chosen})[0]
+        if alike.disagreement < 0.01:
+            sentences.append(
+                f"{alike.first!r} and {alike.second!r} predict the same class for {1 - alike.disagreement:.1%} of the "
+                "images: one of them does almost all that both do."
+            )
+    return sentences
+
+
+def _labelled(models: Mapping[str, Predictions]) -> tuple[dict[str, Predictions], NDArray[np.int64]]:
+    together = aligned(list(models.values()))
+    labels = common_labels(together)
+    if labels is None or not (labels >= 0).any():
+        raise EtudeError("diversity is measured on labelled images, and none has a label: give validation predictions")
+    known = labels >= 0
+    return {name: one.take(known) for name, one in zip(models, together, strict=True)}, labels[known]
+
+
+def _pair(
+    first: str, second: str, one: NDArray[np.int64], other: NDArray[np.int64], labels: NDArray[np.int64]
+) -> PairDiversity:
+    right, also = one == labels, other == labels
+    both, neither = int((right & also).sum()), int((~right & ~also).sum())
+    only, alone = int((right & ~also).sum()), int((~right & also).sum())
+    together, apart = both * neither, only * alone
+    q = (together - apart) / (together + apart) if together + apart else float("nan")
+    return PairDiversity(first, second, float((one != other).mean()), neither / len(labels), q)
+
+
+def _losses(names: Sequence[str], given: Mapping[str, Array]) -> Array:
+    return -np.log(np.maximum(np.mean([given[name] for name in names], axis=0), SMALLEST))
+
+
+def _to_drop(chosen: list[str], given: Mapping[str, Array]) -> list[str]:
+    """A sentence on the model without which the blend is best, if it is no worse than with it."""
+    if len(chosen) < 2:
+        return []
+    whole = _losses(chosen, given)
+    gains = {name: whole - _losses([other for other in chosen if other != name], given) for name in chosen}
+    worst = max(chosen, key=lambda name: gains[name].mean())
+    told = _told(gains[worst])
+    if exceeds_noise(gains[worst]):
+        return [f"Drop {worst!r}: without it the log loss of the blend falls by {told}."]
+    if gains[worst].mean() + NOISE * standard_error_of(gains[worst]) >= 0:
+        return [f"{worst!r} can go: without it the log loss of the blend changes by no more than noise ({told} less)."]
+    return []
+
+
+def _to_add(chosen: list[str], given: Mapping[str, Array]) -> list[str]:
+    whole = _losses(chosen, given)
+    gains = {name: whole - _losses([*chosen, name], given) for name in given if name not in chosen}
+    useful = sorted((name for name in gains if exceeds_noise(gains[name])), key=lambda name: -gains[name].mean())
+    return [f"Add {name!r}: with it the log loss of the blend falls by {_told(gains[name])}." for name in useful]
+
+
+def _told(gains: Array) -> str:
+    return f"{gains.mean():.4f} ± {standard_error_of(gains):.4f}"

@@ -1,0 +1,282 @@
+"""``LastLayer``: the head fitted again on cached features, for the classes' shares in the target."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from typing import ClassVar, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from etude.core.errors import EtudeError
+from etude.core.predictions import Predictions
+from etude.refine.base import (
+    require_classes,
+    require_features,
+    require_labelled,
+    require_target,
+    with_log_probabilities,
+)
+from etude.refine.cross_fit import NOISE, choose, fold_numbers, fold_sums
+from etude.refine.distances import Floats
+from etude.refine.head import Head, Standardised, fit_head
+from etude.refine.knn_votes import mixed, row_gains
+from etude.refine.prior_correction import PriorCorrection
+from etude.refine.priors import PriorSpec
+from etude.refine.training_rows import OnTrainingRows
+
+Array = NDArray[np.float64]
+
+
+class _Rows(NamedTuple):
+    """What a head is fitted on: features, columns of the predictions, importance, and how many are pseudo-labelled."""
+
+    features: Floats
+    columns: NDArray[np.int64]
+    importance: Array
+    pseudo: int
+
+
+class LastLayer(OnTrainingRows):
+    """p = λ p_head + (1 - λ) p_net: multinomial logistic regression on standardised features of the training images.
+
+    A training image of class c weighs q_c / s_c, the target's share of the class over that among the training images
+    (importance weighting: the loss is then the one expected on the target). Target images of which the network is
+    confident join with their predicted class; all of them together weigh ``pseudo_share`` of the whole. Strength and λ
+    are chosen on labelled images, weighted alike; λ = 0, the network alone, is kept unless the gain in log loss,
+    cross-fitted over folds, exceeds its noise; λ = 1 replaces the network's head.
+
+    Args:
+        train_features: (M, D) floats.
+        train_labels: (M,) positions in ``train_classes``, -1 where unknown.
+        train_ids: M ids; training images that are among the labelled ones too are left out.
+        train_classes: class names of the labels; None when they are those of the predictions, in the same order.
+        prior: of the target: ``"estimate"``, used if :class:`PriorCorrection` finds a shift worth correcting; whatever
+            :func:`~etude.refine.priors.parse_prior` reads; or None for that of the training images.
+        pseudo_share: weight of the pseudo-labelled target images, below 1; 0 leaves them out.
+        confidence: probability from which a target image is pseudo-labelled, after correction to ``prior``.
+        strengths: values of scikit-learn's ``C`` that are tried.
+        weights: values of λ that are tried.
+        head: (weights (C, D), bias (C,)) of the network's own head, to begin the search there; rows as
+            ``train_classes``.
+        folds: of the cross-fitting.
+        noise: standard errors that the gain must exceed; None takes the best values of all in any case.
+        most: steps of each fit at most.
+        seed: of the test for a shift.
+
+    Attributes:
+        prior_, corrects_: the target's prior, (C,), and whether images are weighted by it.
+        pseudo_labels_: how many target images joined.
+        strength_, weight_: what was chosen; ``weight_`` is 0 where nothing is gained.
+        gain_, error_: the cross-fitted gain in log loss and its standard error.
+
+    Source: importance weighting: Shimodaira 2000; with estimated priors: Lipton et al. 2018
+    (https://arxiv.org/abs/1802.03916); last layer only: Kirichenko et al. 2022 (https://arxiv.org/abs/2204.02937).
+
+    >>> rng = np.random.default_rng(0)
+    >>> labels = np.arange(300) % 2
+    >>> features = (np.eye(2)[labels] + rng.normal(scale=0.3, size=(300, 2))).astype(np.float32)
+    >>> ids = tuple(f"{row}" for row in range(300))
+    >>> unsure = Predictions(ids, ("cat", "dog"), np.zeros((1, 300, 2)), features, labels)
+    >>> labelled, target = unsure.take(range(100)), unsure.take(range(100, 200))
+    >>> last = LastLayer(features[200:], labels[200:], prior=None).fit(labelled, target)
+    >>> last.weight_, bool((last.transform(target).predicted() == target.labels).mean() > 0.9)
+    (1.0, True)
+    """
+
+    fits_on: ClassVar[frozenset[str]] = frozenset({"labelled", "target"})
+
+    def __init__(
+        self,
+        train_features: ArrayLike,
+        train_labels: ArrayLike,
+        train_ids: Sequence[str] | None = None,
+        train_classes: Sequence[str] | None = None,
+        *,
+        prior: PriorSpec | None = "estimate",
+        pseudo_share: float = 0.3,
+        confidence: float = 0.95,
+        strengths: Sequence[float] = (0.001, 0.01, 0.1, 1.0),
+        weights: Sequence[float] = (0.25, 0.5, 0.75, 1.0),
+        head: tuple[ArrayLike, ArrayLike] | None = None,
+        folds: int = 5,
+        noise: float | None = NOISE,
+        most: int = 100,
+        seed: int = 0,
+    ) -> None:
+        self.train_features, self.train_labels = train_features, train_labels
+        self.train_ids, self.train_classes = train_ids, train_classes
+        self.prior, self.pseudo_share, self.confidence = prior, pseudo_share, confidence
+        self.strengths, self.weights, self.head = strengths, weights, head
+        self.folds, self.noise, self.most, self.seed = folds, noise, most, seed
+
+    def fit(self, labelled: Predictions | None = None, target: Predictions | None = None) -> Self:
+        """Fit heads on the training images and confident ``target`` ones; choose among them on ``labelled``.
+
+        Raises:
+            EtudeError: labels, target or features are missing, or an argument cannot be used.
+        """
+        self._check()
+        require_labelled(labelled, "LastLayer")
+        require_target(target, "LastLayer")
+        assert labelled is not None
+        assert labelled.labels is not None
+        assert target is not None
+        require_classes(labelled.classes, target, "LastLayer")
+        for one in (labelled, target):
+            require_features(one, "LastLayer")
+        self.classes_, self.corrects_, self.pseudo_labels_ = labelled.classes, False, 0
+        self.prior_ = np.full(len(self.classes_), 1 / len(self.classes_))
+        self.strength_, self.weight_, self.gain_, self.error_ = min(self.strengths), 0.0, 0.0, 0.0
+        if len(self.classes_) > 1:  # one class is certain already
+            known = labelled.take(labelled.labels >= 0)
+            rows = self._rows(known, target)
+            self.pseudo_labels_ = rows.pseudo
+            self._choose(rows, known)
+        return self
+
+    def transform(self, predictions: Predictions) -> Predictions:
+        """Return λ p_head + (1 - λ) p_net; features are needed unless λ is 0.
+
+        Raises:
+            EtudeError: the classes are not those of ``fit``, or features are missing.
+        """
+        self.require_fitted()
+        require_classes(self.classes_, predictions, "LastLayer")
+        network = predictions.log_probabilities()
+        if not self.weight_:
+            return with_log_probabilities(predictions, network)
+        return with_log_probabilities(predictions, mixed(self._told(self.head_, predictions), network, self.weight_))
+
+    @property
+    def described(self) -> str:
+        """Such as ``"C = 0.01, λ = 0.50, 120 pseudo-labels, weighted to the target's prior"``."""
+        self.require_fitted()
+        if not self.weight_:
+            return f"λ = 0: a new head gains {self.gain_:+.4f} ± {self.error_:.4f}, not more than noise"
+        parts = [f"C = {self.strength_:g}", f"λ = {self.weight_:.2f}", f"{self.pseudo_labels_:,} pseudo-labels"]
+        return ", ".join(parts + ["weighted to the target's prior"] * self.corrects_)
+
+    def _check(self) -> None:
+        if not 0 <= self.pseudo_share < 1 or not 0 < self.confidence <= 1:
+            given = f"{self.pseudo_share} and {self.confidence}"
+            raise EtudeError(f"LastLayer needs a pseudo_share from 0 to below 1 and a confidence up to 1, not {given}")
+        if not self.strengths or not min(self.strengths) > 0 or self.folds < 2 or self.most < 1:
+            raise EtudeError("LastLayer needs strengths above 0, at least 2 folds and at least one step")
+        if not self.weights or not (min(self.weights) >= 0 and max(self.weights) <= 1):
+            raise EtudeError(f"LastLayer needs values of λ from 0 to 1, not {list(self.weights)}")
+
+    def _rows(self, known: Predictions, target: Predictions) -> _Rows:
+        features, positions, ids = self.known_rows(known)
+        columns, others = self.columns_in(known)[positions], set(known.ids)
+        if ids is not None:
+            apart = np.array([name not in others for name in ids])
+            if not apart.any():
+                raise EtudeError("every training image of LastLayer is a labelled one too: give other labelled images")
+            features, columns = features[apart], columns[apart]
+        sure = require_features(target, "LastLayer")
+        if sure.shape[1] != features.shape[1]:
+            raise EtudeError(
+                f"features of the training images have {features.shape[1]:,} columns and those of the target "
+                f"{sure.shape[1]:,}: take both from the same network"
+            )
+        corrected = target if self.prior is None else self._corrected(self.prior, known, target)
+        importance = shift_weights(columns, self.prior_) if self.corrects_ else np.ones(len(columns))
+        occurs = importance > 0  # a class without weight would drive its bias to minus infinity
+        features, columns, importance = features[occurs], columns[occurs], importance[occurs]
+        probabilities = corrected.probabilities()
+        confident = np.flatnonzero(probabilities.max(axis=1) >= self.confidence)
+        if not len(confident) or not self.pseudo_share:
+            return _Rows(features, columns, importance, 0)
+        mass = importance.sum() * self.pseudo_share / (1 - self.pseudo_share)
+        return _Rows(
+            np.concatenate([features, sure[confident]]),
+            np.concatenate([columns, probabilities[confident].argmax(axis=1)]),
+            np.concatenate([importance, np.full(len(confident), mass / len(confident))]),
+            len(confident),
+        )
+
+    def _corrected(self, prior: PriorSpec, known: Predictions, target: Predictions) -> Predictions:
+        correction = PriorCorrection(prior, seed=self.seed).fit(known, target)
+        self.prior_, self.corrects_ = correction.prior_, correction.corrects_
+        return correction.transform(target)
+
+    def _choose(self, rows: _Rows, known: Predictions) -> None:
+        assert known.labels is not None
+        network, numbers = known.probabilities(), fold_numbers(known, self.folds)
+        importance = shift_weights(known.labels, self.prior_) if self.corrects_ else np.ones(len(known))
+        heads = self._heads(rows)
+        told = [self._told(head, known) for head in heads]
+        grid = list(product(range(len(heads)), self.weights))
+
+        def gains(head: int, weights: Sequence[float]) -> Array:
+            assert known.labels is not None
+            return row_gains(told[head], network, known.labels, weights, "log_loss") * importance
+
+        sums = np.concatenate([fold_sums(gains(head, self.weights), numbers) for head in range(len(heads))])
+        choice = choose(sums, lambda one: gains(grid[one][0], (grid[one][1],))[0], numbers, self.noise)
+        self.gain_, self.error_ = choice.gain, choice.error
+        if choice.best is not None:
+            head, self.weight_ = grid[choice.best]
+            self.head_, self.strength_ = heads[head], sorted(self.strengths)[head]
+
+    def _heads(self, rows: _Rows) -> list[Head]:
+        """A head for each strength, strongest pull to zero first; each begins where the one before ended."""
+        self.scaling_ = Standardised.of(rows.features[: len(rows.features) - rows.pseudo])
+        self.present_, labels = np.unique(rows.columns, return_inverse=True)
+        table, heads = self.scaling_.apply(rows.features), list[Head]()
+        start = None if self.head is None else self._given_head(table.shape[1])
+        for strength in sorted(self.strengths):
+            start = fit_head(
+                table,
+                labels.astype(np.int64),
+                len(self.present_),
+                strength,
+                importance=rows.importance,
+                start=start,
+                most=self.most,
+            )
+            heads.append(start)
+        return heads
+
+    def _given_head(self, columns: int) -> Head:
+        """The network's head for standardised features: x W = z (deviation W) + mean W."""
+        assert self.head is not None
+        weights, bias = (np.asarray(part, dtype=np.float64) for part in self.head)
+        given = self.classes_ if self.train_classes is None else tuple(self.train_classes)
+        if weights.shape != (len(given), columns) or bias.shape != (len(given),):
+            raise EtudeError(
+                f"the head to start from must have weights of shape ({len(given)}, {columns}) and as many biases, "
+                f"not {weights.shape} and {bias.shape}"
+            )
+        order = [given.index(self.classes_[column]) for column in self.present_ if self.classes_[column] in given]
+        if len(order) < len(self.present_):
+            raise EtudeError("the head to start from lacks classes that the target is predicted to have: leave it out")
+        table = weights[order].T
+        return Head(self.scaling_.deviation[:, None] * table, bias[order] + self.scaling_.mean @ table)
+
+    def _told(self, head: Head, predictions: Predictions) -> Array:
+        """Return p_head, (N, C); a class that no training image has gets nothing."""
+        features = require_features(predictions, "LastLayer")
+        if features.shape[1] != len(self.scaling_.mean):
+            raise EtudeError(
+                f"features have {features.shape[1]:,} columns and those of the training images "
+                f"{len(self.scaling_.mean):,}: take both from the same network"
+            )
+        told = np.zeros((len(features), len(self.classes_)))
+        told[:, self.present_] = np.exp(head.log_probabilities(self.scaling_.apply(features)))
+        return told
+
+
+def shift_weights(labels: NDArray[np.int64], prior: Array) -> Array:
+    """Return q_c / s_c for the class c of each image, (N,), of mean one; s is the classes' share in ``labels``.
+
+    All are one where no image is of a class that the prior holds.
+
+    >>> shift_weights(np.array([0, 0, 0, 1]), np.array([0.5, 0.5])).round(2).tolist()
+    [0.67, 0.67, 0.67, 2.0]
+    """
+    shares = np.bincount(labels, minlength=len(prior)) / len(labels)
+    weights = prior[labels] / shares[labels]
+    return weights / weights.mean() if weights.any() else np.ones(len(labels))

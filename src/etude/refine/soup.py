@@ -1,0 +1,137 @@
+"""Greedy soup: the mean of the weights of several checkpoints that began from the same weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from etude.core.errors import EtudeError, listed
+from etude.core.files import replacing
+
+Weights = dict[str, NDArray[Any]]
+Score = Callable[[Weights], float]
+"""Scores a network of these weights on validation images; larger is better."""
+
+
+@dataclass(frozen=True, eq=False)
+class Soup:
+    """The mean of some checkpoints.
+
+    Args:
+        weights: by name, in the types of the checkpoints.
+        members: the checkpoints that went in, in that order.
+        score: of the soup.
+        scores: of each checkpoint alone, in the order given.
+    """
+
+    weights: Weights
+    members: tuple[Path, ...]
+    score: float
+    scores: tuple[float, ...]
+
+    def save(self, path: Path | str) -> None:
+        """Write the weights as a safetensors file, whole or not at all."""
+        with replacing(Path(path)) as temporary:
+            _safetensors().save_file(self.weights, str(temporary))
+
+
+def greedy_soup(checkpoints: Sequence[Path | str], score: Score) -> Soup:
+    """Return the greedy soup of safetensors ``checkpoints``.
+
+    They are taken from the best to the worst; each goes into the mean if the mean with it scores at least as well as
+    without. The result is never worse, by ``score``, than the best checkpoint. Ties go to the earlier checkpoint.
+    Only weights that were trained from the same initialisation have a useful mean. Counters and other integers are
+    those of the best checkpoint. Running statistics of batch norm are averaged like weights; where ``score`` can, let
+    it take them anew.
+
+    Args:
+        checkpoints: files with the same names and shapes.
+        score: called once for each checkpoint and once for each trial; larger is better.
+
+    Source: Wortsman et al. 2022, Model soups (https://arxiv.org/abs/2203.05482).
+
+    Raises:
+        EtudeError: there are none, one cannot be read, names or shapes differ, or a score is not a number.
+
+    A soup of three files, scored by a function of the caller::
+
+        soup = greedy_soup(["a.safetensors", "b.safetensors", "c.safetensors"], score=accuracy_of)
+        soup.save("soup.safetensors")
+    """
+    paths = [Path(path) for path in checkpoints]
+    if not paths:
+        raise EtudeError("a soup needs at least one checkpoint: give .safetensors files")
+    first = _read(paths[0])
+    scores = [_scored(score, _matching(_read(path), first, path, paths[0]), path) for path in paths]
+    order = sorted(range(len(paths)), key=lambda number: (-scores[number], number))
+    base = _read(paths[order[0]])
+    total, members, best = _added({}, base), [paths[order[0]]], scores[order[0]]
+    weights = base
+    for number in order[1:]:
+        trial_total = _added(total, _read(paths[number]))
+        trial = _divided(trial_total, len(members) + 1, base)
+        if (value := _scored(score, trial, paths[number])) >= best:
+            total, weights, best = trial_total, trial, value
+            members.append(paths[number])
+    return Soup(weights, tuple(members), best, tuple(scores))
+
+
+def _read(path: Path) -> Weights:
+    if not path.is_file():
+        raise EtudeError(f"{path} does not exist: give the .safetensors files of trained models")
+    try:
+        return _safetensors().load_file(str(path))
+    except Exception as error:  # the library's own error class derives from Exception alone; bfloat16 is a KeyError
+        raise EtudeError(
+            f"{path} could not be read as plain arrays ({error}): give a .safetensors file of float16, float32 or "
+            "float64 weights"
+        ) from error
+
+
+def _safetensors() -> Any:
+    import safetensors.numpy
+
+    return safetensors.numpy
+
+
+def _matching(weights: Weights, first: Mapping[str, NDArray[Any]], path: Path, other: Path) -> Weights:
+    lacks, extra = [name for name in first if name not in weights], [name for name in weights if name not in first]
+    if lacks or extra:
+        parts = [f"lacks {listed(lacks)}"] if lacks else []
+        parts += [f"has {listed(extra)} besides"] if extra else []
+        raise EtudeError(f"{path} {' and '.join(parts)} against {other}: a soup needs checkpoints of the same network")
+    for name, value in first.items():
+        if weights[name].shape != value.shape:
+            raise EtudeError(
+                f"{name!r} has shape {weights[name].shape} in {path} and {value.shape} in {other}: "
+                "a soup needs checkpoints of the same network"
+            )
+    return weights
+
+
+def _scored(score: Score, weights: Weights, path: Path) -> float:
+    value = float(score(weights))
+    if not np.isfinite(value):
+        raise EtudeError(f"the score with {path} is {value}: leave that checkpoint out if its training diverged")
+    return value
+
+
+def _averaged(value: NDArray[Any]) -> bool:
+    return value.dtype.kind == "f"
+
+
+def _added(total: Mapping[str, NDArray[np.float64]], weights: Weights) -> dict[str, NDArray[np.float64]]:
+    return {
+        name: value + total[name] if name in total else value.astype(np.float64)
+        for name, value in weights.items()
+        if _averaged(value)
+    }
+
+
+def _divided(total: Mapping[str, NDArray[np.float64]], count: int, base: Weights) -> Weights:
+    return {name: (total[name] / count).astype(value.dtype) if name in total else value for name, value in base.items()}

@@ -1,0 +1,211 @@
+"""``Stacking``: a second model that learns from the out-of-fold predictions of several."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from etude.core.errors import EtudeError, listed, nearest
+from etude.core.predictions import Predictions
+from etude.core.seeds import derive_seed
+from etude.refine.base import require_classes, with_log_probabilities
+from etude.refine.blend import aligned, average, common_labels, geometric_mean
+from etude.refine.cross_fit import choose, fold_numbers, fold_sums
+from etude.refine.head import Standardised, fit_head
+from etude.refine.knn_votes import mixed, row_gains
+
+Array = NDArray[np.float64]
+Learner = Literal["logistic", "lightgbm"]
+
+_LOWEST = float(np.log(1e-7))  # lower log probabilities say nothing more, and would pull a linear model about
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)
+WEIGHTS = (0.25, 0.5, 0.75, 1.0)
+_TREES = {"n_estimators": 150, "learning_rate": 0.05, "num_leaves": 15, "min_child_samples": 20}
+
+
+class Stacking:
+    """Learns from log p of M models, and further columns, where to trust which of them; scikit-learn style.
+
+    ``"logistic"``: log p = Σ_m log p_m / M + x W + b, normalised, with x the standardised columns: a regression that
+    corrects the geometric mean, and stays there without evidence. ``"lightgbm"``: λ p_trees + (1 - λ) p_mean. Its
+    strength (or λ) is chosen by cross-fitting over folds, and the stack is kept only if its gain over the mean of the
+    models in log loss exceeds two standard errors; else ``transform`` returns that mean.
+
+    Args:
+        learner: ``"logistic"`` or ``"lightgbm"``, which needs the package of that name.
+        strengths: values of scikit-learn's ``C`` to choose from, for ``"logistic"``.
+        weights: values of λ to choose from, for ``"lightgbm"``.
+        folds: of the cross-fitting.
+        seed: of the trees.
+
+    Attributes:
+        stacked_: whether the stack beats the mean beyond noise.
+        chosen_: strength or λ.
+        gain_, error_: the cross-fitted gain in log loss over the mean, and its standard error.
+
+    Source: Wolpert 1992, Stacked generalization; Ting & Witten 1999, Issues in stacked generalization.
+
+    >>> rng = np.random.default_rng(0)
+    >>> labels = rng.integers(2, size=300)
+    >>> ids, turned = [str(row) for row in range(300)], np.eye(2)[1 - labels] + rng.normal(scale=0.5, size=(300, 2))
+    >>> models = [Predictions(ids, ["x", "y"], z[None], labels=labels) for z in (turned, np.zeros((300, 2)))]
+    >>> stack = Stacking().fit(models)
+    >>> stack.stacked_, bool((stack.transform(models).predicted() == labels).mean() > 0.8)
+    (True, True)
+    """
+
+    def __init__(
+        self,
+        learner: Learner = "logistic",
+        *,
+        strengths: Sequence[float] = STRENGTHS,
+        weights: Sequence[float] = WEIGHTS,
+        folds: int = 5,
+        seed: int = 0,
+    ) -> None:
+        self.learner: Learner = learner
+        self.strengths, self.weights, self.folds, self.seed = strengths, weights, folds, seed
+
+    def fit(self, models: Sequence[Predictions], extra: Mapping[str, ArrayLike] | None = None) -> Self:
+        """Learn from out-of-fold predictions of M models on the same images.
+
+        Args:
+            models: of each; labels may come from any of them.
+            extra: further columns by name, (N,) numbers in the order of the first model's images, such as image size,
+                blur or the distance to the nearest neighbour.
+
+        Raises:
+            EtudeError: the predictions do not match, there are no labels, a column cannot be used, or LightGBM is
+                missing.
+        """
+        self._check()
+        together = aligned(models)
+        labels = common_labels(together)
+        if labels is None or not (labels >= 0).any():
+            raise EtudeError("Stacking learns from labelled images, and none has a label: give validation predictions")
+        known = np.flatnonzero(labels >= 0)
+        columns = _columns(together, extra)[known]
+        labelled = [Predictions(one.ids, one.classes, one.logits, labels=labels).take(known) for one in together]
+        self.models_, self.classes_, self.extra_ = len(together), together[0].classes, tuple(extra or ())
+        self.stacked_, self.chosen_, self.gain_, self.error_ = False, self._grid[0], 0.0, 0.0
+        if len(self.classes_) > 1:
+            self._choose(labelled, columns, labels[known])
+        return self
+
+    def transform(self, models: Sequence[Predictions], extra: Mapping[str, ArrayLike] | None = None) -> Predictions:
+        """Return the stack's predictions, in one view and without features; the models' mean where it is no better.
+
+        Raises:
+            EtudeError: nothing was fitted, or the models, classes or columns are others than in ``fit``.
+        """
+        if not hasattr(self, "stacked_"):
+            raise EtudeError("Stacking is not fitted yet: call fit with out-of-fold predictions of the models first")
+        if len(models) != self.models_ or tuple(extra or ()) != self.extra_:
+            raise EtudeError(
+                f"Stacking was fitted on {self.models_} models and the extra columns {listed(self.extra_) or 'none'}, "
+                f"and got {len(models)} and {listed(extra or ()) or 'none'}: give the same, in that order"
+            )
+        require_classes(self.classes_, models[0], "Stacking")
+        together, mean = aligned(models), average(models)
+        columns = _columns(together, extra)
+        if not self.stacked_:
+            return mean
+        return with_log_probabilities(mean, self._answer(self._told, together, columns, self.chosen_))
+
+    @property
+    def described(self) -> str:
+        """Such as ``"logistic, C = 0.01"``."""
+        if not self.stacked_:
+            return f"mean of the models: stacking gains {self.gain_:+.4f} ± {self.error_:.4f}, not more than noise"
+        return f"{self.learner}, {'C' if self.learner == 'logistic' else 'λ'} = {self.chosen_:g}"
+
+    @property
+    def _grid(self) -> tuple[float, ...]:
+        return tuple(self.strengths if self.learner == "logistic" else self.weights)
+
+    def _check(self) -> None:
+        if self.learner not in get_args(Learner):
+            hint = nearest(self.learner, get_args(Learner))
+            raise EtudeError(f"the learner of Stacking must be 'logistic' or 'lightgbm', not {self.learner!r}.{hint}")
+        if not self._grid or not min(self._grid) > 0 or self.folds < 2 or max(self.weights) > 1:
+            raise EtudeError("Stacking needs strengths above 0, values of λ above 0 up to 1, and at least 2 folds")
+        if self.learner == "lightgbm":
+            lightgbm_module()
+
+    def _choose(self, labelled: Sequence[Predictions], columns: Array, labels: NDArray[np.int64]) -> None:
+        numbers, mean = fold_numbers(labelled[0], self.folds), average(labelled).probabilities()
+        held_out = np.empty((len(self._grid), *mean.shape))
+        for fold in range(int(numbers.max()) + 1):
+            out = numbers == fold
+            if out.all():  # a single image: nothing to learn from
+                return
+            learned = self._learned([one.take(~out) for one in labelled], columns[~out], labels[~out])
+            for number, candidate in enumerate(self._grid):
+                part = [one.take(out) for one in labelled]
+                held_out[number, out] = np.exp(self._answer(learned, part, columns[out], candidate))
+        every = range(len(self._grid))
+        gains = np.concatenate([row_gains(held_out[one], mean, labels, (1.0,), "log_loss") for one in every])
+        choice = choose(fold_sums(gains, numbers), lambda one: gains[one], numbers)
+        self.gain_, self.error_, self.stacked_ = choice.gain, choice.error, choice.best is not None
+        if choice.best is not None:
+            self.chosen_ = self._grid[choice.best]
+            self._told = self._learned(labelled, columns, labels)
+
+    def _learned(self, models: Sequence[Predictions], columns: Array, labels: NDArray[np.int64]) -> Any:
+        """What was learned: a head for each strength with its scaling, or the trees and their classes."""
+        if self.learner == "lightgbm":
+            if len(np.unique(labels)) < 2:
+                return None
+            module, seed = lightgbm_module(), derive_seed(self.seed, "stacking") % 2**31
+            trees = module.LGBMClassifier(**_TREES, random_state=seed, deterministic=True, verbosity=-1, n_jobs=1)
+            return trees.fit(columns, labels)
+        scaling, offset = Standardised.of(columns), geometric_mean(models).log_probabilities()
+        rows = scaling.apply(columns)
+        heads = {
+            strength: fit_head(rows, labels, offset.shape[1], strength, offset=offset) for strength in self.strengths
+        }
+        return scaling, heads
+
+    def _answer(self, learned: Any, models: Sequence[Predictions], columns: Array, candidate: float) -> Array:
+        if learned is None:  # trees need two classes to tell apart
+            return average(models).log_probabilities()
+        if self.learner == "lightgbm":
+            told = np.zeros((len(columns), len(self.classes_)))
+            told[:, np.asarray(learned.classes_, dtype=np.int64)] = learned.predict_proba(columns)
+            return mixed(told, average(models).log_probabilities(), candidate)
+        scaling, heads = learned
+        offset = geometric_mean(models).log_probabilities()
+        return heads[candidate].log_probabilities(scaling.apply(columns), offset)
+
+
+def lightgbm_module() -> Any:
+    """Return lightgbm.
+
+    Raises:
+        EtudeError: it is not installed.
+    """
+    try:
+        return import_module("lightgbm")
+    except (ImportError, OSError) as error:  # OSError: its compiled library lacks another one
+        raise EtudeError(
+            f"learner 'lightgbm' needs the package lightgbm, which cannot be imported ({error}): "
+            "pip install lightgbm, or take learner 'logistic'"
+        ) from error
+
+
+def _columns(together: Sequence[Predictions], extra: Mapping[str, ArrayLike] | None) -> Array:
+    """Log probabilities of all models beside the further columns, (N, M C + columns)."""
+    parts = [np.maximum(one.log_probabilities(), _LOWEST) for one in together]
+    for name, given in (extra or {}).items():
+        values = np.asarray(given)
+        if values.shape != (len(together[0]),) or values.dtype.kind not in "biuf" or not np.isfinite(values).all():
+            raise EtudeError(
+                f"the column {name!r} must hold {len(together[0]):,} finite numbers, one an image, "
+                f"not {values.dtype} of {values.shape}: leave it out or fill in what is missing"
+            )
+        parts.append(values.astype(np.float64)[:, None])
+    return np.concatenate(parts, axis=1)

@@ -1,0 +1,227 @@
+"""Tables of probabilities from any tool: CSV, TSV or Parquet with an id and one column a class, as ``Predictions``."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from etude.core.errors import EtudeError, listed, nearest
+from etude.core.predictions import Predictions
+from etude.refine.text_tables import Table, read_table
+
+Warn = Callable[[str], object]
+ID_NAMES = ("id", "image_id", "image", "file", "filename", "file_name", "name", "path", "key")
+LABEL_NAMES = ("label", "labels", "class", "class_name", "target", "category", "y", "truth")
+_OFF = 1e-3  # sums farther from one than this are worth a word
+
+
+def read_probabilities(
+    path: Path | str,
+    *,
+    labels: Path | str | None = None,
+    id_column: str | None = None,
+    label_column: str | None = None,
+    warn: Warn = warnings.warn,
+) -> Predictions:
+    """Read predictions from an ``.npz`` of etude, or probabilities from a table of any other tool.
+
+    A table has a header, as a sample submission has: a column of ids (named ``id`` or alike, else the first), perhaps
+    one of labels, and one column of probabilities a class, named after it. Rows whose sum is not one are divided by it.
+
+    Args:
+        path: ``.npz``, ``.csv``, ``.tsv`` or ``.parquet``.
+        labels: a table with ids and labels; ids that it lacks stay unlabelled.
+        id_column: name of the ids' column; found by its name when None.
+        label_column: name of the labels' column, in the table or the file of labels.
+        warn: told in a sentence what was done about sums that are not one, and about ids without a label.
+
+    Raises:
+        EtudeError: the file cannot be read, or a cell is no probability; its line and column are named.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(f"{folder}/p.csv").write_text("id,cat,dog,label\\na,.25,.75,dog\\n")
+    ...     one = read_probabilities(f"{folder}/p.csv")
+    >>> one.classes, one.probabilities().round(2).tolist(), one.labels.tolist()
+    (('cat', 'dog'), [[0.25, 0.75]], [1])
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".npz":
+        found = Predictions.load(path)
+    else:
+        table = read_table(path)
+        found = _predictions(table, id_column, None if labels is not None else label_column, warn)
+    return found if labels is None else with_labels(found, labels, label_column=label_column, warn=warn)
+
+
+def with_labels(
+    predictions: Predictions, labels: Path | str, *, label_column: str | None = None, warn: Warn = warnings.warn
+) -> Predictions:
+    """Return ``predictions`` with the labels that a table, or an ``.npz`` of etude, gives to their ids.
+
+    Raises:
+        EtudeError: no id is in the table, or a label is not one of the classes.
+    """
+    known = _labels_by_id(Path(labels), label_column)
+    there = [name for name in predictions.ids if name in known]
+    if not there:
+        raise EtudeError(
+            f"{labels} has a label for none of the {len(predictions):,} predicted images: it names "
+            f"{listed(known, 2)}, and the predictions {listed(predictions.ids, 2)}; write the ids alike in both"
+        )
+    if len(there) < len(predictions):
+        missing = [name for name in predictions.ids if name not in known]
+        warn(f"{len(missing):,} of {len(predictions):,} images have no label in {labels} ({listed(missing, 2)})")
+    cells = [known.get(name) for name in predictions.ids]
+    found = _positions(cells, predictions.ids, predictions.classes, str(labels))
+    return Predictions(predictions.ids, predictions.classes, predictions.logits, predictions.features, found)
+
+
+def with_classes(predictions: Predictions, classes: tuple[str, ...], where: str) -> Predictions:
+    """Return ``predictions`` with their columns in the order of ``classes``; ``where`` they came from, for the message.
+
+    Raises:
+        EtudeError: the classes are not the same.
+    """
+    if predictions.classes == classes:
+        return predictions
+    lacks = [name for name in classes if name not in set(predictions.classes)]
+    extra = [name for name in predictions.classes if name not in set(classes)]
+    if lacks or extra:
+        parts = [f"lacks {listed(lacks)}"] if lacks else []
+        parts += [f"has {listed(extra)} besides"] if extra else []
+        raise EtudeError(f"the classes of {where} are not those of the labelled predictions: it {' and '.join(parts)}")
+    columns = [predictions.classes.index(name) for name in classes]
+    labels = predictions.labels
+    if labels is not None:
+        labels = np.append(np.argsort(columns), -1)[labels]  # the last entry keeps -1, unknown, as it is
+    return Predictions(predictions.ids, classes, predictions.logits[:, :, columns], predictions.features, labels)
+
+
+def _predictions(table: Table, id_column: str | None, label_column: str | None, warn: Warn) -> Predictions:
+    ids_at = _id_position(table, id_column)
+    ids = table.column(ids_at)
+    _refuse_repeated(table, ids)
+    # A column without a name is the row index that pandas writes; it says nothing about the images.
+    others = [place for place, name in enumerate(table.header) if place != ids_at and name]
+    label_at = _label_position(table, others, label_column)
+    classes_at = [place for place in others if place != label_at]
+    classes = [table.header[place] for place in classes_at]
+    if len(classes) < 2:
+        raise EtudeError(
+            f"{table.path} must have one column of probabilities for each class besides its ids, and has "
+            f"{listed(classes) if classes else 'none'}: with two classes add the column of the other, 1 - p"
+        )
+    values = _values(table, ids, classes_at)
+    off = np.abs(values.sum(1) - 1.0) > _OFF
+    if off.any():
+        first = int(np.argmax(off))
+        warn(
+            f"the probabilities of {int(off.sum()):,} of {len(ids):,} images in {table.path} do not sum to one (the "
+            f"first is {ids[first]!r}, {values[first].sum():.4g}): each row was divided by its sum"
+        )
+    labels = None if label_at is None else _positions(table.column(label_at), ids, classes, str(table.path))
+    return Predictions.from_probabilities(ids, classes, values, labels)
+
+
+def _id_position(table: Table, asked: str | None) -> int:
+    if asked is not None:
+        return table.position(asked, "--id-column")
+    lowered = [name.strip().lower() for name in table.header]
+    return next((lowered.index(name) for name in ID_NAMES if name in lowered), 0)
+
+
+def _label_position(table: Table, places: Sequence[int], asked: str | None) -> int | None:
+    """Return where the labels stand: a column so named, unless its cells are numbers and no class is called so."""
+    if asked is not None:
+        return table.position(asked, "--label-column")
+    for place in places:
+        if table.header[place].strip().lower() in LABEL_NAMES:
+            rest = {table.header[other] for other in places if other != place}
+            cells = [cell for cell in table.column(place) if cell.strip()]
+            if any(_number(cell) is None or cell in rest for cell in cells):
+                return place
+    return None
+
+
+def _values(table: Table, ids: Sequence[str], places: Sequence[int]) -> NDArray[np.float64]:
+    values = np.empty((len(ids), len(places)))
+    for row, cells in enumerate(table.rows):
+        picked = [cells[place] for place in places]
+        try:
+            values[row] = np.array(picked, dtype=np.float64)
+            usable = bool(np.isfinite(values[row]).all() and (values[row] >= 0).all())
+        except ValueError:
+            usable = False
+        if not usable:
+            bad = next(at for at, cell in enumerate(picked) if (number := _number(cell)) is None or number < 0)
+            raise EtudeError(
+                f"{table.place(row)} (image {ids[row]!r}) has {picked[bad]!r} in column {table.header[places[bad]]!r}: "
+                "a probability is a number of zero or more, so if these are logits or logarithms, give their softmax"
+            )
+        if not values[row].any():
+            raise EtudeError(
+                f"{table.place(row)} (image {ids[row]!r}) gives every class a probability of zero: "
+                "at least one must be above"
+            )
+    return values
+
+
+def _number(cell: str) -> float | None:
+    """Return the finite number in ``cell``, or None."""
+    try:
+        number = float(cell)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _refuse_repeated(table: Table, ids: Sequence[str]) -> None:
+    if len(set(ids)) < len(ids):
+        seen: set[str] = set()
+        repeated = dict.fromkeys(name for name in ids if name in seen or seen.add(name))
+        raise EtudeError(f"{table.path} has several rows for {listed(repeated)}: keep one row for each image")
+
+
+def _labels_by_id(path: Path, label_column: str | None) -> dict[str, str]:
+    if path.suffix.lower() == ".npz":
+        held = Predictions.load(path)
+        if held.labels is None:
+            raise EtudeError(f"{path} holds no labels: give a labelled .npz, or a table of ids and labels")
+        return {
+            name: held.classes[label] for name, label in zip(held.ids, held.labels.tolist(), strict=True) if label >= 0
+        }
+    table = read_table(path)
+    ids_at = _id_position(table, None)
+    _refuse_repeated(table, table.column(ids_at))
+    others = [place for place, name in enumerate(table.header) if place != ids_at and name]
+    named = [place for place in others if table.header[place].strip().lower() in LABEL_NAMES]
+    if label_column is not None:
+        place = table.position(label_column, "--label-column")
+    elif len(named or others) == 1:
+        place = (named or others)[0]
+    else:
+        raise EtudeError(f"it is not clear which column of {path} holds the labels: name it with --label-column")
+    return {name: cell for name, cell in zip(table.column(ids_at), table.column(place), strict=True) if cell.strip()}
+
+
+def _positions(
+    cells: Sequence[str | None], ids: Sequence[str], classes: Sequence[str], where: str
+) -> NDArray[np.int64]:
+    position = {name: place for place, name in enumerate(classes)}
+    found = np.full(len(cells), -1, np.int64)
+    for row, cell in enumerate(cells):
+        if cell is None or not cell.strip():
+            continue
+        if cell not in position:
+            raise EtudeError(
+                f"the label of {ids[row]!r} in {where} is {cell!r}, and the columns of probabilities are "
+                f"{listed(classes)}: write labels as the columns are named.{nearest(cell, classes)}"
+            )
+        found[row] = position[cell]
+    return found

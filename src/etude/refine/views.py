@@ -1,0 +1,253 @@
+"""Views: how those of test-time augmentation are averaged, and how many of them pay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import scipy.optimize  # pyright: ignore[reportMissingTypeStubs]
+from numpy.typing import NDArray
+
+from etude.core.errors import EtudeError, listed, nearest
+from etude.core.metrics import METRICS, metric_named, paired_bootstrap
+from etude.core.predictions import Predictions
+from etude.core.tally import FloatArray, IntArray
+from etude.refine.base import Refiner, normalised, require_classes, require_labelled, with_log_probabilities
+from etude.refine.cross_fit import FEWEST_ROWS, fold_numbers
+from etude.refine.rows import known_rows, labels_of
+
+_optimize: Any = scipy.optimize
+
+PLAIN = "mean of probabilities"
+WAYS = (PLAIN, "mean of logits", "weighted probabilities", "weighted logits", "first view")
+"""How V views may become one. The first is what ``Predictions.log_probabilities`` does."""
+
+
+class ViewWeights(Refiner):
+    """Averages the views of each image in the way that, cross-fitted, gains beyond noise; else by the plain mean.
+
+    Mean of probabilities: p = Σ_v w_v p_v. Mean of logits: log p = Σ_v w_v log p_v - log Z, the geometric mean. Weights
+    are on the simplex, maximise the likelihood of the labels, and count as if each view had already explained one
+    image, which pulls them to 1/V where there is little to learn from (Shanmugam et al. 2021, Better Aggregation in
+    Test-Time Augmentation).
+
+    Args:
+        metric: by which a way must beat the plain mean.
+        ways: of :data:`WAYS`, those to try; the plain mean is always among them.
+        folds: of the cross-fit.
+        seed: of folds and bootstrap.
+        draws: of the bootstrap.
+        level: of the interval whose lower end must be above zero; None takes the best other way without a test.
+
+    >>> rng = np.random.default_rng(0)
+    >>> labels = rng.integers(0, 2, 400)
+    >>> good, useless = 4.0 * np.eye(2)[labels] + rng.normal(size=(400, 2)), 3.0 * rng.normal(size=(400, 2))
+    >>> two = Predictions([str(i) for i in range(400)], ["x", "y"], np.stack([useless, good]), labels=labels)
+    >>> step = ViewWeights().fit(two)
+    >>> step.way_.startswith("weighted"), bool(step.weights_[1] > 0.8)
+    (True, True)
+    """
+
+    fits_on: ClassVar[frozenset[str]] = frozenset({"labelled"})
+
+    def __init__(
+        self,
+        metric: str = "log_loss",
+        ways: Sequence[str] = WAYS,
+        folds: int = 5,
+        seed: int = 0,
+        draws: int = 1000,
+        level: float | None = 0.9,
+    ) -> None:
+        self.metric, self.ways, self.folds, self.seed, self.draws, self.level = metric, ways, folds, seed, draws, level
+
+    def fit(self, labelled: Predictions | None = None, target: Predictions | None = None) -> Self:
+        """Choose the way and its weights, ``way_`` and ``weights_`` (V,), on ``labelled``.
+
+        Raises:
+            EtudeError: there are no labels, or a way or the metric is not known.
+        """
+        for way in self.ways:
+            if way not in WAYS:
+                raise EtudeError(
+                    f"views cannot be averaged by {way!r}; give some of {listed(WAYS)}.{nearest(way, WAYS)}"
+                )
+        metric = metric_named(self.metric)
+        require_labelled(labelled, "ViewWeights")
+        assert labelled is not None
+        rows = known_rows(labelled)
+        views, labels = _log_probabilities_of_views(rows), labels_of(rows)
+        self.classes_, self.way_, self.gain_ = labelled.classes, PLAIN, None
+        others = [way for way in self.ways if way != PLAIN]
+        if len(views) > 1 and len(self.classes_) > 1 and len(labels) >= FEWEST_ROWS and others:
+            folds = fold_numbers(rows, self.folds, self.seed)
+            held_out = {way: _cross_fitted(way, views, labels, folds) for way in others}
+            best = max(others, key=lambda way: metric.sign * metric.value(held_out[way], labels))
+            plain = _mixed(PLAIN, views, _equal(views))
+            level = 0.9 if self.level is None else self.level
+            self.gain_ = paired_bootstrap(metric, plain, held_out[best], labels, self.draws, self.seed, level=level)
+            self.way_ = best if self.level is None or self.gain_.beyond_noise else PLAIN
+        self.weights_ = _fitted_weights(self.way_, views, labels)
+        return self
+
+    def transform(self, predictions: Predictions) -> Predictions:
+        """Return one view: the average.
+
+        Raises:
+            EtudeError: weights were fitted for another number of views.
+        """
+        self.require_fitted()
+        require_classes(self.classes_, predictions, "ViewWeights")
+        views = len(predictions.logits)
+        if self.way_.startswith("weighted") and views != len(self.weights_):
+            raise EtudeError(
+                f"the weights were fitted for {len(self.weights_)} views, and these predictions have {views}: "
+                "predict both sets of images with the same views"
+            )
+        if self.way_ == PLAIN:
+            return with_log_probabilities(predictions, predictions.log_probabilities())
+        log_p = _log_probabilities_of_views(predictions)
+        weights = self.weights_ if self.way_.startswith("weighted") else _equal(log_p)
+        return with_log_probabilities(predictions, _mixed(self.way_, log_p, weights))
+
+    @property
+    def described(self) -> str:
+        """The way, and the largest weight where they differ."""
+        self.require_fitted()
+        if self.way_ == "first view":
+            return "first view alone"
+        if not self.way_.startswith("weighted"):
+            return f"{self.way_} over {len(self.weights_)} views"
+        return f"{self.way_}, largest weight {self.weights_.max():.2f} of {len(self.weights_)} views"
+
+
+@dataclass(frozen=True, slots=True)
+class ViewGains:
+    """Scores of the mean over the first 1 to V views.
+
+    Args:
+        accuracy: (V,) of each count.
+        log_loss: (V,) of each count.
+        enough: metric name -> smallest count that is within one standard error, paired, of the best count.
+    """
+
+    accuracy: FloatArray
+    log_loss: FloatArray
+    enough: dict[str, int]
+
+    def as_table(self) -> list[tuple[int, float, float]]:
+        """Return rows of (views, accuracy, log loss), one a count."""
+        return [
+            (count, float(right), float(loss))
+            for count, (right, loss) in enumerate(zip(self.accuracy, self.log_loss, strict=True), start=1)
+        ]
+
+
+def gain_by_views(predictions: Predictions) -> ViewGains:
+    """Return what each further view bought on labelled images, and the count at which the gain ends.
+
+    >>> views = np.log([[[0.4, 0.6]], [[0.7, 0.3]], [[0.7, 0.3]]])
+    >>> gain_by_views(Predictions(["a"], ["x", "y"], views, labels=np.array([0]))).accuracy.tolist()
+    [0.0, 1.0, 1.0]
+    """
+    require_labelled(predictions, "the table of views")
+    rows = known_rows(predictions)
+    labels = labels_of(rows)
+    total = np.full((len(labels), len(predictions.classes)), -np.inf)
+    each: dict[str, list[FloatArray]] = {"accuracy": [], "log_loss": []}
+    for count, view in enumerate(rows.logits, start=1):
+        np.logaddexp(total, normalised(view.astype(np.float64)), out=total)
+        for name, values in each.items():
+            per_image = METRICS[name].per_image
+            assert per_image is not None
+            values.append(per_image(total - np.log(count), labels))
+    scores = {name: np.mean(values, axis=1) for name, values in each.items()}
+    enough = {name: _enough(np.stack(values) * METRICS[name].sign) for name, values in each.items()}
+    return ViewGains(scores["accuracy"], scores["log_loss"], enough)
+
+
+def _enough(values: FloatArray) -> int:
+    """Return the smallest count whose (V, N) values, larger being better, are within one standard error of the best."""
+    lost = values[int(np.argmax(values.mean(1)))] - values
+    error = lost.std(1) / np.sqrt(values.shape[1])
+    return 1 + int(np.argmax(lost.mean(1) <= error + 1e-9))  # what rounding leaves of nothing is nothing
+
+
+def _log_probabilities_of_views(predictions: Predictions) -> FloatArray:
+    return np.stack([normalised(view.astype(np.float64)) for view in predictions.logits])
+
+
+def _equal(views: NDArray[np.float64]) -> FloatArray:
+    return np.full(len(views), 1.0 / len(views))
+
+
+def _mixed(way: str, views: FloatArray, weights: FloatArray) -> FloatArray:
+    """Return log probabilities (N, C) of log probabilities (V, N, C) averaged by ``way``."""
+    if way == "first view":
+        return views[0]
+    if way.endswith("logits"):
+        return normalised(_combined(weights, views))
+    total = np.full(views.shape[1:], -np.inf)
+    for weight, view in zip(weights, views, strict=True):
+        if weight > 0:
+            np.logaddexp(total, np.log(weight) + view, out=total)
+    return total
+
+
+def _combined(weights: FloatArray, views: FloatArray) -> FloatArray:
+    return np.tensordot(weights, views, axes=1).astype(np.float64, copy=False)
+
+
+def _cross_fitted(way: str, views: FloatArray, labels: IntArray, folds: IntArray) -> FloatArray:
+    found = np.empty(views.shape[1:])
+    for fold in range(int(folds.max()) + 1):
+        held = folds == fold
+        weights = _fitted_weights(way, views[:, ~held], labels[~held])
+        found[held] = _mixed(way, views[:, held], weights)
+    return found
+
+
+def _fitted_weights(way: str, views: FloatArray, labels: IntArray) -> FloatArray:
+    fits: dict[str, Callable[[FloatArray, IntArray], FloatArray]] = {
+        "weighted probabilities": _mixture_weights,
+        "weighted logits": _geometric_weights,
+    }
+    return fits[way](views, labels) if way in fits and len(views) > 1 else _equal(views)
+
+
+def _mixture_weights(views: FloatArray, labels: IntArray) -> FloatArray:
+    """Return w that maximises Σ_i log Σ_v w_v p_iv + Σ_v log w_v by EM, p_iv the probability of the label."""
+    given = views[:, np.arange(len(labels)), labels].T
+    likelihood = np.exp(given - given.max(1, keepdims=True))
+    weights = _equal(views)
+    for _ in range(1000):
+        shares = likelihood * weights
+        shares /= shares.sum(1, keepdims=True)
+        updated = (shares.sum(0) + 1.0) / (len(labels) + len(views))
+        change = np.abs(updated - weights).max()
+        weights = updated
+        if change < 1e-7:
+            break
+    return weights
+
+
+def _geometric_weights(views: FloatArray, labels: IntArray) -> FloatArray:
+    """Return w that maximises Σ_i log softmax(Σ_v w_v log p_v)_i + Σ_v log w_v, by L-BFGS on u with w = softmax(u)."""
+    rows, count = np.arange(len(labels)), len(labels) + len(views)
+
+    def loss(u: FloatArray) -> tuple[float, FloatArray]:
+        weights = np.exp(u - u.max())
+        weights /= weights.sum()
+        log_p = normalised(_combined(weights, views))
+        value = -log_p[rows, labels].sum() - np.log(np.maximum(weights, 1e-300)).sum()
+        expected: FloatArray = np.einsum("nc,vnc->v", np.exp(log_p), views, optimize=True)
+        slope = expected - views[:, rows, labels].sum(1)  # d loss / d w, without the prior
+        # Through the softmax; the prior's gradient is then V w - 1.
+        gradient = weights * (slope - weights @ slope) + len(weights) * weights - 1.0
+        return float(value) / count, gradient / count
+
+    found = _optimize.minimize(loss, np.zeros(len(views)), jac=True, method="L-BFGS-B", options={"maxiter": 200})
+    weights = np.exp(found.x - found.x.max())
+    return weights / weights.sum()

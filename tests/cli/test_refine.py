@@ -1,0 +1,260 @@
+"""``etude refine`` and ``etude blend`` as a user calls them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from etude.core.predictions import Predictions
+from etude.refine.chain import Chain
+
+CLASSES = ("cat", "dog", "eel")
+
+
+def model_output(
+    seed: int,
+    count: int = 300,
+    shares: tuple[float, ...] = (1 / 3, 1 / 3, 1 / 3),
+    *,
+    sure: float = 0.5,
+    views: int = 1,
+    noise: int = 0,
+) -> Predictions:
+    """What a model, one for each ``noise``, says about images drawn by ``seed``."""
+    rng = np.random.default_rng(seed)
+    labels = rng.choice(3, count, p=shares)
+    own = np.random.default_rng((seed, noise))
+    seen = np.eye(3)[labels] + rng.normal(scale=0.4, size=(count, 3)) + own.normal(scale=0.6, size=(views, count, 3))
+    features = seen[0].astype(np.float32)
+    return Predictions([f"{seed}-{i}.png" for i in range(count)], CLASSES, sure * seen / 0.5, features, labels)
+
+
+def as_csv(path: Path, one: Predictions, labels: bool = False) -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", *one.classes, *(["label"] if labels else [])])
+        for row, name in enumerate(one.ids):
+            told = [one.classes[one.labels[row]]] if labels and one.labels is not None else []
+            writer.writerow([name, *one.probabilities()[row].tolist(), *told])
+    return path
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def accuracy(path: Path, truth: Predictions) -> float:
+    rows = {row["id"]: row for row in rows_of(path)}
+    guesses = [max(CLASSES, key=lambda name: float(rows[image][name])) for image in truth.ids]
+    assert truth.labels is not None
+    return float(np.mean([truth.classes[label] == guess for label, guess in zip(truth.labels, guesses, strict=True)]))
+
+
+@pytest.fixture
+def shifted(tmp_path: Path) -> tuple[Path, Path, Predictions]:
+    target = model_output(1, shares=(0.85, 0.1, 0.05))
+    return as_csv(tmp_path / "v.csv", model_output(0, 500), True), as_csv(tmp_path / "t.csv", target), target
+
+
+def test_tables_of_another_tool_are_refined(etude, tmp_path, shifted):
+    valid, target, truth = shifted
+    ended = etude("refine", valid, target, "--prior", "estimate", "--out", "better/r.csv")
+    assert ended.code == 0, ended.err
+    assert "Gain in accuracy, cross-fitted on 500 labelled images" in ended.out
+    assert max(map(len, ended.out.splitlines()[:-1])) <= 80
+    assert [name for name in ("temperature", "vector_scaling", "prior", "all kept") if name not in ended.out] == []
+    assert "*" in ended.out
+    assert accuracy(tmp_path / "better" / "r.csv", truth) > accuracy(target, truth) + 0.02
+    chain = Chain.load(tmp_path / "better" / "refine.json")
+    assert "prior" in chain.described
+    assert [row["id"] for row in rows_of(tmp_path / "better" / "r.csv")] == list(truth.ids)
+
+
+def test_a_run_is_refined_with_its_own_predictions(etude, tmp_path):
+    (tmp_path / "run").mkdir()
+    model_output(0, views=3).save(tmp_path / "run" / "valid.npz")
+    model_output(1, views=3).save(tmp_path / "run" / "test.npz")
+    ended = etude("refine", "run", "--out", "r.npz", "--metric", "log_loss")
+    assert ended.code == 0, ended.err
+    refined = Predictions.load(tmp_path / "r.npz")
+    assert refined.logits.shape == (1, 300, 3)
+    for word in ("views", "knn", "views: accuracy"):
+        assert word in ended.out
+    again = Chain.load(tmp_path / "refine.json").transform(model_output(1, views=3))
+    np.testing.assert_array_equal(again.logits, refined.logits)
+
+
+def test_labels_may_come_from_a_file_of_their_own(etude, tmp_path, shifted):
+    _, target, _ = shifted
+    valid = model_output(0, 500)
+    assert valid.labels is not None
+    lines = [f"{name},{CLASSES[label]}" for name, label in zip(valid.ids, valid.labels, strict=True)]
+    (tmp_path / "truth.csv").write_text("\n".join(["id,label", *lines]))
+    bare = as_csv(tmp_path / "bare.csv", valid)
+    ended = etude(
+        "refine", bare, "--target", target, "--labels", "truth.csv", "--steps", "temperature", "--out", "r.csv"
+    )
+    assert ended.code == 0, ended.err
+    assert rows_of(tmp_path / "r.csv")[0].keys() == {"id", *CLASSES}
+
+
+def test_the_columns_of_both_files_may_be_in_another_order(etude, tmp_path, shifted):
+    valid, target, truth = shifted
+    order = ["dog", "eel", "cat"]
+    lines = [",".join([row["id"], *(row[name] for name in order)]) for row in rows_of(target)]
+    (tmp_path / "turned.csv").write_text("\n".join([",".join(["id", *order]), *lines]))
+    for name, file in (("one.csv", target), ("two.csv", "turned.csv")):
+        assert etude("refine", valid, file, "--steps", "prior", "--prior", "estimate", "--out", name).code == 0
+    assert accuracy(tmp_path / "one.csv", truth) == accuracy(tmp_path / "two.csv", truth)
+
+
+def test_known_shares_are_assigned(etude, tmp_path, shifted):
+    valid, target, _ = shifted
+    (tmp_path / "shares.csv").write_text("class,share\ncat,0.85\ndog,0.10\neel,0.05\n")
+    words = ("--prior", "shares.csv", "--steps", "assignment", "--no-probabilities")
+    ended = etude("refine", valid, target, *words, "--out", "r.csv")
+    assert ended.code == 0, ended.err
+    labels = [row["label"] for row in rows_of(tmp_path / "r.csv")]
+    assert {name: labels.count(name) for name in CLASSES} == {"cat": 255, "dog": 30, "eel": 15}
+
+
+def test_json_is_told_in_place_of_the_table(etude, shifted):
+    valid, target, _ = shifted
+    ended = etude("refine", valid, target, "--metric", "macro_f1", "--out", "r.csv", "--json")
+    assert ended.code == 0, ended.err
+    told = json.loads(ended.out)
+    assert [row["name"] for row in told["steps"]] == ["temperature", "vector_scaling", "thresholds"]
+    assert told["metric"] == "macro_f1"
+
+
+def test_a_sample_submission_is_followed(etude, tmp_path, shifted):
+    valid, target, truth = shifted
+    ids = list(reversed(truth.ids))
+    (tmp_path / "sample.csv").write_text("\n".join(["image,eel,cat,dog", *(f"{name},0,0,1" for name in ids)]))
+    words = ("--steps", "temperature", "--sample-submission", "sample.csv")
+    assert etude("refine", valid, target, *words, "--out", "r.csv").code == 0
+    found = rows_of(tmp_path / "r.csv")
+    assert list(found[0]) == ["image", "eel", "cat", "dog"]
+    assert [row["image"] for row in found] == ids
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("v.csv", "--out", "r.csv"), "there is nothing to refine"),
+        (("t.csv", "v.csv", "--out", "r.csv"), "--labels FILE"),
+        (("v.csv", "t.csv", "--out", "r.txt"), ".csv or .npz"),
+        (("v.csv", "t.csv", "--out", "refine.npz"), "choose another"),
+        (("v.csv", "t.csv", "--out", "r.npz", "--no-probabilities"), "give a .csv"),
+        (("v.csv", "t.csv", "--out", "r.csv", "--metric", "acuracy"), "Did you mean 'accuracy'"),
+        (("v.csv", "t.csv", "--out", "r.csv", "--steps", "knn"), "needs features"),
+        (("v.csv", "t.csv", "--out", "r.csv", "--steps", "temprature"), "Did you mean 'temperature'"),
+        (("v.csv", "t.csv", "--out", "r.csv", "--prior", "unifrom"), "Did you mean 'uniform'"),
+        (("v.csv", "gone.csv", "--out", "r.csv"), "gone.csv does not exist"),
+        (("v.csv", "odd.csv", "--out", "r.csv"), "has '-1' in column 'dog'"),
+        (("v.csv", "two.csv", "--out", "r.csv"), "lacks 'eel'"),
+        ((".", "--out", "r.csv"), "holds no valid.npz"),
+    ],
+)
+def test_mistakes_end_in_one_sentence(etude, tmp_path, shifted, words, told):
+    (tmp_path / "odd.csv").write_text("id,cat,dog,eel\na,0.5,-1,0.5\n")
+    (tmp_path / "two.csv").write_text("id,cat,dog\na,0.5,0.5\n")
+    ended = etude("refine", *words)
+    assert ended.code == 2, ended.out
+    assert told in ended.err
+    assert ended.err.startswith("etude: ")
+    assert len(ended.err.strip().splitlines()) == 1
+    assert not (tmp_path / "r.csv").exists()
+
+
+def test_two_models_are_blended_and_their_errors_compared(etude, tmp_path):
+    one, other = (model_output(0, noise=number) for number in (1, 2))
+    one.save(tmp_path / "a.npz")
+    as_csv(tmp_path / "b.csv", other)
+    ended = etude("blend", "a.npz", "b.csv", "--out", "c.csv")
+    assert ended.code == 0, ended.err
+    for word in ("accuracy on 300 labelled images", "How differently they err", "disagree", "Q", "Cross-fitted gain"):
+        assert word in ended.out
+    assert max(map(len, ended.out.splitlines()[:4])) <= 80
+    assert accuracy(tmp_path / "c.csv", one) > max(
+        accuracy(as_csv(tmp_path / "a.csv", one), one), accuracy(tmp_path / "b.csv", one)
+    )
+
+
+@pytest.mark.parametrize("method", ["mean", "geometric", "rank", "weights", "select", "auto"])
+def test_every_method_blends(etude, tmp_path, method):
+    for number in (1, 2):
+        model_output(0, 100, noise=number).save(tmp_path / f"{number}.npz")
+    ended = etude("blend", "1.npz", "2.npz", "--method", method, "--out", "c.npz", "--json")
+    assert ended.code == 0, ended.err
+    told = json.loads(ended.out)
+    assert sum(told["weights"].values()) == pytest.approx(1)
+    assert set(told["scores"]) == {"1.npz", "2.npz", "blend"}
+    assert Predictions.load(tmp_path / "c.npz").ids == model_output(0, 100).ids
+
+
+def test_weights_come_from_validation_predictions(etude, tmp_path):
+    for number, sure in ((1, 0.5), (2, -0.5)):  # the second model is always wrong
+        (tmp_path / f"run{number}").mkdir()
+        for name, seed in (("valid", 0), ("test", 1)):
+            model_output(seed, noise=number, sure=sure).save(tmp_path / f"run{number}" / f"{name}.npz")
+    runs = etude("blend", "run1", "run2", "--method", "weights", "--out", "a.npz", "--json")
+    assert runs.code == 0, runs.err
+    assert json.loads(runs.out)["weights"]["run1"] > 0.9
+    files = [f"run{number}/test.npz" for number in (1, 2)]
+    valid = [word for number in (1, 2) for word in ("--valid", f"run{number}/valid.npz")]
+    named = etude("blend", *files, *valid, "--method", "weights", "--out", "b.npz")
+    assert named.code == 0, named.err
+    np.testing.assert_array_equal(
+        Predictions.load(tmp_path / "a.npz").logits, Predictions.load(tmp_path / "b.npz").logits
+    )
+
+
+def test_without_labels_the_mean_is_taken(etude, tmp_path):
+    for number in (1, 2):
+        as_csv(tmp_path / f"{number}.csv", model_output(0, 50, noise=number))
+    ended = etude("blend", "1.csv", "2.csv", "--out", "c.csv")
+    assert ended.code == 0, ended.err
+    assert "mean of 2 models" in ended.out
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("1.csv", "--out", "c.csv"), "two models or more"),
+        (("1.csv", "2.csv", "--out", "c.csv", "--method", "medium"), "--method is 'medium'"),
+        (("1.csv", "2.csv", "--out", "c.csv", "--method", "weights"), "labelled images"),
+        (("1.csv", "3.csv", "--out", "c.csv"), "same ids"),
+        (("1.csv", "2.csv", "--out", "c.csv", "--valid", "1.csv"), "--valid came 1 times for 2 models"),
+        (("1.csv", "2.csv", "--out", "c.txt"), ".csv or .npz"),
+    ],
+)
+def test_mistakes_of_a_blend_end_in_one_sentence(etude, tmp_path, words, told):
+    for number, count in ((1, 20), (2, 20), (3, 19)):
+        as_csv(tmp_path / f"{number}.csv", model_output(0, count, noise=number))
+    ended = etude("blend", *words)
+    assert ended.code == 2, ended.out
+    assert told in ended.err
+    assert len(ended.err.strip().splitlines()) == 1
+
+
+def test_refining_loads_no_torch(tmp_path):
+    as_csv(tmp_path / "v.csv", model_output(0, 60), True)
+    as_csv(tmp_path / "t.csv", model_output(1, 60))
+    code = (
+        "import sys; from etude.cli.main import main\n"
+        "sys.argv = ['etude', 'refine', 'v.csv', 't.csv', '--steps', 'temperature', '--out', 'r.csv', '--quiet']\n"
+        "main_failed = None\n"
+        "try: main()\n"
+        "except SystemExit as stop: main_failed = stop.code\n"
+        "print(main_failed, sorted({'torch', 'lightning', 'timm', 'cv2'} & set(sys.modules)))"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert told.stdout.strip() in ("0 []", "None []"), told.stdout + told.stderr

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from etude.models.modes import Mode, likely_mode
+from etude.recipe import ImageFacts, load_recipe, resolve
+from etude.study import mode as study_mode
+from etude.study.mode import settle_training
+from etude.study.plan import Amounts
+from etude.study.speed import Speed
+from etude.training.probe_result import ProbeResult, Timed
+
+CPU = torch.device("cpu")
+AMOUNTS = Amounts(labelled=1250, train=1000, valid=250, test=0, folds=1)
+MEASURED = Mode("fp32", "contiguous", 1)
+
+
+class Session(SimpleNamespace):
+    """As much of a session as the choice of a mode asks for."""
+
+    def __init__(self, begun: Mode | None = None) -> None:
+        super().__init__(cache=None, screen=None)
+        self.record = self
+        self.written: dict[str, Any] = {}
+        self.begun_mode: Callable[[], Mode | None] = lambda: begun
+
+    def set(self, section: str, value: Any) -> None:
+        self.written[section] = value
+
+
+@pytest.fixture
+def probes(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What the probe was asked, in place of a measurement; images take 10 ms in any mode."""
+    asked: list[dict[str, Any]] = []
+
+    def probe(module: Any, size: int, batch_size: int, channels: int, device: Any, **more: Any) -> ProbeResult:
+        asked.append({"size": size, "batch_size": batch_size, **more})
+        return ProbeResult(MEASURED, 100.0, (Timed(MEASURED, 100.0),), 2.0, 8)
+
+    monkeypatch.setattr(study_mode, "probe_modes", probe)
+    monkeypatch.setattr(study_mode, "measure_speed", lambda backbone, size, mode: Speed(size, 0.003, 0.01))
+    return asked
+
+
+def recipe(*settings: str) -> Any:
+    return resolve(load_recipe("default", settings), ImageFacts(median_side=300, channels=3))
+
+
+def settled(session: Any, *settings: str, device: torch.device = CPU, amounts: Amounts = AMOUNTS) -> Any:
+    backbone: Any = SimpleNamespace(module=None, in_channels=3)
+    return settle_training(session, recipe(*settings), backbone, amounts, device)
+
+
+def test_a_short_training_is_not_worth_a_probe(probes):
+    session = Session()
+    training = settled(session, "train.epochs=8")  # 8,000 images of 10 ms: 80 s
+    assert training.mode == likely_mode(CPU)
+    assert training.told == training.mode.in_words()
+    assert not probes
+    assert not session.written
+
+
+def test_a_long_training_runs_in_the_measured_mode(probes):
+    session = Session()
+    training = settled(session, "train.epochs=30", "train.batch_size=64")
+    assert training.mode == MEASURED
+    assert training.told.startswith("fp32, contiguous, 1 thread: 100 images/s")
+    assert probes[0]["budget"] == 10.0
+    assert (probes[0]["size"], probes[0]["batch_size"]) == (224, 64)
+    assert session.written["probe"]["mode"] == MEASURED.as_dict()
+
+
+def test_the_probe_takes_a_small_share_of_the_training(probes):
+    settled(Session(), "train.epochs=13")  # 130 s
+    assert probes[0]["budget"] == pytest.approx(7.5, rel=0.01)
+
+
+def test_folds_count(probes):
+    settled(Session(), "train.epochs=8", amounts=Amounts(labelled=1250, train=1000, valid=250, test=0, folds=5))
+    assert len(probes) == 1
+
+
+def test_on_a_gpu_the_memory_is_always_probed(probes):
+    settled(Session(), "train.epochs=1", device=torch.device("cuda"))
+    assert len(probes) == 1
+
+
+def test_what_the_user_has_set_is_handed_on(probes):
+    settled(Session(), "train.epochs=30", "train.precision=fp32", "train.threads=3", "train.micro_batch=8")
+    asked = probes[0]["asked"]
+    assert (asked.precision, asked.memory_format, asked.threads, asked.micro_batch) == ("fp32", None, 3, 8)
+
+
+def test_a_resumed_run_keeps_its_mode(probes):
+    begun = Mode("fp32", "channels_last", 7, 4)
+    training = settled(Session(begun), "train.epochs=30")
+    assert training.mode == begun
+    assert training.told == "fp32, channels_last, 7 threads, 4 images at a time, as this run began"
+    assert not probes
+
+
+def test_the_largest_batch_of_a_growing_plan_is_probed(probes):
+    settled(Session(), "train.epochs=30", "train.batch_size=32", "timeline.batch_growth=4")
+    assert probes[0]["batch_size"] == 128
