@@ -7,7 +7,7 @@ The step is that of etude's small network, and waits, busy, until 10 ms are over
 with tricks that the timeline holds at nothing (strength 0, alpha 0, full size), against Lightning's bare loop; all
 variants take turns in each round. It is told in two ways: as the whole step's difference, and as what the step spends
 inside Lightning's calls of hooks, which a busy machine disturbs less. EMA's average of all weights is within it, at
-the pace it has in a long run (every eighth step), and once left out. The tricks' arithmetic on pixels is timed by
+the pace it has in a long run (every 32nd step), and once left out. The tricks' arithmetic on pixels is timed by
 itself. All times are the process's own (one thread).
 """
 

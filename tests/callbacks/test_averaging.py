@@ -203,7 +203,8 @@ def test_the_decay_rises_to_its_limit(decay: float, updates: int):
         (EMA(0.999), 0, 1),
         (EMA(0.999), 200, 1),  # reaches back 23 steps
         (EMA(0.999), 400, 2),
-        (EMA(0.999), 10_000, 8),
+        (EMA(0.999), 10_000, 32),
+        (EMA(0.999, every=8), 10_000, 8),
         (EMA(0.999, every=1), 10_000, 1),
         (EMA(0.98, warmup=False), 0, 3),  # reaches back 50 steps
         (EMA(0.0), 10_000, 1),

@@ -190,7 +190,7 @@ class EMA(_Averaging):
     """
 
     def __init__(
-        self, decay: float = 0.999, warmup: bool = True, phases: Sequence[str] | str | None = None, every: int = 8
+        self, decay: float = 0.999, warmup: bool = True, phases: Sequence[str] | str | None = None, every: int = 32
     ) -> None:
         super().__init__(phases)
         if not 0.0 <= decay < 1.0:

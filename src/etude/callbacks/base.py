@@ -64,7 +64,10 @@ def loss_of(trainer: pl.Trainer, outputs: Any) -> torch.Tensor | None:
     Lightning divides it by the batches that gradients are accumulated over.
     """
     loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-    return loss.detach() * trainer.accumulate_grad_batches if isinstance(loss, torch.Tensor) else None
+    if not isinstance(loss, torch.Tensor):
+        return None
+    batches = trainer.accumulate_grad_batches
+    return loss.detach() if batches == 1 else loss.detach() * batches
 
 
 def whole_steps(trainer: pl.Trainer, name: str) -> int:

@@ -177,8 +177,7 @@ def _install(trainer: pl.Trainer, module: pl.LightningModule) -> Callable[[], No
         moment = clock.moment_at(step) if clock else None
         # Lightning counts the batch only after this hook, as it does itself in its loop.
         batch_idx = trainer.fit_loop.epoch_loop.batch_idx + 1
-        steps = max(transform.steps for transform in transforms)
-        return _transformed(batch, transforms, Occasion(trainer, module, step, batch_idx, steps, moment))
+        return _transformed(batch, transforms, Occasion(trainer, module, step, batch_idx, _steps(transforms), moment))
 
     cast(Any, hook).changes_batches = True
     own = vars(owner).get(_HOOK)  # a user may have put a function of their own on the instance
@@ -192,12 +191,16 @@ def _install(trainer: pl.Trainer, module: pl.LightningModule) -> Callable[[], No
     return restore
 
 
+def _steps(transforms: Sequence[BatchTransform]) -> int:
+    return max([transform.steps for transform in transforms])
+
+
 def _transformed(batch: Any, transforms: Sequence[BatchTransform], occasion: Occasion) -> Any:
-    images = opened(batch)
+    images = before = opened(batch)
     for transform in transforms:
-        if transform.is_on(occasion):
+        if transform.phases is None or transform.is_on(occasion):
             images = transform.changed(images, occasion)
-    return closed(batch, images)
+    return batch if images is before else closed(batch, images)
 
 
 def opened(batch: Any) -> ImageBatch:

@@ -55,6 +55,9 @@ class ProgressiveResize(BatchTransform):
         """Shrink the batch to the present size."""
         height, width = batch.size
         longer = max(height, width)
+        scheduled = occasion.moment.image_size if occasion.moment else None
+        if scheduled is not None and scheduled >= longer:
+            return batch
         size, multiple = self.size_at(occasion, longer)
         if size >= longer:
             return batch
