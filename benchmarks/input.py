@@ -3,9 +3,10 @@
     make bench-input                                   # all three parts, n=5
     make bench-input ARGS='--parts store --repeats 9'
 
-waits   Training steps a second with real batches (store, augmentation at full strength) against the same steps on one
-        batch held in memory: EfficientNet-Lite0 at 128 and 224 px and the small network at 28 px; ResNet-50 at 224 px
-        where there is a GPU. Blocks of both take turns; the ratio is the median over the blocks.
+waits   Training steps with real batches (store, augmentation at full strength): the share of their time that the loop
+        waits for the next batch, and steps a second against the same steps on one batch held in memory. EfficientNet-
+        Lite0 at 128 and 224 px and the small network at 28 px; ResNet-50 at 224 px where there is a GPU. Blocks of both
+        take turns (twice as many as `--repeats`); figures are medians over the blocks.
 store   Images a second at 128 px from 1024 × 768 JPEGs: torch's DataLoader with two workers that decode by Pillow,
         resize and augment each image, against etude's store with the same augmentation. First epoch (decoding
         included) and later ones; both take turns.
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import statistics
 import subprocess
 import sys
@@ -27,6 +29,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the etude command does, before torch loads OpenMP
 
 import etude.compat  # noqa: F401  (before timm)
 
@@ -66,7 +70,9 @@ def draw_images(folder: Path, count: int, width: int, height: int, suffix: str =
         coarse = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
         image = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).astype(np.int16)
         grain = cv2.resize(rng.integers(-40, 41, (height // 2, width // 2, 3)).astype(np.int16), (width, height))
-        cv2.imwrite(str(folder / "ab"[number % 2] / f"{number:06d}.{suffix}"), np.clip(image + grain, 0, 255))
+        cv2.imwrite(
+            str(folder / "ab"[number % 2] / f"{number:06d}.{suffix}"), np.clip(image + grain, 0, 255).astype(np.uint8)
+        )
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(write, range(count)))
@@ -123,8 +129,8 @@ def trained(name: str, weights: str, channels: int, stored: Any, size: int) -> C
 def waits(folder: Path, repeats: int) -> None:
     """Print the share of the bare step's throughput that remains with real data."""
     print("\nTraining on real batches against one batch in memory (batches of 32)")
-    print("| network | px | steps a second, real | in memory | ratio (median) | lowest – highest |")
-    print("|---|---|---|---|---|---|")
+    print("| network | px | waiting | steps a second, real | in memory | ratio | lowest – highest |")
+    print("|---|---|---|---|---|---|---|")
     keep_large_blocks()
     jpegs = draw_images(folder / "waits", 400, 320, 240)
     cases = [("tiny", "none", 28, 60), ("tf_efficientnet_lite0", "bundled", 128, 6)]
@@ -139,24 +145,31 @@ def waits(folder: Path, repeats: int) -> None:
         held = next(batches)
         rates: dict[str, list[float]] = {"real": [], "held": []}
         blocks: dict[str, Iterator[Any]] = {"real": batches, "held": itertools.repeat(held)}
-        for round_number in range(repeats + 1):
+        waited: list[float] = []
+        for round_number in range(2 * repeats + 1):
             for kind in ("real", "held") if round_number % 2 else ("held", "real"):
-                rates[kind].append(rate(blocks[kind], step, steps))
+                speed, waiting = rate(blocks[kind], step, steps)
+                rates[kind].append(speed)
+                waited += [waiting] if kind == "real" else []
         del batches, blocks
         ratios = [real / bare for real, bare in zip(rates["real"][1:], rates["held"][1:], strict=True)]
         speeds = f"{statistics.median(rates['real'][1:]):.2f} | {statistics.median(rates['held'][1:]):.2f}"
         told = f"{statistics.median(ratios):.3f} | {min(ratios):.3f} – {max(ratios):.3f}"
-        print(f"| {name} | {size} | {speeds} | {told} |", flush=True)
+        print(f"| {name} | {size} | {statistics.median(waited[1:]):.2%} | {speeds} | {told} |", flush=True)
 
 
-def rate(batches: Iterator[Any], step: Callable[[Any], None], steps: int) -> float:
-    """Return steps a second over ``steps`` steps."""
-    start = time.perf_counter()
+def rate(batches: Iterator[Any], step: Callable[[Any], None], steps: int) -> tuple[float, float]:
+    """Return steps a second over ``steps`` steps, and the share of the time that went into waiting for batches."""
+    start, waited = time.perf_counter(), 0.0
     for _ in range(steps):
-        step(next(batches))
+        asked = time.perf_counter()
+        batch = next(batches)
+        waited += time.perf_counter() - asked
+        step(batch)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return steps / (time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    return steps / seconds, waited / seconds
 
 
 # Part 2: the store beside a DataLoader

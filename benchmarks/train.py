@@ -1,16 +1,16 @@
 """Test accuracy against wall time on ELPV: etude beside fastai and a plain Lightning loop, same weights, same machine.
 
-    make bench-train                                         # 3 seeds of each; about 40 minutes a seed on two cores
+    make bench-train                                         # 3 seeds of each; about 30 minutes a seed on two cores
     make bench-train ARGS='--seeds 1 --peers etude,fastai'
 
 All start from the same EfficientNet-Lite0 weights and the same 1968 labelled cells (label: probability >= .5), 224 px,
 and predict the same 656 test cells. Each run is a process of its own.
 
-- etude: whole commands, the start of Python and the predictions included: `quick`, then `default` at 2, 4 and 8 epochs.
+- etude: whole commands, the start of Python and the predictions included: `quick`, then `default` at 3 and 8 epochs.
 - fastai: `vision_learner(...).fine_tune(5)` as its docs' vision tutorial has it: 20% validation, `Resize(224)`,
   `aug_transforms()`, batches of 64, its timm path with the weights above.
 - lightning: a DataLoader with two workers (Pillow decode, resize, flips, affine and colour jitter by torchvision),
-  AdamW 1e-3, one cycle, 8 epochs, the whole network, 20% validation.
+  AdamW 1e-3, one cycle, 5 epochs, the whole network, 20% validation.
 
 For the peers the clock runs from before the imports to the end of an epoch and stands still while test images are
 predicted, so a point is what they would have had if they had stopped there. Test labels are read here only.
@@ -41,7 +41,7 @@ def etude_points(folder: Path, seed: int) -> list[Point]:
     """Return a point for each whole command, each with an empty cache."""
     train, test, truth = elpv.write_split(folder, seed, "half")
     points: list[Point] = []
-    for number, settings in enumerate(([], ["train.epochs=2"], ["train.epochs=4"], ["train.epochs=8"])):
+    for number, settings in enumerate(([], ["train.epochs=3"], ["train.epochs=8"])):
         recipe = "default" if settings else "quick"
         arguments = ["fit", str(train), "--test", str(test), "--recipe", recipe, "--seed", str(seed)]
         arguments += ["--label-column", "label", *(f"--set={each}" for each in settings)]

@@ -19,6 +19,7 @@ from etude.data.dataset import Dataset, open_dataset
 from etude.data.sources import read_unlabelled
 from etude.data.survey import survey
 from etude.inference.predict import predict
+from etude.inference.views import many_views
 from etude.journal.record import read_run
 from etude.models.classifier import Classifier, ModelCard, load_model
 from etude.refine.blend import average
@@ -97,7 +98,8 @@ class Run:
 
         Args:
             images: what to predict.
-            tta: views to average over; by default as many as the run used.
+            tta: views to average over, 1 to 128: first the symmetries of the run's augmentation, then shifts, zooms and
+                random draws of it. By default the views that the run used.
             cache: folder of stores, by default the user's.
             progress: draws bars; silent by default.
 
@@ -114,7 +116,8 @@ class Run:
                 data.build.store.gather,
                 np.arange(len(data)),
                 data.images.ids,
-                tta=card.tta if tta is None else tta,
+                tta=card.tta,
+                views=None if tta is None else many_views(card.policy, tta),
                 progress=progress,
             )
             for model, card in models

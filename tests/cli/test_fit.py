@@ -54,6 +54,19 @@ def test_quick_recipe_finds_easy_classes(etude, tmp_path):
     assert (valid.predicted() == valid.labels).mean() >= 0.9
 
 
+def test_predictions_average_over_as_many_views_as_asked_for(etude, tmp_path):
+    train, test = write_classes(tmp_path / "train", count=12), write_flat(tmp_path / "test")
+    words = ("--recipe", "quick", "--set", "augment.policy=photos", "--set", "predict.tta=2", "--out", "run")
+    assert etude("fit", train, *words).code == 0
+    assert etude("predict", "run", test, "--out", "many.npz", "--tta", "10").code == 0
+    assert etude("predict", "run", test, "--out", "few.npz").code == 0
+    many, few = Predictions.load(tmp_path / "many.npz"), Predictions.load(tmp_path / "few.npz")
+    assert (len(many.logits), len(few.logits)) == (10, 2)
+    np.testing.assert_array_equal(many.logits[:2], few.logits)  # symmetries come first
+    ended = etude("predict", "run", test, "--out", "never.npz", "--tta", "129")
+    assert (ended.code, ended.err) == (2, "etude: an image is seen through 1 to 128 views, not 129\n")
+
+
 def test_predicting_again_gives_the_numbers_of_the_run(etude, tmp_path):
     train, test = write_classes(tmp_path / "train"), write_flat(tmp_path / "test")
     etude("fit", train, "--test", test, "--out", "run", *SHORT)

@@ -33,8 +33,9 @@ def drawings(tmp_path: Path) -> ImageSet:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading is quick, however busy the machine is."""
+    """Reading is quick, however busy the machine is, and these few images count as many."""
     monkeypatch.setattr(choose, "bytes_per_second", lambda chunks, shape: 1e9)
+    monkeypatch.setattr(choose, "SMALL", 0)
 
 
 def chosen(images: ImageSet, *, asked: str = "auto", free: int = PLENTY, limit: int | None = None) -> tuple[str, str]:
@@ -61,6 +62,15 @@ def test_compression_that_reads_slowly_is_not_taken(drawings: ImageSet, monkeypa
     assert kind == "raw"
     assert told.endswith("x but reads at only 4,999 images/s of 128 px")
     assert chosen(drawings, limit=RAW - 1)[0] == "blosc2", "better than JPEG all the same"
+
+
+def test_for_few_bytes_nothing_is_measured(drawings: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choose, "SMALL", RAW)
+    monkeypatch.setattr(choose, "sample_rows", None)
+    assert chosen(drawings) == ("raw", "raw: 61 kB")
+    monkeypatch.setattr(choose, "SMALL", RAW - 1)
+    monkeypatch.setattr(choose, "sample_rows", lambda *words: [])
+    assert chosen(drawings)[1].startswith("raw: 61 kB, and no sampled image")
 
 
 def test_without_blosc2_nothing_is_measured(drawings: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:

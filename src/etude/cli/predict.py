@@ -33,7 +33,8 @@ def predict(
     out
         The CSV file to write; with the ending .npz the full predictions are saved.
     tta
-        Views to average over; by default as many as the run used.
+        Views to average over, 1 to 128: symmetries first, then shifts, zooms and random draws of the run's
+        augmentation; by default the views that the run used.
     probabilities
         Write one column of probabilities a class instead of a label.
     sample_submission
@@ -69,7 +70,7 @@ def predict(
         screen.warn(f"left out: {len(found.bad) - _SHOWN:,} more files that cannot be read")
     views = found.predictions.logits.shape[0]
     if tta is not None and views < tta:
-        screen.warn(f"averaged over {views} views, not {tta}: the symmetries of these images allow no more")
+        screen.warn(f"averaged over {views} views, not {tta}: the run's augmentation policy leaves images as they are")
     if out.suffix.lower() == ".npz":
         found.predictions.save(out)
     else:

@@ -85,9 +85,9 @@ def digest_of(*parts: str | bytes) -> str:
     >>> digest_of("ab", "c") == digest_of("a", "bc")
     False
     """
-    hasher = hashlib.blake2b(digest_size=12)
+    hasher = hashlib.sha256()  # processors have instructions for it: twice as fast as BLAKE2 on whole image files
     for part in parts:
         data = part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part
         hasher.update(len(data).to_bytes(8, "little"))
         hasher.update(data)
-    return hasher.hexdigest()
+    return hasher.hexdigest()[:24]

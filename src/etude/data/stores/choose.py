@@ -22,6 +22,8 @@ from etude.data.stores.wording import told_bytes
 from etude.data.survey import SurveyResult
 from etude.data.wording import counted
 
+SMALL = 1 << 28
+"""Bytes of pixels up to which nothing is measured: there is little to save."""
 LEAST_RATIO = 2.0
 LEAST_IMAGES_PER_SECOND = 5_000
 """Of 128 px RGB images, on one core: faster than most machines train."""
@@ -80,9 +82,9 @@ def choose_kind(
 ) -> tuple[str, str]:
     """Choose raw, blosc2 or encoded, and say why in one sentence.
 
-    Raw when it fits, unless Blosc2 is installed, compresses a sample of the images twofold and reads at least 5,000
-    of 128 px a second. When raw does not fit, Blosc2 where that fits (it loses nothing and reads faster than JPEG
-    even where it reads slowly), otherwise JPEG.
+    Raw when it is small, or when it fits, unless Blosc2 is installed, compresses a sample twofold and reads at least
+    5,000 images of 128 px a second. When raw does not fit, Blosc2 where that fits (it loses nothing and reads faster
+    than JPEG even where it reads slowly), otherwise JPEG.
 
     Args:
         images: the image set that was surveyed.
@@ -101,7 +103,7 @@ def choose_kind(
     if asked != "auto" and raw <= room.most:
         told = told_bytes(raw)
         return asked, f"{asked}, as asked for" if asked != RawStore.kind else f"raw: {told}, as asked for"
-    if asked == "auto" and raw <= room.allowed and not has_blosc2():
+    if asked == "auto" and raw <= room.allowed and (raw <= SMALL or not has_blosc2()):
         return RawStore.kind, f"raw: {told_bytes(raw)}"
     most = min(_MOST_SAMPLED, max(_LEAST_SAMPLED, len(survey) // 64))  # little beside decoding all of them
     rows = sample_rows(images, survey, Target(RawStore, size, fit), threads or usable_cores(), most)
