@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from etude.models import processor
+from etude.core import processor
+from etude.core.processor import core_quota, cpu_model, free_memory, physical_cores, seconds_of_others, usable_cores
+from etude.models import device
 from etude.models.modes import AskedMode, Mode, applied, lay_out, lay_out_images, likely_mode
-from etude.models.processor import core_quota, cpu_model, free_memory, physical_cores, seconds_of_others, usable_cores
 
 CPU = torch.device("cpu")
 
@@ -100,7 +101,7 @@ def test_native_bf16_needs_one_of_the_two_instruction_sets(monkeypatch):
     for avx, amx in ((True, False), (False, True), (False, False)):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda avx=avx: avx)
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx, raising=False)
-        assert processor.native_bf16() is (avx or amx)
+        assert device.native_bf16() is (avx or amx)
 
 
 def test_the_processors_name_is_read(tmp_path):

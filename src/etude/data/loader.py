@@ -13,6 +13,7 @@ import torch
 
 from etude.core.ahead import made_ahead
 from etude.core.errors import EtudeError
+from etude.core.processor import usable_cores
 from etude.core.seeds import rng_for
 from etude.data.batches import (
     Augment,
@@ -24,7 +25,6 @@ from etude.data.batches import (
     plain_batch,
     shares,
 )
-from etude.data.in_order import usable_cores
 
 __all__ = ["Augment", "AugmentTensor", "Batch", "OrderedBatches", "StepBatches", "StepPlan", "TrainingRows"]
 

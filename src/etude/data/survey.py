@@ -10,10 +10,11 @@ import numpy as np
 
 from etude.core.errors import EtudeError
 from etude.core.files import digest_of
+from etude.core.processor import usable_cores
 from etude.core.progress import Progress
 from etude.data.bad_files import BadFile
 from etude.data.decode import Survey, UnreadableImage, read_image_file, survey_image
-from etude.data.in_order import map_in_order, usable_cores
+from etude.data.in_order import map_in_order
 from etude.data.sources import ImageSet
 from etude.data.wording import counted
 

@@ -9,6 +9,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from etude.core.processor import cpu_model, usable_cores
+
 PACKAGES = (
     "torch",
     "torchvision",
@@ -36,8 +38,8 @@ def describe_environment() -> dict[str, Any]:
         "etude": _version("etude"),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cpu": _cpu_model(),
-        "cores": _usable_cores(),
+        "cpu": cpu_model(),
+        "cores": usable_cores(),
         "memory_bytes": _memory_bytes(),
         "packages": {name: version for name in PACKAGES if (version := _version(name)) is not None},
         "git": describe_checkout(Path.cwd()),
@@ -74,20 +76,6 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _cpu_model() -> str | None:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return platform.processor() or None
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(models, None) or platform.processor() or None
-
-
-def _usable_cores() -> int | None:
-    """Return the cores this process may run on, which in a container or under taskset are fewer than the machine's."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _memory_bytes() -> int | None:

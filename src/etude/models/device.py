@@ -8,8 +8,6 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from etude.models.processor import native_bf16
-
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -55,3 +53,14 @@ def channels_last(module: Module) -> Module:
 def is_first_process() -> bool:
     """Whether this process writes the files, of those that train together; a process alone is the first."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def native_bf16() -> bool:
+    """Whether the processor multiplies bfloat16 natively (AVX512-BF16 or AMX); elsewhere it is slower than float32.
+
+    >>> native_bf16() in (True, False)
+    True
+    """
+    # torch's own tests have no public names yet; an older torch lacks the one of AMX.
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(bool(test()) for name in names if (test := getattr(torch.cpu, name, None)) is not None)

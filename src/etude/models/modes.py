@@ -10,8 +10,8 @@ from typing import Any, Literal, TypeVar, cast
 import torch
 from torch import nn
 
+from etude.core.processor import usable_cores
 from etude.models.device import choose_precision
-from etude.models.processor import usable_cores
 
 Precision = Literal["fp32", "bf16"]
 MemoryFormat = Literal["channels_last", "contiguous"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from etude.core.processor import usable_cores
 from etude.core.scores import accuracy, adjusted_error, log_loss
 from etude.data.dataset import seconds_to_decode
-from etude.data.in_order import usable_cores
 from etude.data.survey import SurveyResult
 from etude.journal.screen import Screen
 from etude.recipe.settings import Recipe

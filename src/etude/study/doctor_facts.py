@@ -13,18 +13,17 @@ from pathlib import Path
 
 import torch
 
-from etude.models.device import best_device
-from etude.models.processor import (
+from etude.core.processor import (
     allowed_cores,
     core_quota,
     cpu_model,
     free_memory,
-    native_bf16,
     physical_cores,
     read_text,
     seconds_of_others,
     usable_cores,
 )
+from etude.models.device import best_device, native_bf16
 
 _WATCHED_SECONDS = 0.5
 _NETWORK_SYSTEMS = frozenset(

@@ -14,13 +14,13 @@ import numpy as np
 from PIL import Image
 
 from etude.core.files import explained_write
+from etude.core.processor import usable_cores
 from etude.core.progress import Progress
 from etude.core.seeds import rng_for
 from etude.data.decode import UnreadableImage, decode, read_image_file
 from etude.data.in_order import map_in_order
 from etude.models.backbones import Backbone
 from etude.models.modes import Mode
-from etude.models.processor import usable_cores
 from etude.study.speed import Speed, measure_speed
 
 Clock = Callable[[], float]

@@ -17,9 +17,10 @@ import torch
 from torch import nn
 
 from etude.core.errors import EtudeError
+from etude.core.processor import free_memory, physical_cores, seconds_of_others, usable_cores
 from etude.core.progress import Advance, Progress, Silent
+from etude.models.device import native_bf16
 from etude.models.modes import AskedMode, MemoryFormat, Mode, Precision, likely_mode
-from etude.models.processor import free_memory, native_bf16, physical_cores, seconds_of_others, usable_cores
 from etude.training.probe_cache import ProbeCache, key_of
 from etude.training.probe_result import ProbeResult, Timed
 from etude.training.probe_steps import Clock, OutOfMemory, Steps

@@ -11,8 +11,8 @@ from torch import nn
 
 from etude.core.errors import EtudeError
 from etude.core.files import digest_of, read_json, write_json
+from etude.core.processor import cpu_model, physical_cores, usable_cores
 from etude.models.modes import AskedMode
-from etude.models.processor import cpu_model, physical_cores, usable_cores
 from etude.training.probe_result import ProbeResult
 
 PROBE_VERSION = 1

@@ -10,11 +10,11 @@ import numpy as np
 
 from etude.core.errors import EtudeError, listed, nearest
 from etude.core.files import digest_of, explained_write
+from etude.core.processor import usable_cores
 from etude.core.progress import Progress
 from etude.data.bad_files import BadFile
 from etude.data.decode import DECODER_VERSION, FITS
 from etude.data.geometry import choose_fit
-from etude.data.in_order import usable_cores
 from etude.data.sources import ImageSet
 from etude.data.stores.choose import check_kind, choose_kind
 from etude.data.stores.disk import DiskStore

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from etude.core.errors import EtudeError, listed, nearest
-from etude.data.in_order import usable_cores
+from etude.core.processor import usable_cores
 from etude.data.sources import ImageSet
 from etude.data.stores.blosc import Blosc2Store, blosc2_module, bytes_per_second, has_blosc2
 from etude.data.stores.disk import DiskStore

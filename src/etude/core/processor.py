@@ -1,4 +1,4 @@
-"""The processor as this process may use it: its name, its cores, and what arithmetic it does natively."""
+"""The processor as this process may use it: its name, its cores, its memory, and who else uses it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import platform
 import time
 from collections.abc import Collection
 from pathlib import Path
-
-import torch
 
 _ROOT = Path("/")
 
@@ -63,17 +61,6 @@ def physical_cores(cores: Collection[int] | None = None, root: Path = _ROOT) -> 
     cores = allowed_cores() if cores is None else cores
     siblings = "sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
     return len({read_text(root / siblings.format(core)) or str(core) for core in cores})
-
-
-def native_bf16() -> bool:
-    """Whether the processor multiplies bfloat16 natively (AVX512-BF16 or AMX); elsewhere it is slower than float32.
-
-    >>> native_bf16() in (True, False)
-    True
-    """
-    # torch's own tests have no public names yet; an older torch lacks the one of AMX.
-    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(bool(test()) for name in names if (test := getattr(torch.cpu, name, None)) is not None)
 
 
 def read_text(path: Path) -> str | None:
