@@ -37,7 +37,12 @@ def started(tmp_path: Path) -> subprocess.Popen[str]:
 def test_stop_by_hand_is_recorded_and_stage_one_can_predict(etude, tmp_path):
     process = started(tmp_path)
     process.send_signal(signal.SIGINT)
-    told, _ = process.communicate(timeout=60)
+    try:
+        told, _ = process.communicate(timeout=30)
+    except subprocess.TimeoutExpired:
+        # Python drops an interrupt that arrives within a finaliser; seen once in some 20 runs. A person presses again.
+        process.send_signal(signal.SIGINT)
+        told, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in told
     record = json.loads((tmp_path / "run" / "run.json").read_text())
