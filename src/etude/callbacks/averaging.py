@@ -171,7 +171,7 @@ class EMA(_Averaging):
 
     Args:
         decay: of the average at each step, in [0, 1); about the last 1 / (1 − decay) steps count.
-        warmup: limit the decay to (1 + n) / (10 + n) after n updates, as TensorFlow's ExponentialMovingAverage does
+        warmup: limit the decay to (1 + n) / (10 + n) after n steps, as TensorFlow's ExponentialMovingAverage does
             with ``num_updates``, so that a short run does not end near the weights it began with.
         every: most steps between two updates; 1 takes in each step.
         phases: names of the Clock's phases; the steps of others leave the average as it is. None: all steps.

@@ -11,9 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from etude.core.errors import EtudeError, nearest
 from etude.core.predictions import Predictions
-from etude.refine.base import require_classes, require_features, require_labelled, with_log_probabilities
+from etude.refine.base import require_features, require_labelled
 from etude.refine.cross_fit import NOISE, choose, fold_numbers, fold_sums
-from etude.refine.knn_votes import SCALE_OF, Metric, expanded, locally_scaled, mixed, own_scales, row_gains, votes
+from etude.refine.knn_votes import SCALE_OF, Metric, expanded, locally_scaled, own_scales, row_gains, votes
 from etude.refine.neighbours import Method, NeighbourIndex, Neighbours
 from etude.refine.training_rows import OnTrainingRows
 
@@ -109,19 +109,6 @@ class KNN(OnTrainingRows):
             assert labelled.labels is not None
             self._choose(labelled.take(labelled.labels >= 0))
         return self
-
-    def transform(self, predictions: Predictions) -> Predictions:
-        """Return λ p_knn + (1 - λ) p_net; features are needed unless λ is 0.
-
-        Raises:
-            EtudeError: the classes are not those of ``fit``, or features are missing.
-        """
-        self.require_fitted()
-        require_classes(self.classes_, predictions, "KNN")
-        network = predictions.log_probabilities()
-        if not self.weight_:
-            return with_log_probabilities(predictions, network)
-        return with_log_probabilities(predictions, mixed(self.vote(predictions), network, self.weight_))
 
     def vote(self, predictions: Predictions) -> NDArray[np.float64]:
         """Return p_knn, (N, C), for the chosen k and T; zero throughout for an image without any neighbour."""

@@ -16,12 +16,11 @@ from etude.refine.base import (
     require_features,
     require_labelled,
     require_target,
-    with_log_probabilities,
 )
 from etude.refine.cross_fit import NOISE, choose, fold_numbers, fold_sums
 from etude.refine.distances import Floats
 from etude.refine.head import Head, Standardised, fit_head
-from etude.refine.knn_votes import mixed, row_gains
+from etude.refine.knn_votes import row_gains
 from etude.refine.prior_correction import PriorCorrection
 from etude.refine.priors import PriorSpec
 from etude.refine.training_rows import OnTrainingRows
@@ -136,18 +135,10 @@ class LastLayer(OnTrainingRows):
             self._choose(rows, known)
         return self
 
-    def transform(self, predictions: Predictions) -> Predictions:
-        """Return λ p_head + (1 - λ) p_net; features are needed unless λ is 0.
-
-        Raises:
-            EtudeError: the classes are not those of ``fit``, or features are missing.
-        """
+    def vote(self, predictions: Predictions) -> Array:
+        """Return the chosen head's probabilities, (N, C)."""
         self.require_fitted()
-        require_classes(self.classes_, predictions, "LastLayer")
-        network = predictions.log_probabilities()
-        if not self.weight_:
-            return with_log_probabilities(predictions, network)
-        return with_log_probabilities(predictions, mixed(self._told(self.head_, predictions), network, self.weight_))
+        return self._told(self.head_, predictions)
 
     @property
     def described(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,8 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from etude.core.errors import EtudeError, listed
 from etude.core.predictions import Predictions
-from etude.refine.base import Refiner
+from etude.refine.base import Refiner, require_classes, with_log_probabilities
 from etude.refine.distances import Floats
+from etude.refine.knn_votes import mixed
 from etude.refine.neighbours import checked_features
 
 
@@ -22,6 +24,8 @@ class OnTrainingRows(Refiner):
         train_labels: (M,) positions in ``train_classes``, -1 where unknown.
         train_ids: M ids, or None.
         train_classes: names of the classes; None when they are those of the predictions, in that order.
+        classes_: of the predictions it was fitted on.
+        weight_: λ, the share of the training rows' vote; 0 where nothing is gained.
     """
 
     needs_features = True
@@ -29,6 +33,25 @@ class OnTrainingRows(Refiner):
     train_labels: ArrayLike
     train_ids: Sequence[str] | None
     train_classes: Sequence[str] | None
+    classes_: tuple[str, ...]
+    weight_: float
+
+    @abstractmethod
+    def vote(self, predictions: Predictions) -> NDArray[np.float64]:
+        """Return the class probabilities, (N, C), that the training rows speak for."""
+
+    def transform(self, predictions: Predictions) -> Predictions:
+        """Return λ p_vote + (1 - λ) p_net; features are needed unless λ is 0.
+
+        Raises:
+            EtudeError: the classes are not those of ``fit``, or features are missing.
+        """
+        self.require_fitted()
+        require_classes(self.classes_, predictions, type(self).__name__)
+        network = predictions.log_probabilities()
+        if not self.weight_:
+            return with_log_probabilities(predictions, network)
+        return with_log_probabilities(predictions, mixed(self.vote(predictions), network, self.weight_))
 
     def __repr__(self) -> str:
         rest = [f"{name}={value!r}" for name, value in self.params().items() if not name.startswith("train_")]

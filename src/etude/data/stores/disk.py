@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Self
@@ -16,7 +17,7 @@ ROWS_NAME = "rows.bin"
 ENDS_NAME = "ends.i64"
 
 
-class DiskStore:
+class DiskStore(ABC):
     """A :class:`~etude.data.stores.protocol.Store` in a folder. Opens at once and pickles as its path.
 
     Raises:
@@ -50,17 +51,17 @@ class DiskStore:
         return type(self), (self.folder,)
 
     @staticmethod
+    @abstractmethod
     def encode(pixels: np.ndarray) -> bytes:
         """Return what the store keeps of one image (S, S, C) uint8."""
-        raise NotImplementedError
 
+    @abstractmethod
     def gather(self, indices: np.ndarray | Sequence[int], size: int) -> np.ndarray:
         """Return rows ``indices``, resized to ``size``: (B, size, size, channels) uint8, contiguous.
 
         Raises:
             IndexError: a row is not in the store.
         """
-        raise NotImplementedError
 
     def source_size(self, size: int) -> int:
         """Return the side at which rows are cheapest to read: the stored one."""
