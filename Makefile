@@ -7,7 +7,7 @@ TEST_ENV := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint format clean
+.PHONY: help install demo test test-browser lint format clean
 
 help:  ## Show the targets.
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,11 @@ lint: $(VENV)/.installed  ## Check style, format and types.
 
 test: lint  ## Check style, format and types, then run every test, the slow ones too.
 	$(TEST_ENV) $(BIN)/python -m pytest -n auto
+
+test-browser: $(VENV)/.installed  ## Open reports and the site of all runs in headless Chromium.
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
+		{ echo "there is no Chromium to open pages in: apt-get install chromium" >&2; exit 1; }
+	$(TEST_ENV) $(BIN)/python -m pytest tests/browser
 
 format: $(VENV)/.installed  ## Rewrite the code in the house format.
 	$(BIN)/ruff check --fix .

@@ -1,162 +1,138 @@
-"""Every timeline and every trick against `default`, one change at a time, on MNIST-5k or ELPV.
+"""Every timeline and every trick against `default`, one change at a time, on MNIST-5k or ELPV, with test scores.
 
     make bench-ablation                                             # MNIST-5k, 5 seeds
     make bench-ablation ARGS='--data elpv --seeds 3'
-    make bench-ablation ARGS='--data elpv --arms default,progressive --seeds 3 --epochs 8 --workers 1'
+    make bench-ablation ARGS='--data elpv --arms default,progressive --seeds 3 --epochs 8'
 
-Each arm trains by the recipe `default` with the one change that its line names; all arms of a seed share split, stored
-images and frozen features. Epochs are equal; where an arm's epochs are cheaper, "(equal time)" gives it more of them.
-Seconds are those of fine-tuning alone. `--workers 2` runs two trainings side by side, one thread each: more in an hour,
-and seconds that compare with each other only. Validation decides what becomes a default; test labels are read here, at
-the end, and only reported. Finished runs are kept in `--keep` and not run again.
+For the tricks of a recipe on any images there is `etude ablate`, by whose machinery these runs are made. Here are more
+arms (every preset, several lengths), and the test labels are read at the end, and only reported: validation decides
+what becomes a default. All arms of a seed share split, stored images and frozen features. Epochs are equal; where an
+arm's epochs are cheaper, "(equal time)" gives it more of them. Seconds are those of fine-tuning alone. Finished runs
+are kept in `--keep` and not run again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import os
-import shutil
 import statistics
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import ablation_arms
 import elpv
-from common import machine
+from common import machine, spread
+from etude.core.paired import compare, paired_metric
+from etude.core.predictions import Predictions
+from etude.core.progress import Silent
+from etude.core.scores import accuracy
+from etude.data.digits import write_digits
+from etude.journal.record import RunRecord
+from etude.journal.screen import Screen
+from etude.study.ablation_arms import Design, as_settings
+from etude.study.ablation_outcome import ArmRun
+from etude.study.ablation_runs import Runs
+from etude.study.request import Columns, Request
+
+DECIDES = paired_metric("log_loss")
 
 
-def write_mnist(folder: Path) -> tuple[Path, Path, dict[str, str]]:
-    """Write MNIST-5k; return its training and test images and the test labels."""
-    from etude.core.progress import Silent
-    from etude.data.digits import write_digits
+class Inputs(NamedTuple):
+    """Images of one seed, and the test labels for the report alone."""
 
-    digits = write_digits(folder / "mnist", Silent())
-    return digits.train, digits.test, digits.test_labels
+    train: Path
+    test: Path
+    truth: dict[str, str]
 
 
-def write_elpv(folder: Path, seed: int) -> tuple[Path, Path, dict[str, str]]:
-    """Write the split of a seed by the rule `half`; return its tables and the test labels."""
+class Scores(NamedTuple):
+    """One run: validation, test accuracy, and seconds of fine-tuning."""
+
+    run: ArmRun
+    test: float
+    seconds: float
+
+
+def inputs_of(data: str, folder: Path, seed: int) -> Inputs:
+    """Write the images of a seed: the split of MNIST-5k is fixed, that of ELPV is by the rule `half` and the seed."""
+    if data == "mnist":
+        digits = write_digits(folder / "mnist", Silent())
+        return Inputs(digits.train, digits.test, digits.test_labels)
     place = folder / f"elpv-{seed}"
     place.mkdir(parents=True, exist_ok=True)
     train, test, truth = elpv.write_split(place, seed, "half")
-    return train, test, {name: elpv.NAMES[label] for name, (label, _) in truth.items()}
+    return Inputs(train, test, {name: elpv.NAMES[label] for name, (label, _) in truth.items()})
 
 
-Inputs = tuple[Path, Path, dict[str, str]]
-
-
-def run_one(
-    folder: Path, data: str, inputs: Inputs, arm: str, seed: int, epochs: float, size: int | None = None
-) -> dict[str, float]:
-    """Train one arm on (training images, test images, test labels); return its figures. Called in a worker process."""
-    import etude
-
-    out = (
-        folder
-        / "runs"
-        / f"{data}-{epochs:g}{f'-{size}px' if size else ''}-{arm}-{seed}".replace(" ", "_").replace("/", "_")
-    )
-    figures = out.parent / f"{out.name}.json"
-    if figures.is_file():
-        return json.loads(figures.read_text())
-    shutil.rmtree(out, ignore_errors=True)  # what a benchmark that was stopped left
-    train, test, truth = inputs
-    recipe, settings = ablation_arms.settings_of(data, arm, epochs)
-    settings |= {"timeline.final_size": size, "model.feature_size": size} if size else {}
-    column = "label" if data == "elpv" else None
-    etude.fit(
-        train, test=test, recipe=recipe, settings=settings, seed=seed, out=out, cache=folder / f"cache-{data}",
-        label_column=column, quiet=True,
+def run_seed(given: argparse.Namespace, folder: Path, design: Design, seed: int) -> dict[str, Scores]:
+    """Run every arm on one seed, in a folder of its own."""
+    inputs = inputs_of(given.data, folder, seed)
+    common = {**ablation_arms.COMMON[given.data], "train.epochs": given.epochs}
+    common |= {"timeline.final_size": given.size, "model.feature_size": given.size} if given.size else {}
+    out = folder / f"{given.data}-{given.epochs:g}{f'-{given.size}px' if given.size else ''}-seed-{seed}"
+    record = RunRecord.open(
+        out, command=["benchmarks/ablation.py"], recipe="default", settings=common, changed={}, seed=seed,
+        resume=out.is_dir(), kind="ablate",
     )  # fmt: skip
-    figures.write_text(json.dumps(scores(out, truth)))
-    return json.loads(figures.read_text())
+    columns = Columns(label="label") if given.data == "elpv" else Columns()
+    request = Request(
+        inputs.train, test=inputs.test, settings=as_settings(common), cache=folder / f"cache-{given.data}",
+        columns=columns,
+    )  # fmt: skip
+    done = Runs(request, record, Screen(), design, DECIDES).over([seed])
+    record.close("finished")
+    return {name: scores(out / "arms" / name / f"seed-{seed}", runs[0], inputs.truth) for name, runs in done.items()}
 
 
-def scores(out: Path, truth: dict[str, str]) -> dict[str, float]:
-    """Return seconds of fine-tuning, validation and test scores of a finished run."""
-    from etude.core.predictions import Predictions
-    from etude.core.scores import accuracy, log_loss
-
-    record = json.loads((out / "run.json").read_text())
-    stage = next(stage for stage in record["stages"] if stage["name"] == "fine-tune")
-    test = Predictions.load(out / "test.npz")
+def scores(run: Path, read: ArmRun, truth: dict[str, str]) -> Scores:
+    """Return the scores of a finished run."""
+    test = Predictions.load(run / "test.npz")
     labels = [test.classes.index(truth[name]) for name in test.ids]
-    return {
-        "seconds": stage["seconds"],
-        "valid accuracy": stage["scores"]["accuracy"],
-        "valid log loss": stage["scores"]["log_loss"],
-        "test accuracy": accuracy(test.predicted(), labels),
-        "test log loss": log_loss(test.probabilities(), labels),
-    }
+    stages = json.loads((run / "run.json").read_text(encoding="utf-8"))["stages"]
+    seconds = next(stage["seconds"] for stage in stages if stage["name"] == "fine-tune")
+    return Scores(read, accuracy(test.predicted(), labels), seconds)
 
 
-def table(results: dict[str, list[dict[str, float]]]) -> str:
-    """Return a Markdown table: means, spreads, and the paired difference to `default` with its standard error."""
-    rows = ["| arm | validation | val. log loss | against default | test | seconds |", "|---|---|---|---|---|---|"]
-    base = results.get("default")
+def table(results: dict[str, list[Scores]]) -> str:
+    """Return a Markdown table: means, spreads, and the paired gain in log loss over `default` with its 95% interval."""
+    rows = ["| arm | validation | val. log loss | gain over default | test | seconds |", "|---|---|---|---|---|---|"]
+    base = [one.run.scored for one in results.get("default", [])]
     for arm, runs in results.items():
-        cells = [f"{_mean(runs, 'valid accuracy', 100):.2f} ± {_sd(runs, 'valid accuracy', 100):.2f}%"]
-        cells.append(f"{_mean(runs, 'valid log loss'):.4f} ± {_sd(runs, 'valid log loss'):.4f}")
-        cells.append("" if base is None or arm == "default" else _against(runs, base))
-        cells.append(f"{_mean(runs, 'test accuracy', 100):.2f} ± {_sd(runs, 'test accuracy', 100):.2f}%")
-        cells.append(f"{_mean(runs, 'seconds'):.0f} ± {_sd(runs, 'seconds'):.0f}")
+        against = ""
+        if arm != "default" and len(base) == len(runs) > 1:
+            found = compare(base, [one.run.scored for one in runs])
+            against = f"{found.gain:+.4f} ({' to '.join(f'{end:+.4f}' for end in found.interval())})"
+        cells = [spread([one.run.accuracy for one in runs]), spread([one.run.log_loss for one in runs], ".4f"), against]
+        cells += [spread([one.test for one in runs]), f"{statistics.mean(one.seconds for one in runs):.0f}"]
         rows.append(f"| {arm} | " + " | ".join(cells) + " |")
     return "\n".join(rows)
 
 
-def _against(runs: Sequence[dict[str, float]], base: Sequence[dict[str, float]]) -> str:
-    pairs = zip(runs, base, strict=False)
-    differences = [one["valid log loss"] - other["valid log loss"] for one, other in pairs]
-    error = statistics.stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else 0.0
-    return f"{statistics.mean(differences):+.4f} ± {error:.4f}"
-
-
-def _mean(runs: Sequence[dict[str, float]], key: str, scale: float = 1.0) -> float:
-    return statistics.mean(run[key] for run in runs) * scale
-
-
-def _sd(runs: Sequence[dict[str, float]], key: str, scale: float = 1.0) -> float:
-    return statistics.stdev(run[key] for run in runs) * scale if len(runs) > 1 else 0.0
+def collected(by_seed: Sequence[dict[str, Scores]]) -> dict[str, list[Scores]]:
+    """Return the runs of each arm over the seeds."""
+    return {arm: [scored[arm] for scored in by_seed if arm in scored] for arm in by_seed[0]}
 
 
 def main() -> None:
     """Run all arms over all seeds, seed by seed, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=["mnist", "elpv"], default="mnist")
-    parser.add_argument("--arms", default="all", help="names, separated by commas")
+    parser.add_argument("--arms", help="names, separated by commas; by default all")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--epochs", type=float, help="of `default`; 12 for MNIST-5k, 4 for ELPV")
+    parser.add_argument("--epochs", type=float, help="of `default`; 8 for MNIST-5k, 4 for ELPV")
     parser.add_argument("--size", type=int, help="pixels; by default the network's own")
-    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--keep", type=Path, help="folder for the runs; by default a temporary one")
     given = parser.parse_args()
-    epochs = given.epochs or {"mnist": 12.0, "elpv": 4.0}[given.data]
-    arms = list(ablation_arms.arms_of(given.data)) if given.arms == "all" else given.arms.split(",")
-    threads = max(1, (os.cpu_count() or 1) // given.workers)
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # of the workers, which start afresh
-    workers = ProcessPoolExecutor(given.workers, mp_context=multiprocessing.get_context("spawn"))
-    with tempfile.TemporaryDirectory() as nowhere, workers as pool:
+    given.epochs = given.epochs or {"mnist": 8.0, "elpv": 4.0}[given.data]
+    design = ablation_arms.design_of(given.data, given.epochs, given.arms.split(",") if given.arms else None)
+    with tempfile.TemporaryDirectory() as nowhere:
         folder = (given.keep or Path(nowhere)).resolve()
-        (folder / "runs").mkdir(parents=True, exist_ok=True)
-        results: dict[str, list[dict[str, float]]] = {arm: [] for arm in arms}
-        for seed in range(given.seeds):
-            inputs = write_mnist(folder) if given.data == "mnist" else write_elpv(folder, seed)
-            # The first run stores images and features for the others.
-            pool.submit(run_one, folder, given.data, inputs, arms[0], seed, epochs, given.size).result()
-            waiting = {
-                arm: pool.submit(run_one, folder, given.data, inputs, arm, seed, epochs, given.size) for arm in arms
-            }
-            for arm, future in waiting.items():
-                results[arm].append(future.result())
-                print(f"seed {seed} {arm}: {results[arm][-1]}", flush=True)
+        by_seed = [run_seed(given, folder, design, seed) for seed in range(given.seeds)]
     pixels = f", {given.size} px" if given.size else ""
-    print(f"\n{given.data}{pixels}, {epochs:g} epochs, n={given.seeds} seeds, {given.workers} at a time", end=" ")
-    print(f"with {threads} threads each")
-    print(f"{machine()}\n\n{table(results)}")
+    print(f"\n{given.data}{pixels}, {given.epochs:g} epochs, n={given.seeds} seeds, {machine()}\n")
+    print(table(collected(by_seed)))
 
 
 if __name__ == "__main__":

@@ -1,19 +1,25 @@
-"""The arms of the ablation: one change each against `default`."""
+"""The arms of the broad ablation: one change each against `default`, wider than the tricks of `etude ablate`."""
 
 from __future__ import annotations
 
 from typing import Any
 
-TIMELINES = (
-    "cyclic",
-    "cyclic-decay",
-    "cyclic-exp",
-    "one-cycle",
-    "plateau",
-    "progressive",
-    "large-batch",
-    "five-minutes",
-)
+from etude.study.ablation_arms import Arm, Contrast, Design
+
+TIMELINES: dict[str, dict[str, Any]] = {
+    **{
+        name: {"timeline.preset": name}
+        for name in ("cyclic", "cyclic-decay", "cyclic-exp", "one-cycle", "plateau", "progressive")
+    },
+    "large-batch": {
+        "timeline.preset": "large-batch",
+        "timeline.base_batch_size": 32,
+        "train.batch_size": 128,
+        "train.optimizer": "lamb",
+        "train.lr": 0.00125,
+    },
+    "five-minutes": {"timeline.preset": "five-minutes"},  # its plan, at everyone's epochs
+}
 
 TRICKS: dict[str, dict[str, Any]] = {
     "fading augmentation": {"timeline.fade": True},
@@ -24,25 +30,23 @@ TRICKS: dict[str, dict[str, Any]] = {
     "MixUp 0.2": {"augment.mixup": 0.2},
     "CutMix 1": {"augment.cutmix": 1.0},
     "label smoothing 0.1": {"train.label_smoothing": 0.1},
-    "no EMA": {"train.ema": 0},
-    "SWA over finish": {"train.ema": 0, "train.swa": True},
-    "no clipping": {"train.clip": 0},
-    "batch grows 4x": {"timeline.batch_growth": 4},
+    "no EMA": {"train.ema": 0.0},
+    "SWA over finish": {"train.ema": 0.0, "train.swa": True},
+    "no clipping": {"train.clip": 0.0},
+    "batch grows 4x": {"timeline.batch_growth": 4.0},
 }
 SMALL_NETWORK = {"dropout 0.2": {"train.dropout": 0.2}, "SGD, Nesterov": {"train.optimizer": "sgd", "train.lr": 0.2}}
 PRETRAINED = {
-    "no dropout": {"train.dropout": 0},
+    "no dropout": {"train.dropout": 0.0},
     "stochastic depth 0.1": {"train.drop_path": 0.1},
-    "no layer decay": {"train.layer_decay": 1},
+    "no layer decay": {"train.layer_decay": 1.0},
     "depthwise filters trained": {"train.freeze_depthwise": False},
-    "all layers trained": {"train.freeze": 0, "train.freeze_depthwise": False},
+    "all layers trained": {"train.freeze": 0.0, "train.freeze_depthwise": False},
     "mirror images only": {"augment.policy": "flips"},
 }
 
 # Cheaper epochs: how many more of them take the time of `default` (mean area of the images, by the plan).
-EQUAL_TIME: dict[str, tuple[str, dict[str, float]]] = {
-    "progressive (equal time)": ("progressive", {"mnist": 1.4, "elpv": 1.6})
-}
+EQUAL_TIME = {"mnist": 1.4, "elpv": 1.6}
 
 COMMON: dict[str, dict[str, Any]] = {
     "mnist": {"stages": ["finetune"], "predict.tta": 1},  # the small network needs no stage 1
@@ -51,21 +55,16 @@ COMMON: dict[str, dict[str, Any]] = {
 }
 
 
-def arms_of(data: str) -> tuple[str, ...]:
-    """Return the names of all arms for a data set, `default` first."""
+def arms_of(data: str, epochs: float) -> dict[str, dict[str, Any]]:
+    """Return what each arm changes, by its name, `default` first."""
+    longer = {"timeline.preset": "progressive", "train.epochs": epochs * EQUAL_TIME[data]}
     own = SMALL_NETWORK if data == "mnist" else PRETRAINED
-    return ("default", *TIMELINES, *EQUAL_TIME, *TRICKS, *own)
+    return {"default": {}, **TIMELINES, "progressive (equal time)": longer, **TRICKS, **own}
 
 
-def settings_of(data: str, arm: str, epochs: float) -> tuple[str, dict[str, Any]]:
-    """Return the recipe and the settings of an arm."""
-    common = {**COMMON[data], "train.epochs": epochs}
-    if arm in EQUAL_TIME:
-        recipe, factor = EQUAL_TIME[arm]
-        return recipe, {**common, "train.epochs": epochs * factor[data]}
-    if arm == "five-minutes":
-        return arm, {**common, "timeline.length": "none"}  # its plan, at everyone's epochs
-    if arm == "default" or arm in TIMELINES:
-        return arm, common
-    # A change is given last, so that it goes before what all arms share.
-    return "default", {**common, **{**TRICKS, **SMALL_NETWORK, **PRETRAINED}[arm]}
+def design_of(data: str, epochs: float, names: list[str] | None) -> Design:
+    """Return the arms of these names, all when None, and the comparison of each with `default`."""
+    known = arms_of(data, epochs)
+    arms = tuple(Arm(name, known[name]) for name in names or known)
+    others = [arm.name for arm in arms if arm.name != "default"]
+    return Design(arms, tuple(Contrast(name, "add-one-in", without="default", with_it=name) for name in others))

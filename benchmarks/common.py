@@ -48,9 +48,10 @@ def run_etude(arguments: Sequence[str], out: Path, cache: Path) -> Measured:
 
 
 def spread(values: Sequence[float], form: str = ".2%") -> str:
-    """Return ``mean ± sd`` of the values."""
-    sd = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):{form}} ± {sd:{form}}"
+    """Return ``mean ± sd`` of the values; of a single one, which has no spread, the value alone."""
+    if len(values) == 1:
+        return f"{values[0]:{form}}"
+    return f"{statistics.mean(values):{form}} ± {statistics.stdev(values):{form}}"
 
 
 def machine() -> str:

@@ -91,10 +91,11 @@ def batches_of(dataset: Any, size: int, steps: int, strength: float = 1.0, polic
     """Return the batches of a run at one size and strength."""
     rows = np.arange(len(dataset))
     store, chosen = dataset.build.store, policy_named(policy)
-    targets = dataset.targets()
     moment = Moment(0.5, "grow", image_size=size, augment=strength)
     return StepBatches(
-        TrainingRows(store.gather, rows, targets, dataset.weights, source_size=store.source_size),
+        TrainingRows(store.gather, rows, dataset.labels, dataset.weights, store.source_size,
+            num_classes=len(dataset.images.classes),
+        ),
         steps=steps, batch_size=BATCH, plan=lambda step: moment, seed=0,
         augment=lambda images, strength, rng, size: augment(images, chosen, strength, rng, size),
     )  # fmt: skip

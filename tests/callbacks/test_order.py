@@ -20,11 +20,13 @@ from lightning.pytorch.callbacks import (
 
 from etude.callbacks.augment import AugmentRamp
 from etude.callbacks.clock import Clock
+from etude.callbacks.distill import Distill
 from etude.callbacks.history import History
 from etude.callbacks.hooks import Hooks
 from etude.callbacks.mixup import CutMix, MixUp
 from etude.callbacks.order import ORDER, arrange, check_order, place_of
 from etude.callbacks.progress import TrainingProgress
+from etude.callbacks.pseudo_labels import PseudoLabels
 from etude.callbacks.resize import ProgressiveResize
 from etude.callbacks.smoothing import LabelSmoothing
 from etude.core.errors import EtudeError
@@ -40,10 +42,12 @@ def everything() -> list[pl.Callback]:
     return [
         Clock(WITH_LR),
         ProgressiveResize(),
+        PseudoLabels(),
         AugmentRamp(),
         MixUp(),
         CutMix(),
         LabelSmoothing(),
+        Distill([torch.nn.Identity()]),
         EMAWeightAveraging(),
         History(),
         Hooks(),
@@ -69,7 +73,7 @@ def test_a_subclass_takes_the_place_of_its_class_and_a_namesake_does_not():
     assert place_of(Clock()) is None
 
 
-@given(st.permutations(range(11)))
+@given(st.permutations(range(13)))
 def test_any_order_can_be_arranged_and_only_the_right_one_passes(order: list[int]):
     right = everything()
     shuffled = [right[index] for index in order]
@@ -80,7 +84,7 @@ def test_any_order_can_be_arranged_and_only_the_right_one_passes(order: list[int
             check_order(shuffled)
 
 
-@given(st.lists(st.sampled_from(range(10)), unique=True), st.integers(0, 10))
+@given(st.lists(st.sampled_from(range(12)), unique=True), st.integers(0, 12))
 def test_parts_in_order_pass_with_others_between(indices: list[int], where: int):
     right = everything()
     chosen: list[pl.Callback] = [right[index] for index in sorted(indices)]
@@ -138,7 +142,7 @@ def test_a_timeline_without_rates_leaves_them_to_others(fit_images, image_module
         fit_images(Scheduled(), [Clock(WITH_LR), MixUp()])
 
 
-@pytest.mark.parametrize("kind", [MixUp, CutMix, ProgressiveResize, AugmentRamp, Hooks, History])
+@pytest.mark.parametrize("kind", [MixUp, CutMix, ProgressiveResize, AugmentRamp, PseudoLabels, Hooks, History])
 def test_every_callback_checks_the_order_when_training_starts(kind: type[pl.Callback], fit_images, image_module):
     module = image_module()
     with pytest.raises(EtudeError, match=f"{kind.__name__} stands before Clock"):

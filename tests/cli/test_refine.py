@@ -68,7 +68,7 @@ def test_tables_of_another_tool_are_refined(etude, tmp_path, shifted):
     ended = etude("refine", valid, target, "--prior", "estimate", "--out", "better/r.csv")
     assert ended.code == 0, ended.err
     assert "Gain in accuracy, cross-fitted on 500 labelled images" in ended.out
-    assert max(map(len, ended.out.splitlines()[:-1])) <= 80
+    assert max(len(line) for line in ended.out.splitlines()[:-1] if "left out" not in line) <= 80
     assert [name for name in ("temperature", "vector_scaling", "prior", "all kept") if name not in ended.out] == []
     assert "*" in ended.out
     assert accuracy(tmp_path / "better" / "r.csv", truth) > accuracy(target, truth) + 0.02
@@ -143,6 +143,42 @@ def test_a_sample_submission_is_followed(etude, tmp_path, shifted):
     found = rows_of(tmp_path / "r.csv")
     assert list(found[0]) == ["image", "eel", "cat", "dog"]
     assert [row["image"] for row in found] == ids
+
+
+def test_a_runs_own_training_features_are_found(etude, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    for name, seed, count in (("valid", 0, 300), ("test", 1, 200), ("train", 2, 400)):
+        model_output(seed, count).save(run / f"{name}.npz")
+    steps = ("--steps", "knn,last_layer")
+    found = etude("refine", "run", "--out", "found.npz", *steps, "--json")
+    assert found.code == 0, found.err
+    assert [row["name"] for row in json.loads(found.out)["steps"]] == ["knn", "last_layer"]
+    given = etude("refine", "run", "--train", "run", "--out", "given.npz", *steps)
+    assert given.code == 0, given.err
+    np.testing.assert_array_equal(*(Predictions.load(tmp_path / f"{name}.npz").logits for name in ("found", "given")))
+    (run / "train.npz").unlink()
+    alone = etude("refine", "run", "--out", "alone.npz", *steps)
+    assert (alone.code, "--train FILE.npz" in alone.err) == (2, True)
+    missing = etude("refine", "run", "--train", "run", "--out", "alone.npz")
+    assert (missing.code, "holds no train.npz" in missing.err) == (2, True)
+
+
+def test_steps_that_miss_something_are_named(etude, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    valid, test = model_output(0, 100, views=2), model_output(1, 50)
+    valid.save(run / "valid.npz")
+    test.save(run / "test.npz")
+    ended = etude("refine", "run", "--out", "r.npz")
+    assert ended.code == 0, ended.err
+    assert "last_layer is left out: it needs features of the training images" in ended.out
+    assert "views is left out: there are 2 of the labelled images and 1 of the others" in ended.out
+    as_csv(run / "other.csv", test)
+    other = etude("refine", "run", "run/other.csv", "--out", "r.npz")
+    assert "knn and last_layer are left out: the predictions to refine hold no features" in other.out
+    asked = etude("refine", "run", "--out", "r.npz", "--steps", "temperature")
+    assert "left out" not in asked.out
 
 
 @pytest.mark.parametrize(

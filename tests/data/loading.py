@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,14 @@ def training_rows(count: int, gather: Callable[[np.ndarray, int], np.ndarray] | 
     rows = np.random.default_rng(0).permutation(10 + 2 * np.arange(count))
     targets = np.stack([rows, -rows], axis=1).astype(np.float32)
     return TrainingRows(gather or Images(), rows, targets, rows.astype(np.float32) / 2)
+
+
+def mixed_rows(labelled: int, unlabelled: int, images: Images | None = None) -> TrainingRows:
+    """Rows of which some have no label, the others classes 0, 1, 1, 1, 0, 1, 1, 1, ...; their order tells nothing."""
+    known = np.random.default_rng(1).permutation(np.arange(labelled + unlabelled) < labelled)
+    classes = np.where(known, (np.cumsum(known) % 4 > 0).astype(int), -1)
+    data = training_rows(labelled + unlabelled, images)
+    return replace(data, targets=classes, num_classes=2, labelled=known)
 
 
 def unchanged(images: np.ndarray, strength: float, rng: np.random.Generator, size: int) -> np.ndarray:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import threading
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -78,9 +81,12 @@ def test_each_view_has_its_own_logits(model: Classifier):
     np.testing.assert_array_equal(found.features, plain.features)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("policy", "views"), [("digits", 1), ("photos", 2), ("flips", 4), ("symmetric", 8)])
-def test_a_policy_may_allow_fewer_views_than_were_asked_for(model: Classifier, policy: str, views: int):
-    assert predict(model, card(policy), gather, ROWS, IDS, progress=Silent(), tta=100).logits.shape[0] == views
+@pytest.mark.parametrize(("policy", "asked", "views"), [("none", 7, 1), ("digits", 7, 7), ("photos", 3, 3)])
+def test_views_go_on_beyond_the_symmetries(model: Classifier, policy: str, asked: int, views: int):
+    found = predict(model, card(policy), gather, ROWS, IDS, progress=Silent(), tta=asked)
+    assert found.logits.shape[0] == views
+    same = predict(model, card(policy), gather, ROWS, IDS, progress=Silent(), views=many_views(policy, asked))
+    np.testing.assert_array_equal(found.logits, same.logits)
 
 
 def test_the_plain_view_stands_apart(model: Classifier):
@@ -110,7 +116,47 @@ def test_all_views_of_a_batch_are_made_from_one_gather(model: Classifier):
     found = predict(model, card(), counted, rows, [f"{row}" for row in rows], progress=Silent(), views=views)
     assert found.logits.shape == (20, 70, 3)
     parts = [list(range(start, stop)) for start, stop in ((0, 32), (32, 64), (64, 70))]
-    assert asked == [(part, size) for part in parts for size in (16, 20)]
+    assert sorted(asked) == sorted((part, size) for part in parts for size in (16, 20))
+
+
+@pytest.mark.parametrize("cores", [1, 2, 16])
+def test_any_number_of_threads_makes_the_same(model: Classifier, monkeypatch: pytest.MonkeyPatch, cores: int):
+    rows = np.arange(9).repeat(9)
+    names = [str(row) for row in range(81)]
+    options = {"progress": Silent(), "views": many_views("symmetric", 15)}
+    expected = predict(model, card(), gather, rows, names, **options)
+    monkeypatch.setattr("etude.inference.predict.usable_cores", lambda: cores)
+    found = predict(model, card(), gather, rows, names, **options)
+    np.testing.assert_array_equal(found.logits, expected.logits)
+
+
+def test_a_batch_is_let_go_once_its_views_are_made(model: Classifier, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("etude.inference.predict.usable_cores", lambda: 2)
+    read: list[weakref.ref[np.ndarray]] = []
+    held: list[int] = []
+
+    def watched(rows: np.ndarray, size: int) -> np.ndarray:
+        found = PIXELS[rows % 9]
+        read.append(weakref.ref(found))
+        held.append(sum(batch() is not None for batch in read))
+        return found
+
+    rows = np.arange(640)
+    predict(model, card(), watched, rows, [str(row) for row in rows], progress=Silent(), tta=4)
+    assert len(read) == 20
+    assert max(held) <= 4
+
+
+def test_an_image_that_cannot_be_read_ends_the_prediction(model: Classifier):
+    def broken(rows: np.ndarray, size: int) -> np.ndarray:
+        if rows[0] == 32:
+            raise OSError("the disk is gone")
+        return PIXELS[rows % 9]
+
+    rows, before = np.arange(100), threading.active_count()
+    with pytest.raises(OSError, match="the disk is gone"):
+        predict(model, card(), broken, rows, [str(row) for row in rows], progress=Silent(), tta=3)
+    assert threading.active_count() == before
 
 
 def test_each_of_many_views_has_the_logits_of_its_images(model: Classifier):

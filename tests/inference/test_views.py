@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from etude.core.errors import EtudeError
-from etude.functional.augment import POLICIES
+from etude.functional.augment import POLICIES, apply_changes
 from etude.inference.views import (
     IDENTITY,
     SYMMETRIES,
@@ -123,13 +123,23 @@ def test_symmetries_come_first_then_shifts_zooms_and_draws():
     assert kinds == [View, View, Larger, *[Moved] * 6, *[Drawn] * 3]
 
 
+@pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("view", many_views("cells", 30), ids=lambda view: view.name)
-def test_a_view_is_the_same_whatever_the_batch(view):
-    images = np.random.default_rng(1).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
+def test_a_view_is_the_same_whatever_the_batch(view, channels: int):
+    images = np.random.default_rng(1).integers(0, 256, (5, 16, 16, channels), dtype=np.uint8)
     before = images.copy()
     whole = view(images)
     np.testing.assert_array_equal(view(images[[3, 1]]), whole[[3, 1]])
     np.testing.assert_array_equal(images, before)
+
+
+@pytest.mark.parametrize("policy", ["digits", "cells"])
+def test_draws_are_those_of_the_training_augmentation(policy: str):
+    images = np.random.default_rng(2).integers(0, 256, (6, 20, 20, 1), dtype=np.uint8)
+    for view in many_views(policy, 24)[-8:]:
+        assert isinstance(view, Drawn)
+        expected = apply_changes(images, view.change.rows(np.zeros(6, np.int64))).astype(int)
+        assert np.abs(view(images).astype(int) - expected).max() <= 2
 
 
 def test_shifts_move_pixels_where_their_names_say():

@@ -35,16 +35,27 @@ def test_the_environment_is_json_and_tells_the_machine():
     assert {"torch", "timm", "lightning", "numpy"} <= set(told["packages"])
 
 
-def test_a_checkout_is_told_by_its_commit(checkout: Path):
-    assert describe_checkout(checkout) == {"commit": None, "dirty": False}
-    (checkout / "a.txt").write_text("1")
+def test_a_checkout_is_told_by_its_commit_and_its_changes(checkout: Path):
+    assert describe_checkout(checkout) == {"commit": None, "dirty": False, "diff": None}
+    file = checkout / "a.txt"
+    file.write_text("1")
     git(checkout, "add", "a.txt")
+    assert describe_checkout(checkout) == {"commit": None, "dirty": True, "diff": None}
     git(checkout, "commit", "--quiet", "-m", "first")
-    commit = git(checkout, "rev-parse", "HEAD").strip()
+    clean = {"commit": git(checkout, "rev-parse", "HEAD").strip(), "dirty": False, "diff": None}
     (checkout / "untracked.txt").write_text("2")
-    assert describe_checkout(checkout) == {"commit": commit, "dirty": False}
-    (checkout / "a.txt").write_text("2")
-    assert describe_checkout(checkout) == {"commit": commit, "dirty": True}
+    assert describe_checkout(checkout) == clean
+    diffs = {}
+    for text in ("2", "3"):
+        file.write_text(text)
+        told = describe_checkout(checkout)
+        assert told == {**clean, "dirty": True, "diff": told["diff"]}
+        assert len(told["diff"]) == 32
+        diffs[text] = told["diff"]
+    assert diffs["2"] != diffs["3"]
+    file.write_text("2")
+    git(checkout, "add", "a.txt")  # the same change, staged
+    assert describe_checkout(checkout)["diff"] == diffs["2"]
 
 
 def test_outside_of_a_checkout_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

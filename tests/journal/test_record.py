@@ -4,6 +4,10 @@ import errno
 import hashlib
 import json
 import os
+import platform
+import shutil
+import threading
+import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,27 +20,18 @@ from hypothesis import strategies as st
 from etude.core.errors import EtudeError
 from etude.journal import record as record_module
 from etude.journal.record import RunRecord, read_run
-
-
-def opened(folder: Path, **changed: Any) -> RunRecord:
-    asked: dict[str, Any] = {
-        "command": ["etude", "fit", "train"],
-        "recipe": "quick",
-        "settings": {"data": {"fit": "crop"}},
-        "changed": {"data.fit": "crop"},
-        "seed": 3,
-    }
-    return RunRecord.open(folder, **(asked | changed))
+from recorded_runs import edit_record, opened
 
 
 def test_an_open_record_says_what_was_asked_and_where(tmp_path: Path):
     opened(tmp_path / "runs" / "first", extra={"gpus": ["H100"]})
     run = read_run(tmp_path / "runs" / "first")
-    assert (run["schema_version"], run["state"], run["ended"], run["error"]) == (1, "running", None, None)
+    assert (run["schema_version"], run["state"], run["ended"], run["error"]) == (2, "running", None, None)
     assert run["command"] == ["etude", "fit", "train"]
     assert (run["recipe"], run["seed"], run["changed"]) == ("quick", 3, {"data.fit": "crop"})
     assert run["settings"] == {"data": {"fit": "crop"}}
-    assert run["pid"] == os.getpid()
+    assert (run["pid"], run["host"]) == (os.getpid(), platform.node())
+    assert (run["kind"], run["parent"], run["tags"], run["notes"]) == ("fit", None, [], [])
     assert datetime.fromisoformat(run["started"]).utcoffset().total_seconds() == 0
     assert run["environment"]["gpus"] == ["H100"]
     assert run["environment"]["packages"]["numpy"] == np.__version__
@@ -110,25 +105,125 @@ def test_a_folder_in_use_is_refused_and_left_alone(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_a_resumed_run_keeps_what_it_had(tmp_path: Path):
-    first = opened(tmp_path)
+def test_a_resumed_run_lists_each_stage_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    clock = [100.0]
+    monkeypatch.setattr(record_module.time, "perf_counter", lambda: clock[0])
+    first = opened(tmp_path, tags=["baseline"])
     first.set("data", {"images": 10})
-    with first.stage("features"):
-        pass
+    with first.stage("lr-find"):
+        clock[0] += 1
+    with first.stage("features") as features:
+        clock[0] += 5
+        features.score("accuracy", 0.1)
     killed = first.stage("fine-tune")
-    killed.__enter__()
-    seconds = read_run(tmp_path)["seconds"]
-    again = opened(tmp_path, resume=True, command=["etude", "fit", "--resume"])
+    killed.__enter__().note("steps", 7)
+    clock[0] += 20
+    first.warn("the disk is nearly full")  # the last word of the killed process
+    clock[0] += 1000
+    before = read_run(tmp_path)
+    again = opened(tmp_path, resume=True, command=["etude", "fit", "--resume"], kind="ablate", tags=["other"])
+    assert [stage["state"] for stage in read_run(tmp_path)["stages"]] == ["finished", "finished", "interrupted"]
+    with again.stage("features") as features:
+        clock[0] += 2
+        features.score("accuracy", 0.2)
+    assert features.seconds == 7
     with again.stage("fine-tune"):
-        pass
+        clock[0] += 30
     again.close("finished")
     run = read_run(tmp_path)
-    states = [(stage["name"], stage["state"]) for stage in run["stages"]]
-    assert states == [("features", "finished"), ("fine-tune", "interrupted"), ("fine-tune", "finished")]
+    told = [(stage["name"], stage["state"], stage["seconds"], stage["attempts"]) for stage in run["stages"]]
+    assert told == [("lr-find", "finished", 1, 1), ("features", "finished", 7, 2), ("fine-tune", "finished", 50, 2)]
+    assert run["stages"][1]["scores"] == {"accuracy": 0.2}
+    assert run["stages"][2]["notes"] == {}
+    assert (run["id"], run["kind"], run["tags"]) == (before["id"], "fit", ["baseline"])
     assert run["data"] == {"images": 10}
     assert run["command"] == ["etude", "fit", "--resume"]
     assert len(run["resumed"]) == 1
-    assert run["seconds"] >= seconds
+    assert run["seconds"] >= before["seconds"]
+
+
+def test_a_stage_that_comes_twice_in_one_run_is_listed_twice(tmp_path: Path):
+    record = opened(tmp_path)
+    for _ in range(2):
+        with record.stage("round"):
+            pass
+    assert [(stage["name"], stage["attempts"]) for stage in read_run(tmp_path)["stages"]] == [("round", 1)] * 2
+
+
+def test_a_stage_tells_its_seconds_while_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    clock = [0.0]
+    monkeypatch.setattr(record_module.time, "perf_counter", lambda: clock[0])
+    record = opened(tmp_path)
+    with record.stage("fine-tune") as stage:
+        clock[0] = 3
+        stage.note("steps", 1)
+        clock[0] = 4
+        assert read_run(tmp_path)["stages"][0]["seconds"] == 3
+    assert read_run(tmp_path)["stages"][0]["seconds"] == 4
+
+
+def test_a_stage_that_says_nothing_is_written_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(record_module, "_HEARTBEAT", 0.005)
+    record = opened(tmp_path / "run")
+    with record.stage("fine-tune") as stage:
+        for _ in range(2000):
+            if read_run(tmp_path / "run")["stages"][0]["seconds"] > 0.02:
+                break
+            time.sleep(0.005)
+        for number in range(200):  # while it beats
+            stage.note(f"step {number}", number)
+        assert len(read_run(tmp_path / "run")["stages"][0]["notes"]) == 200
+        assert read_run(tmp_path / "run")["stages"][0]["seconds"] > 0.02
+    shutil.rmtree(tmp_path / "run")  # as a search for the learning rate does
+    time.sleep(0.05)
+    assert not (tmp_path / "run").exists()
+    assert [thread.name for thread in threading.enumerate() if thread.name == "etude record"] == []
+
+
+def test_runs_nest_by_the_id_of_their_parent(tmp_path: Path):
+    study = opened(tmp_path / "study", kind="ablate", tags=["mixup"])
+    opened(tmp_path / "study" / "arm-1", parent=study.id)
+    parent, part = read_run(tmp_path / "study"), read_run(tmp_path / "study" / "arm-1")
+    assert (parent["kind"], parent["tags"], part["parent"]) == ("ablate", ["mixup"], parent["id"])
+    assert part["id"] != parent["id"]
+    with pytest.raises(EtudeError, match="'two words' cannot be a tag"):
+        opened(tmp_path / "other", tags=["two words"])
+    assert not (tmp_path / "other").exists()
+
+
+def of_schema_1(folder: Path, stages: list[dict[str, Any]]) -> dict[str, Any]:
+    """Turn the record in ``folder`` into one of schema 1."""
+    content = json.loads((folder / "run.json").read_text())
+    for key in ("id", "kind", "parent", "tags", "notes", "host"):
+        del content[key]
+    content |= {"schema_version": 1, "stages": stages}
+    (folder / "run.json").write_text(json.dumps(content))
+    return content
+
+
+def test_a_record_of_schema_1_is_read_as_one_of_today(tmp_path: Path):
+    opened(tmp_path).close("interrupted")
+    stage = {
+        "name": "fine-tune",
+        "state": "interrupted",
+        "started": "2025-01-01T00:00:00+00:00",
+        "scores": {},
+        "notes": {},
+    }
+    later = {**stage, "state": "finished", "started": "2025-01-02T00:00:00+00:00", "seconds": 3.0}
+    old = of_schema_1(tmp_path, [{**stage, "seconds": None}, {**stage, "seconds": 2.0}, later])
+    run = read_run(tmp_path)
+    assert run["schema_version"] == 2
+    assert run["stages"] == [{**later, "seconds": 5.0, "attempts": 3}]
+    assert (run["kind"], run["parent"], run["tags"], run["notes"], run["host"]) == ("fit", None, [], [], None)
+    assert len(run["id"]) == 10
+    assert run["id"] == read_run(tmp_path)["id"]
+    assert {key: run[key] for key in ("settings", "started", "command")} == {
+        key: old[key] for key in ("settings", "started", "command")
+    }
+    opened(tmp_path, resume=True, command=["other"])
+    assert read_run(tmp_path)["id"] == run["id"]
+    assert json.loads((tmp_path / "run.json").read_text())["schema_version"] == 2
 
 
 def test_resuming_nothing_starts_a_run(tmp_path: Path):
@@ -194,7 +289,8 @@ def test_what_json_can_not_hold_is_refused(tmp_path: Path):
         ("{", "is not valid JSON"),
         ("[]", "is not the record of a run"),
         ('{"state": "finished"}', "is not the record of a run"),
-        ('{"schema_version": 2}', r"newer etude \(schema 2"),
+        ('{"schema_version": 3}', r"newer etude \(schema 3"),
+        ('{"schema_version": 2}', "is damaged: it lacks 'id', 'kind', "),
         ('{"schema_version": 1}', "is damaged: it lacks 'state'"),
     ],
 )
@@ -206,9 +302,28 @@ def test_a_record_that_is_none(tmp_path: Path, content: str, sentence: str):
 
 def test_a_record_in_an_unknown_state_is_damaged(tmp_path: Path):
     opened(tmp_path)
-    run = read_run(tmp_path)
-    (tmp_path / "run.json").write_text(json.dumps({**run, "state": "dancing"}))
+    edit_record(tmp_path, state="dancing")
     with pytest.raises(EtudeError, match="a known state"):
+        read_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"stages": {}},
+        {"stages": ["head"]},
+        {"stages": [{"name": "head", "state": "finished"}]},
+        {"result": []},
+        {"seconds": "long"},
+        {"parent": 3},
+        {"schema_version": 1, "stages": [3]},
+        {"schema_version": 1, "stages": [{"name": "head", "seconds": "long"}]},
+    ],
+)
+def test_what_no_run_writes_is_named(tmp_path: Path, changes: dict[str, Any]):
+    opened(tmp_path)
+    edit_record(tmp_path, **changes)
+    with pytest.raises(EtudeError, match=f"is damaged: what it says of '{list(changes)[-1]}'"):
         read_run(tmp_path)
 
 

@@ -9,7 +9,10 @@ from pydantic import ValidationError
 from etude.core.errors import EtudeError
 from etude.recipe import NAMED, Recipe, changed_settings, flat, load_recipe
 
-NAMES = "quick, default, cyclic, cyclic-decay, cyclic-exp, one-cycle, plateau, progressive, large-batch, five-minutes"
+NAMES = (
+    "quick, default, cyclic, cyclic-decay, cyclic-exp, one-cycle, plateau, progressive, large-batch, five-minutes, "
+    "pseudo-label, consistency, distill"
+)
 
 
 @pytest.fixture

@@ -147,11 +147,11 @@ def test_swa_replaces_an_ema_that_was_not_asked_for():
 
 @pytest.mark.parametrize("name", NAMED)
 def test_every_preset_is_a_named_recipe(name: str):
-    assert set(NAMED) == {"quick", *PRESETS}
+    assert set(NAMED) == {"quick", "pseudo-label", "consistency", "distill", *PRESETS}
     recipe = load_recipe(name)
     assert recipe.name == name
     if name != "quick":
-        assert recipe.timeline.preset == name
+        assert recipe.timeline.preset == (name if name in PRESETS else "default")
         assert recipe.stages == Recipe().stages
         assert recipe.predict.tta == load_recipe("default").predict.tta > 1
 

@@ -13,7 +13,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from etude.core.errors import EtudeError
 from etude.refine import distances, neighbours
-from etude.refine.neighbours import NeighbourIndex, near_duplicates
+from etude.refine.neighbours import NeighbourIndex
 
 
 def table(rows: int, columns: int = 5, seed: int = 0) -> np.ndarray:
@@ -117,27 +117,6 @@ def test_neighbours_are_listed_for_a_report():
     assert NeighbourIndex(np.eye(2)).neighbours_of(np.eye(2)[:1], k=1) == [[("0", 0.0)]]
 
 
-# --- near-duplicates ---
-
-
-@pytest.mark.parametrize("block", [1, 2**24])
-def test_near_duplicates_are_all_close_pairs(block: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(neighbours, "_BLOCK", block)
-    rows = table(25, 3)
-    rows[20] = rows[3]
-    ids = [f"i{number}" for number in range(25)]
-    pairs = near_duplicates(rows, ids, threshold=0.3)
-    unit = scaled(rows, rows.mean(axis=0, dtype=np.float64))
-    expected = {
-        (ids[a], ids[b]) for a in range(25) for b in range(a + 1, 25) if np.linalg.norm(unit[a] - unit[b]) <= 0.3
-    }
-    assert {(pair.first, pair.second) for pair in pairs} == expected
-    assert (pairs[0].first, pairs[0].second, pairs[0].distance) == ("i3", "i20", 0.0)
-    assert [pair.distance for pair in pairs] == sorted(pair.distance for pair in pairs)
-    assert near_duplicates(rows, ids, threshold=0.3, most=2) == pairs[:2]
-    assert near_duplicates(rows[:20], ids[:20], threshold=0) == []
-
-
 # --- the graph, with a stand-in for nmslib ---
 
 
@@ -221,7 +200,6 @@ def test_a_missing_nmslib_is_told_in_one_sentence(monkeypatch: pytest.MonkeyPatc
         (lambda: NeighbourIndex(np.eye(2)).query(np.eye(3), 1), "have 3 columns and those of the index 2"),
         (lambda: NeighbourIndex(np.eye(2)).query(np.eye(2), 0), "at least 1"),
         (lambda: NeighbourIndex(np.eye(2), ["a", "b"]).query(np.eye(2), 1, ["a"]), "1 ids for 2 queries"),
-        (lambda: near_duplicates(np.eye(2), ["a", "b"], threshold=3), "from 0 to 2, not 3"),
     ],
 )
 def test_what_cannot_be_used_is_told_in_one_sentence(make: Any, sentence: str):

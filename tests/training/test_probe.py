@@ -31,12 +31,14 @@ class Clock:
 
 
 class Pretended(nn.Module):
-    """A small network that takes ``cost(mode)`` seconds an image, as the mode it really runs in says."""
+    """A small network that takes ``cost(mode)`` seconds an image, by the mode it really runs in, and ``a_step``."""
 
-    def __init__(self, clock: Clock, cost: Cost, *, most: int | None = None, error: float = 0.0) -> None:
+    def __init__(
+        self, clock: Clock, cost: Cost, *, most: int | None = None, error: float = 0.0, a_step: float = 0.0
+    ) -> None:
         super().__init__()
         self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 5)
-        self.clock, self.cost, self.most, self.error = clock, cost, most, error
+        self.clock, self.cost, self.most, self.error, self.a_step = clock, cost, most, error, a_step
         self.seen: list[tuple[Mode, int]] = []
 
     def __repr__(self) -> str:
@@ -50,7 +52,7 @@ class Pretended(nn.Module):
         self.seen.append((mode, len(image)))
         if self.most is not None and len(image) > self.most:
             raise torch.OutOfMemoryError("made up")
-        self.clock.now += self.cost(mode) * len(image)
+        self.clock.now += self.cost(mode) * len(image) + self.a_step
         logits = self.head(self.norm(self.conv(image)).amax((2, 3)))
         return logits * (1.0 + self.error) if bf16 else logits
 
@@ -217,23 +219,33 @@ def test_the_budget_holds_and_never_exceeds_fifteen_seconds(seconds, budget):
     assert found.seconds <= 1.3 * min(budget, 15.0) + 8 * seconds * 4  # the comparison with float32 comes on top
 
 
-@pytest.mark.parametrize(("seconds", "batch"), [(1e-4, 64), (0.01, 16), (0.1, 4)])
-def test_the_probes_batch_follows_the_networks_speed(seconds, batch):
-    net = Pretended(Clock(), lambda mode: seconds)
+@pytest.mark.parametrize(
+    ("a_step", "seconds", "batch"),
+    [
+        (0.02, 1e-4, 64),  # what each step costs is shared by ever more images
+        (0.02, 0.012, 16),  # not much cheaper at 16 than at 8
+        (0.0, 1e-4, 8),  # not cheaper at 8 than at 4
+        (0.0, 0.1, 4),  # a step of 8 would take too long
+    ],
+)
+def test_the_probes_batch_grows_while_that_makes_images_cheaper(a_step, seconds, batch):
+    net = Pretended(Clock(), lambda mode: seconds, a_step=a_step)
     assert probed(net, batch_size=64).batch == batch
-    assert max(count for _, count in net.seen if net.most is None) <= 64
 
 
-@pytest.mark.parametrize("seconds", [1e-4, 0.05])
-@pytest.mark.parametrize("memory", [None, 1 << 40])
-def test_a_batch_that_does_not_fit_is_halved_until_it_does(seconds, memory):
-    net = Pretended(Clock(), lambda mode: seconds, most=20)
+@pytest.mark.parametrize(
+    ("a_step", "memory", "tried"),
+    [
+        (0.02, None, 32),
+        (0.02, 1 << 40, 32),
+        (0.0, None, 64),  # the race did not come that far, the trial did
+    ],
+)
+def test_a_batch_that_does_not_fit_is_halved_until_it_does(a_step, memory, tried):
+    net = Pretended(Clock(), lambda mode: 1e-4, most=20, a_step=a_step)
     found = probed(net, batch_size=64, memory=lambda: memory)
-    tried = max(count for _, count in net.seen)
-    if seconds == 0.05 and memory is not None:  # neither the race nor the trial came that far
-        assert (tried, found.mode.micro_batch) == (4, None)
-    else:
-        assert (tried, found.mode.micro_batch) == (64, 16)
+    assert max(count for _, count in net.seen) == tried
+    assert found.mode.micro_batch == 16
     assert found.batch <= 20
 
 

@@ -24,6 +24,7 @@ from etude.core.seeds import rng_for
 from etude.timeline import Moment, step_progress
 
 _HOOK = "on_after_batch_transfer"
+_MORE = ("weight", "is_labeled", "strong", "teacher")  # what only a dict has a place for
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +34,18 @@ class ImageBatch:
     Args:
         image: (B, C, H, W) or (B, H, W, C), float or uint8.
         target: labels (B,) or dense targets (B, C).
-        weight: (B,), where the batch has them.
+        weight: (B,), where the batch has them, as all that follows.
+        is_labeled: bool (B,), whose target is known to be right.
+        strong: a second, strongly augmented view of the unlabelled images, like ``image``.
+        teacher: (B, C), a teacher's probabilities.
     """
 
     image: torch.Tensor
     target: torch.Tensor
     weight: torch.Tensor | None = None
+    is_labeled: torch.Tensor | None = None
+    strong: torch.Tensor | None = None
+    teacher: torch.Tensor | None = None
 
     @property
     def channels_last(self) -> bool:
@@ -86,8 +93,8 @@ class BatchTransform(EtudeCallback):
     """Change training batches after they were moved to the device and before ``training_step`` sees them.
 
     Batches of validation, test and prediction stay as they are. A batch is a tuple or list that begins with images
-    and targets, or a dict with ``"image"`` and ``"target"`` (and ``"weight"``). Several transforms of one trainer
-    work in the order of its callbacks. A subclass implements :meth:`changed`.
+    and targets, or a dict with ``"image"`` and ``"target"`` (and :class:`ImageBatch`'s other parts). Several transforms
+    of one trainer work in the order of its callbacks. A subclass implements :meth:`changed`.
 
     Args:
         phases: names of the timeline's phases that it is confined to; by default it works in all.
@@ -214,10 +221,10 @@ def opened(batch: Any) -> ImageBatch:
     """
     parts: tuple[Any, ...] = ()
     if isinstance(batch, tuple | list):
-        parts = (*batch[:2], None)
+        parts = tuple(batch[:2])
     elif isinstance(batch, Mapping):
-        parts = (batch.get("image"), batch.get("target"), batch.get("weight"))
-    if len(parts) == 3 and all(isinstance(part, torch.Tensor) for part in parts[:2]) and parts[0].ndim == 4:
+        parts = (batch.get("image"), batch.get("target"), *(batch.get(name) for name in _MORE))
+    if len(parts) >= 2 and all(isinstance(part, torch.Tensor) for part in parts[:2]) and parts[0].ndim == 4:
         return ImageBatch(*parts)
     raise EtudeError(
         f"a training batch is {_description(batch)}; etude's callbacks change batches that begin with images "
@@ -226,13 +233,22 @@ def opened(batch: Any) -> ImageBatch:
 
 
 def closed(batch: Any, images: ImageBatch) -> Any:
-    """Return a batch like ``batch`` that holds ``images``; ``batch`` itself stays as it is."""
+    """Return a batch like ``batch`` that holds ``images``; ``batch`` itself stays as it is.
+
+    Raises:
+        EtudeError: a tuple or list has no place for what ``images`` holds beside images and targets.
+    """
+    more = {name: part for name in _MORE if (part := getattr(images, name)) is not None}
     if isinstance(batch, Mapping):
         new = cast(dict[str, Any], copy(batch))
-        new["image"], new["target"] = images.image, images.target
-        if images.weight is not None:
-            new["weight"] = images.weight
+        for name, part in {"image": images.image, "target": images.target, **more}.items():
+            new[name] = part
         return new
+    if more:
+        raise EtudeError(
+            f"a training batch is {_description(batch)}, which has no place for {listed(more)}: yield batches as dicts "
+            "with 'image' and 'target'"
+        )
     parts = [images.image, images.target, *batch[2:]]
     if isinstance(batch, list):
         return parts

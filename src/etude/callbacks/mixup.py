@@ -61,12 +61,17 @@ class _Mixing(BatchTransform):
             return batch
         targets = dense_targets(batch.target, self.num_classes, occasion.module, type(self).__name__)
         rng = occasion.rng(self.seed, self.quantity)
+        classes = targets.shape[-1]
+        together = targets if batch.teacher is None else torch.cat([targets, batch.teacher.to(targets.dtype)], 1)
         if batch.weight is None:
-            images, targets = self.mixed(batch, targets, alpha, rng)
-            return replace(batch, image=images, target=targets)
-        images, weighted = self.mixed(batch, with_weights(targets, batch.weight), alpha, rng)
-        targets, weight = without_weights(weighted)
-        return ImageBatch(images, targets, weight)
+            weight, (images, together) = None, self.mixed(batch, together, alpha, rng)
+        else:
+            images, weighted = self.mixed(batch, with_weights(together, batch.weight), alpha, rng)
+            together, weight = without_weights(weighted)
+        if batch.teacher is None:
+            return replace(batch, image=images, target=together, weight=weight)
+        targets, teacher = together[:, :classes], together[:, classes:]
+        return replace(batch, image=images, target=targets, weight=weight, teacher=teacher)
 
     def alpha_at(self, occasion: Occasion) -> float:
         """Return the present alpha: the timeline's where it schedules one, else this callback's own; 0 is off."""
@@ -90,9 +95,9 @@ class _Mixing(BatchTransform):
 class MixUp(_Mixing):
     """Train on mixtures of two images and of their targets (Zhang et al. 2017).
 
-    Labels (B,) become dense targets (B, C), which ``torch.nn.functional.cross_entropy`` takes as they are; weights of
-    the images, where the batch has them, are mixed too. With :class:`CutMix` beside it each batch is mixed by one of
-    the two. All images of a batch share one draw of Beta(alpha, alpha).
+    Labels (B,) become dense targets (B, C), which ``torch.nn.functional.cross_entropy`` takes as they are; weights and
+    a teacher's probabilities, where the batch has them, are mixed too, by the same share. With :class:`CutMix` beside
+    it each batch is mixed by one of the two. All images of a batch share one draw of Beta(alpha, alpha).
 
     Args:
         alpha: of the Beta distribution, at least 0; the Clock's moment takes precedence where it schedules ``mixup``.

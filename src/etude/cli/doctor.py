@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from etude.journal.screen import Screen
+    from etude.study.request import Request
 
 
 def doctor(
@@ -19,10 +24,17 @@ def doctor(
     image_column: str | None = None,
     label_column: str | None = None,
     image_root: Path | None = None,
+    data: Annotated[bool, Parameter(negative="")] = False,
+    test: Path | None = None,
+    valid: Path | None = None,
+    seed: int | None = None,
 ) -> None:
     """Show what this machine can do, how long TRAIN will take on it, and what slows it down.
 
     It takes about half a minute, and changes nothing: what it measured of the numeric modes is kept in the cache.
+
+    With --data it looks at the images instead: damaged and tiny files, copies, suspected label errors, uneven classes,
+    labels that file names or sizes give away, and whether test images look different.
 
     Parameters
     ----------
@@ -42,10 +54,17 @@ def doctor(
         The table's column of labels, when it is not found automatically.
     image_root
         Folder that the table's image names start from.
+    data
+        Look at the images of TRAIN, not at the machine.
+    test
+        With --data: images to predict, to see whether they differ from TRAIN or stand in it.
+    valid
+        With --data: labelled validation images, instead of a split of TRAIN.
+    seed
+        With --data: of the split, 0 by default.
     """
+    from etude.core.errors import EtudeError
     from etude.journal.screen import Screen
-    from etude.study.doctor import choose_subject, examine
-    from etude.study.doctor_show import report_json, show_measures, show_report
     from etude.study.request import Columns, Request, default_cache
 
     screen = Screen(quiet=as_json, file=sys.stderr if as_json else None)
@@ -57,12 +76,39 @@ def doctor(
             screen.warn(text)
 
     columns = Columns(image_column, label_column, None, image_root)
+    if data:
+        if train is None:
+            raise EtudeError("--data looks at images: name their folder or table, as in etude doctor TRAIN --data")
+        asked = Request(
+            train, valid=valid, test=test, recipe=recipe, settings=settings or (), seed=seed or 0, cache=cache,
+            columns=columns,
+        )  # fmt: skip
+        _look_at_images(asked, screen, warnings, warn, as_json)
+        return
+    for name, given in (("--test", test), ("--valid", valid), ("--seed", seed)):
+        if given is not None:
+            raise EtudeError(f"{name} says nothing about the machine: add --data to look at images, or leave it out")
+
+    from etude.study.doctor import choose_subject, examine
+    from etude.study.doctor_show import report_json, show_measures, show_report
+
     request = None if train is None else Request(train, recipe=recipe, cache=cache, columns=columns)
     subject = choose_subject(recipe, settings or (), request, screen, warn)
     show_measures(screen, subject)
-    folder = default_cache() if cache is None else cache.expanduser()
-    report = examine(subject, folder, screen)
+    report = examine(subject, default_cache() if cache is None else cache.expanduser(), screen)
     if as_json:
         print(report_json(report, warnings))
     else:
         show_report(screen, report)
+
+
+def _look_at_images(
+    request: Request, screen: Screen, warnings: list[str], warn: Callable[[str], None], as_json: bool
+) -> None:
+    from etude.study.doctor_data import examine_data, health_json, show_health
+
+    health = examine_data(request, screen, warn)
+    if as_json:
+        print(health_json(health, warnings))
+    else:
+        show_health(screen, health)

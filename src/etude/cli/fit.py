@@ -16,6 +16,8 @@ def fit(
     *,
     valid: Path | None = None,
     test: Path | None = None,
+    unlabeled: Path | None = None,
+    teacher: Annotated[list[Path] | None, Parameter(negative="")] = None,
     folds: int | None = None,
     recipe: str = "default",
     settings: Annotated[list[str] | None, Parameter(name="--set", negative="")] = None,
@@ -46,10 +48,15 @@ def fit(
         Labelled validation images; by default a fifth of TRAIN is held out.
     test
         Images to predict at the end, into submission.csv.
+    unlabeled
+        Images without labels to learn from, the test images beside them; with --recipe pseudo-label or consistency.
+    teacher
+        A run, or a file of probabilities, that the network learns from; may be repeated.
     folds
         Train that many models by cross-validation and average them.
     recipe
-        quick (seconds), default, the name of a timeline (``etude timeline --list``), or a TOML file.
+        quick (seconds), default, pseudo-label, consistency, distill, a timeline (``etude timeline --list``), or a
+        TOML file.
     settings
         Change a setting, such as --set train.lr=0.001; may be repeated.
     lr
@@ -89,6 +96,8 @@ def fit(
         train=train,
         valid=valid,
         test=test,
+        unlabeled=unlabeled,
+        teachers=teacher or (),
         folds=folds,
         recipe=recipe,
         settings=[*(settings or ()), *lr_settings(lr), *([f"data.cache_limit={cache_limit}"] if cache_limit else [])],

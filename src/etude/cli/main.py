@@ -27,6 +27,8 @@ app.command("etude.cli.blend:blend", name="blend", help="Blend the predictions o
 app.command(
     "etude.cli.timeline:timeline", name="timeline", help="Show and draw what a recipe schedules, phase by phase."
 )
+app.command("etude.cli.journal:app", name="journal", help="List, show, compare and annotate the runs that were made.")
+app.command("etude.cli.ablate:ablate", name="ablate", help="Train with and without each trick; say what each bought.")
 app.command(
     "etude.cli.doctor:doctor",
     name="doctor",

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from etude.journal.screen import Screen
+    from etude.run import Run
 
 _SHOWN = 10  # files named one by one; thousands would hide what matters
 
@@ -17,6 +21,7 @@ def predict(
     *,
     out: Path,
     tta: int | None = None,
+    larger: float | None = None,
     probabilities: Annotated[bool, Parameter(negative="")] = False,
     sample_submission: Path | None = None,
     cache: Path | None = None,
@@ -35,6 +40,8 @@ def predict(
     tta
         Views to average over, 1 to 128: symmetries first, then shifts, zooms and random draws of the run's
         augmentation; by default the views that the run used.
+    larger
+        One of the views, after the symmetries, has an input whose side is larger by this factor, such as 1.25.
     probabilities
         Write one column of probabilities a class instead of a label.
     sample_submission
@@ -63,7 +70,7 @@ def predict(
     opened = load(run)
     if opened.record["state"] != "finished":
         screen.warn(f"{run} did not finish (it is {opened.record['state']}): predicting with the models it has kept")
-    found = opened.predict(images, tta=tta, cache=cache, progress=screen)
+    found = opened.predict(images, tta=tta, larger=larger, cache=cache, progress=screen)
     for bad in found.bad[:_SHOWN]:
         screen.warn(f"left out: {bad.id} ({bad.reason})")
     if len(found.bad) > _SHOWN:
@@ -76,3 +83,14 @@ def predict(
     else:
         found.to_csv(out, probabilities=probabilities, sample_submission=sample_submission)
     screen.say(f"{len(found.predictions):,} predictions in {out}")
+    if views > 1 and opened.record["state"] == "finished":
+        _tell_views(screen, opened)
+
+
+def _tell_views(screen: Screen, opened: Run) -> None:
+    """Say what views bought on the run's validation images, if it has averaged over some there."""
+    from etude.refine.views import gain_by_views
+
+    valid = opened.validation()
+    if len(valid.logits) > 1:
+        screen.say(f"views, on the run's {len(valid):,} validation images: {gain_by_views(valid).told}")

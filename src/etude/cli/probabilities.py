@@ -87,6 +87,18 @@ def file_of(given: Path, name: str) -> Path:
     return path / name
 
 
+def training_file(valid: Path, given: Path | None) -> Path | None:
+    """Return the file of the training images' features: ``given``, or the ``train.npz`` of the run ``valid``, or None.
+
+    Raises:
+        EtudeError: ``given`` is a folder without it.
+    """
+    if given is not None:
+        return file_of(given, "train.npz")
+    of_run = expanded(valid) / "train.npz"
+    return of_run if of_run.is_file() else None
+
+
 def labelled_and_target(
     valid: Path,
     target: Path | None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from etude.cli.probabilities import Written, check_out, labelled_and_target, write_out
+from etude.cli.probabilities import Written, check_out, labelled_and_target, training_file, write_out
 
 if TYPE_CHECKING:
     from etude.core.predictions import Predictions
@@ -51,7 +51,8 @@ def refine(
     labels
         A table of ids and labels for VALID, when it does not hold them itself.
     train
-        An .npz with features and labels of the images that the model was trained on, for knn and last_layer.
+        An .npz with features and labels of the images that the model was trained on, for knn and last_layer; by
+        default the run's train.npz.
     prior
         Class shares of the target: uniform, a .json or .csv file of class and share (or count), or estimate.
     metric
@@ -88,10 +89,11 @@ def refine(
         valid, target, labels, id_column=id_column, label_column=label_column, warn=screen.warn
     )
     from etude.refine.chain import Chain
-    from etude.refine.chain_steps import standard_steps
+    from etude.refine.chain_steps import left_out, standard_steps
     from etude.refine.tables import read_probabilities
 
-    known = None if train is None else read_probabilities(train, warn=screen.warn)
+    trained_on = training_file(valid, train)
+    known = None if trained_on is None else read_probabilities(trained_on, warn=screen.warn)
     names = None if steps is None else [name.strip() for name in steps.split(",") if name.strip()]
     made = standard_steps(labelled, names, unlabelled, metric=metric, prior=prior, train=known, seed=seed)
     chain = Chain(made, metric, seed=seed).fit(labelled, unlabelled)
@@ -103,6 +105,8 @@ def refine(
         print(json.dumps(chain.to_json(), indent=2, ensure_ascii=False))
         return
     _tell(screen, chain, labelled, unlabelled)
+    for sentence in left_out(labelled, unlabelled, known) if names is None else []:
+        screen.say(sentence)
     screen.say(f"{len(refined):,} refined predictions in {written.path}, the steps in {record}")
 
 
@@ -125,9 +129,4 @@ def _tell(screen: Screen, chain: Chain, labelled: Predictions, target: Predictio
 def _tell_views(screen: Screen, labelled: Predictions) -> None:
     from etude.refine.views import gain_by_views
 
-    found = gain_by_views(labelled)
-    first, best = found.accuracy[0], found.accuracy[found.enough["accuracy"] - 1]
-    screen.say(
-        f"views: accuracy {first:.2%} with the first alone, {found.accuracy[-1]:.2%} with all {len(found.accuracy)}; "
-        f"{found.enough['accuracy']} are enough ({best:.2%}), for log loss {found.enough['log_loss']}"
-    )
+    screen.say(f"views: {gain_by_views(labelled).told}")

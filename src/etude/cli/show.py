@@ -7,8 +7,10 @@ from pathlib import Path
 from etude.journal.screen import Screen
 
 _WHAT = {
+    "report.html": "the report: everything below at a glance, for a browser",
     "submission.csv": "predicted labels of the test images",
     "test.npz": "test predictions with features",
+    "train.npz": "the training images' features, for etude refine",
     "valid.npz": "validation predictions",
     "model.safetensors": "the trained model",
     "history.csv": "training curves",

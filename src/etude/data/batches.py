@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -11,7 +11,9 @@ import numpy as np
 import torch
 
 Batch = dict[str, Any]
-"""``image`` uint8 (B, S, S, channels); ``target`` float (B, C); ``weight``, ``id`` and ``is_labeled`` (B,)."""
+"""``image`` uint8 (B, S, S, channels); ``target`` float32 (B, C); ``weight`` float32, ``id`` int and ``is_labeled``
+bool (B,). Where they were asked for, ``strong`` uint8 (B, S, S, channels), a second view of the unlabelled images, and
+``teacher`` float32 (B, C)."""
 
 Augment = Callable[[np.ndarray, float, np.random.Generator, int], np.ndarray]
 """``augment(images, strength, rng, size)`` returns uint8 (B, size, size, channels), sampled from any larger size."""
@@ -22,17 +24,24 @@ AugmentTensor = Callable[[torch.Tensor, float, np.random.Generator, int], torch.
 
 @dataclass(frozen=True, slots=True)
 class TrainingRows:
-    """Rows of a store with their dense targets.
+    """Rows of a store with their targets.
 
     Args:
         gather: ``gather(indices, size)`` returns uint8 images; a store's method.
         rows: int (N,), positions in the store.
-        targets: float32 (N, C).
+        targets: float32 (N, C), or class indices int (N,) together with ``num_classes``: then a batch's dense targets
+            are made when it is, and no (N, C) array is held. A row without a label has -1, and a target of zeros.
         weights: float32 (N,).
         source_size: ``source_size(size)`` is the side at which rows are read when augmentation samples them down to
             ``size`` itself; a store's method. None reads them at ``size``.
         gather_tensor: ``gather_tensor(indices, size)`` returns the images as a tensor on the device where they are
             kept; a device store's method. None: they are not on a device.
+        num_classes: C of class indices; None with dense targets, which show it.
+        labelled: bool (N,), whose label is known to be right; None: all are.
+        teacher: float32 (N, C), a teacher's probabilities for distillation; None without one.
+
+    Raises:
+        ValueError: the arrays do not fit each other.
     """
 
     gather: Callable[[np.ndarray, int], np.ndarray]
@@ -41,9 +50,61 @@ class TrainingRows:
     weights: np.ndarray
     source_size: Callable[[int], int] | None = None
     gather_tensor: Callable[[np.ndarray, int], torch.Tensor] | None = None
+    num_classes: int | None = None
+    labelled: np.ndarray | None = None
+    teacher: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        per_row = {"targets": self.targets, "weights": self.weights, "labelled": self.labelled, "teacher": self.teacher}
+        for name, values in per_row.items():
+            if values is not None and len(values) != len(self.rows):
+                raise ValueError(f"{len(self.rows)} rows have {len(values)} {name}")
+        if (self.targets.ndim == 1) != (self.num_classes is not None):
+            raise ValueError("class indices (N,) need num_classes, and dense targets (N, C) go without")
+        if self.teacher is not None and self.teacher.shape[1:] != (self.classes,):
+            raise ValueError(f"the teacher has {self.teacher.shape[1:]} probabilities a row for {self.classes} classes")
+        if self.num_classes is not None:
+            known = self.targets if self.labelled is None else self.targets[self.labelled]
+            if known.min(initial=0) < 0 or self.targets.max(initial=0) >= self.num_classes:
+                raise ValueError(f"class indices of labelled rows are from 0 to {self.num_classes - 1}")
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def classes(self) -> int:
+        """The number of classes."""
+        return int(self.targets.shape[1]) if self.num_classes is None else self.num_classes
+
+    @property
+    def class_indices(self) -> np.ndarray:
+        """The likeliest class of each row, int (N,); -1 without a label."""
+        return self.targets if self.targets.ndim == 1 else self.targets.argmax(axis=1)
+
+    def dense_targets(self, chosen: np.ndarray) -> np.ndarray:
+        """Return the targets of the rows at the positions ``chosen``, float32 (B, C); zeros where there is no label."""
+        if self.num_classes is None:
+            return self.targets[chosen]
+        labels = self.targets[chosen]
+        dense = np.zeros((len(labels), self.num_classes), np.float32)
+        known = np.flatnonzero(labels >= 0)
+        dense[known, labels[known]] = 1.0
+        return dense
+
+    def is_labelled(self, chosen: np.ndarray) -> np.ndarray:
+        """Return which rows at the positions ``chosen`` are labelled, bool (B,)."""
+        return np.ones(len(chosen), dtype=bool) if self.labelled is None else self.labelled[chosen]
+
+    def subset(self, chosen: np.ndarray) -> TrainingRows:
+        """Return the rows at the positions ``chosen``, in that order, with all that belongs to them."""
+        return replace(
+            self,
+            rows=self.rows[chosen],
+            targets=self.targets[chosen],
+            weights=self.weights[chosen],
+            labelled=None if self.labelled is None else self.labelled[chosen],
+            teacher=None if self.teacher is None else self.teacher[chosen],
+        )
 
     def size_to_read(self, size: int, strength: float) -> int:
         """Return the side at which to read images that are wanted at ``size``, augmented with ``strength``."""
@@ -66,24 +127,48 @@ class StepNeeds:
 
 
 @dataclass(frozen=True, slots=True)
+class Change:
+    """An augmentation, for images wherever they are.
+
+    Args:
+        arrays: for images in main memory.
+        tensors: for images on a device; None where none are kept there.
+    """
+
+    arrays: Augment
+    tensors: AugmentTensor | None = None
+
+    def __call__(
+        self, images: np.ndarray | torch.Tensor, strength: float, rng: np.random.Generator, size: int
+    ) -> torch.Tensor:
+        """Return the changed images where the given ones are."""
+        if isinstance(images, np.ndarray):
+            return torch.from_numpy(np.ascontiguousarray(self.arrays(images, strength, rng, size)))
+        if self.tensors is None:
+            raise ValueError("images on a device need a change of tensors")
+        return self.tensors(images, strength, rng, size)
+
+
+@dataclass(frozen=True, slots=True)
 class BatchMaker:
     """Makes batches of given rows; threads may use it at the same time.
 
     Args:
         data: the rows to choose from.
-        augment: for images in main memory.
-        augment_tensor: for images on a device; needed where ``data`` has ``gather_tensor``.
+        augment: makes the images of a batch.
+        strong: makes a second view of the unlabelled images, always at strength 1; None: there is none.
         pin: page-locked memory, from which a GPU fetches while it works.
     """
 
     data: TrainingRows
-    augment: Augment
-    augment_tensor: AugmentTensor | None = None
+    augment: Change
+    strong: Change | None = None
     pin: bool = False
 
     def __post_init__(self) -> None:
-        if self.on_device and self.augment_tensor is None:
-            raise ValueError("images on a device need augment_tensor, which changes them there")
+        for name, change in (("augment", self.augment), ("strong", self.strong)):
+            if self.on_device and change is not None and change.tensors is None:
+                raise ValueError(f"images on a device need {name}_tensor, which changes them there")
 
     @property
     def on_device(self) -> bool:
@@ -92,15 +177,33 @@ class BatchMaker:
 
     def training(self, chosen: np.ndarray, needs: StepNeeds, rng: np.random.Generator) -> Batch:
         """Return a step's batch: the rows at the positions ``chosen``, augmented."""
-        rows = self.data.rows[chosen]
-        read = self.data.size_to_read(needs.size, needs.strength)
-        if self.data.gather_tensor is not None and self.augment_tensor is not None:
-            images = self.augment_tensor(self.data.gather_tensor(rows, read), needs.strength, rng, needs.size)
-        else:
-            changed = self.augment(self.data.gather(rows, read), needs.strength, rng, needs.size)
-            images = torch.from_numpy(np.ascontiguousarray(changed))
-        told = {"id": torch.from_numpy(rows), "is_labeled": torch.ones(len(chosen), dtype=torch.bool)}
-        return placed({"image": images, **labels_of(self.data, chosen), **told}, images.device, self.pin)
+        data, rows = self.data, self.data.rows[chosen]
+        read = data.size_to_read(needs.size, needs.strength if self.strong is None else 1.0)
+        source = data.gather(rows, read) if data.gather_tensor is None else data.gather_tensor(rows, read)
+        images, labelled = self.augment(source, needs.strength, rng, needs.size), data.is_labelled(chosen)
+        batch: Batch = {"image": images, **labels_of(data, chosen)}
+        batch |= {"id": torch.from_numpy(rows), "is_labeled": torch.from_numpy(labelled)}
+        if data.teacher is not None:
+            batch["teacher"] = torch.from_numpy(data.teacher[chosen])
+        if self.strong is not None:  # after the first view, whose draws are thus the same with and without
+            batch["strong"] = _second_view(self.strong, source, images, np.flatnonzero(~labelled), rng)
+        return placed(batch, images.device, self.pin)
+
+
+def _second_view(
+    strong: Change,
+    source: np.ndarray | torch.Tensor,
+    images: torch.Tensor,
+    unlabelled: np.ndarray,
+    rng: np.random.Generator,
+) -> torch.Tensor:
+    """Return ``images`` with those at the positions ``unlabelled`` made anew from ``source``."""
+    views = images.clone()
+    if len(unlabelled):
+        where = torch.from_numpy(unlabelled).to(images.device)
+        chosen = source[unlabelled] if isinstance(source, np.ndarray) else source[where]
+        views[where] = strong(chosen, 1.0, rng, images.shape[1])
+    return views
 
 
 def plain_batch(data: TrainingRows, chosen: np.ndarray, size: int, pin: bool) -> Batch:
@@ -115,7 +218,7 @@ def plain_batch(data: TrainingRows, chosen: np.ndarray, size: int, pin: bool) ->
 
 def labels_of(data: TrainingRows, chosen: np.ndarray) -> Batch:
     """Return target and weight of the rows at the positions ``chosen``."""
-    return {"target": torch.from_numpy(data.targets[chosen]), "weight": torch.from_numpy(data.weights[chosen])}
+    return {"target": torch.from_numpy(data.dense_targets(chosen)), "weight": torch.from_numpy(data.weights[chosen])}
 
 
 def placed(batch: Batch, device: torch.device, pin: bool) -> Batch:

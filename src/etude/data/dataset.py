@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from etude.core.progress import Progress
+from etude.data.compact import Paths, Texts
 from etude.data.decode import UnreadableImage, decode, read_image_file
 from etude.data.sources import ImageSet
 from etude.data.stores.build import StoreBuild, build_store
@@ -45,10 +47,6 @@ class Dataset:
         given = self.images.weights
         return np.ones(len(self), np.float32) if given is None else given
 
-    def targets(self) -> np.ndarray:
-        """Return dense float32 (N, C) targets, one-hot."""
-        return np.eye(len(self.images.classes), dtype=np.float32)[self.labels]
-
 
 def open_dataset(
     images: ImageSet,
@@ -69,7 +67,8 @@ def open_dataset(
     build = build_store(
         images, surveyed, size, fit=fit, cache=cache, progress=progress, warn=warn, kind=kind, limit=limit
     )
-    return Dataset(images.take(build.kept), build)
+    everything = len(build.kept) == len(images)
+    return Dataset(images if everything else images.take(build.kept), build)
 
 
 def joined(first: ImageSet, second: ImageSet) -> ImageSet:
@@ -80,11 +79,11 @@ def joined(first: ImageSet, second: ImageSet) -> ImageSet:
     if first.labels is None or second.labels is None or first.classes != second.classes:
         raise ValueError("only labelled sets with the same classes can be joined")
     clash = not set(first.ids).isdisjoint(second.ids)
-    ids = tuple(f"{second.root.name}/{name}" for name in second.ids) if clash else second.ids
+    ids = (f"{second.root.name}/{name}" for name in second.ids) if clash else second.ids
     return replace(
         first,
-        ids=(*first.ids, *ids),
-        paths=(*first.paths, *second.paths),
+        ids=Texts(chain(first.ids, ids)),
+        paths=Paths(first.paths.root, Texts(chain(first.paths.names, map(str, second.paths)))),
         labels=np.concatenate([first.labels, second.labels]),
         weights=None if first.weights is None else np.concatenate([first.weights, np.ones(len(second), np.float32)]),
     )

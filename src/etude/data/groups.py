@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from etude.data.compact import Digests
+
 Groups = Sequence[Hashable] | np.ndarray
 
 
@@ -55,8 +57,7 @@ def group_labels(labels: np.ndarray, groups: Groups, rng: np.random.Generator) -
     labels = np.asarray(labels, dtype=np.int64)
     if len(groups) != len(labels):
         raise ValueError(f"{len(labels)} labels need as many groups, not {len(groups)}")
-    number: dict[Hashable, int] = {}
-    codes = np.array([number.setdefault(group, len(number)) for group in groups], dtype=np.int64)
+    codes = _numbered(groups)
     sizes = np.bincount(codes)
     alone = sizes[codes] == 1
     classes = int(labels.max()) + 1
@@ -70,3 +71,13 @@ def group_labels(labels: np.ndarray, groups: Groups, rng: np.random.Generator) -
     for members in together:
         group_counts[np.unique(labels[members])] += 1
     return Grouped(labels, np.bincount(labels, minlength=classes), lone, together, group_counts)
+
+
+def _numbered(groups: Groups) -> np.ndarray:
+    """Return a number for each image's group, int64 (N,), counted up in the order in which groups come first."""
+    values = groups.keys() if isinstance(groups, Digests) else groups
+    if not isinstance(values, np.ndarray):
+        number: dict[Hashable, int] = {}
+        return np.array([number.setdefault(group, len(number)) for group in values], dtype=np.int64)
+    _, firsts, codes = np.unique(values, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(firsts))[codes]

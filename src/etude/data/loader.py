@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,15 +23,20 @@ from etude.data.batches import (
     AugmentTensor,
     Batch,
     BatchMaker,
+    Change,
     StepNeeds,
     TrainingRows,
     plain_batch,
     shares,
 )
+from etude.data.mix import FixedMix
+from etude.data.order import Epochs, Order
 
 __all__ = ["Augment", "AugmentTensor", "Batch", "OrderedBatches", "StepBatches", "StepPlan", "TrainingRows"]
 
 _MOST_THREADS = 4  # more of them only take turns at Python's lock
+_NICER = 5  # than the network's threads, in steps of which each is about a quarter less of the processor's time
+_NICEST = 19
 
 
 class StepPlan(Protocol):
@@ -56,12 +64,12 @@ class _Pending:
 
     Args:
         step: that it is for.
-        first: place of its first image in the endless stream of epochs.
+        first: images that the steps before took of each stream of the order.
         made_for: what the plan gave this step.
     """
 
     step: int
-    first: int
+    first: np.ndarray
     made_for: StepNeeds
     batch: Future[Batch]
 
@@ -71,7 +79,8 @@ class StepBatches:
 
     What step s yields depends on (seed, s, the plan) alone, so a resumed run goes on with the batch that the
     uninterrupted run would have had, whatever the number of threads. Every image is seen once an epoch; a batch may
-    begin in one and end in the next. Images that are kept on a device are gathered and changed there, without threads.
+    begin in one and end in the next. With ``mix`` that holds for labelled and unlabelled images on their own, and every
+    batch has its exact share of both. Images that are kept on a device are gathered and changed there, without threads.
 
     Args:
         data: the rows to draw from.
@@ -91,6 +100,13 @@ class StepBatches:
             ask it for each step before.
         pin: page-locked memory, from which a GPU fetches while it works.
         augment_tensor: ``augment`` for tensors, needed where ``data`` is kept on a device.
+        mix: the share of labelled images in every batch; None draws from all rows alike.
+        strong: makes the batch's ``strong``, a second view of its unlabelled images; it is asked for strength 1 at
+            every step. Labelled images have their first view there.
+        strong_tensor: ``strong`` for tensors, needed where ``data`` is kept on a device.
+
+    Raises:
+        EtudeError: the mix asks for images of which there are none.
     """
 
     def __init__(
@@ -110,14 +126,18 @@ class StepBatches:
         fixed_batch: bool = False,
         pin: bool = False,
         augment_tensor: AugmentTensor | None = None,
+        mix: FixedMix | None = None,
+        strong: Augment | None = None,
+        strong_tensor: AugmentTensor | None = None,
     ) -> None:
         self.data, self.steps, self.plan = data, steps, plan
         self.seed, self.start, self.part, self.parts, self.fixed_batch = seed, start, part, parts, fixed_batch
         self.threads = default_threads() if threads is None else threads
         self.prefetch = self.threads + 2 if prefetch is None else prefetch
         self.batch_size = min(batch_size, len(data.rows))
-        self._maker = BatchMaker(data, augment, augment_tensor, pin)
-        self._orders: dict[int, np.ndarray] = {}
+        second = None if strong is None else Change(strong, strong_tensor)
+        self._maker = BatchMaker(data, Change(augment, augment_tensor), second, pin)
+        self._order = _order_of(data, mix, seed, part)
 
     def __len__(self) -> int:
         return self.steps * self.parts
@@ -134,21 +154,21 @@ class StepBatches:
             whole.close()  # at once, not when the garbage collector comes by
 
     def _made_when_asked(self) -> Generator[Batch]:
-        first = self._images_before(self.start)
+        first = self._taken_before(self.start)
         for step in range(self.start, self.steps):
             needs = self._needs(step)
             yield self._made(step, first, needs)
-            first += needs.images
+            first = first + self._order.taken(needs.images)
 
     def _made_ahead(self) -> Generator[Batch]:
-        step, first = self.start, self._images_before(self.start)
+        step, first = self.start, self._taken_before(self.start)
         waiting: deque[_Pending] = deque()
-        with ThreadPoolExecutor(self.threads, thread_name_prefix="etude-batches") as pool:
+        with ThreadPoolExecutor(self.threads, "etude-batches", initializer=stand_back) as pool:
             try:
                 while step < self.steps or waiting:
                     while step < self.steps and len(waiting) < self.prefetch:
                         waiting.append(self._submitted(pool, step, first))
-                        step, first = step + 1, first + waiting[-1].made_for.images
+                        step, first = step + 1, first + self._order.taken(waiting[-1].made_for.images)
                     if self._needs(waiting[0].step) == waiting[0].made_for:
                         yield waiting.popleft().batch.result()
                     else:  # an event has changed the plan since
@@ -157,13 +177,13 @@ class StepBatches:
             finally:  # a consumer that stops early must not wait for batches nobody wants
                 _drop(waiting)
 
-    def _submitted(self, pool: ThreadPoolExecutor, step: int, first: int) -> _Pending:
+    def _submitted(self, pool: ThreadPoolExecutor, step: int, first: np.ndarray) -> _Pending:
         needs = self._needs(step)
         return _Pending(step, first, needs, pool.submit(self._made, step, first, needs))
 
-    def _made(self, step: int, first: int, needs: StepNeeds) -> Batch:
+    def _made(self, step: int, first: np.ndarray, needs: StepNeeds) -> Batch:
         # Drawing the rows and the generator belongs to the thread too: it takes half a millisecond from a cold cache.
-        return self._maker.training(self._chosen(first, needs.images), needs, self._rng(step))
+        return self._maker.training(self._order.chosen(first, needs.images), needs, self._rng(step))
 
     def _needs(self, step: int) -> StepNeeds:
         moment = self.plan(step)
@@ -172,31 +192,14 @@ class StepBatches:
             raise ValueError(f"the plan gives step {step} no image size, and the store needs one")
         return StepNeeds(moment.image_size, moment.augment or 0.0, images)
 
-    def _images_before(self, step: int) -> int:
+    def _taken_before(self, step: int) -> np.ndarray:
+        """Return how many images of each stream the steps before took."""
         if self.fixed_batch:
-            return step * self.batch_size
-        return sum(self._needs(earlier).images for earlier in range(step))
+            return step * self._order.taken(self.batch_size)
+        return sum((self._order.taken(self._needs(earlier).images) for earlier in range(step)), self._order.taken(0))
 
     def _rng(self, step: int) -> np.random.Generator:
         return rng_for(self.seed, f"augment/{self.part[0]}" if self.part[0] else "augment", step)
-
-    def _chosen(self, first: int, count: int) -> np.ndarray:
-        """Return positions of ``count`` images of the stream from its place ``first`` on."""
-        pieces: list[np.ndarray] = []
-        while count > 0:
-            epoch, place = divmod(first, len(self.data.rows))
-            pieces.append(self._order(epoch)[place : place + count])
-            first, count = first + len(pieces[-1]), count - len(pieces[-1])
-        which, processes = self.part
-        return np.concatenate(pieces)[which::processes]
-
-    def _order(self, epoch: int) -> np.ndarray:
-        orders = self._orders  # replaced as a whole, since several threads ask
-        if epoch not in orders:
-            kept = {known: order for known, order in orders.items() if abs(known - epoch) <= 1}
-            orders = {**kept, epoch: rng_for(self.seed, "order", epoch).permutation(len(self.data.rows))}
-            self._orders = orders
-        return orders[epoch]
 
     def _split(self, batch: Batch) -> Iterator[Batch]:
         """Yield a step's batch in parts; they are views of it, so its pixels do not depend on their number."""
@@ -213,6 +216,25 @@ class StepBatches:
 def default_threads() -> int:
     """Return the threads that make batches beside the network, which has the other cores."""
     return max(1, min(_MOST_THREADS, usable_cores() // 2))
+
+
+def stand_back() -> None:
+    """Let this thread wait for the others of the process when there are not cores enough for all.
+
+    The network's threads wait for each other at every layer, so a loader's thread that takes the core of one of them
+    stops them all; a batch that comes a little later stops nobody, since others are ready. Only Linux has priorities of
+    single threads; elsewhere nothing is done.
+    """
+    if sys.platform == "linux":
+        nicer = min(_NICEST, os.getpriority(os.PRIO_PROCESS, 0) + _NICER)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nicer)
+
+
+def _order_of(data: TrainingRows, mix: FixedMix | None, seed: int, part: tuple[int, int]) -> Order:
+    if mix is None:
+        return Epochs(len(data), seed, part)
+    labelled = data.is_labelled(np.arange(len(data)))
+    return mix.order(labelled, seed, labels=data.class_indices if mix.balanced else None, part=part)
 
 
 def _drop(waiting: deque[_Pending]) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from etude.core.errors import EtudeError, listed, nearest
 from etude.data import tables
+from etude.data.compact import Paths, Texts
 from etude.data.labels import encode_labels
 from etude.data.walk import find_images, is_folder, is_image_name, portable_text, visible_entries
 from etude.data.wording import counted
@@ -31,7 +32,7 @@ class ImageSet:
         root: the folder that relative ids start from.
         ids: (N,) unique; POSIX path relative to ``root``, or the value as the table writes it. Sorted by Unicode code
             point, which needs no locale, so every machine has the same order.
-        paths: (N,) the file of each id; it may be missing or damaged, which the survey finds out.
+        paths: (N,) the file of each id, made when asked for; it may be missing or damaged, which the survey finds out.
         labels: (N,) int64 index into ``classes``, or None for unlabelled images.
         classes: (C,) class names, exactly as the folder or table has them.
         weights: (N,) float32 weight of each image in training, or None.
@@ -39,8 +40,8 @@ class ImageSet:
     """
 
     root: Path
-    ids: tuple[str, ...]
-    paths: tuple[Path, ...]
+    ids: Texts
+    paths: Paths
     labels: np.ndarray | None
     classes: tuple[str, ...]
     weights: np.ndarray | None
@@ -52,10 +53,12 @@ class ImageSet:
     def take(self, indices: np.ndarray | Sequence[int]) -> ImageSet:
         """Return the images at ``indices``, in that order; classes and description stay."""
         chosen = np.asarray(indices, dtype=np.int64)
+        ids = self.ids.take(chosen)
+        names = ids if self.paths.names is self.ids else self.paths.names.take(chosen)
         return replace(
             self,
-            ids=tuple(self.ids[index] for index in chosen),
-            paths=tuple(self.paths[index] for index in chosen),
+            ids=ids,
+            paths=Paths(self.paths.root, names),
             labels=None if self.labels is None else self.labels[chosen],
             weights=None if self.weights is None else self.weights[chosen],
         )
@@ -96,7 +99,7 @@ def read_labelled(
         image_root=_optional_folder(image_root),
         labelled=True,
     )
-    images = _sorted_set(source, rows.root, rows.ids, rows.paths, rows.labels, classes, rows.weights)
+    images = _sorted_set(source, rows.root, rows.ids, rows.names, rows.labels, classes, rows.weights)
     return _described(images, f"{source.name}, {_size_of(images)} ({rows.note})")
 
 
@@ -114,23 +117,23 @@ def read_unlabelled(
         found = find_images(source)
         if not found.ids:
             raise EtudeError(f"{source} holds no images{_others(found.others)}; give a folder of {_suffixes()} files")
-        images = _sorted_set(source, source, found.ids, found.paths)
+        images = _sorted_set(source, source, found.ids, found.names)
         return _described(images, f"folder, {counted(len(images), 'image')}{_left_out(found.others, found.repeated)}")
     if tables.is_table(source):
         columns = tables.Columns(image=image_column)
         rows = tables.read_rows(source, columns, image_root=_optional_folder(image_root), labelled=False)
-        images = _sorted_set(source, rows.root, rows.ids, rows.paths)
+        images = _sorted_set(source, rows.root, rows.ids, rows.names)
         return _described(images, f"{source.name}, {counted(len(images), 'image')} ({rows.note})")
     if not is_image_name(source.name):
         raise EtudeError(
             f"{source} is neither a folder, nor a .csv, .tsv or .parquet table, nor an image file: give one of those"
         )
-    return _described(_sorted_set(source, source.parent, [portable_text(source.name)], [source]), "one image file")
+    return _described(_sorted_set(source, source.parent, [portable_text(source.name)], [source.name]), "one image file")
 
 
 def _read_class_folders(root: Path, allowed: Sequence[str] | None) -> ImageSet:
     ids: list[str] = []
-    paths: list[Path] = []
+    names: list[str] = []
     labels: list[str] = []
     empty: list[str] = []
     others = repeated = outside = 0
@@ -141,8 +144,10 @@ def _read_class_folders(root: Path, allowed: Sequence[str] | None) -> ImageSet:
             continue
         found = find_images(Path(entry.path), already_read=root)
         label = portable_text(entry.name)
-        ids.extend(f"{label}/{name}" for name in found.ids)
-        paths.extend(found.paths)
+        own = [f"{label}/{name}" for name in found.ids]
+        same = entry.name == label and found.names == found.ids  # nearly always; their texts are then held once
+        ids += own
+        names += own if same else [f"{entry.name}/{name}" for name in found.names]
         labels.extend([label] * len(found.ids))
         others += found.others
         repeated += found.repeated
@@ -151,7 +156,7 @@ def _read_class_folders(root: Path, allowed: Sequence[str] | None) -> ImageSet:
     if not ids:
         raise EtudeError(_nothing_labelled(root, outside, others, empty))
     _refuse_splits(root, set(labels))
-    images = _sorted_set(root, root, ids, paths, labels, allowed, None)
+    images = _sorted_set(root, root, ids, names, labels, allowed, None)
     return _described(images, f"class folders, {_size_of(images)}{_left_out(others, repeated, outside, empty)}")
 
 
@@ -159,7 +164,7 @@ def _sorted_set(
     source: Path,
     root: Path,
     ids: Sequence[str],
-    paths: Sequence[Path],
+    names: Sequence[str],
     labels: Sequence[str] | None = None,
     allowed: Sequence[str] | None = None,
     weights: Sequence[float] | None = None,
@@ -172,10 +177,11 @@ def _sorted_set(
             "keep one row or file for each id"
         )
     codes, classes = encode_labels(source, labels, allowed) if labels is not None else (None, ())
+    own = Texts(ids[index] for index in order)
     return ImageSet(
         root=root,
-        ids=tuple(ids[index] for index in order),
-        paths=tuple(paths[index] for index in order),
+        ids=own,
+        paths=Paths(root, own if names == ids else Texts(names[index] for index in order)),
         labels=None if codes is None else codes[order],
         classes=classes,
         weights=None if weights is None else np.asarray(weights, dtype=np.float32)[order],

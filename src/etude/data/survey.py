@@ -13,6 +13,7 @@ from etude.core.files import digest_of
 from etude.core.processor import usable_cores
 from etude.core.progress import Progress
 from etude.data.bad_files import BadFile
+from etude.data.compact import DIGEST_BYTES, Digests
 from etude.data.decode import Survey, UnreadableImage, read_image_file, survey_image
 from etude.data.in_order import map_in_order
 from etude.data.sources import ImageSet
@@ -25,8 +26,8 @@ class SurveyResult:
 
     Attributes:
         kept: (R,) int64 indices into the image set of the files whose header can be read.
-        widths: (R,) int64 upright width in pixels.
-        heights: (R,) int64 upright height in pixels.
+        widths: (R,) int32 upright width in pixels.
+        heights: (R,) int32 upright height in pixels.
         channels: 1 when all of them are grey, otherwise 3.
         content_hashes: (R,) hash of each file's bytes.
         bad: the others.
@@ -37,7 +38,7 @@ class SurveyResult:
     widths: np.ndarray
     heights: np.ndarray
     channels: int
-    content_hashes: tuple[str, ...]
+    content_hashes: Digests
     bad: tuple[BadFile, ...]
     fingerprint: str
 
@@ -61,9 +62,8 @@ def survey(images: ImageSet, progress: Progress, *, threads: int | None = None) 
     Raises:
         EtudeError: not one file can be used.
     """
-    kept: list[int] = []
-    headers: list[Survey] = []
-    hashes: list[str] = []
+    sides, hashes = np.zeros((2, len(images)), np.int32), np.zeros((len(images), DIGEST_BYTES), np.uint8)
+    readable, channels = np.ones(len(images), dtype=bool), 1
     bad: list[BadFile] = []
     # Reading waits for the disk most of the time, so more threads than cores help.
     looked = map_in_order(_look, images.paths, threads or 2 * usable_cores())
@@ -72,20 +72,22 @@ def survey(images: ImageSet, progress: Progress, *, threads: int | None = None) 
             advance()
             if isinstance(header, str):
                 bad.append(BadFile(images.ids[index], images.paths[index], header))
+                readable[index] = False
                 continue
-            kept.append(index)
-            headers.append(header)
-            hashes.append(content)
-    if not kept:
+            sides[:, index] = header.width, header.height
+            hashes[index] = np.frombuffer(bytes.fromhex(content), np.uint8)
+            channels = max(channels, header.channels)
+    if not readable.any():
         raise EtudeError(none_readable(images, bad))
+    contents = Digests(hashes[readable])
     return SurveyResult(
-        kept=np.array(kept, dtype=np.int64),
-        widths=np.array([header.width for header in headers], dtype=np.int64),
-        heights=np.array([header.height for header in headers], dtype=np.int64),
-        channels=max(header.channels for header in headers),
-        content_hashes=tuple(hashes),
+        kept=np.flatnonzero(readable),
+        widths=sides[0, readable],
+        heights=sides[1, readable],
+        channels=channels,
+        content_hashes=contents,
         bad=tuple(bad),
-        fingerprint=digest_of(*hashes),
+        fingerprint=digest_of(*contents),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,11 +39,20 @@ class Table:
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a table: ids as written, files, labels and weights where asked for, and a note for the screen."""
+    """The rows of a table.
+
+    Attributes:
+        root: the folder that the images' names start from.
+        ids: as written.
+        names: the file of each id, relative to ``root`` or absolute.
+        labels: where asked for.
+        weights: where asked for.
+        note: for the screen.
+    """
 
     root: Path
     ids: list[str]
-    paths: list[Path]
+    names: list[str]
     labels: list[str] | None
     weights: list[float] | None
     note: str
@@ -86,9 +96,9 @@ def read_rows(path: Path, asked: Columns, *, image_root: Path | None, labelled: 
         label_name = label_name or _only_other_column(table, image_name, asked)
         labels = _filled(table, label_name, "label", ids)
     weights = _weights(table, asked.weight, ids) if asked.weight else None
-    paths = _paths(path, folder, ids)
+    names = _names(path, folder, ids)
     note = f"image column {image_name!r}" + (f", label column {label_name!r}" if labelled else "")
-    return Rows(folder.root, ids, paths, labels, weights, note)
+    return Rows(folder.root, ids, names, labels, weights, note)
 
 
 def read_table(path: Path) -> Table:
@@ -224,11 +234,13 @@ def _weights(table: Table, name: str, ids: Sequence[str]) -> list[float]:
     return weights
 
 
-def _paths(table: Path, folder: ImageFolder, ids: list[str]) -> list[Path]:
-    paths = [folder.place(name) for name in ids]
-    if not any(path.is_file() for path in paths):  # stops at the first file, so it costs nothing when all is well
+def _names(table: Path, folder: ImageFolder, ids: list[str]) -> list[str]:
+    root, inside = folder.root, f"{folder.root}{os.sep}"
+    names = [str(folder.place(name)).removeprefix(inside) for name in ids]
+    if not any((root / name).is_file() for name in names):  # stops at the first file: costs nothing when all is well
         raise EtudeError(
-            f"none of the {counted(len(ids), 'image')} that {table} names exists (the first would be {paths[0]}); "
-            "give the folder that the names start from with --image-root, or another --image-column"
+            f"none of the {counted(len(ids), 'image')} that {table} names exists (the first would be "
+            f"{root / names[0]}); give the folder that the names start from with --image-root, or another "
+            "--image-column"
         )
-    return paths
+    return names

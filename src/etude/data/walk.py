@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,13 +22,13 @@ class FoundImages:
 
     Attributes:
         ids: POSIX path of each image relative to the folder, Unicode in NFC; not sorted.
-        paths: the file of each id.
+        names: the file of each id, relative to the folder.
         others: number of files left out because their suffix is not an image's.
         repeated: number of linked folders left out because their content was already read.
     """
 
     ids: list[str] = field(default_factory=list[str])
-    paths: list[Path] = field(default_factory=list[Path])
+    names: list[str] = field(default_factory=list[str])
     others: int = 0
     repeated: int = 0
 
@@ -94,15 +95,15 @@ def find_images(folder: Path, *, already_read: Path | None = None) -> FoundImage
     return found
 
 
-def visible_entries(folder: Path | str) -> list[os.DirEntry[str]]:
-    """Return the entries of one folder without the hidden ones, in no particular order.
+def visible_entries(folder: Path | str) -> Iterator[os.DirEntry[str]]:
+    """Yield the entries of one folder without the hidden ones, in no particular order, as they are read.
 
     Raises:
         EtudeError: the folder may not be read.
     """
     try:
         with os.scandir(folder) as entries:
-            return [entry for entry in entries if not is_hidden(entry.name)]
+            yield from (entry for entry in entries if not is_hidden(entry.name))
     except OSError as error:
         raise _unreadable(folder, error) from None
 
@@ -121,8 +122,9 @@ def _read_folder(
             queue.append((entry.path, f"{prefix}{entry.name}/"))
         elif is_image_name(entry.name) and (entry.is_file(follow_symlinks=False) or entry.is_symlink()):
             # A broken link is kept: the survey lists it as a missing file instead of hiding it.
-            found.ids.append(portable_text(prefix + entry.name))
-            found.paths.append(Path(entry.path))
+            name = prefix + entry.name
+            found.ids.append(portable_text(name))
+            found.names.append(name)
         else:
             found.others += 1
 

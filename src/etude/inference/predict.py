@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
+from threading import Lock
 
 import numpy as np
 
+from etude.core.ahead import made_ahead
 from etude.core.predictions import Predictions
+from etude.core.processor import usable_cores
 from etude.core.progress import Progress
-from etude.inference.views import IDENTITY, ViewLike, input_size, views_of
+from etude.inference.views import IDENTITY, ViewLike, input_size, many_views
 from etude.models.classifier import Classifier, ModelCard
 from etude.models.device import best_device
 from etude.models.features import Gather, outputs_of
 
 _BATCH = 32
+_MOST_THREADS = 8  # that make views
 
 
 def predict(
@@ -32,22 +37,22 @@ def predict(
 ) -> Predictions:
     """Return logits (V, N, C) over V views, and the plain view's features.
 
-    A batch is read from the store once, and every view of it is made from that while the network works. The head works
-    on the float16 features in both cases, so predictions from cached features and from images agree.
+    A batch is read from the store once, and threads make every view of it from that while the network works. The head
+    works on the float16 features in both cases, so predictions from cached features and from images agree.
 
     Args:
         gather: a store's method.
         rows: int (N,), positions in the store.
         ids: N names.
-        tta: views asked for; the policy's symmetries may allow fewer.
-        views: the views themselves in place of ``tta``, such as those of ``many_views``, which go beyond symmetries.
+        tta: views asked for, the first of ``many_views``; fewer where the policy changes nothing.
+        views: the views themselves in place of ``tta``.
         labels: int (N,) where they are known.
         known_features: (N, D) features of the plain view, when they have been computed before.
     """
     model.eval().to(best_device())
     weight = model.head.weight.detach().float().cpu().numpy()
     bias = model.head.bias.detach().float().cpu().numpy()
-    chosen = tuple(views_of(card.policy, tta) if views is None else views)
+    chosen = tuple(many_views(card.policy, tta) if views is None else views)
     logits = np.empty((len(chosen), len(rows), len(bias)), np.float32)
     plain = known_features if chosen[0] == IDENTITY else None
     if plain is not None:
@@ -69,37 +74,44 @@ def _features(
     model: Classifier, card: ModelCard, gather: Gather, rows: np.ndarray, views: Sequence[ViewLike]
 ) -> Iterator[tuple[int, int, np.ndarray]]:
     """Yield (first row, view, float16 features), all views of a batch one after the other."""
-    whole = len(rows) - len(rows) % _BATCH
-    for first, last, batch in ((0, whole, _BATCH), (whole, len(rows), len(rows) - whole)):
-        if first == last or not views:
-            continue
-        fetch = _ViewsOfBatches(gather, rows[first:last], views, batch, card.preprocessing.size)
-        outputs = outputs_of(
-            model.backbone, fetch, (last - first) * len(views), card.preprocessing,
-            precision=card.precision, batch_size=batch,
-        )  # fmt: skip
-        for number, features in enumerate(outputs):
-            place, view = divmod(number, len(views))
-            yield first + place * batch, view, features
+    batches = [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
+    # Each item is a batch seen through one view: the network takes one at a time, the threads run ahead.
+    items, threads = len(batches) * len(views), max(1, min(_MOST_THREADS, usable_cores() - 1))
+    make = _ViewsOfBatches(gather, batches, views, card.preprocessing.size)
+    made = made_ahead(make, range(items), threads=threads, most=threads + 1, name="etude-views")
+    outputs = outputs_of(
+        model.backbone, lambda item: next(made), items, card.preprocessing, precision=card.precision, batch_size=1
+    )
+    with closing(made), closing(outputs):
+        for item, features in enumerate(outputs):
+            place, view = divmod(item, len(views))
+            yield place * _BATCH, view, features
 
 
 class _ViewsOfBatches:
-    """Makes the views of one batch after the other, and gathers each batch once a size."""
+    """Makes the views of batches, in several threads, and gathers each batch once a size."""
 
-    def __init__(self, gather: Gather, rows: np.ndarray, views: Sequence[ViewLike], batch: int, size: int) -> None:
-        self.gather, self.rows, self.views, self.batch, self.size = gather, rows, views, batch, size
-        self._place, self._gathered = -1, dict[int, np.ndarray]()
+    def __init__(self, gather: Gather, batches: Sequence[np.ndarray], views: Sequence[ViewLike], size: int) -> None:
+        self.gather, self.batches, self.views, self.size = gather, batches, views, size
+        self._lock, self._gathered = Lock(), dict[tuple[int, int], np.ndarray]()
+        self._left = [len(views)] * len(batches)
 
-    def __call__(self, part: slice) -> np.ndarray:
-        """Return a batch through a view; places run through the views of the first batch, then of the next."""
-        place, number = divmod(part.start // self.batch, len(self.views))
-        if place != self._place:
-            self._place, self._gathered = place, {}
+    def __call__(self, item: int) -> np.ndarray:
+        """Return a batch through a view; items run through the views of the first batch, then of the next."""
+        place, number = divmod(item, len(self.views))
         view = self.views[number]
-        size = input_size(view, self.size)
-        if size not in self._gathered:
-            self._gathered[size] = self.gather(self.rows[place * self.batch : (place + 1) * self.batch], size)
-        return view(self._gathered[size])
+        images = view(self._images(place, input_size(view, self.size)))
+        with self._lock:
+            self._left[place] -= 1
+            if not self._left[place]:
+                self._gathered = {key: held for key, held in self._gathered.items() if key[0] != place}
+        return images
+
+    def _images(self, place: int, size: int) -> np.ndarray:
+        with self._lock:  # whoever comes second needs what the first one is reading
+            if (place, size) not in self._gathered:
+                self._gathered[place, size] = self.gather(self.batches[place], size)
+            return self._gathered[place, size]
 
 
 def plain_view(predictions: Predictions) -> Predictions:

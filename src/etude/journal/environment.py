@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -47,17 +48,22 @@ def describe_environment() -> dict[str, Any]:
 
 
 def describe_checkout(folder: Path) -> dict[str, Any] | None:
-    """Return ``{"commit": hash or None, "dirty": bool}`` of the git checkout around ``folder``; None outside of one.
+    """Return ``commit``, ``dirty`` and ``diff`` of the git checkout around ``folder``; None outside of one.
 
-    ``commit`` is None in a repository without a commit. Untracked files do not make it dirty.
+    ``commit`` is None in a repository without a commit. Untracked files do not make it ``dirty``. ``diff`` is the
+    BLAKE2b hash of what ``git diff HEAD`` says of a dirty one, by which two runs of the same changes are known; None
+    where it is clean, has no commit, or git takes too long.
     """
     status = _git(folder, "status", "--porcelain", "--untracked-files=no")
     if status is None:
         return None
-    return {"commit": _git(folder, "rev-parse", "--verify", "--quiet", "HEAD") or None, "dirty": bool(status)}
+    commit = (_git(folder, "rev-parse", "--verify", "--quiet", "HEAD") or b"").decode("ascii") or None
+    changes = _git(folder, "diff", "--binary", "--no-color", "--no-ext-diff", "HEAD") if status and commit else None
+    diff = None if changes is None else hashlib.blake2b(changes, digest_size=16).hexdigest()
+    return {"commit": commit, "dirty": bool(status), "diff": diff}
 
 
-def _git(folder: Path, *arguments: str) -> str | None:
+def _git(folder: Path, *arguments: str) -> bytes | None:
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), *arguments],
@@ -68,7 +74,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.decode("utf-8", "replace").strip() if done.returncode == 0 else None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _version(package: str) -> str | None:

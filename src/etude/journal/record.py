@@ -5,25 +5,26 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import platform
+import threading
 import time
+import uuid
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from etude.core.errors import EtudeError, listed
-from etude.core.files import explained_write, read_json, write_json
+from etude.core.errors import EtudeError
+from etude.core.files import explained_write, write_json
 from etude.journal.environment import describe_environment
+from etude.journal.record_notes import checked_tag, now
+from etude.journal.record_read import FILE_NAME, ID_LENGTH, OWN, SCHEMA_VERSION, STATES, again, read_record, read_run
 
-SCHEMA_VERSION = 1
-FILE_NAME = "run.json"
-STATES = ("running", "finished", "failed", "interrupted")
-_OWN = ("schema_version", "state", "error", "started", "ended", "seconds", "pid", "resumed", "command", "recipe")
-_SECTIONS = ("seed", "settings", "changed", "environment", "stages", "warnings", "artefacts")
+__all__ = ["FILE_NAME", "SCHEMA_VERSION", "STATES", "RunRecord", "Stage", "read_run"]
 
+_HEARTBEAT = 30.0  # seconds between two writes of a stage that says nothing: a killed run tells how long it was at it
 _REMAINS = frozenset({FILE_NAME, "bad_files.csv"})  # of a run that failed before it made anything
 
 
@@ -34,19 +35,19 @@ class Stage:
         self._record, self._entry = record, entry
 
     @property
-    def seconds(self) -> float | None:
-        """How long the stage took; None while it runs."""
+    def seconds(self) -> float:
+        """How long the stage took, all attempts together; while it runs, up to the last write of the record."""
         return self._entry["seconds"]
 
     def score(self, name: str, value: float) -> None:
         """Record a score such as ``valid_accuracy``; NaN and infinity are written as null."""
-        self._entry["scores"][name] = _plain(value)
-        self._record.write()
+        with self._record.changing():
+            self._entry["scores"][name] = _plain(value)
 
     def note(self, key: str, value: Any) -> None:
         """Record any other fact of the stage, made of JSON values, numpy values and paths."""
-        self._entry["notes"][key] = _plain(value)
-        self._record.write()
+        with self._record.changing():
+            self._entry["notes"][key] = _plain(value)
 
 
 class RunRecord:
@@ -68,6 +69,14 @@ class RunRecord:
         self._content = content
         self._opened = time.monotonic()
         self._seconds_before = float(content["seconds"])
+        self._earlier = {entry["name"]: entry for entry in content.get("stages", ())}  # of the run that is resumed
+        self._running: list[_Attempt] = []
+        self._lock = threading.RLock()
+
+    @property
+    def id(self) -> str:
+        """The run's id, which stays when its folder is moved; the ``parent`` of the runs below it."""
+        return self._content["id"]
 
     @classmethod
     def open(
@@ -81,6 +90,9 @@ class RunRecord:
         seed: int,
         extra: Mapping[str, Any] | None = None,
         resume: bool = False,
+        kind: str = "fit",
+        parent: str | None = None,
+        tags: Sequence[str] = (),
     ) -> RunRecord:
         """Create ``folder`` and its record, in state ``running``.
 
@@ -94,26 +106,34 @@ class RunRecord:
             extra: more of the environment, such as the GPU names, which only torch knows.
             resume: go on with the run in ``folder``: its stages and sections are kept. An absent or empty folder
                 starts a new run.
+            kind: the command that it is a run of: fit, ablate and so on.
+            parent: the id of the run that this one is part of. A resumed run keeps its kind, parent and tags.
+            tags: words to find it by.
 
         Raises:
-            EtudeError: ``folder`` is a file or not empty, or is to be resumed and holds no run.
+            EtudeError: ``folder`` is a file or not empty, or is to be resumed and holds no run; a tag is none.
         """
-        asked = {"pid": os.getpid(), "command": list(command), "recipe": recipe, "seed": seed}
+        asked = {"pid": os.getpid(), "host": platform.node(), "command": list(command), "recipe": recipe, "seed": seed}
         asked |= {"settings": dict(settings), "changed": dict(changed)}
         asked["environment"] = {**describe_environment(), **(extra or {})}
-        content = _content_to_go_on_with(folder, resume)
+        named = {"kind": kind, "parent": parent, "tags": [checked_tag(tag) for tag in tags]}
+        content = _content_to_go_on_with(folder, resume, named)
         record = cls(folder, {**content, **_plain(asked), "state": "running", "error": None, "ended": None})
         record.write()
         return record
 
     @contextmanager
     def stage(self, name: str) -> Generator[Stage]:
-        """Time a stage. An exception in it marks it failed (a stop by hand: interrupted) and passes on."""
-        entry: dict[str, Any] = {"name": name, "state": "running", "started": _now(), "seconds": None}
-        entry |= {"scores": {}, "notes": {}}
-        self._content["stages"].append(entry)
-        self.write()
-        start, state = time.perf_counter(), "failed"
+        """Time a stage. An exception in it marks it failed (a stop by hand: interrupted) and passes on.
+
+        A resumed run goes through its stages again; an earlier attempt at one gives its place and its seconds to it.
+        """
+        with self.changing():
+            entry = self._begun(name)
+            attempt = _Attempt(entry)
+            self._running.append(attempt)
+        threading.Thread(target=self._beat, args=(attempt,), name="etude record", daemon=True).start()
+        state = "failed"
         try:
             yield Stage(self, entry)
             state = "finished"
@@ -122,8 +142,34 @@ class RunRecord:
             entry["error"] = _plain(_told(error))
             raise
         finally:
-            entry |= {"state": state, "seconds": time.perf_counter() - start}
-            self._write_after(state)
+            with self._lock:
+                attempt.take_time()
+                attempt.over.set()
+                self._running.remove(attempt)
+                entry["state"] = state
+                self._write_after(state)
+
+    def _beat(self, attempt: _Attempt) -> None:
+        """Write now and then as long as the stage runs."""
+        while not attempt.over.wait(_HEARTBEAT):
+            with self._lock:
+                if attempt.over.is_set():  # since the wait; its folder may have gone too
+                    return
+                with suppress(EtudeError, OSError):  # what hinders it is told by the stage's own writes
+                    self.write()
+
+    def _begun(self, name: str) -> dict[str, Any]:
+        """Return the entry of a stage that begins: in place of an earlier attempt at it, or a new one at the end."""
+        entry: dict[str, Any] = {"name": name, "state": "running", "started": now(), "seconds": 0.0, "attempts": 1}
+        entry |= {"scores": {}, "notes": {}}
+        stages: list[dict[str, Any]] = self._content["stages"]
+        earlier = self._earlier.pop(name, None)
+        if earlier is None:
+            stages.append(entry)
+            return entry
+        entry = again(earlier, entry)
+        stages[stages.index(earlier)] = entry
+        return entry
 
     def set(self, section: str, value: Any) -> None:
         """Write a section of its own, such as ``data`` or ``split``, at the top level.
@@ -131,10 +177,10 @@ class RunRecord:
         Raises:
             ValueError: the record keeps that name for itself.
         """
-        if section in (*_OWN, *_SECTIONS):
+        if section in OWN:
             raise ValueError(f"{section!r} is written by the record itself")
-        self._content[section] = _plain(value)
-        self.write()
+        with self.changing():
+            self._content[section] = _plain(value)
 
     def get(self, section: str) -> Any:
         """Return a section, or None; a resumed run finds those that were written before it was stopped."""
@@ -142,8 +188,8 @@ class RunRecord:
 
     def warn(self, text: str) -> None:
         """Keep a warning with the time it came at."""
-        self._content["warnings"].append({"at": _now(), "text": _plain(text)})
-        self.write()
+        with self.changing():
+            self._content["warnings"].append({"at": now(), "text": _plain(text)})
 
     def artefact(self, path: Path) -> None:
         """Record a finished file: its place (relative to the folder when inside), its bytes, its BLAKE2b hash."""
@@ -152,22 +198,33 @@ class RunRecord:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
         entry = _plain({"name": name, "bytes": path.stat().st_size, "blake2b": digest})
-        others = [known for known in self._content["artefacts"] if known["name"] != entry["name"]]
-        self._content["artefacts"] = [*others, entry]
-        self.write()
+        with self.changing():
+            others = [known for known in self._content["artefacts"] if known["name"] != entry["name"]]
+            self._content["artefacts"] = [*others, entry]
 
     def close(self, state: str, error: BaseException | str | None = None) -> None:
         """End the run in ``state``: finished, failed or interrupted."""
         if state not in STATES[1:]:
             raise ValueError(f"a run ends {', '.join(STATES[1:])}, not {state!r}")
         told = _told(error) if isinstance(error, BaseException) else error
-        self._content |= {"state": state, "error": _plain(told), "ended": _now()}
-        self._write_after(state)
+        with self._lock:
+            self._content |= {"state": state, "error": _plain(told), "ended": now()}
+            self._write_after(state)
+
+    @contextmanager
+    def changing(self) -> Generator[None]:
+        """Hold the record while it is changed, then write it."""
+        with self._lock:
+            yield
+            self.write()
 
     def write(self) -> None:
         """Write ``run.json`` as things stand."""
-        self._content["seconds"] = self._seconds_before + time.monotonic() - self._opened
-        write_json(self.folder / FILE_NAME, self._content)
+        with self._lock:
+            for attempt in self._running:
+                attempt.take_time()
+            self._content["seconds"] = self._seconds_before + time.monotonic() - self._opened
+            write_json(self.folder / FILE_NAME, self._content)
 
     def _write_after(self, state: str) -> None:
         # What stopped the run, a full disk perhaps, must not be hidden by its record failing for the same cause.
@@ -175,33 +232,19 @@ class RunRecord:
             self.write()
 
 
-def read_run(folder: Path) -> dict[str, Any]:
-    """Return the content of a run's ``run.json``.
+class _Attempt:
+    """A stage at work: its seconds are kept up to date, so that a killed run tells how long it was at it."""
 
-    Raises:
-        EtudeError: there is no such folder, it is not a run, or its record is damaged or of a newer etude.
-    """
-    if not folder.is_dir():
-        raise EtudeError(f"{folder} is no folder: give the folder of a run, such as runs/first")
-    file = folder / FILE_NAME
-    if not file.is_file():
-        raise EtudeError(f"{folder} is not a run: it holds no {FILE_NAME}; give a folder that `etude fit` wrote")
-    content = read_json(file)
-    version = content.get("schema_version") if isinstance(content, dict) else None
-    if not isinstance(version, int):
-        raise EtudeError(f"{file} is not the record of a run: it was damaged or written by something else")
-    if version > SCHEMA_VERSION:
-        raise EtudeError(
-            f"{file} was written by a newer etude (schema {version}, and this one reads up to {SCHEMA_VERSION}): "
-            "update etude to read it"
-        )
-    missing = [key for key in (*_OWN, *_SECTIONS) if key not in content]
-    if missing or content["state"] not in STATES:
-        raise EtudeError(f"{file} is damaged: it lacks {listed(missing) if missing else 'a known state'}")
-    return content
+    def __init__(self, entry: dict[str, Any]) -> None:
+        self.over = threading.Event()
+        self._entry, self._before, self._start = entry, float(entry["seconds"]), time.perf_counter()
+
+    def take_time(self) -> None:
+        """Bring the entry's seconds up to now."""
+        self._entry["seconds"] = self._before + time.perf_counter() - self._start
 
 
-def _content_to_go_on_with(folder: Path, resume: bool) -> dict[str, Any]:
+def _content_to_go_on_with(folder: Path, resume: bool, named: Mapping[str, Any]) -> dict[str, Any]:
     with explained_write(folder):
         if folder.exists() and not folder.is_dir():
             raise EtudeError(f"{folder} is a file, and a run needs a folder: choose another --out")
@@ -214,26 +257,22 @@ def _content_to_go_on_with(folder: Path, resume: bool) -> dict[str, Any]:
     if occupied and not resume:
         raise EtudeError(f"{folder} is not empty: choose another --out, or leave it out for a new folder below runs/")
     if not occupied:
-        fresh: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "state": "running", "error": None}
-        fresh |= {"started": _now(), "ended": None, "seconds": 0.0, "resumed": []}
-        return {**fresh, "stages": [], "warnings": [], "artefacts": []}
-    content = read_run(folder)
+        fresh: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "id": uuid.uuid4().hex[:ID_LENGTH], **named}
+        fresh |= {"notes": [], "state": "running", "error": None, "started": now(), "ended": None, "seconds": 0.0}
+        return {**fresh, "resumed": [], "stages": [], "warnings": [], "artefacts": []}
+    content = read_record(folder)
     for stage in content["stages"]:
         if stage["state"] == "running":  # the process was killed before it could say so
             stage["state"] = "interrupted"
-    return {**content, "resumed": [*content["resumed"], _now()]}
+    return {**content, "resumed": [*content["resumed"], now()]}
 
 
 def _has_failed(folder: Path) -> bool:
     """Whether a run failed in ``folder``: with nothing made, the corrected command may use it again."""
     try:
-        return read_run(folder)["state"] == "failed"
+        return read_record(folder)["state"] == "failed"
     except EtudeError:
         return False
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _told(error: BaseException) -> str:

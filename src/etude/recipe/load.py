@@ -29,6 +29,15 @@ NAMED: dict[str, dict[str, Any]] = {
         "predict": {"tta": 4},
     },
     "five-minutes": {"timeline": {"preset": "five-minutes", "length": "5m"}, "predict": {"tta": 4}},
+    "pseudo-label": {"unlabeled": {"method": "rounds"}, "predict": {"tta": 4}},
+    # Consistency lives on many unlabelled images a step (FixMatch takes seven times as many as labelled ones). Each of
+    # them costs more than two labelled ones, so it starts from what the labels alone have taught.
+    "consistency": {
+        "unlabeled": {"method": "online", "labeled_share": "auto", "kind": "hard", "start": "warm"},
+        "predict": {"tta": 4},
+    },
+    # A student that sees what its teacher sees (Beyer et al. 2022, "A good teacher is patient and consistent").
+    "distill": {"distill": {"views": "same", "weight": 0.9}, "predict": {"tta": 4}},
 }
 """The recipes by name: what each changes of the settings' own defaults."""
 

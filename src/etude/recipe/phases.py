@@ -113,6 +113,7 @@ def _completed(timeline: Timeline, recipe: Recipe) -> Timeline:
         "drop_path": train.drop_path,
         "batch_size": train.batch_size,
         "label_smoothing": train.label_smoothing,
+        "unlabeled_weight": recipe.unlabeled.weight,
     }
     given = {quantity: [phase.curve(quantity) for phase in timeline.phases] for quantity in QUANTITIES}
     on = {quantity for quantity, curves in given.items() if any(curve is not None for curve in curves)}

@@ -6,8 +6,6 @@ from collections.abc import Collection, Mapping
 from typing import Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     ModelWrapValidatorHandler,
     PositiveFloat,
@@ -17,17 +15,13 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from etude.core.errors import nearest
+from etude.recipe.base import Settings
 from etude.recipe.lengths import DiskSpace, Interval, Part, RunLength, Time, refused
+from etude.recipe.unlabeled_settings import DistillSettings, UnlabeledSettings
 from etude.timeline import PRESETS
 
 Fit = Literal["auto", "squash", "crop", "letterbox"]
 Stage = Literal["head", "finetune"]
-
-
-class Settings(BaseModel):
-    """Base of all settings: unknown names are refused, values never change after validation."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataSettings(Settings):
@@ -268,6 +262,10 @@ class PredictSettings(Settings):
     tta: int = Field(
         default=1, ge=1, le=128, description="views averaged for the predictions of validation and test images"
     )
+    train_features: Literal["auto", "always", "never"] = Field(
+        default="auto",
+        description="save the training images' features for etude refine: always, never, or auto when that is cheap",
+    )
 
 
 class Recipe(Settings):
@@ -282,6 +280,8 @@ class Recipe(Settings):
     timeline: TimelineSettings = TimelineSettings()
     plateau: PlateauSettings = PlateauSettings()
     augment: AugmentSettings = AugmentSettings()
+    unlabeled: UnlabeledSettings = UnlabeledSettings()
+    distill: DistillSettings = DistillSettings()
     predict: PredictSettings = PredictSettings()
 
     @field_validator("stages")

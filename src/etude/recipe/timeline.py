@@ -9,6 +9,7 @@ from typing import NamedTuple, cast
 
 from etude.core.errors import EtudeError
 from etude.recipe.phases import timeline_of
+from etude.recipe.ramp import with_ramp
 from etude.recipe.settings import PlateauSettings, Recipe, Settings
 from etude.timeline import Moment, Pace, Phase, RunSize, Timeline, parse_length
 
@@ -83,6 +84,8 @@ def resolved_run(recipe: Recipe, images: int, pace: Pace | None = None) -> tuple
     except (ValueError, OverflowError) as error:
         raise EtudeError(f"recipe {recipe.name!r}: {error} ({_length_in_words(recipe, timeline)})") from None
     _check_sizes(recipe, plan)
+    if recipe.unlabeled.method == "online":
+        plan = with_ramp(plan, recipe.unlabeled.weight, *recipe.unlabeled.ramp)
     return plan, size
 
 

@@ -122,6 +122,26 @@ def standard_steps(
     return [(name, by_name[name]()) for name in DEFAULT_ORDER if name in chosen]
 
 
+def left_out(labelled: Predictions, target: Predictions | None, train: Predictions | None) -> list[str]:
+    """Return a sentence for each step that :func:`standard_steps` leaves out because something is missing.
+
+    >>> one = Predictions(["a", "b"], ["x", "y"], np.zeros((1, 2, 2)), labels=np.array([0, 1]))
+    >>> left_out(one, None, None)
+    ['knn and last_layer are left out: the labelled predictions hold no features (several models have none in common)']
+    """
+    for what, one in (("the labelled predictions", labelled), ("the predictions to refine", target)):
+        if one is not None and one.features is None:
+            said = [f"knn and last_layer are left out: {what} hold no features (several models have none in common)"]
+            break
+    else:
+        missing = "it needs features of the training images (a run saves them with predict.train_features=always)"
+        said = [] if train is not None else [f"last_layer is left out: {missing}"]
+    views = [len(one.logits) for one in (labelled, target) if one is not None]
+    if max(views) > 1 and len(set(views)) > 1:
+        said.append(f"views is left out: there are {views[0]} of the labelled images and {views[1]} of the others")
+    return said
+
+
 def _default_names(makers: _Makers, target: Predictions | None) -> list[str]:
     views = len(makers.labelled.logits)
     features = all(one is None or one.features is not None for one in (makers.labelled, target))

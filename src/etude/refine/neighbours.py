@@ -36,15 +36,6 @@ class Neighbours:
     distances: NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Two images whose features lie ``distance`` apart."""
-
-    first: str
-    second: str
-    distance: float
-
-
 class NeighbourIndex:
     """Answers which of N rows lie nearest, by Euclidean distance between centred rows of length one.
 
@@ -168,38 +159,6 @@ class NeighbourIndex:
             rest = self._exactly(queries.take(np.array(short)), k, own[short])
             positions[short], distances[short] = rest.positions, rest.distances
         return Neighbours(positions, distances)
-
-
-def near_duplicates(features: ArrayLike, ids: Sequence[str], threshold: float = 0.05, most: int = 10_000) -> list[Pair]:
-    """Return the pairs of images at most ``threshold`` apart, nearest first; of more than ``most``, the nearest.
-
-    Features are centred and scaled as in :class:`NeighbourIndex`; equal distances keep the order of the images.
-
-    Raises:
-        EtudeError: features, ids or threshold cannot be used.
-
-    >>> near_duplicates([[1.0, 0.0], [0.0, 1.0], [1.0, 0.1], [-2.0, -1.1]], ["a", "b", "c", "d"], threshold=0.2)
-    [Pair(first='a', second='c', distance=0.0996)]
-    """
-    if not 0 <= threshold <= 2:
-        raise EtudeError(f"the distance of near-duplicates must be from 0 to 2, not {threshold}")
-    index = NeighbourIndex(features, ids, method="exact")
-    found: list[tuple[float, int, int]] = []
-    step = max(1, _BLOCK // len(index))
-    for start in range(0, len(index), step):
-        squared = squared_distances(index.rows.take(slice(start, start + step)), index.rows)
-        rows = np.arange(start, start + len(squared))
-        squared[np.arange(len(index)) <= rows[:, None]] = np.inf  # each pair once, none with itself
-        close = np.flatnonzero(squared <= threshold**2 + 1e-4)
-        if len(close) > most:
-            close = np.sort(close[np.argpartition(squared.ravel()[close], most)[:most]])
-        first, second = np.divmod(close, len(index))
-        first += start
-        far = pair_distances(index.rows.values, index.rows.values, first, second)
-        near = far <= threshold
-        found += zip(far[near].tolist(), first[near].tolist(), second[near].tolist(), strict=True)
-        found = sorted(found)[:most]
-    return [Pair(ids[first], ids[second], round(distance, 4)) for distance, first, second in found]
 
 
 def checked_features(features: ArrayLike, where: str, columns: int | None = None) -> Floats:

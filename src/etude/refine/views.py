@@ -144,6 +144,16 @@ class ViewGains:
             for count, (right, loss) in enumerate(zip(self.accuracy, self.log_loss, strict=True), start=1)
         ]
 
+    @property
+    def told(self) -> str:
+        """What the views bought and how many of them are enough, in words."""
+        enough = self.enough["accuracy"]
+        return (
+            f"accuracy {self.accuracy[0]:.2%} with the first alone, {self.accuracy[-1]:.2%} with all "
+            f"{len(self.accuracy)}; {enough} {'is' if enough == 1 else 'are'} enough "
+            f"({self.accuracy[enough - 1]:.2%}), for log loss {self.enough['log_loss']}"
+        )
+
 
 def gain_by_views(predictions: Predictions) -> ViewGains:
     """Return what each further view bought on labelled images, and the count at which the gain ends.

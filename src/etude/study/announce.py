@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from etude.core.processor import usable_cores
 from etude.core.scores import accuracy, adjusted_error, log_loss
@@ -13,8 +14,9 @@ from etude.recipe.settings import Recipe
 from etude.recipe.sizes import image_sizes, most_of
 from etude.recipe.timeline import resolved_run
 from etude.study.frozen import Frozen
+from etude.study.mixture import labelled_share, supervised_recipe
 from etude.study.mode import Training
-from etude.study.plan import Amounts, expected_seconds, in_words, pace_of
+from etude.study.plan import Amounts, expected_seconds, in_words, pace_of, pool_size
 from etude.study.request import Request
 from etude.study.session import Row, Session
 from etude.study.sources import Sources
@@ -58,7 +60,8 @@ def show_plan(
     speed = None if training is None else training.speed
     classes = sources.labelled.classes
     width = 0 if frozen is None else frozen.backbone.num_features
-    expected = expected_seconds(recipe, amounts, decode, features, speed, width * len(classes))
+    taught = replace(amounts, train=amounts.train + (pool_size(recipe, amounts) if request.teachers else 0))
+    expected = expected_seconds(recipe, taught, decode, features, speed, width * len(classes))
     sample = f", a sample of {request.sample}" if request.sample else ""
     rows = [
         (
@@ -72,8 +75,13 @@ def show_plan(
     ]
     pace = None if speed is None else pace_of(speed, recipe, amounts)
     if training is not None and pace is not None:
-        rows.append(("stage 2", _finetune_in_words(recipe, *resolved_run(recipe, amounts.train, pace))))
+        alone = supervised_recipe(recipe)
+        rows.append(("stage 2", _finetune_in_words(alone, *resolved_run(alone, taught.train, pace))))
         rows.append(("", training.told))
+    if recipe.unlabeled.is_on:
+        rows.append(("unlabelled", _unlabelled_in_words(recipe, amounts)))
+    if request.teachers:
+        rows.append(("teachers", ", ".join(map(str, request.teachers))))
     rows.append(("time", in_words(expected)))
     if session.kept:  # a search for the learning rate goes only part of the way
         session.screen.plan(f"Plan (recipe {recipe.name}, seed {request.seed})", rows)
@@ -122,6 +130,17 @@ def _finetune_in_words(recipe: Recipe, timeline: Timeline, size: RunSize) -> str
         f"fine-tune {recipe.model.backbone}, {epochs} epoch{plural}, {grows}, {train.optimizer} at "
         f"{rate}; {size.steps:,} steps: {phases}"
     )
+
+
+def _unlabelled_in_words(recipe: Recipe, amounts: Amounts) -> str:
+    settings = recipe.unlabeled
+    images = f"{amounts.unlabelled:,} images" if amounts.unlabelled else ""
+    if settings.use_test and amounts.test:
+        images += f"{' and ' if images else ''}the {amounts.test:,} to predict"
+    how = "online pseudo-labels" if settings.method == "online" else f"pseudo-labels in up to {settings.rounds} rounds"
+    share = labelled_share(recipe, amounts.train, pool_size(recipe, amounts))
+    mix = f"{share:.1%} of {'each batch' if 'finetune' in recipe.stages else 'the weight'} labelled"
+    return f"{images}; {how}, {mix}; kept only if better on validation images"
 
 
 def _short(names: Sequence[str], most: int = 6) -> str:

@@ -1,4 +1,4 @@
-"""The end of a run: validation and test predictions, the submission, and what stands where."""
+"""The end of a run: predictions of validation, training and test images, the submission, and what stands where."""
 
 from __future__ import annotations
 
@@ -13,17 +13,21 @@ from etude.core.scores import score_of
 from etude.core.submission import write_submission
 from etude.data.dataset import Dataset
 from etude.inference.predict import predict
-from etude.inference.views import views_of
+from etude.inference.views import many_views
 from etude.refine.blend import average
+from etude.refine.views import gain_by_views
 from etude.study.candidates import Candidate
 from etude.study.session import Row, Session
 
 
 def finish(session: Session, kept: Sequence[tuple[str, Candidate]], data: Dataset, test: Dataset | None) -> None:
-    """Write ``valid.npz`` (out-of-fold with several folds), ``test.npz`` and ``submission.csv``; record all files."""
+    """Write ``valid.npz`` (out-of-fold with several folds), ``train.npz`` with the training images' features where they
+    are wanted, ``test.npz`` and ``submission.csv``; record all files.
+    """
     candidates = [candidate for _, candidate in kept]
     valid = _validation(session, candidates, data)
     valid.save(session.folder / "valid.npz")
+    _train(session, candidates, data)
     if test is not None:
         _test(session, candidates, test)
     right, negative_loss = score_of(valid)
@@ -44,7 +48,7 @@ def finish(session: Session, kept: Sequence[tuple[str, Candidate]], data: Datase
 
 def _validation(session: Session, candidates: Sequence[Candidate], data: Dataset) -> Predictions:
     """Return the kept models' predictions of their validation images, with TTA where the recipe asks for it."""
-    if len(views_of(candidates[0].card.policy, candidates[0].card.tta)) == 1:
+    if len(many_views(candidates[0].card.policy, candidates[0].card.tta)) == 1:
         parts = [candidate.valid for candidate in candidates]
         if len(parts) > 1:
             session.rows.append(Row("out-of-fold", None, _stacked(parts)))
@@ -67,10 +71,35 @@ def _validation(session: Session, candidates: Sequence[Candidate], data: Dataset
             for candidate in candidates
         ]
         whole = _stacked(parts)
+        gains = gain_by_views(whole)
         stage.note("views", whole.logits.shape[0])
+        stage.note("views that are enough", gains.enough)
+    session.screen.say(f"views: {gains.told}")
     session.scored(stage, whole)
     session.rows[-1] = replace(session.rows[-1], stage=f"with TTA, {whole.logits.shape[0]} views")
     return whole
+
+
+def _train(session: Session, candidates: Sequence[Candidate], data: Dataset) -> None:
+    """Write ``train.npz``: the plain view of the training images, their features and labels."""
+    train = candidates[0].train
+    if train is None:
+        return
+    if len(candidates) > 1:
+        session.warn("predict.train_features=always saves nothing with several folds: the model of each has its own")
+        return
+    with session.stage("train features"):
+        predict(
+            candidates[0].model,
+            candidates[0].card,
+            data.build.store.gather,
+            train.rows,
+            [data.images.ids[row] for row in train.rows],
+            labels=data.labels[train.rows],
+            known_features=None if train.features is None else train.features[train.rows],
+            progress=session.screen,
+            name="train features",
+        ).save(session.folder / "train.npz")
 
 
 def _test(session: Session, candidates: Sequence[Candidate], test: Dataset) -> None:

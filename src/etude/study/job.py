@@ -21,15 +21,21 @@ from etude.study.candidates import Candidate, better, finetune_candidate, head_c
 from etude.study.finish import finish
 from etude.study.fold import Fold
 from etude.study.frozen import add_views
+from etude.study.look_back import look_back, report
 from etude.study.lr_find import find_lr, refuse_idle_search
-from etude.study.network import fit_head_on
+from etude.study.mixture import supervised_recipe
+from etude.study.network import NO_EXTRAS, fit_head_on
 from etude.study.policy import settle_policy
 from etude.study.prepare import Prepared, prepare
 from etude.study.request import Request, claim_run_folder
 from etude.study.resume import clear_leftovers, refuse_other_settings, resumable_folder
+from etude.study.rounds import Rounds
 from etude.study.session import Session
 from etude.study.sources import read_sources
 from etude.study.symmetry import PolicyChoice
+from etude.study.teachers import distilled, open_teachers
+from etude.study.unlabelled import Pool, pool_of, refuse_mismatch
+from etude.timeline import Timeline, timeline_to_tree
 from etude.training.batches import changes_of
 from etude.training.fit import DivergedError
 
@@ -44,6 +50,7 @@ def fit(request: Request, screen: Screen) -> Path:
     recipe = load_recipe(request.recipe, request.settings)
     timeline_of(recipe)  # a mistake in it is told before anything is read
     refuse_idle_search(recipe)
+    refuse_mismatch(request, recipe)
     policy_named("none" if recipe.augment.policy == "auto" else recipe.augment.policy)
     early_warnings: list[str] = []
     sources = read_sources(request, early_warnings.append)
@@ -71,6 +78,7 @@ def fit(request: Request, screen: Screen) -> Path:
         raise
     record.close("finished")
     clear_leftovers(record.folder)  # not before: a run killed in between would have to train again
+    report(record.folder, screen)
     return record.folder
 
 
@@ -80,13 +88,19 @@ class Job:
     def __init__(self, session: Session, prepared: Prepared) -> None:
         self.session, self.prepared, self.recipe = session, prepared, prepared.recipe
         self.policy: PolicyChoice | None = None
+        self.pool: Pool | None = None
+        self.extras = NO_EXTRAS
 
     def run(self) -> None:
         """Train the recipe's stages on every fold, predict, and show the scores."""
         folds = self.prepared.folds
+        self.pool = pool_of(self.session, self.prepared)
+        if (teachers := open_teachers(self.session, self.prepared)) is not None:
+            self.extras = distilled(self.session, self.prepared, teachers, self.pool)
         self._add_views(folds)
         kept = [self._train(fold, number, len(folds)) for number, fold in enumerate(folds, 1)]
         finish(self.session, kept, self.prepared.data, self.prepared.test)
+        look_back(self.session, self.prepared, kept, kept[0][1].card.policy)
         show_scores(self.session.screen, self.session.rows)
 
     def _train(self, fold: Fold, number: int, count: int) -> tuple[str, Candidate]:
@@ -108,10 +122,14 @@ class Job:
         if "finetune" in self.recipe.stages:
             candidates += self._finetuned(fold, policy, folder, suffix)
         kept = better(candidates)
+        if self.pool is not None and self.recipe.unlabeled.is_on:
+            save_model(folder, kept.model, kept.card)
+            prepared = replace(self.prepared, recipe=self.recipe)
+            kept = Rounds(session, prepared, fold, self.pool, policy, folder, suffix).run(kept)
         card: ModelCard = replace(kept.card, policy=policy, tta=self.recipe.predict.tta)
         save_model(folder, kept.model, card)
         if len(candidates) > 1:
-            session.screen.say(f"kept{suffix}: {kept.stage}, the better of both stages on the validation images")
+            session.screen.say(f"kept{suffix}: {kept.stage}, the best of the stages on the validation images")
         return name, replace(kept, card=card)
 
     def _add_views(self, folds: list[Fold]) -> None:
@@ -139,15 +157,17 @@ class Job:
         session = self.session
         if self.recipe.train.find_lr:
             self._find_lr(fold, policy)
-        figure, title = folder / "timeline.png", f"{self.recipe.name}{suffix}"
-        timeline, steps = resolved_timeline(self.recipe, len(fold.train), self.prepared.pace)
+        figure, title, recipe = folder / "timeline.png", f"{self.recipe.name}{suffix}", supervised_recipe(self.recipe)
+        images = len(fold.train) + sum(len(rows) for rows in self.extras.rows)
+        timeline, steps = resolved_timeline(recipe, images, self.prepared.pace)
         draw_timeline(figure, timeline, steps, title=title)
+        self._record_timeline(folder, timeline, steps)
         try:
             with session.stage(f"fine-tune{suffix}") as stage:
                 trained, done = finetune_candidate(
-                    replace(self.prepared, recipe=self.recipe), fold,
+                    replace(self.prepared, recipe=recipe), fold,
                     policy=policy, folder=folder, resume=session.request.resume,
-                    progress=session.screen, warn=session.warn,
+                    progress=session.screen, warn=session.warn, extras=self.extras,
                 )  # fmt: skip
                 stage.note("steps", done.steps)
                 stage.note("events", [f"{event.kind} at {event.progress:.1%}" for event in done.timeline.events])
@@ -159,7 +179,14 @@ class Job:
         session.scored(stage, trained.valid)
         planned = max(done.steps, round(done.steps / done.timeline.end))
         draw_timeline(figure, done.timeline, planned, happened=done.happened, title=title)
+        self._record_timeline(folder, done.timeline, planned)
         return [trained]
+
+    def _record_timeline(self, folder: Path, timeline: Timeline, steps: int) -> None:
+        """Write the plan into the record, by the folder of its model; events that changed it are part of it."""
+        record, name = self.session.record, folder.relative_to(self.session.folder).as_posix()
+        plan = {"timeline": timeline_to_tree(timeline), "steps": steps}
+        record.set("timelines", {**(record.get("timelines") or {}), name: plan})
 
     def _find_lr(self, fold: Fold, policy: str) -> None:
         """Search the learning rate once, on the first fold; a resumed run keeps what it found."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from etude.core.seeds import derive_seed
 from etude.data.dataset import Dataset
+from etude.data.joined import joined
 from etude.data.loader import TrainingRows
+from etude.data.mix import FixedMix
 from etude.functional.augment import policy_named
 from etude.models.classifier import Classifier, ModelCard, Preprocessing
 from etude.models.head import LinearHead, fit_head
@@ -21,6 +24,30 @@ from etude.study.fold import Fold
 from etude.study.frozen import FrozenFeatures
 from etude.study.prepare import Prepared
 from etude.training.fit import FineTuneTask
+
+
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What a fine-tuning learns from besides the fold's labelled images.
+
+    Args:
+        rows: unlabelled images, with pseudo-labels or without.
+        mix: how they share the batches with the labelled ones.
+        prior: (C,) class shares that online pseudo-labels are aligned to, or None.
+        teacher: float32 (N, C) a teacher's probabilities of all labelled images, or None.
+        teachers: networks that look at the very views of the student.
+        start: weights to start from, or None for a fresh network.
+    """
+
+    rows: tuple[TrainingRows, ...] = ()
+    mix: FixedMix | None = None
+    prior: np.ndarray | None = None
+    teacher: np.ndarray | None = None
+    teachers: tuple[nn.Module, ...] = ()
+    start: Classifier | None = None
+
+
+NO_EXTRAS = Extras()
 
 
 def fit_head_on(
@@ -57,19 +84,27 @@ def starting_network(prepared: Prepared, fold: Fold, policy: str) -> tuple[Class
 
 
 def training_task(
-    prepared: Prepared, fold: Fold, card: ModelCard, folder: Path, *, resume: bool = False
+    prepared: Prepared,
+    fold: Fold,
+    card: ModelCard,
+    folder: Path,
+    *,
+    resume: bool = False,
+    extras: Extras = NO_EXTRAS,
 ) -> FineTuneTask:
     """Return what there is to train on, and how."""
     data, recipe = prepared.data, prepared.recipe
-    targets, store, near = data.targets(), data.build.store, prepared.on_device
+    store, near = data.build.store, prepared.on_device
     gather_tensor = None if near is None else near.gather_tensor
-    rows: Callable[[np.ndarray], TrainingRows] = lambda chosen: TrainingRows(  # noqa: E731
-        store.gather, chosen, targets[chosen], data.weights[chosen], store.source_size, gather_tensor
-    )
+    everything = TrainingRows(
+        store.gather, np.arange(len(data)), data.labels, data.weights, store.source_size, gather_tensor,
+        num_classes=len(data.images.classes), teacher=extras.teacher,
+    )  # fmt: skip
+    labelled = everything.subset(fold.train)
     return FineTuneTask(
         preprocessing=card.preprocessing,
-        train=rows(fold.train),
-        valid=rows(fold.valid),
+        train=joined(labelled, *extras.rows) if extras.rows else labelled,
+        valid=everything.subset(fold.valid),
         recipe=recipe,
         policy=policy_named(card.policy),
         mode=prepared.training_mode,
@@ -77,4 +112,7 @@ def training_task(
         folder=folder,
         pace=prepared.pace,
         resume=resume,
+        mix=extras.mix,
+        prior=extras.prior,
+        teachers=extras.teachers,
     )

@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from etude.core.errors import EtudeError
+from etude.data.mix import epoch_images
 from etude.recipe.settings import Recipe
 from etude.recipe.sizes import image_sizes
 from etude.recipe.timeline import resolved_timeline, timeline_of
+from etude.study.mixture import labelled_share, mixed_recipe
 from etude.study.speed import Speed, training_seconds
 from etude.timeline import Pace
 
@@ -27,6 +29,7 @@ class Amounts:
         valid: validation images of one fold.
         test: images to predict.
         folds: models to train.
+        unlabelled: images without labels, the test images aside.
     """
 
     labelled: int
@@ -34,6 +37,7 @@ class Amounts:
     valid: int
     test: int
     folds: int
+    unlabelled: int = 0
 
 
 def expected_seconds(
@@ -52,7 +56,7 @@ def expected_seconds(
         training: speed of the trained backbone, or None without stage 2.
         head_weights: numbers in stage 1's head, features times classes.
     """
-    stages = [("store", decode * (amounts.labelled + amounts.test))]
+    stages = [("store", decode * (amounts.labelled + amounts.test + amounts.unlabelled))]
     if features is not None:
         views = recipe.head.views  # of each training image; folds share them
         seen = amounts.labelled + (views - 1) * (amounts.train if amounts.folds == 1 else amounts.labelled)
@@ -62,6 +66,8 @@ def expected_seconds(
         timeline, steps = resolved_timeline(recipe, amounts.train, pace_of(training, recipe, amounts))
         one = training_seconds(training, timeline, steps, min(recipe.train.batch_size, amounts.train))
         stages.append(("fine-tune", one * amounts.folds))
+        if recipe.unlabeled.is_on:
+            stages.append(("unlabelled", _unlabelled_seconds(recipe, amounts, training) * amounts.folds))
     predictor = training or features
     size = image_sizes(recipe).final if training is not None else recipe.model.feature_size
     if predictor is not None and amounts.test:
@@ -70,9 +76,27 @@ def expected_seconds(
     return stages
 
 
+def pool_size(recipe: Recipe, amounts: Amounts) -> int:
+    """Return how many unlabelled images there are to learn from, copies counted in."""
+    return amounts.unlabelled + (amounts.test if recipe.unlabeled.use_test else 0)
+
+
 def pace_of(training: Speed, recipe: Recipe, amounts: Amounts) -> Pace:
     """Return the measured seconds of a training step, by which lengths in minutes become steps."""
     return Pace(training.train * min(recipe.train.batch_size, amounts.train), training.size)
+
+
+def _unlabelled_seconds(recipe: Recipe, amounts: Amounts, training: Speed) -> float:
+    """Return seconds of all rounds on a fold; few runs come to the last of them."""
+    recipe, rounds = mixed_recipe(recipe), recipe.unlabeled.rounds
+    pool = pool_size(recipe, amounts)
+    share = labelled_share(recipe, amounts.train, pool)
+    images = epoch_images(amounts.train, pool, share)
+    timeline, steps = resolved_timeline(recipe, images, pace_of(training, recipe, amounts))
+    seconds = training_seconds(training, timeline, steps, recipe.train.batch_size)
+    if recipe.unlabeled.method == "online":
+        rounds, seconds = 1, seconds + training.infer * recipe.train.batch_size * (1 - share) * steps
+    return rounds * (seconds + training.infer * pool * recipe.predict.tta)
 
 
 def _head_seconds(recipe: Recipe, amounts: Amounts, weights: int) -> float:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
 from etude.core.errors import EtudeError, listed
 from etude.data.bad_files import BadFile, write_bad_files
 from etude.data.dataset import Dataset, open_dataset
+from etude.data.sources import ImageSet
 from etude.data.stores.device import DeviceStore, fits_on_device
 from etude.data.survey import SurveyResult
 from etude.models.backbones import required_size
@@ -26,7 +26,15 @@ from etude.study.frozen import Frozen, FrozenFeatures, build_frozen, compute_fea
 from etude.study.mode import settle_training
 from etude.study.plan import Amounts, at_trained_sizes, refuse_single_images
 from etude.study.session import Session
-from etude.study.sources import Sources, bad_files, check_asked, make_folds, planned_split, survey_sources
+from etude.study.sources import (
+    Sources,
+    Surveys,
+    bad_files,
+    check_asked,
+    make_folds,
+    planned_split,
+    survey_sources,
+)
 from etude.timeline import Pace
 
 
@@ -38,6 +46,7 @@ class Prepared:
         recipe: resolved for these images.
         data: the labelled images.
         test: images to predict, or None.
+        unlabelled: further images without labels, or None.
         folds: the splits.
         features: of the frozen backbone, or None without stage 1.
         precision: of stage 1 and of predictions from its features.
@@ -49,6 +58,7 @@ class Prepared:
     recipe: Recipe
     data: Dataset
     test: Dataset | None
+    unlabelled: Dataset | None
     folds: list[Fold]
     features: FrozenFeatures | None
     precision: str
@@ -71,7 +81,8 @@ def prepare(session: Session, recipe: Recipe, sources: Sources) -> Prepared:
         EtudeError: the images allow no training, or a resumed run finds others than it began with.
     """
     with session.stage("survey"):
-        surveyed, surveyed_test = survey_sources(sources, session.screen)
+        surveys = survey_sources(sources, session.screen)
+    surveyed = surveys.labelled
     session.refuse_other_images(surveyed.fingerprint)
     facts = ImageFacts(
         surveyed.median_short_side,
@@ -86,7 +97,7 @@ def prepare(session: Session, recipe: Recipe, sources: Sources) -> Prepared:
     device = best_device()
     precision = choose_precision(recipe.train.precision, device)
     keep_large_blocks()
-    amounts = _amounts(session, recipe, sources, surveyed, surveyed_test)
+    amounts = _amounts(session, recipe, sources, surveys)
     with session.stage("plan"):
         frozen = build_frozen(recipe, surveyed.channels)
         described = describe_device(device, precision)
@@ -98,17 +109,17 @@ def prepare(session: Session, recipe: Recipe, sources: Sources) -> Prepared:
     mode = None if training is None else training.mode
     plan = {"expected_seconds": dict(expected), "resolved": flat(recipe), "device": described}
     session.record.set("plan", {**plan, "mode": None if mode is None else mode.as_dict()})
-    data, test = _store(session, recipe, sources, surveyed, surveyed_test)
+    data, test, unlabelled = _store(session, recipe, sources, surveys)
     folds = make_folds(data, sources, session.request, recipe, session.warn)
     _record_data(session, sources, data, test, folds, surveyed)
     features = None if frozen is None else _features(session, frozen, data, recipe, precision)
-    on_device = None if mode is None else _on_device(session, recipe, data, device)
-    return Prepared(recipe, data, test, folds, features, precision, mode, pace, on_device)
+    near = None if mode is None else on_device(session, recipe, data)
+    return Prepared(recipe, data, test, unlabelled, folds, features, precision, mode, pace, near)
 
 
-def _on_device(session: Session, recipe: Recipe, data: Dataset, device: torch.device) -> DeviceStore | None:
+def on_device(session: Session, recipe: Recipe, data: Dataset) -> DeviceStore | None:
     """Copy the images to the device that trains, when the recipe asks for it or they fit with room to spare."""
-    asked = recipe.data.on_device
+    asked, device = recipe.data.on_device, best_device()
     if asked == "never" or (asked == "auto" and (device.type != "cuda" or recipe.augment.transform)):
         return None
     if recipe.augment.transform:
@@ -132,45 +143,47 @@ def _features(session: Session, frozen: Frozen, data: Dataset, recipe: Recipe, p
 
 
 def _store(
-    session: Session, recipe: Recipe, sources: Sources, surveyed: SurveyResult, surveyed_test: SurveyResult | None
-) -> tuple[Dataset, Dataset | None]:
-    size, test = stored_size(recipe), None
-    with session.stage("store") as stage:
-        data = open_dataset(
-            sources.labelled, surveyed, size,
-            fit=recipe.data.fit, cache=session.cache, progress=session.screen, warn=session.warn,
+    session: Session, recipe: Recipe, sources: Sources, surveys: Surveys
+) -> tuple[Dataset, Dataset | None, Dataset | None]:
+    def opened(images: ImageSet, surveyed: SurveyResult, fit: str) -> Dataset:
+        return open_dataset(
+            images, surveyed, stored_size(recipe), fit=fit,
+            cache=session.cache, progress=session.screen, warn=session.warn,
             kind=recipe.data.store, limit=recipe.data.cache_limit,
         )  # fmt: skip
+
+    def alike(images: ImageSet | None, surveyed: SurveyResult | None) -> Dataset | None:
+        """Images without labels take the labelled ones' geometry and channels, whatever they would choose alone."""
+        if images is None or surveyed is None:
+            return None
+        return opened(images, replace(surveyed, channels=data.build.store.channels), data.build.fit)
+
+    with session.stage("store") as stage:
+        data = opened(sources.labelled, surveys.labelled, recipe.data.fit)
         stage.note("reused", data.build.reused)
         stage.note("kind", data.build.kind_reason)
-        if sources.test is not None and surveyed_test is not None:
-            # Test images take the training images' geometry and channels, whatever they would choose alone.
-            test = open_dataset(
-                sources.test, replace(surveyed_test, channels=data.build.store.channels), size,
-                fit=data.build.fit, cache=session.cache, progress=session.screen, warn=session.warn,
-                kind=recipe.data.store, limit=recipe.data.cache_limit,
-            )  # fmt: skip
+        test, unlabelled = alike(sources.test, surveys.test), alike(sources.unlabelled, surveys.unlabelled)
     session.screen.say(f"geometry: {data.build.fit_reason}")
     session.screen.say(f"stored: {data.build.kind_reason}")
-    _list_bad(session, bad_files(data, test), len(data) + len(test or ()))
-    if test is not None and surveyed_test is not None:
+    _list_bad(session, bad_files(data, test, unlabelled), sum(len(one or ()) for one in (data, test, unlabelled)))
+    if test is not None:
         check_asked(session.request, test.images, data.images.classes)
-        if surveyed_test.channels > data.build.store.channels:
-            session.warn("test images have colours, training images are grey: the test images are taken as grey")
-    return data, test
+    for what, surveyed in (("test", surveys.test), ("unlabelled", surveys.unlabelled)):
+        if surveyed is not None and surveyed.channels > data.build.store.channels:
+            session.warn(f"{what} images have colours, training images are grey: the {what} images are taken as grey")
+    return data, test, unlabelled
 
 
-def _amounts(
-    session: Session, recipe: Recipe, sources: Sources, surveyed: SurveyResult, surveyed_test: SurveyResult | None
-) -> Amounts:
+def _amounts(session: Session, recipe: Recipe, sources: Sources, surveys: Surveys) -> Amounts:
+    surveyed = surveys.labelled
     try:
         train, valid = planned_split(sources, surveyed, session.request, recipe)
         refuse_single_images(recipe, train)
     except EtudeError:  # what cannot be read may be why, and the list has not been written yet
         _list_bad(session, surveyed.bad, len(surveyed))
         raise
-    tested = 0 if surveyed_test is None else len(surveyed_test)
-    return Amounts(len(surveyed), train, valid, tested, folds=session.request.folds or 1)
+    tested, unlabelled = (0 if one is None else len(one) for one in (surveys.test, surveys.unlabelled))
+    return Amounts(len(surveyed), train, valid, tested, folds=session.request.folds or 1, unlabelled=unlabelled)
 
 
 def _list_bad(session: Session, bad: Sequence[BadFile], readable: int) -> None:

@@ -31,6 +31,8 @@ class Request:
         train: class folders or a table.
         valid: labelled validation images; excludes ``folds``.
         test: images to predict at the end.
+        unlabeled: images without labels that training may use; with a recipe that does.
+        teachers: runs, or files of probabilities, that a student learns from.
         folds: number of folds, or None for a hold-out.
         sample: a stratified sample to start with, such as ``"10%"`` or ``"500"``.
         resume: go on with a run that was stopped, in ``out`` or the newest unfinished one below ``runs/``.
@@ -41,6 +43,8 @@ class Request:
     train: Path
     valid: Path | None = None
     test: Path | None = None
+    unlabeled: Path | None = None
+    teachers: Sequence[Path] = ()
     folds: int | None = None
     recipe: str = "default"
     settings: Sequence[str] = ()
@@ -55,10 +59,11 @@ class Request:
     command: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        for name in ("train", "valid", "test", "out", "cache", "sample_submission"):
+        for name in ("train", "valid", "test", "unlabeled", "out", "cache", "sample_submission"):
             given = getattr(self, name)
             if given is not None:  # the shell leaves --out=~/FOLDER as it is, and Python every ~
                 object.__setattr__(self, name, Path(os.path.expanduser(given)))
+        object.__setattr__(self, "teachers", tuple(Path(os.path.expanduser(given)) for given in self.teachers))
 
     def check(self) -> None:
         """Refuse arguments that contradict each other.
@@ -103,6 +108,10 @@ class Request:
     def read_test(self) -> ImageSet | None:
         """Read the images to predict."""
         return None if self.test is None else read_unlabelled(self.test)
+
+    def read_unlabelled(self) -> ImageSet | None:
+        """Read the images without labels that training may use."""
+        return None if self.unlabeled is None else read_unlabelled(self.unlabeled)
 
 
 def lr_settings(lr: str | float | None) -> list[str]:

@@ -66,7 +66,7 @@ def refuse_other_settings(folder: Path, recipe: Recipe, request: Request) -> Non
 
 def clear_leftovers(folder: Path) -> None:
     """Remove what a finished run leaves: checkpoints, large and of no more use, and halves of files from a kill -9."""
-    for checkpoints in (folder / "checkpoints", *folder.glob("fold-*/checkpoints")):
+    for checkpoints in [*folder.rglob("checkpoints")]:  # of folds, and of rounds with unlabelled images
         shutil.rmtree(checkpoints, ignore_errors=True)
     for half in folder.rglob(".*.tmp"):
         half.unlink(missing_ok=True)

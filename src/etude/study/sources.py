@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,11 +31,28 @@ class Sources:
         labelled: training images, then those of ``--valid``.
         train_count: how many of them are training images.
         test: images to predict, or None.
+        unlabelled: further images without labels, or None.
     """
 
     labelled: ImageSet
     train_count: int
     test: ImageSet | None
+    unlabelled: ImageSet | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Surveys:
+    """What the files of all the sources hold.
+
+    Args:
+        labelled: training and validation images.
+        test: images to predict, or None.
+        unlabelled: further images without labels, or None.
+    """
+
+    labelled: SurveyResult
+    test: SurveyResult | None = None
+    unlabelled: SurveyResult | None = None
 
 
 def read_sources(request: Request, warn: Warn) -> Sources:
@@ -54,13 +71,13 @@ def read_sources(request: Request, warn: Warn) -> Sources:
         )
     if test is not None:
         check_asked(request, test, train.classes)
-    return Sources(labelled, len(train), test)
+    return Sources(labelled, len(train), test, request.read_unlabelled())
 
 
-def survey_sources(sources: Sources, progress: Progress) -> tuple[SurveyResult, SurveyResult | None]:
+def survey_sources(sources: Sources, progress: Progress) -> Surveys:
     """Read every file's header and content hash."""
-    test = sources.test
-    return survey(sources.labelled, progress), None if test is None else survey(test, progress)
+    rest = (None if images is None else survey(images, progress) for images in (sources.test, sources.unlabelled))
+    return Surveys(survey(sources.labelled, progress), *rest)
 
 
 def make_folds(data: Dataset, sources: Sources, request: Request, recipe: Recipe, warn: Warn) -> list[Fold]:
@@ -91,7 +108,7 @@ def planned_split(sources: Sources, surveyed: SurveyResult, request: Request, re
 def _splits(
     images: ImageSet,
     kept: np.ndarray,
-    hashes: tuple[str, ...],
+    hashes: Sequence[str],
     sources: Sources,
     request: Request,
     recipe: Recipe,
@@ -124,12 +141,12 @@ def check_asked(request: Request, test: ImageSet, classes: tuple[str, ...]) -> N
         check_sample(request.sample_submission, test.ids, classes, probabilities=request.probabilities)
 
 
-def bad_files(data: Dataset, test: Dataset | None) -> list[BadFile]:
+def bad_files(*sets: Dataset | None) -> list[BadFile]:
     """Return everything that could not be read."""
-    return [*data.build.bad, *(test.build.bad if test is not None else ())]
+    return [bad for one in sets if one is not None for bad in one.build.bad]
 
 
-def _given(images: ImageSet, is_train: np.ndarray, hashes: tuple[str, ...], warn: Warn) -> Split:
+def _given(images: ImageSet, is_train: np.ndarray, hashes: Sequence[str], warn: Warn) -> Split:
     train, valid = np.flatnonzero(is_train), np.flatnonzero(~is_train)
     if not len(train) or not len(valid):
         raise EtudeError(
@@ -141,8 +158,8 @@ def _given(images: ImageSet, is_train: np.ndarray, hashes: tuple[str, ...], warn
             f"only class {images.classes[known[0]]!r} has readable training images; a classifier needs two "
             "classes or more: see bad_files.csv and mend or replace them"
         )
-    trained = {hashes[row] for row in train}
-    copies = [images.ids[row] for row in valid if hashes[row] in trained]
+    trained = {hashes[row] for row in train.tolist()}
+    copies = [images.ids[row] for row in valid.tolist() if hashes[row] in trained]
     if copies:
         warn(
             f"{len(copies):,} of {len(valid):,} validation images are copies of training images ({listed(copies, 3)}): "

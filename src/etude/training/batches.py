@@ -11,13 +11,14 @@ import torch
 
 from etude.callbacks import Clock
 from etude.core.errors import EtudeError
-from etude.data.loader import Augment, OrderedBatches, StepBatches
+from etude.data.loader import Augment, AugmentTensor, OrderedBatches, StepBatches
 from etude.functional.augment import augment
 from etude.functional.augment_tensor import augment_tensor
 from etude.functional.policies import Policy
 from etude.functional.transforms import as_batch_transform, load_transform
 from etude.models.device import best_device
 from etude.timeline import Timeline
+from etude.training.unlabelled import learns_online, strong_policy
 
 if TYPE_CHECKING:
     from etude.training.fit import FineTuneTask
@@ -29,8 +30,8 @@ def step_batches(task: FineTuneTask, clock: Clock) -> Callable[[int], StepBatche
     Raises:
         EtudeError: the user's own transform cannot be loaded.
     """
-    policy = task.policy
-    change = changes_of(policy, task.recipe.augment.transform)
+    change, change_tensor = changes_of(task.policy, task.recipe.augment.transform), _changes_of_tensors(task.policy)
+    strong, strong_tensor = _strong_changes(task) if learns_online(task) else (None, None)
     parts = parts_of(task, clock.timeline, clock.steps)
 
     def batches(start: int) -> StepBatches:
@@ -40,9 +41,10 @@ def step_batches(task: FineTuneTask, clock: Clock) -> Callable[[int], StepBatche
             batch_size=task.batch_size,
             plan=clock.moment_at,
             augment=change,
-            augment_tensor=lambda images, strength, rng, size: augment_tensor(
-                images, policy, strength, rng, channels_last=True, size=size
-            ),
+            augment_tensor=change_tensor,
+            mix=task.mix,
+            strong=strong,
+            strong_tensor=strong_tensor,
             seed=task.seed,
             start=start,
             part=(_rank(task), task.processes),
@@ -104,6 +106,22 @@ def changes_of(policy: Policy, transform: str = "") -> Augment:
         return augment(own(images, rng) if strength > 0.0 else images, policy, strength, rng, size)
 
     return both
+
+
+def _strong_changes(task: FineTuneTask) -> tuple[Augment, AugmentTensor]:
+    """Return what the student of online pseudo-labels sees of unlabelled images, at the recipe's own strength."""
+    policy, strength = strong_policy(task.policy), task.recipe.unlabeled.strong
+    change, change_tensor = changes_of(policy, task.recipe.augment.transform), _changes_of_tensors(policy)
+    return (
+        lambda images, asked, rng, size: change(images, asked * strength, rng, size),
+        lambda images, asked, rng, size: change_tensor(images, asked * strength, rng, size),
+    )
+
+
+def _changes_of_tensors(policy: Policy) -> AugmentTensor:
+    return lambda images, strength, rng, size: augment_tensor(
+        images, policy, strength, rng, channels_last=True, size=size
+    )
 
 
 def _rank(task: FineTuneTask) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import etude.compat  # noqa: F401  (before lightning)
@@ -20,6 +20,7 @@ from etude.core.errors import EtudeError
 from etude.core.files import explained_write
 from etude.core.progress import Progress
 from etude.data.loader import OrderedBatches, TrainingRows
+from etude.data.mix import FixedMix
 from etude.functional.batchnorm import recompute_batchnorm
 from etude.functional.policies import Policy
 from etude.models.classifier import Classifier, Preprocessing
@@ -32,6 +33,7 @@ from etude.training.batches import parts_of, step_batches, valid_batches
 from etude.training.module import FineTune
 from etude.training.resume import Finished, ResumeFolder, RunPlan
 from etude.training.trainer import build_trainer, passing_interrupts, quiet_lightning, silent_writers
+from etude.training.unlabelled import images_of_epoch, learns_online, teaching
 
 _STATISTICS_IMAGES = 2_048  # seen at most to measure batch norm statistics anew
 
@@ -52,6 +54,9 @@ class FineTuneTask:
         pace: measured seconds of a step; needed when the timeline counts in minutes.
         resume: go on from what ``folder`` holds.
         processes: that train together, each running this same task (DDP).
+        mix: how labelled and unlabelled rows of ``train`` share every batch; None draws from all alike.
+        prior: (C,) class shares that online pseudo-labels are aligned to, or None.
+        teachers: networks that map the batches' uint8 images to logits (B, C), for distillation.
     """
 
     preprocessing: Preprocessing
@@ -65,6 +70,9 @@ class FineTuneTask:
     pace: Pace | None = None
     resume: bool = False
     processes: int = 1
+    mix: FixedMix | None = None
+    prior: np.ndarray | None = None
+    teachers: tuple[torch.nn.Module, ...] = ()
 
     @property
     def batch_size(self) -> int:
@@ -114,7 +122,7 @@ def fine_tune(
     clock = Clock(plan.timeline, plan.steps)
     module = build_module(lay_out(model, task.mode), task, clock)
     history, averaging = History(task.folder / "history.csv", plan.epoch_steps), _averaging(task.recipe, plan.timeline)
-    callbacks: list[pl.Callback] = [clock, history, *averaging, *_mixing(task, plan.timeline)]
+    callbacks: list[pl.Callback] = [clock, history, *averaging, *_mixing(task, plan.timeline), *teaching(task)]
     callbacks += [
         TrainingProgress(progress, plan.steps, task.batch_size, name),
         Checkpoints(kept.folder, every_steps=round(plan.epoch_steps), every_seconds=_seconds(task), warn=warn),
@@ -140,7 +148,11 @@ def fine_tune(
 def build_module(model: Classifier, task: FineTuneTask, clock: Clock) -> FineTune:
     """Return the LightningModule whose batches follow the clock's plan, whatever events change it."""
     batches, valid = step_batches(task, clock), valid_batches(task)
-    return FineTune(model, task.preprocessing, task.recipe.train, clock, batches, valid, task.mode, task.seed)
+    distill = task.recipe.distill
+    return FineTune(
+        model, task.preprocessing, task.recipe.train, clock, batches, valid, task.mode, task.seed,
+        distill.temperature, distill.weight,
+    )  # fmt: skip
 
 
 def validation_interval(recipe: Recipe, timeline: Timeline, steps: int, size: RunSize) -> int:
@@ -163,7 +175,7 @@ def _plan(task: FineTuneTask, kept: ResumeFolder) -> RunPlan:
     """Resolve the recipe for these images; a resumed task takes the plan that it began with."""
     if task.resume and (plan := kept.load_plan()) is not None:
         return plan
-    timeline, size = resolved_run(task.recipe, len(task.train.rows), task.pace)
+    timeline, size = resolved_run(task.recipe, images_of_epoch(task), task.pace)
     interval = validation_interval(task.recipe, timeline, size.steps, size)
     plan = RunPlan(timeline, size.steps, interval, size.epoch_steps or float(size.steps))
     if is_first_process():
@@ -176,16 +188,11 @@ def _settle(module: FineTune, averaging: list[EMA | SWA], task: FineTuneTask) ->
     for callback in averaging:
         callback.settle(module)
     module.eval()
-    if task.recipe.train.swa and task.recipe.train.batchnorm == "train":
-        # An exponential average follows the statistics closely; an equal one over a phase mixes all of its stages.
+    if (task.recipe.train.swa or learns_online(task)) and task.recipe.train.batchnorm == "train":
+        # An exponential average follows the statistics closely; an equal one over a phase mixes all of its stages, and
+        # strong views are unlike the images that the network will see.
         chosen = np.unique(np.linspace(0, len(task.train.rows) - 1, _STATISTICS_IMAGES).astype(int))
-        rows = replace(
-            task.train,
-            rows=task.train.rows[chosen],
-            targets=task.train.targets[chosen],
-            weights=task.train.weights[chosen],
-        )
-        batches = OrderedBatches(rows, batch_size=task.batch_size, size=task.preprocessing.size)
+        batches = OrderedBatches(task.train.subset(chosen), batch_size=task.batch_size, size=task.preprocessing.size)
         recompute_batchnorm(module.model, batches, lambda batch: module.logits(batch))
 
 

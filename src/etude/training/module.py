@@ -13,6 +13,7 @@ from torch import nn
 from etude.callbacks import Clock
 from etude.core.seeds import derive_seed
 from etude.data.loader import OrderedBatches, StepBatches
+from etude.functional.distill import distillation_loss
 from etude.functional.targets import cross_entropy, smoothed
 from etude.models.classifier import Classifier, Preprocessing
 from etude.models.features import autocast
@@ -33,6 +34,8 @@ class FineTune(pl.LightningModule):
         valid_batches: returns this process's labelled validation images; None without any.
         mode: numeric mode; its precision and layout hold for the forward pass.
         seed: of what is random inside the network (dropout, stochastic depth), with the step.
+        temperature: that softens teacher and student, for batches with a teacher's probabilities.
+        soft_share: of the loss on those probabilities, in [0, 1]; the rest is that on the targets.
     """
 
     def __init__(
@@ -45,11 +48,14 @@ class FineTune(pl.LightningModule):
         valid_batches: Callable[[], OrderedBatches] | None,
         mode: Mode,
         seed: int = 0,
+        temperature: float = 2.0,
+        soft_share: float = 0.5,
     ) -> None:
         super().__init__()
         self.model, self.preprocessing, self.settings = model, preprocessing, settings
         self._clock, self._batches, self._valid_batches = clock, batches, valid_batches
         self._mode, self._seed = mode, seed
+        self._temperature, self._soft_share = temperature, soft_share
 
     def training_step(self, batch: Mapping[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
         """Return the batch's mean loss."""
@@ -57,9 +63,8 @@ class FineTune(pl.LightningModule):
         # Seeded anew each step, a resumed run needs no state of torch's generator.
         torch.manual_seed(derive_seed(self._seed, f"torch/{rank}/{part}" if rank or part else "torch", step))
         scheduled = self._clock.moment_at(step).label_smoothing
-        target = smoothed(batch["target"], self.settings.label_smoothing if scheduled is None else scheduled)
-        loss = cross_entropy(self.logits(batch), target, batch["weight"])
-        self.log("train_loss", loss, batch_size=len(target))
+        loss = self._loss(batch, self.settings.label_smoothing if scheduled is None else scheduled)
+        self.log("train_loss", loss, batch_size=len(batch["weight"]))
         return loss
 
     def validation_step(self, batch: Mapping[str, torch.Tensor], batch_idx: int) -> None:
@@ -93,6 +98,16 @@ class FineTune(pl.LightningModule):
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
         return self
+
+    def _loss(self, batch: Mapping[str, torch.Tensor], smoothing: float) -> torch.Tensor:
+        """Return the mean loss on smoothed targets, and on a teacher's probabilities where the batch has them."""
+        logits, target, weight = self.logits(batch), batch["target"], batch["weight"]
+        if "teacher" not in batch:
+            return cross_entropy(logits, smoothed(target, smoothing), weight)
+        # A target of zeros, or its part of a mixture, belongs to an image without a label: none of it is spread.
+        mass = target.sum(1, keepdim=True)
+        target = smoothed(target / mass.clamp_min(1e-12), smoothing) * mass
+        return distillation_loss(logits, target, weight, batch["teacher"], self._temperature, self._soft_share)
 
     def _part(self, batch_idx: int) -> int:
         """Return which of a step's accumulated batches this is."""

@@ -28,13 +28,13 @@ from etude.training.probe_steps import Clock, OutOfMemory, Steps
 DEFAULT_BUDGET = 10.0
 LONGEST_BUDGET = 15.0
 
-_STEP_SECONDS = 0.2  # a probe's step is to take about that long
-_LEAST_BATCH = 4  # below it, the rank of the modes changes
+_LONGEST_STEP = 0.5  # seconds that a probe's step may be expected to take
+_CHEAPER = 0.9  # times the seconds an image: what a batch of twice the images must reach to be worth its time
 _COMPARED = 4  # images on which modes are compared with float32
 _FAR = 1.6  # times the best, seen once: a mode out of the race; less may be the machine's doing
 _SLOWER = 1.25  # likewise, seen twice or more
 _ROUNDS = 5
-_AS_GOOD = 1.03  # times the best: what is likely the best elsewhere is taken
+_AS_GOOD = 1.05  # times the best: what is likely the best elsewhere is taken
 _THREADS_SHARE = 1 / 4  # of the budget: the longest that another number of threads may take to look at
 _MEMORY_SHARE = 0.7  # of the free memory that activations may fill; weights, moments and images need some too
 
@@ -173,13 +173,15 @@ class _Race:
         return ProbeResult(chosen, rate, tuple(table), self._spent(), self._batch, complete=self._whole)
 
     def _begin(self, likely: Mode) -> None:
-        """Choose the batch of the probe: the largest that takes about a fifth of a second, if it fits."""
+        """Choose the batch of the probe: doubled for as long as that makes an image much cheaper, in short steps."""
         self._look(likely)
-        fitting = max(_LEAST_BATCH, int(_STEP_SECONDS / max(self._best[likely], 1e-9)))
-        if fitting >= 2 * self._batch:
-            before, self._batch = self._batch, min(self._batch_size, 1 << (fitting.bit_length() - 1))
-            self._cost = {likely: self._cost[likely] * self._batch / before}
+        # Few images leave threads and wide instructions idle, and rank the modes otherwise than the run's batch does.
+        gained = True
+        while gained and self._batch < self._most and 2 * self._batch * self._best[likely] <= _LONGEST_STEP:
+            before, self._batch = self._best[likely], min(self._most, 2 * self._batch)
             self._best.clear()
+            self._look(likely)
+            gained = self._best[likely] <= _CHEAPER * before
 
     def _first_round(self, likely: Mode) -> list[Mode]:
         """Look at every layout and precision once; return those near the best that keep the loss."""

@@ -103,7 +103,7 @@ class Steps:
 
         hooks = torch.autograd.graph.saved_tensors_hooks(seen, lambda tensor: tensor)
         with self._ready(mode, count) as (images, targets), hooks:
-            self._step(images, targets, mode)
+            self._step(images.clone(), targets, mode)  # as a view it would count for all images that it is a part of
         return sum(blocks.values())
 
     @contextmanager

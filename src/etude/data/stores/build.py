@@ -13,6 +13,7 @@ from etude.core.files import digest_of, explained_write
 from etude.core.processor import usable_cores
 from etude.core.progress import Progress
 from etude.data.bad_files import BadFile
+from etude.data.compact import Digests
 from etude.data.decode import DECODER_VERSION, FITS
 from etude.data.geometry import choose_fit
 from etude.data.sources import ImageSet
@@ -52,7 +53,7 @@ class StoreBuild:
     fit_reason: str
     kind: str
     kind_reason: str
-    content_hashes: tuple[str, ...]
+    content_hashes: Digests
     reused: bool
 
 
@@ -102,11 +103,9 @@ def build_store(
     key = digest_of(versions, str(size), fit, str(survey.channels), *survey.content_hashes)
     work = _Work(images, survey, size, fit, Places(stores, key), progress, warn, threads or usable_cores())
     store, made = work.store(kind, limit)
-    left_out = {position for position, _ in store.record.bad}
-    kept = survey.kept[[position for position in range(len(survey)) if position not in left_out]]
     return StoreBuild(
         store=store,
-        kept=kept,
+        kept=np.delete(survey.kept, [position for position, _ in store.record.bad]),
         bad=(*survey.bad, *undecoded(images, survey, store.record.bad)),
         fit=fit,
         fit_reason=reason,

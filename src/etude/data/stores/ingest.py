@@ -15,6 +15,7 @@ from etude.core.errors import EtudeError
 from etude.core.files import digest_of, explained_write
 from etude.core.progress import Progress
 from etude.data.bad_files import BadFile
+from etude.data.compact import Digests
 from etude.data.decode import UnreadableImage, decode, read_image_file
 from etude.data.in_order import map_in_order
 from etude.data.sources import ImageSet
@@ -119,8 +120,7 @@ def _read_row(file: tuple[Path, str], target: Target, channels: int) -> bytes | 
 
 
 def _record(store: PartialStore, survey: SurveyResult, target: Target) -> StoreRecord:
-    left_out = {position for position, _ in store.bad}
-    hashes = tuple(content for at, content in enumerate(survey.content_hashes) if at not in left_out)
+    hashes = Digests(np.delete(survey.content_hashes.values, [position for position, _ in store.bad], axis=0))
     shape = (len(hashes), target.size, target.size, survey.channels)
     return StoreRecord(target.store.kind, shape, target.fit, hashes, store.bad, store.complete())
 

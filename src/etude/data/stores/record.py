@@ -10,6 +10,7 @@ from typing import Any
 
 from etude.core.errors import EtudeError
 from etude.core.files import read_json, write_json
+from etude.data.compact import Digests
 
 STORE_VERSION = 2
 RECORD_NAME = "store.json"
@@ -57,7 +58,7 @@ class StoreRecord:
     kind: str
     shape: tuple[int, int, int, int]
     fit: str
-    content_hashes: tuple[str, ...]
+    content_hashes: Digests
     bad: tuple[tuple[int, str], ...]
     files: dict[str, FileSum]
     version: int = STORE_VERSION
@@ -69,7 +70,8 @@ class StoreRecord:
 
     def save(self, folder: Path) -> None:
         """Write ``store.json`` into ``folder``."""
-        write_json(folder / RECORD_NAME, asdict(self))
+        # The hashes as one text: as a list they would take forty times their memory while they are written.
+        write_json(folder / RECORD_NAME, {**asdict(self), "content_hashes": self.content_hashes.hex()})
 
     @staticmethod
     def load(folder: Path) -> StoreRecord:
@@ -104,11 +106,12 @@ def _parse(value: dict[str, Any]) -> StoreRecord:
     if value["version"] != STORE_VERSION:
         raise ValueError(f"its version is {value['version']!r}, not {STORE_VERSION}")
     count, height, width, channels = (int(extent) for extent in value["shape"])
+    hashes = value["content_hashes"]  # a list, in stores that earlier versions wrote
     record = StoreRecord(
         kind=str(value["kind"]),
         shape=(count, height, width, channels),
         fit=str(value["fit"]),
-        content_hashes=tuple(str(content) for content in value["content_hashes"]),
+        content_hashes=Digests.from_hex(hashes if isinstance(hashes, str) else "".join(hashes)),
         bad=tuple((int(position), str(reason)) for position, reason in value["bad"]),
         files={str(name): FileSum.parse(held) for name, held in value["files"].items()},
     )

@@ -1,0 +1,140 @@
+"""``run.json`` as it is read: whole, of a known schema, with the notes and tags that people have added since."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from etude.core.errors import EtudeError, listed
+from etude.core.files import digest_of, read_json
+from etude.journal.record_notes import read_notes
+
+SCHEMA_VERSION = 2
+FILE_NAME = "run.json"
+STATES = ("running", "finished", "failed", "interrupted")
+ID_LENGTH = 10  # of hexadecimal digits: a clash among 10,000 runs has a chance of 1 in 20,000
+
+_ANY = object
+_NUMBER = (int, float)
+OWN: dict[str, type | tuple[type, ...]] = {
+    "schema_version": int,
+    "id": str,
+    "kind": str,
+    "parent": (str, type(None)),
+    "tags": list,
+    "notes": list,
+    "state": str,
+    "error": _ANY,
+    "started": str,
+    "ended": _ANY,
+    "seconds": _NUMBER,
+    "pid": int,
+    "host": (str, type(None)),
+    "resumed": list,
+    "command": list,
+    "recipe": str,
+    "seed": int,
+    "settings": dict,
+    "changed": dict,
+    "environment": dict,
+    "stages": list,
+    "warnings": list,
+    "artefacts": list,
+}
+"""What every record holds, and as what; the names that no section may have."""
+
+_STAGE = {"name": str, "state": str, "started": str, "seconds": _NUMBER, "attempts": int, "scores": dict, "notes": dict}
+_SECTIONS = {"data": dict, "plan": dict, "result": dict}  # written when the run has come so far
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """Return the content of a run's ``run.json`` in the shape of the newest schema, whichever it was written in.
+
+    ``tags`` and ``notes`` include those added since the run began (see :mod:`etude.journal.record_notes`).
+
+    Raises:
+        EtudeError: there is no such folder, it is not a run, or its record is damaged or of a newer etude.
+    """
+    content = read_record(folder)
+    notes, tags = read_notes(folder, content["tags"])
+    return {**content, "notes": [*content["notes"], *notes], "tags": tags}
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return what the run itself has written, as :func:`read_run`, without what people have added.
+
+    Raises:
+        EtudeError: as :func:`read_run`.
+    """
+    if not folder.is_dir():
+        raise EtudeError(f"{folder} is no folder: give the folder of a run, such as runs/first")
+    file = folder / FILE_NAME
+    if not file.is_file():
+        raise EtudeError(f"{folder} is not a run: it holds no {FILE_NAME}; give a folder that `etude fit` wrote")
+    content = read_json(file)
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if not isinstance(version, int):
+        raise EtudeError(f"{file} is not the record of a run: it was damaged or written by something else")
+    if version > SCHEMA_VERSION:
+        raise EtudeError(
+            f"{file} was written by a newer etude (schema {version}, and this one reads up to {SCHEMA_VERSION}): "
+            "update etude to read it"
+        )
+    if version < 2:
+        content = _of_schema_1(content)
+    _refuse_damaged(file, content)
+    return content
+
+
+def folded(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the stages with each name once: the last attempt at it, with all attempts' seconds.
+
+    >>> first = {"name": "fine-tune", "state": "interrupted", "seconds": 2.0, "attempts": 1}
+    >>> folded([first, {**first, "state": "finished", "seconds": 3.0}])
+    [{'name': 'fine-tune', 'state': 'finished', 'seconds': 5.0, 'attempts': 2}]
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for stage in stages:
+        earlier = found.get(stage["name"])
+        found[stage["name"]] = stage if earlier is None else again(earlier, stage)
+    return [*found.values()]
+
+
+def again(earlier: dict[str, Any], stage: dict[str, Any]) -> dict[str, Any]:
+    """Return ``stage`` as one more attempt after ``earlier`` ones: their seconds and number are added."""
+    return {
+        **stage,
+        "seconds": earlier["seconds"] + stage["seconds"],
+        "attempts": earlier["attempts"] + stage["attempts"],
+    }
+
+
+def _of_schema_1(content: dict[str, Any]) -> dict[str, Any]:
+    """Schema 1 had no id, kind, parent, tags and notes, and listed a stage once an attempt."""
+    known = [str(content.get(key)) for key in ("started", "pid", "command", "seed")]
+    added = {"id": digest_of(*known)[:ID_LENGTH], "kind": "fit", "parent": None, "tags": [], "notes": [], "host": None}
+    content = {**added, **content, "schema_version": SCHEMA_VERSION}
+    stages = content.get("stages")
+    if isinstance(stages, list) and all(isinstance(stage, dict) for stage in stages):
+        stages = [{**stage, "seconds": stage.get("seconds") or 0.0, "attempts": 1} for stage in stages]
+        content["stages"] = folded(stages) if all(not _odd(stage, _STAGE) for stage in stages) else stages
+    return content
+
+
+def _refuse_damaged(file: Path, content: dict[str, Any]) -> None:
+    if missing := [key for key in OWN if key not in content]:
+        raise EtudeError(f"{file} is damaged: it lacks {listed(missing)}")
+    if content["state"] not in STATES:
+        raise EtudeError(f"{file} is damaged: it lacks a known state")
+    there = {key: kind for key, kind in _SECTIONS.items() if content.get(key) is not None}
+    odd = _odd(content, {**OWN, **there})
+    if "stages" not in odd and any(not isinstance(stage, dict) or _odd(stage, _STAGE) for stage in content["stages"]):
+        odd.append("stages")
+    if odd:
+        raise EtudeError(f"{file} is damaged: what it says of {listed(odd)} is nothing that a run writes")
+
+
+def _odd(content: Mapping[str, Any], kinds: Mapping[str, Any]) -> list[str]:
+    """Return the keys that ``content`` lacks, or holds as something else."""
+    return [key for key, kind in kinds.items() if key not in content or not isinstance(content[key], kind)]

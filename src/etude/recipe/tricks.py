@@ -1,0 +1,205 @@
+"""The tricks of a recipe: what switches each on and off, so that a recipe can be had with and without it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from etude.core.errors import EtudeError, listed, nearest
+from etude.recipe.load import flat
+from etude.recipe.phases import timeline_of
+from etude.recipe.settings import Recipe
+
+Changes = dict[str, Any]
+"""Settings by dotted name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trick:
+    """One trick.
+
+    Args:
+        name: as ``etude ablate --tricks`` takes it.
+        what: it does, in a line.
+        on: settings that switch it on where it is off, by dotted name.
+        off: settings without it.
+        stage: that it belongs to; a recipe without this stage cannot have it. None: any.
+        is_choice: it is one of several values of its settings, so it is on only where they are just its own; other
+            tricks are on wherever the settings are not those of ``off``.
+    """
+
+    name: str
+    what: str
+    on: Mapping[str, Any]
+    off: Mapping[str, Any]
+    stage: str | None = "finetune"
+    is_choice: bool = False
+
+    def is_on(self, recipe: Recipe) -> bool:
+        """Whether the recipe has it; of settings on ``auto`` only the resolved recipe can tell."""
+        own = _plain(recipe)
+        if self.is_choice:
+            return all(own[key] == value for key, value in self.on.items())
+        return any(own[key] != value for key, value in self.off.items())
+
+    def changes(self, recipe: Recipe, on: bool) -> Changes:
+        """Return the settings to change for the recipe to have it, or not; none where it is so already."""
+        return {} if self.is_on(recipe) == on else dict(self.on if on else self.off)
+
+    def is_idle(self, recipe: Recipe) -> bool:
+        """Whether the recipe is the same with and without it: it lacks the stage, or its timeline takes no notice."""
+        if self.stage is not None and self.stage not in recipe.stages:
+            return True
+        if not all(key.startswith("timeline.") for key in (*self.on, *self.off)):
+            return False
+        return timeline_of(changed(recipe, self.on)) == timeline_of(changed(recipe, self.off))
+
+
+_ALL = (
+    Trick(
+        "warmup",
+        "the learning rate climbs from 0 at the start",
+        {"timeline.warmup": 0.1},
+        {"timeline.warmup": "1st"},
+    ),
+    Trick("augment", "random changes of the training images", {"augment.policy": "auto"}, {"augment.policy": "none"}),
+    Trick(
+        "trivial",
+        "one random change of random strength an image, in place of the policy for these images",
+        {"augment.policy": "trivial"},
+        {"augment.policy": "auto"},
+        is_choice=True,
+    ),
+    Trick("fade", "augmentation fades out at the end, not at once", {"timeline.fade": True}, {"timeline.fade": False}),
+    Trick("mixup", "blends of two images and their targets", {"augment.mixup": 0.2}, {"augment.mixup": 0.0}),
+    Trick("cutmix", "a box of one image in another", {"augment.cutmix": 1.0}, {"augment.cutmix": 0.0}),
+    Trick(
+        "label-smoothing",
+        "a share of each target spread over all classes",
+        {"train.label_smoothing": 0.1},
+        {"train.label_smoothing": 0.0},
+    ),
+    Trick("dropout", "features dropped before the head", {"train.dropout": 0.2}, {"train.dropout": 0.0}),
+    Trick("drop-path", "residual blocks skipped at random", {"train.drop_path": 0.1}, {"train.drop_path": 0.0}),
+    Trick("weight-decay", "weights pulled towards 0", {"train.weight_decay": 0.02}, {"train.weight_decay": 0.0}),
+    Trick("clip", "gradients kept below a norm", {"train.clip": 1.0}, {"train.clip": 0.0}),
+    Trick("ema", "a moving average of the weights", {"train.ema": 0.98}, {"train.ema": 0.0}),
+    Trick(
+        "swa",
+        "the equal average of the weights over the last phase, in place of ema's",
+        {"train.swa": True, "train.ema": 0.0},
+        {"train.swa": False},
+        is_choice=True,
+    ),
+    Trick(
+        "layer-decay",
+        "lower learning rates towards the image",
+        {"train.layer_decay": 0.93},
+        {"train.layer_decay": 1.0},
+    ),
+    Trick("freeze", "the first layers kept as they are", {"train.freeze": 0.35}, {"train.freeze": 0.0}),
+    Trick(
+        "freeze-depthwise",
+        "depthwise filters kept as they are",
+        {"train.freeze_depthwise": True},
+        {"train.freeze_depthwise": False},
+    ),
+    Trick("batch-growth", "larger batches at the end", {"timeline.batch_growth": 4.0}, {"timeline.batch_growth": 1.0}),
+    *(
+        Trick(name, what, {"timeline.preset": preset}, {"timeline.preset": "default"}, is_choice=True)
+        for name, preset, what in (
+            ("resize", "progressive", "small images first, then growing ones"),
+            ("one-cycle", "one-cycle", "one rise and one fall of the learning rate"),
+            ("cyclic", "cyclic", "triangles of the learning rate"),
+            ("plateau", "plateau", "a learning rate that falls when a metric stops improving"),
+        )
+    ),
+    Trick(
+        "head",
+        "stage 1: a linear head on frozen features, kept where it is the better one",
+        {"stages": ["head", "finetune"]},
+        {"stages": ["finetune"]},
+    ),
+    Trick("levels", "frozen features of several depths", {"model.levels": 3}, {"model.levels": 0}, stage="head"),
+    Trick("views", "a head fitted on augmented views too", {"head.views": 4}, {"head.views": 1}, stage="head"),
+    Trick("tta", "predictions averaged over views", {"predict.tta": 4}, {"predict.tta": 1}, stage=None),
+)
+
+TRICKS = {trick.name: trick for trick in _ALL}
+"""All tricks by name, in the order in which they are told."""
+
+
+def tricks_named(names: Sequence[str], recipe: Recipe) -> tuple[Trick, ...]:
+    """Return the tricks of these names, once each, for a recipe that is resolved.
+
+    Raises:
+        EtudeError: there is no such trick, or the recipe is the same with and without it.
+
+    >>> [trick.name for trick in tricks_named(["mixup", "ema", "mixup"], Recipe())]
+    ['mixup', 'ema']
+    """
+    found: list[Trick] = []
+    for name in dict.fromkeys(name.strip() for name in names if name.strip()):
+        if name not in TRICKS:
+            raise EtudeError(f"there is no trick {name!r}; the tricks are {', '.join(TRICKS)}.{nearest(name, TRICKS)}")
+        found.append(TRICKS[name])
+    if not found:
+        raise EtudeError(f"--tricks names no trick; the tricks are {', '.join(TRICKS)}")
+    if idle := [trick.name for trick in found if trick.is_idle(recipe)]:
+        raise EtudeError(
+            f"recipe {recipe.name!r} is the same with and without {listed(idle)}: leave that out, or choose a recipe "
+            "that has a use for it"
+        )
+    return tuple(found)
+
+
+def tricks_of(recipe: Recipe) -> tuple[Trick, ...]:
+    """Return the tricks that a resolved recipe has.
+
+    >>> [trick.name for trick in tricks_of(changed(Recipe(), {"stages": ["head"]}))]
+    ['levels']
+    """
+    return tuple(trick for trick in TRICKS.values() if not trick.is_idle(recipe) and trick.is_on(recipe))
+
+
+def switched(recipe: Recipe, tricks: Sequence[Trick], on: Collection[str]) -> Changes:
+    """Return the settings to change for a resolved recipe to have those of the ``tricks`` that ``on`` names, no others.
+
+    Raises:
+        EtudeError: two of them want one setting otherwise, such as two shapes of the learning rate.
+
+    >>> switched(Recipe(), tricks_named(["ema", "mixup"], Recipe()), on={"mixup"})
+    {'train.ema': 0.0, 'augment.mixup': 0.2}
+    """
+    changes: Changes = {}
+    for trick in tricks:
+        changes |= trick.changes(recipe, trick.name in on)
+    made = changed(recipe, changes)
+    if odd := [trick.name for trick in tricks if trick.is_on(made) != (trick.name in on)]:
+        asked = ", ".join(trick.name for trick in tricks if trick.name in on) or "none"
+        raise EtudeError(
+            f"{listed(odd)} shares a setting with another of {', '.join(trick.name for trick in tricks)}, so there is "
+            f"no recipe with just these on: {asked}; give fewer --tricks, or --mode add-one-in, which has one on at a "
+            "time"
+        )
+    return changes
+
+
+def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """Return the recipe with settings changed by dotted name.
+
+    >>> changed(Recipe(), {"train.ema": 0.0}).train.ema
+    0.0
+    """
+    for key, value in changes.items():
+        section, _, leaf = key.rpartition(".")
+        if section:
+            recipe = recipe.model_copy(update={section: getattr(recipe, section).model_copy(update={leaf: value})})
+        else:
+            recipe = recipe.model_copy(update={leaf: tuple(value) if isinstance(value, list) else value})
+    return recipe
+
+
+def _plain(recipe: Recipe) -> Changes:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in flat(recipe).items()}

@@ -1,0 +1,134 @@
+"""Suspected label errors: images whose class a classifier and their neighbours, neither of which saw them, deny."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from etude.core.errors import EtudeError
+from etude.refine.knn_votes import votes
+from etude.refine.neighbours import NeighbourIndex, checked_features
+from etude.refine.ridge import leave_one_out, principal
+
+AXES = 256
+K = 20
+_TEMPERATURES = (0.03, 0.1, 0.3)
+_SHARPNESS = tuple(float(value) for value in np.geomspace(1.0, 64.0, 13))
+_WEIGHTS = (0.0, 0.25, 0.5, 0.75)
+_JUDGED_BY = 2_000  # rows that the few settings are chosen on; all of them would take longer than the rest together
+_FEWEST = 3  # images of a class below which its labels cannot be judged by the others
+_FLOOR = 0.02  # least probability that counts when settings are chosen: some of the labels are wrong
+
+Array = NDArray[np.float64]
+Labels = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class LabelSuspects:
+    """How likely each of N labels is wrong.
+
+    Args:
+        scores: (N,) float64 from 0 to 1, to rank by: (1 + p(suggested) - p(given)) / 2; 0 where a class has too few
+            images to judge.
+        suggested: (N,) int64 the most probable class other than the given one.
+        rows: (S,) int64 the rows under suspicion, the most suspect first.
+        probabilities: (N, C) float64, each row's from the other rows alone.
+    """
+
+    scores: Array
+    suggested: Labels
+    rows: Labels
+    probabilities: Array
+
+
+def suspect_labels(features: ArrayLike, labels: ArrayLike, classes: int, *, seed: int = 0) -> LabelSuspects:
+    """Find labels that all other images speak against.
+
+    A row is under suspicion where another class is more probable than its own, and as probable as that class is on
+    average among its own images (confident learning): a class that is hard to tell needs less, an easy one more.
+
+    Args:
+        features: (N, D) floats.
+        labels: (N,) integers from 0 to ``classes`` - 1.
+        classes: C, two or more.
+        seed: of the random projection that finds the principal axes.
+
+    Source: Northcutt, Jiang & Chuang 2021, "Confident Learning: Estimating Uncertainty in Dataset Labels"
+    (https://arxiv.org/abs/1911.00068).
+
+    Raises:
+        EtudeError: the features or labels cannot be used.
+
+    >>> rng = np.random.default_rng(0)
+    >>> labels = np.arange(90) % 3
+    >>> features = np.eye(3)[labels] + rng.normal(scale=0.1, size=(90, 3))
+    >>> given = labels.copy()
+    >>> given[[4, 50]] = 2, 1
+    >>> found = suspect_labels(features, given, 3)
+    >>> sorted(found.rows.tolist()), found.suggested[[4, 50]].tolist()
+    ([4, 50], [1, 2])
+    """
+    table, given = checked_features(features, "the images"), _checked_labels(labels, classes)
+    if len(table) != len(given):
+        raise EtudeError(f"there are {len(given):,} labels for {len(table):,} rows of features: give one label a row")
+    counts = np.bincount(given, minlength=classes)
+    judged = counts[given] >= _FEWEST
+    if len(np.unique(given[judged])) < 2:
+        raise EtudeError(f"labels can be judged where two classes have {_FEWEST} images or more, and fewer have")
+    probabilities = held_out_probabilities(table, given, classes, seed=seed)
+    rows = np.arange(len(given))
+    own = probabilities[rows, given]
+    others = probabilities.copy()
+    others[rows, given] = -1.0
+    suggested = others.argmax(axis=1).astype(np.int64)
+    scores = np.where(judged, (1 + others[rows, suggested] - own) / 2, 0.0)
+    usual = np.bincount(given, own, classes) / np.maximum(counts, 1)
+    confident = np.where(others >= usual, others, -1.0).max(axis=1)
+    suspects = np.flatnonzero(judged & (confident > own))
+    return LabelSuspects(scores, suggested, suspects[np.argsort(-scores[suspects], kind="stable")], probabilities)
+
+
+def held_out_probabilities(features: ArrayLike, labels: Labels, classes: int, *, seed: int = 0) -> Array:
+    """Return (N, C) class probabilities of each row by what the other rows say.
+
+    A mixture of ridge regression on the principal axes, leaving each row out, and of the vote of its nearest others.
+    Sharpness, temperature and the weight of the vote are those of the least log loss on the given labels.
+    """
+    z = principal(checked_features(features, "the images"), AXES, seed)
+    fitted = leave_one_out(z, np.eye(classes)[labels])
+    found = NeighbourIndex(z).among_themselves(min(K, len(z) - 1))
+    step = max(1, len(labels) // _JUDGED_BY)
+    part = slice(None, None, step)
+    linear = min((_softmax(a * fitted) for a in _SHARPNESS), key=lambda p: _loss(p[part], labels[part]))
+    shares = np.bincount(labels, minlength=classes) / len(labels)
+    voted = min(
+        ((K * next(votes(found, labels, classes, t, [K])) + shares) / (K + 1) for t in _TEMPERATURES),
+        key=lambda p: _loss(p[part], labels[part]),
+    )
+    return min(((1 - w) * linear + w * voted for w in _WEIGHTS), key=lambda p: _loss(p[part], labels[part]))
+
+
+def _loss(probabilities: Array, labels: Labels) -> float:
+    own = probabilities[np.arange(len(labels)), labels]
+    return float(-np.log(np.maximum(own, _FLOOR)).mean())
+
+
+def _softmax(logits: Array) -> Array:
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return shifted / shifted.sum(axis=1, keepdims=True)
+
+
+def _checked_labels(labels: ArrayLike, classes: int) -> Labels:
+    given = np.asarray(labels)
+    if classes < 2:
+        raise EtudeError(f"label errors need two classes or more, not {classes}")
+    if given.ndim != 1 or not len(given) or given.dtype.kind not in "iu":
+        raise EtudeError(f"labels must be integers (N,), at least one, not {given.dtype} of {given.shape}")
+    if given.min() < 0 or given.max() >= classes:
+        raise EtudeError(
+            f"labels must lie between 0 and {classes - 1}, and {int(given.min())} to {int(given.max())} came: "
+            "give labelled images only"
+        )
+    return given.astype(np.int64)

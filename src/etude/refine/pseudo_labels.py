@@ -1,0 +1,214 @@
+"""Pseudo-labels in rounds: which predictions become targets, with what weight, and how they move between rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from etude.core.errors import EtudeError, listed
+from etude.core.predictions import Predictions
+from etude.refine.base import LOG_ZERO, normalised, require_classes
+from etude.refine.priors import parse_prior
+
+_LEAST_SHARE = 1e-6  # of a class in the predictions, as it divides
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Selected:
+    """Pseudo-labels of N images.
+
+    Args:
+        targets: float32 (N, C), rows of sum 1.
+        weights: float32 (N,) in [0, 1]; 0 leaves an image out.
+    """
+
+    targets: NDArray[np.float32]
+    weights: NDArray[np.float32]
+
+    @property
+    def described(self) -> str:
+        """Such as ``"3,412 of 3,900 images, mean weight 0.91"``, the mean being that of the images that are used."""
+        used = self.weights[self.weights > 0]
+        mean = f", mean weight {used.mean():.2f}" if len(used) else ""
+        return f"{len(used):,} of {len(self.weights):,} images{mean}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PseudoLabelRule:
+    """What becomes of predictions of unlabelled images. Calibrate them first: their confidences decide.
+
+    Probabilities p are aligned to the prior, p · prior / mean p over its sum (Berthelot et al. 2020, ReMixMatch); an
+    image's confidence is then its largest one. It is used if that reaches the threshold and its class has room, and
+    weighs exp(-min(confidence - μ, 0)² / (2σ² / n²)), with μ and σ over all images (Chen et al. 2023, SoftMatch). No
+    result depends on the order of the images.
+
+    Args:
+        kind: ``"soft"``, probabilities, or ``"hard"``, the most probable class alone.
+        temperature: of soft ones: p^(1/T) over its sum; below 1 sharpens them.
+        threshold: least confidence, one number or one for each class.
+        quotas: most images of each class, the surest first, (C,); None: all.
+        weights: by confidence, ``"softmatch"``, or all alike, ``"none"``.
+        n: a confidence one σ below the mean weighs exp(-n² / 2).
+        prior: (C,), shares of the classes among these images; None: not aligned.
+
+    Raises:
+        EtudeError: an argument is out of its range.
+
+    >>> three = Predictions.from_probabilities(["a", "b", "c"], ["x", "y"], [[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
+    >>> chosen = PseudoLabelRule("hard", threshold=0.7, weights="none").select(three)
+    >>> chosen.targets.tolist(), chosen.weights.tolist()
+    ([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]], [1.0, 1.0, 0.0])
+    """
+
+    kind: Literal["soft", "hard"] = "soft"
+    temperature: float = 1.0
+    threshold: float | Sequence[float] = 0.0
+    quotas: Sequence[int] | None = None
+    weights: Literal["softmatch", "none"] = "softmatch"
+    n: float = 2.0
+    prior: ArrayLike | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("kind", self.kind, ("soft", "hard")),
+            ("weights", self.weights, ("softmatch", "none")),
+        ):
+            if value not in known:
+                raise EtudeError(f"a pseudo-label rule got {name}={value!r}; it is {known[0]!r} or {known[1]!r}")
+        if not (0.0 < self.temperature < float("inf") and 0.0 < self.n < float("inf")):
+            raise EtudeError(
+                f"a pseudo-label rule got temperature={self.temperature} and n={self.n}; both are numbers above 0"
+            )
+        levels = np.asarray(self.threshold, dtype=np.float64)
+        if levels.ndim > 1 or not ((levels >= 0) & (levels <= 1)).all():
+            raise EtudeError(
+                f"a pseudo-label rule got threshold={self.threshold!r}; it takes a confidence in [0, 1], or one a class"
+            )
+        room = np.zeros(0) if self.quotas is None else np.asarray(self.quotas)
+        if room.ndim != 1 or (room < 0).any():
+            raise EtudeError(f"a pseudo-label rule got quotas={self.quotas!r}; it takes a number of images a class")
+
+    def select(self, predictions: Predictions) -> Selected:
+        """Return targets and weights of the images that ``predictions`` are of; their labels are not read.
+
+        Raises:
+            EtudeError: prior, thresholds or quotas are not of these classes.
+        """
+        classes = len(predictions.classes)
+        log_p = self._aligned(predictions)
+        likeliest = log_p.argmax(axis=1)
+        confidence: NDArray[np.float64] = np.exp(log_p.max(axis=1))
+        least = _one_each(self.threshold, classes, "thresholds")[likeliest]
+        used = confidence >= least
+        if self.quotas is not None:
+            room = _one_each(self.quotas, classes, "quotas")
+            used &= _rank_in_class(np.where(used, confidence, -1.0), likeliest, predictions.ids) < room[likeliest]
+        weights = _softmatch(confidence, self.n) if self.weights == "softmatch" else np.ones(len(confidence))
+        targets = np.eye(classes)[likeliest] if self.kind == "hard" else np.exp(normalised(log_p / self.temperature))
+        return Selected(targets.astype(np.float32), np.where(used, weights, 0.0).astype(np.float32))
+
+    def _aligned(self, predictions: Predictions) -> NDArray[np.float64]:
+        """Return the logarithms of the aligned probabilities, (N, C)."""
+        log_p = predictions.log_probabilities()
+        if self.prior is None:
+            return log_p
+        prior = _shares(self.prior, predictions.classes)
+        running = np.maximum(np.exp(log_p).mean(axis=0), _LEAST_SHARE)
+        with np.errstate(divide="ignore"):
+            moved = log_p + np.maximum(np.log(prior / running), LOG_ZERO)  # what cannot be is left to last
+        return normalised(moved)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Drift:
+    """How pseudo-labels moved from one round to the next.
+
+    Args:
+        changed: share of the images whose most probable class is another one.
+        histogram: (C,) int64, images by their most probable class.
+        from_prior: total variation, half the sum of absolute differences, between their shares and the prior, in
+            [0, 1]; None without a prior.
+        described: all this in one line.
+    """
+
+    changed: float
+    histogram: NDArray[np.int64]
+    from_prior: float | None
+    described: str
+
+
+def drift(before: Predictions, after: Predictions, prior: ArrayLike | None = None) -> Drift:
+    """Return how predictions of the same unlabelled images moved, and how far their classes are from the prior.
+
+    A network that believes its own mistakes shows it here before validation does: class shares leave the prior.
+
+    Args:
+        before: of the round before.
+        after: of this round; the images may come in another order.
+        prior: (C,), the shares that the classes should have; None: unknown.
+
+    Raises:
+        EtudeError: images or classes are not the same.
+
+    >>> old = Predictions.from_probabilities(["a", "b"], ["x", "y"], [[0.9, 0.1], [0.2, 0.8]])
+    >>> new = Predictions.from_probabilities(["a", "b"], ["x", "y"], [[0.9, 0.1], [0.7, 0.3]])
+    >>> drift(old, new, [0.5, 0.5]).described
+    "50.0% of labels changed; class shares 0.50 from the prior, 'x' farthest: 100.0% where 50.0% are expected"
+    """
+    require_classes(before.classes, after, "the drift of pseudo-labels")
+    place, kept = {name: row for row, name in enumerate(before.ids)}, set(after.ids)
+    if place.keys() != kept:
+        lost, new = [name for name in before.ids if name not in kept], [name for name in after.ids if name not in place]
+        raise EtudeError(
+            "the drift of pseudo-labels needs predictions of the same images: "
+            + (f"{listed(lost)} are gone" if lost else f"{listed(new)} are new")
+        )
+    predicted = after.predicted()
+    changed = float((predicted != before.predicted()[[place[name] for name in after.ids]]).mean())
+    histogram = np.bincount(predicted, minlength=len(after.classes)).astype(np.int64)
+    told = f"{changed:.1%} of labels changed"
+    if prior is None:
+        return Drift(changed, histogram, None, told)
+    expected, shares = _shares(prior, after.classes), histogram / len(after)
+    gap = np.abs(shares - expected)
+    distance, most = float(gap.sum() / 2), int(gap.argmax())
+    told += f"; class shares {distance:.2f} from the prior"
+    if distance > 0:
+        told += f", {after.classes[most]!r} farthest: {shares[most]:.1%} where {expected[most]:.1%} are expected"
+    return Drift(changed, histogram, distance, told)
+
+
+def _softmatch(confidence: NDArray[np.float64], n: float) -> NDArray[np.float64]:
+    below = np.minimum(confidence - confidence.mean(), 0.0)
+    # Where all are alike, rounding is no difference.
+    return np.exp(-(below**2) * n**2 / (2.0 * max(float(confidence.var()), 1e-12)))
+
+
+def _rank_in_class(
+    confidence: NDArray[np.float64], classes: NDArray[np.int64], ids: tuple[str, ...]
+) -> NDArray[np.int64]:
+    """Return each image's place among those of its class, (N,) from 0, the surest first; equals by id."""
+    order = np.lexsort((np.array(ids), -confidence, classes))
+    ordered = classes[order]
+    starts = np.searchsorted(ordered, ordered)  # where the class of each begins
+    ranks = np.empty(len(order), dtype=np.int64)
+    ranks[order] = np.arange(len(order)) - starts
+    return ranks
+
+
+def _one_each(values: float | Sequence[float], classes: int, what: str) -> NDArray[np.float64]:
+    """Return (C,): the values, or one value for all."""
+    numbers = np.asarray(values, dtype=np.float64)
+    if numbers.ndim and len(numbers) != classes:
+        raise EtudeError(f"a pseudo-label rule got {len(numbers):,} {what} for {classes:,} classes: give one for each")
+    return np.broadcast_to(numbers, (classes,))
+
+
+def _shares(prior: ArrayLike, classes: tuple[str, ...]) -> NDArray[np.float64]:
+    shares = parse_prior(np.asarray(prior, dtype=np.float64).ravel(), classes)
+    assert shares is not None  # only "estimate" has none
+    return shares

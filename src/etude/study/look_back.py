@@ -1,0 +1,80 @@
+"""What a run shows of itself at its end: the health of its images, a gallery of them, and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from etude.core.errors import EtudeError
+from etude.core.predictions import Predictions
+from etude.functional.policies import policy_named
+from etude.journal.report import write_report
+from etude.journal.screen import Screen
+from etude.study.candidates import Candidate
+from etude.study.gallery import write_gallery
+from etude.study.health import write_health
+from etude.study.prepare import Prepared
+from etude.study.session import Session
+from etude.training.batches import changes_of
+
+
+def look_back(session: Session, prepared: Prepared, kept: Sequence[tuple[str, Candidate]], policy: str) -> None:
+    """Write ``health.json``, ``gallery.npz`` and ``gallery.json``, and the network's figures into the record.
+
+    Everything that a user asked of the run is on the disk by now, so what cannot be written is a warning.
+    """
+    candidates, folder, seed = [candidate for _, candidate in kept], session.folder, session.request.seed
+    data, folds = prepared.data, prepared.folds
+    features = None if prepared.features is None else prepared.features.values
+    own = prepared.recipe.augment.transform
+    augments = "finetune" in prepared.recipe.stages and (own or not policy_named(policy).changes_nothing)
+    session.record.set("architecture", architecture(candidates[0]))
+    try:
+        with session.stage("look back"):
+            health = write_health(
+                folder, data, features, folds,
+                test=prepared.test, test_features=_test_features(folder, candidates), seed=seed,
+                progress=session.screen,
+            )  # fmt: skip
+            write_gallery(
+                folder, data, Predictions.load(folder / "valid.npz"), folds,
+                features=features, health=health, test=prepared.test,
+                augment=changes_of(policy_named(policy), own) if augments else None, seed=seed,
+            )  # fmt: skip
+    except (EtudeError, OSError) as problem:
+        session.warn(f"the report does without the health and the gallery of the images: {problem}")
+
+
+def report(folder: Path, screen: Screen) -> None:
+    """Write ``report.html`` of a run that has ended, however it did; one that cannot be written is a warning."""
+    try:
+        write_report(folder)
+    except (EtudeError, OSError) as problem:
+        screen.warn(f"no report: {problem}")
+
+
+def architecture(candidate: Candidate) -> dict[str, Any]:
+    """Return the network's parameters, those that were trained, and the FLOPs of one image (a multiply-add is two)."""
+    model, seen = candidate.model.eval(), candidate.card.preprocessing
+    parameters = list(model.parameters())
+    trained = list(model.head.parameters()) if candidate.stage == "head" else parameters
+    image = torch.zeros(1, seen.in_channels, seen.size, seen.size, device=parameters[0].device)
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        model(image)
+    return {
+        "parameters": sum(weight.numel() for weight in parameters),
+        "trainable": sum(weight.numel() for weight in trained if weight.requires_grad),
+        "flops": counter.get_total_flops(),
+        "image_size": seen.size,
+    }
+
+
+def _test_features(folder: Path, candidates: Sequence[Candidate]) -> Any:
+    """Return the test images' features where the kept model has those of the frozen network, else None."""
+    if len(candidates) > 1 or candidates[0].stage != "head" or not (folder / "test.npz").is_file():
+        return None
+    return Predictions.load(folder / "test.npz").features

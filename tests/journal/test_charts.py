@@ -1,0 +1,196 @@
+"""Charts: lines stay where they are, ticks are round, everything is told and escaped; colours can be read."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ElementTree
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from markupsafe import Markup
+
+from etude.core.errors import EtudeError
+from etude.journal.charts import Series, line_chart, log_ticks, thinned, ticks
+from etude.journal.charts_bars import (
+    LEVELS,
+    bar_in_cell,
+    interval_in_cell,
+    level_of,
+    matrix_chart,
+    reliability_chart,
+    share_bars,
+)
+from etude.journal.html import asset, data_uri, element
+from etude.journal.report_scores import Bin
+
+HOSTILE = "<script>\"&'</script>"
+
+
+def parsed(svg: Markup) -> ElementTree.Element:
+    return ElementTree.fromstring(str(svg))
+
+
+def charts() -> dict[str, Markup]:
+    steps = np.arange(50.0)
+    matrix = np.array([[5, 1], [0, 9]])
+    shares = np.array([0.4, 0.6])
+    line = Series(HOSTILE, steps, np.sin(steps))
+    return {
+        "line": line_chart([line], HOSTILE, x_label=HOSTILE, bands=[(HOSTILE, 0, 25)], marks=[(10, HOSTILE)]),
+        "log": line_chart([Series("a", steps, 10.0 ** -(steps / 9))], HOSTILE, x_label="x", log=True),
+        "few": line_chart([Series(HOSTILE, [1, 2, 3], [4, np.nan, 6], stepped=True)], HOSTILE, x_label="x"),
+        "one point": line_chart([Series("a", [3], [0.5])], HOSTILE, x_label="x"),
+        "constant": line_chart([Series("a", [1, 2], [0, 0])], HOSTILE, x_label="x"),
+        "matrix": matrix_chart(matrix, [HOSTILE, "b"], HOSTILE),
+        "bars": share_bars([HOSTILE, "b"], [(HOSTILE, "first", shares), ("other", "second", shares)], HOSTILE),
+        "cell": bar_in_cell(0.4, HOSTILE),
+        "interval": interval_in_cell(1.0, 0.0, 1.0, HOSTILE),
+        "reliability": reliability_chart([Bin(0.9, 1.0, 10, 0.97, 0.9, 0.6, 0.98)], HOSTILE),
+    }
+
+
+@pytest.mark.parametrize("name", list(charts()))
+def test_every_chart_is_well_formed_told_and_escaped(name: str):
+    root = parsed(charts()[name])
+    assert root.tag == "svg"
+    assert root.get("role") == "img"
+    assert root.get("aria-label") == HOSTILE
+    assert {part.tag for part in root.iter()} <= {"svg", "g", "path", "line", "rect", "circle", "text", "title"}
+    assert not re.search(r"nan|inf", str(charts()[name]).replace(HOSTILE, ""))
+    assert "style=" not in str(charts()[name])  # the page forbids it
+
+
+@pytest.mark.parametrize("name", list(charts()))
+def test_nothing_leaves_the_chart(name: str):
+    root = parsed(charts()[name])
+    width, height = (float(root.get(side) or 0) for side in ("width", "height"))
+    for part in root.iter():
+        for key, limit in (("x", width), ("cx", width), ("x1", width), ("y", height), ("cy", height), ("y2", height)):
+            if part.get(key) is not None:
+                assert -0.01 <= float(part.get(key) or 0) <= limit + 0.01, (part.tag, part.attrib)
+
+
+def test_a_line_breaks_where_values_are_missing():
+    svg = line_chart([Series("a", range(6), [1, 2, np.nan, 3, 4, 5], "plan")], "t", x_label="x")
+    path = next(part for part in parsed(svg).iter() if part.get("class") == "line plan")
+    assert (path.get("d") or "").count("M") == 2
+
+
+def test_steps_hold_until_the_next_value():
+    x, y = Series("a", [0, 1, 2], [5, 7, 9], stepped=True).points()
+    assert list(zip(x, y, strict=True)) == [(0, 5), (1, 5), (1, 7), (2, 7), (2, 9)]
+
+
+@given(st.lists(st.floats(-50, 50), min_size=2, max_size=80))
+def test_a_thinned_line_stays_within_a_quarter_of_a_unit(heights: list[float]):
+    x, y = np.arange(float(len(heights))), np.array(heights)
+    kept = thinned(x, y)
+    assert kept[0] == 0
+    assert kept[-1] == len(x) - 1
+    for first, last in pairwise(kept):
+        inner = slice(first, last + 1)
+        across, down = x[last] - x[first], y[last] - y[first]
+        off = np.abs(across * (y[inner] - y[first]) - down * (x[inner] - x[first])) / np.hypot(across, down)
+        assert off.max() <= 0.25 + 1e-9
+
+
+def test_a_straight_line_needs_two_points():
+    assert thinned(np.arange(1000.0), 2 * np.arange(1000.0)) == [0, 999]
+
+
+@given(st.floats(-1e3, 1e3), st.floats(1e-3, 1e6), st.integers(2, 8))
+def test_ticks_are_few_round_and_inside(low: float, span: float, most: int):
+    found = ticks(low, low + span, most)
+    assert len(found) <= most
+    assert all(low - 1e-6 * span <= tick <= low + span * (1 + 1e-6) for tick in found)
+    if len(found) > 2:
+        np.testing.assert_allclose(np.diff(found), found[1] - found[0], rtol=1e-4)
+
+
+@given(st.floats(1e-9, 1e3), st.floats(1.5, 1e9))
+def test_logarithmic_ticks_are_few_and_inside(low: float, times: float):
+    found = log_ticks(low, low * times)
+    assert len(found) <= 6
+    assert all(low * (1 - 1e-9) <= tick <= low * times * (1 + 1e-9) for tick in found)
+
+
+def test_levels_rise_and_end():
+    found = [level_of(share) for share in np.linspace(1e-6, 1.0, 200)]
+    assert found == sorted(found)
+    assert (found[0], found[-1]) == (1, LEVELS)
+
+
+def test_elements_escape_texts_and_attributes():
+    assert element("a", "<b>", title='"<') == Markup('<a title="&#34;&lt;">&lt;b&gt;</a>')
+
+
+def test_other_files_are_no_pictures():
+    with pytest.raises(EtudeError, match="PNG, JPEG and WebP"):
+        data_uri(b"<svg onload=alert(1)>")
+
+
+# --- colours ---------------------------------------------------------------------------------------------------------
+
+
+def schemes() -> dict[str, dict[str, str]]:
+    """The variables of both colour schemes in page.css."""
+    blocks = re.findall(r":root \{(.*?)\}", asset("page.css"), flags=re.S)
+    light, dark = (dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", block)) for block in blocks)
+    assert set(light) == set(dark)
+    return {"light": light, "dark": dark}
+
+
+def luminance(color: np.ndarray) -> float:
+    linear = np.where(color <= 0.04045, color / 12.92, ((color + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+def rgb(color: str) -> np.ndarray:
+    return np.array([int(color[k : k + 2], 16) / 255 for k in (1, 3, 5)])
+
+
+def contrast(one: np.ndarray, other: np.ndarray) -> float:
+    """The contrast ratio of WCAG 2.2."""
+    low, high = sorted([luminance(one), luminance(other)])
+    return (high + 0.05) / (low + 0.05)
+
+
+def opacities() -> dict[int, float]:
+    """The opacity of each level of the confusion matrix."""
+    found = {int(k): float(value) for k, value in re.findall(r'"-(\d)"\] \{ fill-opacity: ([\d.]+)', asset("page.css"))}
+    return {level: found.get(level, 1.0) for level in range(1, LEVELS + 1)}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_texts_can_be_read(scheme: str):
+    colors = {name: rgb(value) for name, value in schemes()[scheme].items()}
+    for ground in ("page", "card", "note", "band-0", "band-1", "cell"):
+        for text in ("ink", "quiet", "accent", "good", "bad", "warn"):
+            assert contrast(colors[text], colors[ground]) >= 4.5, (text, ground)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_lines_and_bars_can_be_seen(scheme: str):
+    colors = {name: rgb(value) for name, value in schemes()[scheme].items()}
+    for ground in ("card", "band-0", "band-1"):
+        for line in ("first", "second", "third", "plan"):
+            assert contrast(colors[line], colors[ground]) >= 3.0, (line, ground)
+    assert contrast(colors["first"], colors["track"]) >= 3.0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("kind", ["right", "wrong"])
+def test_numbers_in_cells_can_be_read_at_every_level(scheme: str, kind: str):
+    colors = {name: rgb(value) for name, value in schemes()[scheme].items()}
+    for level, opacity in opacities().items():
+        ground = opacity * colors[kind] + (1 - opacity) * colors["card"]
+        text = colors["over"] if level > LEVELS // 2 else colors["ink"]
+        assert contrast(text, ground) >= 4.5, level
+
+
+def test_page_says_each_level_of_a_cell():
+    assert sorted(opacities().values()) == list(opacities().values())
+    assert len(set(opacities().values())) == LEVELS

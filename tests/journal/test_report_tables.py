@@ -1,0 +1,169 @@
+"""The tables of a report: steps with their gains, settings, the network, and how to make the run again."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from etude.core.errors import EtudeError
+from etude.core.files import write_json
+from etude.journal.record import RunRecord
+from etude.journal.record_state import stopped_at
+from etude.journal.report_folder import RunFolder, read_history, read_shapes
+from etude.journal.report_steps import last_words, steps_of
+from etude.journal.report_tables import (
+    architecture_of,
+    data_facts,
+    environment_facts,
+    recipe_to_reproduce,
+    rounds_table,
+    settings_of,
+)
+
+
+def stage(name: str, seconds: float = 1.0, state: str = "finished", **more: Any) -> dict[str, Any]:
+    plain = {"name": name, "state": state, "started": "2026-01-01", "seconds": seconds, "attempts": 1}
+    return {**plain, "scores": {}, "notes": {}, **more}
+
+
+def record_of(*stages: dict[str, Any], **more: Any) -> dict[str, Any]:
+    plain = {"state": "finished", "error": None, "seconds": 9.0, "stages": list(stages), "settings": {}, "changed": {}}
+    return {**plain, "pid": 1, "host": "elsewhere", "command": ["etude"], "environment": {}, **more}
+
+
+def weights(path: Path) -> Path:
+    shapes = {
+        **{f"backbone.blocks.{number}.conv.weight": (4, 4, 3, 3) for number in (10, 2)},
+        **{"backbone.stem.weight": (4, 3, 3, 3), "backbone.norm.running_mean": (4,), "head.weight": (5, 4)},
+    }
+    save_file({name: np.zeros(shape, np.float32) for name, shape in shapes.items()}, path)
+    return path
+
+
+def test_gains_are_against_the_scored_step_before():
+    steps = steps_of(
+        record_of(
+            stage("survey"),
+            stage("head", 3.0, scores={"accuracy": 0.8, "log_loss": 0.5}),
+            stage("probe"),
+            stage("fine-tune", 4.0, scores={"accuracy": 0.75, "log_loss": 0.4}),
+            plan={"expected_seconds": {"head": 2.0}},
+        )
+    )
+    assert [step.gained for step in steps] == [None, None, None, pytest.approx(-0.05)]
+    assert [step.saved for step in steps] == [None, None, None, pytest.approx(0.1)]
+    assert [step.planned for step in steps] == [None, 2.0, None, None]
+    assert "44% of the time" in steps[3].share
+
+
+def test_folds_are_put_together_whatever_lies_between():
+    folds = [stage(f"head (fold {k}/2)", k, scores={"accuracy": k / 4}, notes={"steps": 5, "kept": k}) for k in (1, 2)]
+    (step, other) = steps_of(record_of(folds[0], stage("fine-tune (fold 1/2)", state="failed", error="out"), folds[1]))
+    assert (step.name, step.count, step.seconds, step.accuracy) == ("head", 2, 3.0, 0.375)
+    assert step.notes == "steps 5; kept differs by fold"
+    assert (other.state, other.error) == ("failed", "out")
+
+
+def test_a_step_that_was_begun_again_says_so():
+    (step,) = steps_of(record_of(stage("fine-tune", attempts=3, notes={"reused": False, "events": []})))
+    assert step.notes == "reused no; begun 3 times"
+
+
+@pytest.mark.parametrize(
+    ("state", "error", "told"),
+    [
+        ("failed", "disk full", "It failed {}: disk full"),
+        ("interrupted", None, "It was interrupted {}."),
+        ("running", None, "It was running when this page was written, 9.0 s after its start: {}."),
+    ],
+)
+def test_a_run_says_where_it_stands(state: str, error: str | None, told: str):
+    record = record_of(stage("head", state="failed"), state=state, error=error)
+    assert last_words(record) == told.format(stopped_at(record["stages"]))
+
+
+def test_a_finished_run_need_not_say_where_it_stands():
+    assert last_words(record_of(stage("head"))) == ""
+
+
+def test_weights_are_counted_from_the_header(tmp_path: Path):
+    record = RunRecord.open(tmp_path / "run", command=["etude"], recipe="r", settings={}, changed={}, seed=0)
+    weights(tmp_path / "run" / "model.safetensors")
+    write_json(tmp_path / "run" / "model.json", {"backbone": "tiny", "classes": ["a", "b"]})
+    record.set("architecture", {"trainable": 20, "flops": 1.23e9, "image_size": 224})
+    found = architecture_of(RunFolder.read(tmp_path / "run"))
+    assert found is not None
+    assert found.parameters == 2 * 144 + 108 + 20
+    assert [part for part, _, _ in found.parts] == [
+        "backbone.blocks.2", "backbone.blocks.10", "backbone.stem", "head",
+    ]  # fmt: skip
+    facts = dict(found.facts)
+    assert facts["parameters"] == "416"
+    assert facts["trained of them"] == "20"
+    assert facts["FLOPs an image"] == "1.23 GFLOPs at 224 px"
+
+
+@pytest.mark.parametrize("content", [b"", b"\x05\0\0\0\0\0\0\0[1,2]", b"\xff" * 30, b"\x02\0\0\0\0\0\0\0{}"])
+def test_headers_are_read_with_care(tmp_path: Path, content: bytes):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    if content.endswith(b"{}"):
+        assert read_shapes(path) == {}
+        return
+    with pytest.raises(EtudeError, match="safetensors"):
+        read_shapes(path)
+
+
+def test_settings_stand_by_section_as_asked_and_used():
+    asked = {"name": "default", "train.lr": "auto", "train.clip": None, "head.folds": [1, 2.5]}
+    used = {**asked, "train.lr": 0.00015, "data.new": True}
+    found = settings_of(record_of(settings=asked, changed={"train.clip": None}, plan={"resolved": used}))
+    assert list(found) == ["recipe", "train", "head", "data"]
+    rate, clip = found["train"]
+    assert (rate.name, rate.asked, rate.used, rate.changed) == ("lr", "auto", "0.00015", False)
+    assert (clip.used, clip.changed) == ("none", True)
+    assert found["head"][0].used == "1, 2.5"
+    assert found["data"][0].used == "yes"
+
+
+def test_history_cells_are_numbers_texts_or_absent(tmp_path: Path):
+    path = tmp_path / "history.csv"
+    path.write_text("epoch,phase,valid_loss\n1,warmup,\n2,,0.5\n", encoding="utf-8")
+    assert read_history(path) == ({"epoch": 1.0, "phase": "warmup"}, {"epoch": 2.0, "valid_loss": 0.5})
+
+
+def test_reproduction_names_code_packages_and_command():
+    git = {"commit": "abc", "dirty": True, "diff": "f00"}
+    around = {"etude": "0.1.0", "git": git, "packages": {"torch": "2.13.0+cpu"}}
+    record = record_of(environment=around, command=["etude", "fit", "my images", "--set", "a=$b"])
+    checkout, install, command = recipe_to_reproduce(record).splitlines()
+    assert checkout.startswith("git checkout abc  # and the changes")
+    assert shlex.split(install) == ["pip", "install", "etude==0.1.0", "torch==2.13.0"]
+    assert shlex.split(command) == record["command"]
+    facts = dict(environment_facts({**record, "started": "2026-01-01T00:00:00+00:00", "ended": None, "resumed": []}))
+    assert facts["git commit"] == "abc, with uncommitted changes"
+    assert facts["uncommitted changes"] == "f00"
+
+
+def test_data_of_several_folds():
+    data = {"images": 30, "described": "class folders", "folds": [{"train": 20, "valid": 10}] * 3, "sample": "10%"}
+    facts = dict(data_facts(record_of(data=data, augmentation={"policy": "flips", "reason": "measured"})))
+    assert facts["split"] == "3 folds of 20 to train, 10 to validate"
+    assert facts["sample"] == "10%"
+    assert facts["augmentation"] == "flips: measured"
+    assert data_facts(record_of()) == []
+
+
+def test_rounds_are_a_table_of_their_plain_facts():
+    rounds = [{"round": 1, "log_loss": 0.5, "drift": {"much": 1}}, {"round": 2, "kept": False}]
+    assert rounds_table(record_of(rounds=rounds)) == (
+        ["round", "log loss", "kept"],
+        [["1", "0.5", ""], ["2", "", "no"]],
+    )
+    assert rounds_table(record_of(rounds=[])) is None
+    assert rounds_table(record_of(rounds="none")) is None

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from etude.core.errors import EtudeError
+from etude.refine import suspect_labels
+from etude.refine.label_errors import held_out_probabilities
+
+
+def clusters(classes: int, each: int, spread: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    labels = np.arange(classes * each) % classes
+    centres = rng.normal(size=(classes, 20)) * 3
+    return (centres[labels] + rng.normal(size=(len(labels), 20)) * spread).astype(np.float32), labels
+
+
+def with_wrong(labels: np.ndarray, share: float, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(1)
+    rows = rng.choice(len(labels), round(share * len(labels)), replace=False)
+    given = labels.copy()
+    given[rows] = (labels[rows] + rng.integers(1, classes, len(rows))) % classes
+    return given, rows
+
+
+@pytest.mark.parametrize("classes", [2, 10])
+def test_wrong_labels_are_ranked_first(classes: int):
+    features, labels = clusters(classes, 600 // classes, 2.0)
+    given, wrong = with_wrong(labels, 0.02, classes)
+    found = suspect_labels(features, given, classes)
+    first = np.argsort(-found.scores)[: 2 * len(wrong)]
+    assert np.isin(wrong, first).mean() >= 0.9
+    assert (found.suggested[wrong] == labels[wrong]).mean() >= 0.9
+    assert np.isin(wrong, found.rows).mean() >= 0.9
+    assert len(found.rows) <= 4 * len(wrong)
+    assert (np.diff(found.scores[found.rows]) <= 0).all()
+
+
+def test_no_row_speaks_for_itself():
+    """Features that mean nothing: who could look at the own label would be right."""
+    features, labels = np.random.default_rng(0).normal(size=(400, 30)), np.arange(400) % 2
+    probabilities = held_out_probabilities(features, labels, 2)
+    assert (probabilities.argmax(axis=1) == labels).mean() < 0.6
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1)
+
+
+def test_right_labels_of_distinct_classes_are_not_suspected():
+    features, labels = clusters(4, 50, 0.3)
+    found = suspect_labels(features, labels, 4)
+    assert found.rows.tolist() == []
+    assert found.scores.max() < 0.5
+
+
+def test_a_class_of_two_images_is_not_judged():
+    features, labels = clusters(3, 40, 0.3)
+    labels = labels.copy()
+    labels[[5, 8]] = 3
+    found = suspect_labels(features, labels, 5)  # of the fifth class there is none
+    assert found.scores[[5, 8]].tolist() == [0.0, 0.0]
+    assert not np.isin([5, 8], found.rows).any()
+
+
+def test_the_same_data_give_the_same_answer():
+    features, labels = clusters(3, 40, 2.5)
+    one, two = (suspect_labels(features, labels, 3, seed=4) for _ in range(2))
+    np.testing.assert_array_equal(one.scores, two.scores)
+    np.testing.assert_array_equal(one.rows, two.rows)
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "sentence"),
+    [
+        ([0, 1, 0], 2, "3 labels for 4 rows"),
+        ([0, 1, 2, 0], 2, "between 0 and 1"),
+        ([0, -1, 1, 0], 2, "labelled images only"),
+        ([0, 0, 0, 0], 1, "two classes or more"),
+        ([0, 0, 1, 1], 2, "3 images or more"),
+        ([0.0, 1.0, 0.0, 1.0], 2, "integers"),
+    ],
+)
+def test_what_cannot_be_used_is_told_in_one_sentence(labels: Any, classes: int, sentence: str):
+    with pytest.raises(EtudeError, match=sentence):
+        suspect_labels(np.eye(4), labels, classes)

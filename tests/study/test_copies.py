@@ -1,0 +1,84 @@
+"""Copies that are found by pixels alone."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from data.storing import smooth
+from etude.data.alike import SIDE
+from etude.study.copies import Looked, find_copies, is_across, is_contradiction
+
+COUNT = 120
+
+
+def pictures() -> np.ndarray:
+    """Unrelated pictures; at the end a changed copy of the third and one of the sixth."""
+    found = [smooth(number, 96, 1) for number in range(COUNT)]
+    darker = np.clip(found[2] * 0.85 + 5, 0, 255).astype(np.uint8)
+    cropped = cv2.resize(found[5][2:-1, 1:-2], (96, 96), interpolation=cv2.INTER_CUBIC)[..., None]
+    small = [cv2.resize(one, (SIDE, SIDE), interpolation=cv2.INTER_AREA) for one in (*found, darker, cropped)]
+    return np.stack(small)[..., None]
+
+
+def looked(pixels: np.ndarray, hashes: list[str] | None = None) -> Looked:
+    count = len(pixels)
+    return Looked(
+        ids=tuple(f"i{row}" for row in range(count)),
+        splits=tuple("valid" if row >= COUNT else "train" for row in range(count)),
+        hashes=tuple(hashes or map(str, range(count))),
+        labels=tuple("cat" if row % 2 else "dog" for row in range(count)),
+        gather=lambda places, size: pixels[places],
+    )
+
+
+def test_changed_copies_are_found_and_nothing_else():
+    images = looked(pictures())
+    found = find_copies(images, images)
+    assert {(one["a"], one["b"]) for one in found} == {("i2", f"i{COUNT}"), ("i5", f"i{COUNT + 1}")}
+    assert all(is_across(one) and one["similarity"] > 0.99 and not one["exact"] for one in found)
+
+
+def test_what_is_like_its_neighbours_is_no_copy():
+    """A series: each picture is as alike to the next as copies are, and so are all of them."""
+    rng = np.random.default_rng(0)
+    base = pictures()[0].astype(float)
+    series = np.stack([np.clip(base + rng.normal(0, 2, base.shape), 0, 255) for _ in range(30)]).astype(np.uint8)
+    images = looked(series)
+    assert find_copies(images, images) == []
+
+
+def test_identical_files_are_told_once_and_as_such():
+    pixels = pictures()
+    pixels[7] = pixels[1]
+    hashes = [str(row) for row in range(len(pixels))]
+    hashes[7] = hashes[1]
+    images = looked(pixels, hashes)
+    found = find_copies(images, images)
+    assert [(one["a"], one["b"]) for one in found if one["exact"]] == [("i1", "i7")]
+    assert len(found) == 3
+
+
+def test_contradictions_come_before_other_copies_within_a_split():
+    hashes = [str(row) for row in range(60)]
+    hashes[4] = hashes[2]  # both dogs
+    hashes[9] = hashes[6]  # a dog and a cat
+    images = looked(pictures()[:60], hashes)
+    found = find_copies(images, images)
+    assert [(one["a"], one["b"]) for one in found] == [("i6", "i9"), ("i2", "i4")]
+    assert [is_contradiction(one) for one in found] == [True, False]
+
+
+def test_a_handful_of_images_has_no_neighbourhood():
+    images = looked(np.repeat(pictures()[:1], 5, axis=0))
+    assert find_copies(images, images) == []
+
+
+def test_two_sets_keep_their_order_and_pixels():
+    pixels = pictures()
+    one, two = looked(pixels[:COUNT]), looked(pixels[COUNT:])
+    both = one.beside(two)
+    places = np.array([COUNT + 1, 3, COUNT])
+    np.testing.assert_array_equal(both.gather(places, SIDE), pixels[places])
+    assert len(both) == COUNT + 2
+    assert both.ids[COUNT] == "i0"

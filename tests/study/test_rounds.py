@@ -1,0 +1,155 @@
+"""What a student of pseudo-labels is trained on, seen from inside a run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from etude.study import candidates, rounds
+from etude.study.guards import Seen
+from etude.training.fit import DivergedError, FineTuneTask
+from picture_folders import picture, write_classes, write_flat
+
+SMALL = (
+    'stages=["finetune"]', "train.epochs=1", "train.batch_size=10", "unlabeled.length=4st", "predict.tta=1",
+    "unlabeled.rounds=1",
+)  # fmt: skip
+
+
+def words(*settings: str) -> list[str]:
+    return [word for setting in (*SMALL, *settings) for word in ("--set", setting)]
+
+
+@pytest.fixture
+def tasks(monkeypatch: pytest.MonkeyPatch) -> list[FineTuneTask]:
+    """The fine-tunings of a run, in order."""
+    seen: list[FineTuneTask] = []
+    own = candidates.fine_tune
+
+    def kept(model: Any, task: FineTuneTask, **options: Any) -> Any:
+        seen.append(task)
+        return own(model, task, **options)
+
+    monkeypatch.setattr(candidates, "fine_tune", kept)
+    return seen
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> tuple[object, ...]:
+    write_classes(tmp_path / "train")
+    write_flat(tmp_path / "more", count=20)
+    return ("fit", tmp_path / "train", "--unlabeled", tmp_path / "more")
+
+
+def test_no_copy_of_a_validation_image_is_trained_on(etude, images, tmp_path, tasks):
+    """Every labelled image lies among the unlabelled ones too, saved anew: those that validate stay out."""
+    for kind, name in enumerate(("round", "striped")):
+        for number in range(12):
+            copy = picture(kind, number, 24).point(lambda level: min(255, level + 2))
+            copy.save(tmp_path / "more" / f"{name}-{number:03d}.png")
+    ended = etude(*images, "--recipe", "consistency", *words(), "--out", "run")
+    assert ended.code == 0, ended.err
+    supervised, online = tasks
+    assert supervised.valid is not None
+    validating = {tuple(one.flatten() // 8) for one in supervised.valid.gather(supervised.valid.rows, 24).astype(int)}
+    assert len(online.train.rows) == 19 + 20 + 19
+    trained = online.train.gather(online.train.rows, 24).astype(int)
+    for row in trained:
+        distance = min(np.abs(row.flatten() // 8 - np.array(one)).mean() for one in validating)
+        assert distance > 1.0
+    assert "5 unlabelled images look like validation images: left out" in " ".join(ended.out.split())
+
+
+def test_validation_holds_real_labels_only(etude, images, tasks):
+    assert etude(*images, "--recipe", "pseudo-label", *words(), "--out", "run").code == 0
+    supervised, student = tasks
+    for task in tasks:
+        assert task.valid is not None
+        assert task.valid.labelled is None
+        assert task.valid.num_classes == 2
+    assert supervised.valid is not None
+    assert student.valid is not None
+    np.testing.assert_array_equal(supervised.valid.rows, student.valid.rows)
+    assert supervised.mix is None
+    assert student.mix is not None
+    assert student.mix.share == 0.7
+    assert student.train.is_labelled(np.arange(39)).tolist() == [True] * 19 + [False] * 20
+
+
+def test_pseudo_labels_below_the_threshold_are_left_out(etude, images, tasks, monkeypatch):
+    sure = np.linspace(0.5, 0.99, 20)
+    own = Seen.calibrated
+
+    def calibrated(valid: Any, pool: Any) -> Seen:
+        made = type(pool).from_probabilities(pool.ids, pool.classes, np.stack([sure, 1 - sure], 1))
+        return replace(own(valid, pool), pool=made)
+
+    monkeypatch.setattr(Seen, "calibrated", calibrated)
+    settings = words("unlabeled.threshold=0.6", "unlabeled.prior=none", "unlabeled.kind=hard")
+    assert etude(*images, "--recipe", "pseudo-label", *settings, "--out", "run").code == 0
+    student = tasks[1].train
+    unlabelled = np.flatnonzero(~student.is_labelled(np.arange(len(student))))
+    assert len(unlabelled) == (sure >= 0.6).sum()
+    assert student.dense_targets(unlabelled).tolist() == [[1.0, 0.0]] * len(unlabelled)
+    assert (np.diff(student.weights[unlabelled]) >= 0).all()
+    assert student.weights[unlabelled].min() < 1
+
+
+def test_no_pseudo_label_ends_the_rounds(etude, images, tasks):
+    ended = etude(*images, "--recipe", "pseudo-label", *words("unlabeled.threshold=0.999999"), "--out", "run")
+    assert ended.code == 0, ended.err
+    assert "no pseudo-label reaches unlabeled.threshold" in " ".join((ended.out + ended.err).split())
+    assert len(tasks) == 1
+
+
+def test_a_student_that_diverges_is_thrown_away(etude, images, tmp_path, monkeypatch):
+    def diverges(*_: object, **__: object) -> None:
+        raise DivergedError("training diverged: it was made to")
+
+    monkeypatch.setattr(rounds, "finetune_candidate", diverges)
+    ended = etude(*images, "--recipe", "consistency", *words(), "--out", "run")
+    assert ended.code == 0, ended.err
+    assert "online is thrown away, since training diverged" in " ".join((ended.out + ended.err).split())
+    assert (tmp_path / "run" / "valid.npz").is_file()
+
+
+def test_a_warm_student_starts_from_its_teacher(etude, images, monkeypatch):
+    starts: list[Any] = []
+    own = candidates.fine_tune
+
+    def kept(model: Any, task: FineTuneTask, **options: Any) -> Any:
+        starts.append({name: value.clone() for name, value in model.state_dict().items()})
+        done = own(model, task, **options)
+        starts.append({name: value.clone() for name, value in model.state_dict().items()})
+        return done
+
+    monkeypatch.setattr(candidates, "fine_tune", kept)
+    for start, same in (("warm", True), ("fresh", False)):
+        starts.clear()
+        settings = words(f"unlabeled.start={start}")
+        assert etude(*images, "--recipe", "pseudo-label", *settings, "--out", start).code == 0
+        trained, student = starts[1], starts[2]
+        assert all(bool((trained[name] == student[name]).all()) for name in trained) == same
+
+
+def test_the_mix_of_a_head_is_a_limit_on_the_weights(etude, images, monkeypatch):
+    fitted: list[tuple[np.ndarray, np.ndarray]] = []
+    own = rounds.fit_head
+
+    def kept(features: np.ndarray, labels: np.ndarray, *rest: Any, **options: Any) -> Any:
+        fitted.append((labels, options["weights"]))
+        return own(features, labels, *rest, **options)
+
+    monkeypatch.setattr(rounds, "fit_head", kept)
+    head = ("--recipe", "quick", "--set", "unlabeled.method=rounds", "--set", "unlabeled.rounds=1")
+    for share in (0.7, 0.05):
+        assert etude(*images, *head, "--set", f"unlabeled.labeled_share={share}", "--out", f"run-{share}").code == 0
+        labels, weights = fitted[-1]
+        assert len(labels) == len(weights) > 19
+        assert weights[:19].tolist() == [1.0] * 19
+        pseudo = weights[19:].sum()
+        assert 0 < pseudo <= min(20, 19 * (1 - share) / share) + 1e-6

@@ -1,0 +1,119 @@
+"""Teachers are brought to the student's images and classes, or refused in a sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from etude.core.predictions import Predictions
+from etude.models.backbones import build_backbone
+from etude.models.classifier import Classifier, Preprocessing
+from etude.training.unlabelled import Teacher
+from picture_folders import write_classes, write_flat
+
+SMALL = ('stages=["finetune"]', "train.epochs=2", "train.batch_size=8", "predict.tta=1")
+IDS = tuple(f"{name}/{number:03d}.png" for name in ("round", "striped") for number in range(12))
+
+
+def words(*settings: str) -> list[str]:
+    return [word for setting in (*SMALL, *settings) for word in ("--set", setting)]
+
+
+def sentence_of(ended: Any) -> str:
+    assert ended.code == 2, ended.out
+    assert len(ended.err.strip().splitlines()) == 1
+    return ended.err
+
+
+def warnings_of(run: Path) -> list[str]:
+    return [one["text"] for one in json.loads((run / "run.json").read_text())["warnings"]]
+
+
+def save(path: Path, ids: tuple[str, ...], classes: tuple[str, ...], probabilities: np.ndarray) -> Path:
+    Predictions.from_probabilities(ids, classes, probabilities).save(path)
+    return path
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> Path:
+    return write_classes(tmp_path / "train")
+
+
+def test_a_file_of_probabilities_teaches_by_names_whatever_its_order(etude, train, tmp_path):
+    """The student of a file that swaps the classes learns the swap: its labels count for nothing here."""
+    swapped = np.array([[0.98, 0.02] if name.startswith("striped") else [0.02, 0.98] for name in IDS])
+    file = save(tmp_path / "said.npz", IDS[::-1], ("striped", "round"), 1 - swapped[::-1])
+    settings = words("distill.weight=1", "train.epochs=30", "distill.temperature=1")
+    ended = etude("fit", train, "--teacher", file, *settings, "--out", "run")
+    assert ended.code == 0, ended.err
+    valid = Predictions.load(tmp_path / "run" / "valid.npz")
+    assert valid.classes == ("round", "striped")
+    assert (valid.predicted() != valid.labels).mean() > 0.7
+
+
+def test_several_teachers_are_averaged(etude, train, tmp_path):
+    rng = np.random.default_rng(0)
+    one, other = (rng.dirichlet([1, 1], len(IDS)) for _ in range(2))
+    classes = ("round", "striped")
+    files = [save(tmp_path / f"{k}.npz", IDS, classes, said) for k, said in enumerate((one, other))]
+    ended = etude("fit", train, "--teacher", files[0], "--teacher", files[1], *words(), "--out", "run")
+    assert ended.code == 0, ended.err
+    said = Predictions.load(tmp_path / "run" / "teacher" / "labelled.npz")
+    assert said.ids == IDS
+    np.testing.assert_allclose(said.probabilities(), (one + other) / 2, atol=1e-6)
+
+
+def test_a_file_must_know_the_labelled_images_and_the_classes(etude, train, tmp_path):
+    even = np.full((len(IDS), 2), 0.5)
+    short = save(tmp_path / "short.npz", IDS[1:], ("round", "striped"), even[1:])
+    said = sentence_of(etude("fit", train, "--teacher", short, *words(), "--out", "never"))
+    assert "says nothing about 1 of 24 labelled images, 'round/000.png' for one" in said
+    other = save(tmp_path / "other.npz", IDS, ("round", "spotted"), even)
+    said = sentence_of(etude("fit", train, "--teacher", other, *words(), "--out", "never-2"))
+    assert "lacks 'striped' and knows 'spotted' besides" in said
+    said = sentence_of(etude("fit", train, "--teacher", short, "--recipe", "distill", *words(), "--out", "never-3"))
+    assert "--set distill.views=cached" in said
+    (tmp_path / "empty").mkdir()
+    said = sentence_of(etude("fit", train, "--teacher", "empty", *words(), "--out", "never-4"))
+    assert "empty is not a run" in said
+
+
+def test_unlabelled_images_that_a_file_does_not_know_are_left_out(etude, train, tmp_path):
+    write_flat(tmp_path / "more", count=5)
+    ids = (*IDS, "t001.png", "t003.png")
+    file = save(tmp_path / "said.npz", ids, ("round", "striped"), np.full((len(ids), 2), 0.5))
+    ended = etude("fit", train, "--unlabeled", tmp_path / "more", "--teacher", file, *words(), "--out", "run")
+    assert ended.code == 0, ended.err
+    assert "the teachers' files say nothing about 3 unlabelled images: left out" in warnings_of(tmp_path / "run")
+    assert Predictions.load(tmp_path / "run" / "teacher" / "unlabeled.npz").ids == ("t001.png", "t003.png")
+
+
+def test_teachers_of_another_size_and_split(etude, train, tmp_path):
+    """A teacher decodes the images as it learned them; where it has seen validation labels a warning says so."""
+    size = ("timeline.start_size=16", "timeline.final_size=16")
+    assert etude("fit", train, "--seed", 5, *words(*size), "--out", "teacher").code == 0
+    for views in ("cached", "same"):
+        ended = etude("fit", train, "--teacher", "teacher", *words(f"distill.views={views}"), "--out", views)
+        assert ended.code == 0, ended.err
+        (told,) = warnings_of(tmp_path / views)
+        assert "of the images that validate here, so the validation scores are too high" in told
+    assert (tmp_path / "cached" / "teacher" / "labelled.npz").is_file()
+    assert not (tmp_path / "same" / "teacher").exists()
+
+
+def test_the_teacher_of_a_students_view_takes_its_own_size_and_order():
+    torch.manual_seed(0)
+    backbone = build_backbone("tiny", "none", 1)
+    model = Classifier(backbone.module, backbone.num_features, 3).eval()
+    shape = Preprocessing(16, 16, "squash", 1, 1, (0.5,), (0.25,))
+    images = torch.randint(0, 256, (4, 16, 16, 1), dtype=torch.uint8)
+    expected = model(shape.to_input(images))
+    teacher = Teacher(model, shape, [2, 0, 1], "fp32").eval()
+    torch.testing.assert_close(teacher(images), expected[:, [2, 0, 1]])
+    plain = torch.tensor([10, 200], dtype=torch.uint8)[:, None, None, None]  # of one level, so alike at any size
+    torch.testing.assert_close(teacher(plain.expand(2, 40, 40, 1)), teacher(plain.expand(2, 16, 16, 1)))

@@ -1,0 +1,96 @@
+"""The loss of stage 2 on batches that hold a teacher's probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import etude.compat  # noqa: F401  (before lightning)
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from etude.callbacks import Clock
+from etude.functional.distill import distillation_loss
+from etude.functional.targets import cross_entropy, smoothed
+from etude.models.classifier import Preprocessing
+from etude.models.modes import Mode
+from etude.recipe.settings import TrainSettings
+from etude.timeline import Phase, Timeline
+from etude.training.module import FineTune
+from training.digits import network
+
+SHAPE = Preprocessing(size=28, stored_size=28, fit="squash", channels=1, in_channels=1, mean=(0.5,), std=(0.5,))
+
+
+def some_batch(**more: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return four digits' worth of noise, the last of them without a label."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (4, 28, 28, 1), dtype=torch.uint8, generator=generator)
+    target = torch.eye(10)[:4]
+    target[3] = 0.0
+    return {"image": images, "target": target, "weight": torch.tensor([1.0, 0.5, 1.0, 1.0]), **more}
+
+
+class OneBatch:
+    """A loader of a single batch; a list would be several loaders to Lightning."""
+
+    def __init__(self, batch: dict[str, torch.Tensor]) -> None:
+        self.batch = batch
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        yield self.batch
+
+
+def loss_and_logits(batch: dict[str, torch.Tensor], smoothing: float, **settings: Any) -> tuple[float, torch.Tensor]:
+    """Return the loss of one training step, and the logits that it was made of."""
+    clock = Clock(Timeline((Phase("all", 1.0, lr=0.0, label_smoothing=smoothing),)), steps=1)
+    told: list[torch.Tensor] = []
+    model = network()
+    model.register_forward_hook(lambda layer, given, logits: told.append(logits.detach()))
+    module = FineTune(
+        model,
+        SHAPE,
+        TrainSettings(),
+        clock,
+        lambda start: OneBatch(batch),
+        None,
+        Mode("fp32", "contiguous", 1),
+        **settings,
+    )  # type: ignore[arg-type]
+    trainer = pl.Trainer(
+        max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[clock],
+    )  # fmt: skip
+    trainer.fit(module)
+    return trainer.callback_metrics["train_loss"].item(), told[0]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_without_a_teacher_it_is_the_plain_loss(smoothing: float):
+    batch = some_batch()
+    loss, logits = loss_and_logits(batch, smoothing)
+    assert loss == pytest.approx(cross_entropy(logits, smoothed(batch["target"], smoothing), batch["weight"]).item())
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_with_a_teacher_it_is_distillation_and_no_label_is_made_up(smoothing: float):
+    teacher = torch.randn(4, 10, generator=torch.Generator().manual_seed(1)).softmax(1)
+    batch = some_batch(teacher=teacher)
+    loss, logits = loss_and_logits(batch, smoothing, temperature=3.0, soft_share=0.4)
+    target = smoothed(batch["target"], smoothing)
+    target[3] = 0.0
+    assert loss == pytest.approx(distillation_loss(logits, target, batch["weight"], teacher, 3.0, 0.4).item(), rel=1e-5)
+
+
+def test_a_mixture_is_smoothed_by_its_labelled_part():
+    teacher = torch.full((4, 10), 0.1)
+    batch = some_batch(teacher=teacher)
+    batch["target"] = batch["target"] * 0.75
+    loss, logits = loss_and_logits(batch, 0.2, temperature=1.0, soft_share=0.0)
+    expected = smoothed(torch.eye(10)[:4], 0.2) * torch.tensor([0.75, 0.75, 0.75, 0.0])[:, None]
+    assert loss == pytest.approx(cross_entropy(logits, expected, batch["weight"]).item(), rel=1e-5)
