@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -117,7 +117,7 @@ def _groups(found: Neighbours, most: float) -> NDArray[np.int64]:
 def _mutual(found: Neighbours, copies: NDArray[np.int64]) -> Pairs:
     """Return the pairs of rows that are each other's copies."""
     count, around = found.positions.shape
-    near = np.arange(around) < copies[:, None]
+    near = cast("NDArray[np.bool_]", np.arange(around) < copies[:, None])
     rows, others = np.nonzero(near)[0], found.positions[near]
     back = np.isin(others * count + rows, rows * count + others) & (rows < others)
     return rows[back], others[back], 1 - found.distances[near][back] ** 2 / 2
