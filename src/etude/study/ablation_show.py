@@ -56,7 +56,7 @@ def show_outcome(screen: Screen, outcome: Outcome) -> None:
         screen.say("")
         screen.say(f"p: corrected for {count} comparisons by Holm's rule; below {1 - LEVEL:.2f} it is a verdict")
         screen.say("finds: the true gain that these seeds and images find 4 times of 5")
-        screen.say("seconds: that a run takes longer with the trick")
+        screen.say("seconds: that a run takes longer with the trick, the median over the seeds")
     for name, reason in outcome.failed.items():
         screen.say(f"left out: {name}, since {reason}")
     for sentence in outcome.told:
