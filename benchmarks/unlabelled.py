@@ -15,6 +15,7 @@ Arms:
 - poisoned ...: labels of the digits 0 to 4 only, and unlabelled digits of which half are 5 to 9; test digits 0 to 4.
 - skewed ...: unlabelled digits whose classes have other shares than the labels: from 2% to 27%.
 - wrong prior online: the same, told to expect the labels' shares.
+Skewed and poisoned rounds take part only where `--arms` names them.
 
 Their yardstick is `supervised` with the same labels ("poisoned supervised" for the poisoned). Lengths and settings were
 chosen with `--tuning`: other seeds, and 1,000 of the 4,000 training digits in the place of the test digits.
@@ -80,8 +81,8 @@ ARMS = {
     "skewed online": Arm("skewed", "consistency"),
     "wrong prior online": Arm("skewed", "consistency", {"unlabeled.prior": "labeled"}),
 }
-OF_DATA = {
-    "mnist": tuple(ARMS),
+OF_DATA = {  # without --arms; the others only when they are asked for
+    "mnist": ("supervised", "rounds", "online", "poisoned supervised", "poisoned online", "wrong prior online"),
     "elpv": ("supervised", "rounds"),
 }
 SETTINGS: dict[str, dict[str, Settings]] = {  # by data and recipe
