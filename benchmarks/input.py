@@ -1,6 +1,6 @@
 """The input path: does training wait for data, how fast is the store, does memory grow with the images?
 
-    make bench-input                                   # all three parts, n=5
+    make bench-input                                   # all parts, n=5
     make bench-input ARGS='--parts store --repeats 9'
 
 waits   Training steps with real batches (store, augmentation at full strength): the share of their time that the loop
@@ -11,7 +11,8 @@ store   Images a second at 128 px from 1024 × 768 JPEGs: torch's DataLoader wit
         resize and augment each image, against etude's store with the same augmentation. First epoch (decoding
         included) and later ones; both take turns.
 memory  Peak of the memory that the process itself holds (without the operating system's file cache) while images are
-        ingested and 300 steps of batches drawn, with 10,000 and 200,000 images.
+        ingested and 300 steps of batches drawn, with 10,000 and 200,000 images; and that of the whole command
+        `etude fit` on the same images, with the small network and as many steps.
 """
 
 from __future__ import annotations
@@ -225,13 +226,12 @@ def drawn(dataset: Any, size: int, steps: int) -> int:
 
 def peak_anonymous(count: int, folder: Path) -> float:
     """Ingest and draw batches; return the peak of this process's own memory in MiB. Run in a process of its own."""
-    peak, done = 0, threading.Event()
+    peak, done = 0.0, threading.Event()
 
     def watch() -> None:
         nonlocal peak
         while not done.wait(0.02):
-            status = Path("/proc/self/status").read_text()
-            peak = max(peak, int(status.split("RssAnon:")[1].split()[0]))
+            peak = max(peak, anonymous("self"))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -239,17 +239,38 @@ def peak_anonymous(count: int, folder: Path) -> float:
     drawn(dataset, 32, 300)
     done.set()
     watcher.join()
-    return peak / 1024
+    return peak
+
+
+def anonymous(process: int | str) -> float:
+    """Return the memory that a process itself holds now, in MiB; nothing once it has ended."""
+    lines = Path(f"/proc/{process}/status").read_text().split("RssAnon:")
+    return int(lines[1].split()[0]) / 1024 if len(lines) > 1 else 0.0
+
+
+def peak_of_command(images: Path, folder: Path) -> float:
+    """Return the peak of the memory that `etude fit` itself holds, in MiB."""
+    settings = ["model.backbone=tiny", "model.weights=none", "stages=finetune", "timeline.length=300st"]
+    command = [sys.executable, "-m", "etude", "fit", str(images), "--out", str(folder / "run"), "--quiet"]
+    command += [f"--set={setting}" for setting in (*settings, "predict.tta=1")]
+    peak, run = 0.0, subprocess.Popen(command, env={**os.environ, "ETUDE_CACHE": str(folder / "cache")})
+    while run.poll() is None:
+        peak = max(peak, anonymous(run.pid))
+        time.sleep(0.02)
+    if run.returncode:
+        sys.exit(f"{' '.join(command)} ended with code {run.returncode}")
+    return peak
 
 
 def memory(folder: Path) -> None:
     """Print the peaks of both sizes, each measured in a process of its own."""
-    print("\nPeak memory of ingest and 300 steps, 32 px")
+    print("\nPeak memory of ingest and 300 steps, 32 px; of the whole command")
     for count in (10_000, 200_000):
         images = draw_images(folder / f"many-{count}", count, 32, 32, "png")
         words = [sys.executable, __file__, "--peak", str(count), str(images)]
         found = subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip().splitlines()[-1]
-        print(f"{count:,} images: {float(found):.0f} MiB", flush=True)
+        whole = peak_of_command(images, folder / f"command-{count}")
+        print(f"{count:,} images: {float(found):.0f} MiB; {whole:.0f} MiB", flush=True)
 
 
 def main() -> None:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from etude.core.errors import EtudeError
 from etude.functional.augment import POLICIES, apply_changes
+from etude.functional.warp import BORDERS, Geometry, warp, warp_matrices
 from etude.inference.views import (
     IDENTITY,
     SYMMETRIES,
@@ -142,15 +145,28 @@ def test_draws_are_those_of_the_training_augmentation(policy: str):
         assert np.abs(view(images).astype(int) - expected).max() <= 2
 
 
-def test_shifts_move_pixels_where_their_names_say():
+def test_shifts_move_whole_pixels_where_their_names_say():
     image = np.zeros((1, 32, 32, 1), np.uint8)
     image[0, 16, 16] = 200
     for view in many_views("digits", 5)[1:]:
-        seen = view(image)[0, :, :, 0].astype(float)
-        rows, columns = np.indices(seen.shape)
-        centre = (rows * seen).sum() / seen.sum() - 16, (columns * seen).sum() / seen.sum() - 16
-        moved = {"right": (0, 1.6), "left": (0, -1.6), "down": (1.6, 0), "up": (-1.6, 0)}[view.name.split()[0]]
-        assert centre == pytest.approx(moved, abs=0.15)
+        down, right = {"right": (0, 2), "left": (0, -2), "down": (2, 0), "up": (-2, 0)}[view.name.split()[0]]
+        assert view(image).sum() == view(image)[0, 16 + down, 16 + right, 0] == 200
+
+
+@pytest.mark.parametrize("border", BORDERS)
+@pytest.mark.parametrize(("right", "down"), [(3, 0), (-3, 0), (0, 5), (2, -7)])
+def test_whole_pixels_are_moved_as_a_warp_moves_them(border: str, right: int, down: int):
+    images, side = np.random.default_rng(0).integers(0, 256, (1, 12, 12, 3), dtype=np.uint8), 12
+    shares = {"shift_x": np.array([right / side]), "shift_y": np.array([down / side])}
+    geometry = replace(Geometry.identity(1), **shares)
+    moved = Moved("moved", right / side, down / side, border=border)(images)
+    np.testing.assert_array_equal(moved, warp(images, warp_matrices(geometry, side), border))
+
+
+def test_a_shift_by_less_than_a_pixel_moves_one():
+    image = np.arange(16, dtype=np.uint8).reshape(1, 4, 4, 1)
+    np.testing.assert_array_equal(Moved("left", -0.05, border="replicate")(image)[0, 0, :, 0], [1, 2, 3, 3])
+    np.testing.assert_array_equal(Moved("down", 0.0, 0.05, border="reflect")(image)[0, :, 0, 0], [4, 0, 4, 8])
 
 
 def test_zooms_enlarge_and_reduce():

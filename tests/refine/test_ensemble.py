@@ -48,20 +48,22 @@ def test_each_way_is_what_it_says():
     expected = select_ensemble(list(p), labels, metric="accuracy", size=9, bags=3, seed=5)
     np.testing.assert_allclose(selection.weights_, expected)
     weighted = average(models, selection.weights_.tolist())
+    losses = [log_loss(one, labels) for one in p]
+    np.testing.assert_array_equal(Ensemble("best", "log_loss").fit(models).weights_, np.eye(3)[np.argmin(losses)])
     np.testing.assert_array_equal(selection.transform(models).logits, weighted.logits)
 
 
 def test_copies_of_a_model_are_averaged():
     blend = Ensemble().fit(models_of("valid", (1.5,)) * 2)
     assert blend.method_ == "mean"
-    assert set(blend.gains_) == {"geometric", "likelihood", "selection"}
+    assert set(blend.gains_) == {"geometric", "likelihood", "selection", "best"}
     assert not any(gain.beyond_noise for gain in blend.gains_.values())
 
 
 def test_a_useless_model_is_weighed_down():
     valid, test = models_of("valid", (1, 12, 12), n=400), models_of("test", (1, 12, 12), n=400)
     blend = Ensemble().fit(valid)
-    assert blend.method_ in ("likelihood", "selection")
+    assert blend.method_ in ("likelihood", "selection", "best")
     assert blend.weights_[0] > 0.8
     labels = test[0].labels
     assert labels is not None
@@ -93,7 +95,7 @@ def test_unlabelled_images_are_left_out():
 def test_what_needs_no_labels_gets_none():
     models = models_of("valid", (1, 2), labelled=False)
     assert Ensemble("mean").fit(models).transform(models).labels is None
-    for method in ("auto", "likelihood", "selection"):
+    for method in ("auto", "likelihood", "selection", "best"):
         with pytest.raises(EtudeError, match="needs labelled images"):
             Ensemble(method).fit(models)  # type: ignore[arg-type]
 

@@ -24,6 +24,7 @@ _METHODS = {
     "rank": "rank",
     "weights": "likelihood",
     "select": "selection",
+    "best": "best",
 }
 
 
@@ -55,14 +56,15 @@ def blend(
     out
         The file to write: .csv, or .npz.
     method
-        mean, geometric, rank, weights (least log loss), select (Caruana's forward selection), or auto: the mean, unless
-        another way beats it on labelled images beyond noise. By default auto with labels, mean without.
+        mean, geometric, rank, weights (least log loss), select (Caruana's forward selection), best (one model), or
+        auto: the mean, unless another way beats it on labelled images beyond noise. By default auto with labels, mean
+        without.
     labels
         A table of ids and labels for the labelled images, when the files do not hold them.
     valid
         Labelled predictions of the models, a file each in the order of the models; repeat the option.
     metric
-        What select and auto go by: accuracy, balanced_accuracy, macro_f1, log_loss, auc, kappa, or map@k.
+        What select, best and auto go by: accuracy, balanced_accuracy, macro_f1, log_loss, auc, kappa, or map@k.
     id_column
         Name of the column of ids in tables, when it is not found by its name.
     label_column
@@ -193,7 +195,7 @@ def _show(screen: Screen, told: dict[str, Any]) -> None:
     if "scores" not in told:
         return
     weights = told["weights"]
-    fitted = told["method"] in ("likelihood", "selection")
+    fitted = told["method"] in ("likelihood", "selection", "best")
     rows = [
         (name + (" (its weights saw these images)" if name == "blend" and fitted else ""), score, weights.get(name))
         for name, score in told["scores"].items()

@@ -17,10 +17,14 @@ def one_hot(labels: torch.Tensor, num_classes: int, smoothing: float = 0.0) -> t
 def smoothed(target: torch.Tensor, smoothing: float) -> torch.Tensor:
     """Return (N, C) targets with the share ``smoothing`` of their mass spread evenly; 0 is the identity.
 
-    >>> smoothed(torch.tensor([[0.0, 1.0]]), 0.5).tolist()
-    [[0.25, 0.75]]
+    A row keeps its mass: what is nobody's label stays nobody's.
+
+    >>> smoothed(torch.tensor([[0.0, 1.0], [0.0, 0.0]]), 0.5).tolist()
+    [[0.25, 0.75], [0.0, 0.0]]
     """
-    return target * (1.0 - smoothing) + smoothing / target.shape[1] if smoothing else target
+    if not smoothing:
+        return target
+    return target * (1.0 - smoothing) + target.sum(dim=1, keepdim=True) * (smoothing / target.shape[1])
 
 
 def cross_entropy(logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -16,21 +16,22 @@ from etude.refine.blend import aligned, average, common_labels, geometric_mean, 
 from etude.refine.cross_fit import FEWEST_ROWS, fold_numbers
 from etude.refine.ensemble_selection import mixture_weights, select_ensemble
 
-Method = Literal["auto", "mean", "geometric", "rank", "likelihood", "selection"]
+Method = Literal["auto", "mean", "geometric", "rank", "likelihood", "selection", "best"]
 METHODS = get_args(Method)
-TRIED = ("geometric", "likelihood", "selection")
+TRIED = ("geometric", "likelihood", "selection", "best")
 
 
 class Ensemble:
     """One set of predictions from those of M models, scikit-learn style.
 
     ``"mean"``, ``"geometric"`` and ``"rank"`` weigh all models alike; ``"likelihood"`` takes the mean with the weights
-    of least log loss (EM), ``"selection"`` with those of Caruana's forward selection. ``"auto"`` takes the mean,
-    unless another way beats it, cross-fitted over folds, beyond its noise. Calibrate afterwards, not before.
+    of least log loss (EM), ``"selection"`` with those of Caruana's forward selection, and ``"best"`` the one model that
+    is best by the metric, since a partner with far more errors costs. ``"auto"`` takes the mean, unless another way
+    beats it, cross-fitted over folds, beyond its noise. Calibrate afterwards, not before.
 
     Args:
         method: one of the above.
-        metric: that selection and ``"auto"`` go by; see :func:`etude.core.metrics.metric_named`.
+        metric: that selection, ``"best"`` and ``"auto"`` go by; see :func:`etude.core.metrics.metric_named`.
         size, bags, share: of :func:`select_ensemble`.
         folds, seed: of folds and bags.
 
@@ -135,6 +136,10 @@ class Ensemble:
                 name: getattr(self, name) for name in ("metric", "size", "bags", "share", "seed")
             }
             return select_ensemble(probabilities, labels, **settings)
+        if method == "best":
+            metric = metric_named(self.metric)
+            scores = [metric.sign * metric.value(one.log_probabilities(), labels) for one in known]
+            return np.eye(len(known))[int(np.argmax(scores))]
         return np.full(len(known), 1 / len(known))
 
     def _best_way(self, known: Sequence[Predictions]) -> Method:
