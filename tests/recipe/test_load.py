@@ -30,6 +30,7 @@ def test_named_recipes():
     assert load_recipe() == load_recipe("default")
     assert load_recipe().stages == Recipe().stages
     assert load_recipe("quick").stages == ("head",)
+    assert load_recipe("quick", ["stages=head, finetune"]).stages == ("head", "finetune")
     assert load_recipe("quick").name == "quick"
 
 
@@ -54,6 +55,7 @@ def test_changes_do_not_reach_the_named_recipe(name: str):
         ('train.optimizer="sgd"', "train.optimizer", "sgd"),
         ("head.inverse_regularization=[0.5, 2]", "head.inverse_regularization", (0.5, 2.0)),
         ('stages=["head"]', "stages", ("head",)),
+        ("stages=finetune", "stages", ("finetune",)),
         ("model.weights=/a folder/x=1.safetensors", "model.weights", "/a folder/x=1.safetensors"),
         ("model.backbone=resnet18.a1_in1k", "model.backbone", "resnet18.a1_in1k"),
     ],
@@ -108,9 +110,10 @@ def test_a_setting_like_no_other_is_answered_with_all():
         ("train.batch_size=3.5", "train.batch_size received 3.5, but it should be a valid integer"),
         ("train.nesterov=maybe", "train.nesterov received 'maybe', but it should be a valid boolean"),
         ("model.backbone=3", "model.backbone received 3, but it should be a valid string."),
-        ("stages=head", "stages received 'head', but it should be a valid tuple."),
-        ("stages=[]", "stages received [], but it should have at least 1 item"),
-        ('stages=["head", "hed"]', "stages received 'hed', but it should be 'head' or 'finetune'."),
+        ("stages=hed", "stages received 'hed', but it must be head, finetune or head,finetune"),
+        ("stages=[]", "stages received [], but it must be head, finetune or head,finetune"),
+        ("stages=finetune,head", "stages received 'finetune,head', but it must be head, finetune or head,finetune"),
+        ("stages=3", "stages received 3, but it must be head, finetune or head,finetune"),
         ("head.inverse_regularization=[1, -1]", "head.inverse_regularization received -1, but it should be greater"),
         ("head.folds=1", "head.folds received 1, but it should be greater than or equal to 2."),
         ("predict.tta=0", "predict.tta received 0, but it should be greater than or equal to 1."),

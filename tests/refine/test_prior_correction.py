@@ -69,13 +69,15 @@ def test_bbse_never_gives_a_negative_share_and_keeps_that_of_a_class_without_lab
     assert found[3] > 0
 
 
-def test_p_values_without_a_shift_are_even():
-    valid = drawn("valid", 400).probabilities()
-    values = [
-        shift_p_value(drawn(f"again {i}", 300).probabilities(), valid, rng_for(i, "p"), draws=100) for i in range(60)
-    ]
-    assert 0.3 < np.mean(values) < 0.7
-    assert np.mean(np.array(values) < 0.1) < 0.25
+@pytest.mark.parametrize("labelled", [12, 400])
+def test_p_values_without_a_shift_are_even(labelled: int):
+    def p_value(number: int) -> float:
+        target, valid = drawn(f"target {number}", 300), drawn(f"valid {number}", labelled)
+        return shift_p_value(target.probabilities(), valid.probabilities(), rng_for(number, "p"), draws=100)
+
+    values = np.array([p_value(number) for number in range(100)])
+    assert 0.4 < values.mean() < 0.6
+    assert (values < 0.1).mean() < 0.2
 
 
 def test_a_shift_has_a_small_p_value():

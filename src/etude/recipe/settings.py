@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, Self
 
 from pydantic import (
@@ -12,7 +12,6 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from etude.core.errors import nearest
 from etude.recipe.base import Settings
@@ -272,7 +271,9 @@ class Recipe(Settings):
     """All settings of a run."""
 
     name: str = "default"
-    stages: tuple[Stage, ...] = Field(default=("head", "finetune"), min_length=1, description="the stages, in order")
+    stages: tuple[Stage, ...] = Field(
+        default=("head", "finetune"), description="the stages, in order: head, finetune, or both"
+    )
     data: DataSettings = DataSettings()
     model: ModelSettings = ModelSettings()
     head: HeadSettings = HeadSettings()
@@ -284,9 +285,11 @@ class Recipe(Settings):
     distill: DistillSettings = DistillSettings()
     predict: PredictSettings = PredictSettings()
 
-    @field_validator("stages")
+    @field_validator("stages", mode="before")
     @classmethod
-    def _in_order(cls, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
-        if stages not in (("head",), ("finetune",), ("head", "finetune")):
-            raise PydanticCustomError("stages", 'Input must be ["head"], ["finetune"] or ["head", "finetune"]')
-        return stages
+    def _in_order(cls, value: Any) -> Any:
+        stages = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+        stages = list(stages) if isinstance(stages, Sequence) else []
+        if stages not in (["head"], ["finetune"], ["head", "finetune"]):
+            raise refused("Input must be head, finetune or head,finetune")
+        return tuple(stages)
