@@ -10,8 +10,9 @@ augmentation, and by distillation with that augmentation, where the teacher sees
 Vinyals & Dean 2015; his student alone had no augmentation, while his teacher had). The gap closed is
 (alone - distilled) / (alone - teacher) of the mean errors on the 1,000 test digits, which are always the same and which
 no choice depends on. Choices are made with `--choose`, which holds out a fifth of the 4,000 and has seeds of its own:
-there temperatures from 1 to 20 gave 1.8 to 1.9% errors (2 seeds, half the lengths; teacher 1.25%), no difference beyond
-their spread, and 4 is one from the middle.
+there temperatures from 1 to 20 gave 1.5 to 1.9% errors (2 seeds, students of 10 epochs; teacher 1.25%), no difference
+beyond their spread, and 4 is one from the middle; students of 60 epochs had 1.1 to 1.25% (teacher 0.9%), so patience is
+what counts (Beyer et al. 2022, "Knowledge distillation: A good teacher is patient and consistent").
 """
 
 from __future__ import annotations
@@ -172,7 +173,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--members", type=int, default=4, help="networks of the teacher")
     parser.add_argument("--epochs", type=float, default=10, help="of each of them")
-    parser.add_argument("--student-epochs", type=float, default=20)
+    parser.add_argument("--student-epochs", type=float, default=60)
     parser.add_argument("--keep", type=Path, help="JSON file of finished seeds, to go on from")
     parser.add_argument("--choose", action="store_true", help="compare temperatures on validation digits")
     given = parser.parse_args()
