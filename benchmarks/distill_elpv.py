@@ -50,6 +50,7 @@ def measure(seed: int, given: argparse.Namespace, folder: Path) -> dict[str, Any
     """Train the members and the students of one split; return their scores on its test images."""
     train, test, truth_of = write_split(folder, seed, "half")
     settings = {
+        "stages": ["finetune"],
         "timeline.length": f"{given.epochs:g}ep",
         "timeline.start_size": given.size,
         "timeline.final_size": given.size,
@@ -105,8 +106,8 @@ def main() -> None:
     """Print one line a seed, and the table at the end."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--epochs", type=float, default=4)
-    parser.add_argument("--size", type=int, default=128, help="side of the images in pixels")
+    parser.add_argument("--epochs", type=float, default=2)
+    parser.add_argument("--size", type=int, default=96, help="side of the images in pixels")
     parser.add_argument("--keep", type=Path, help="JSON file of results; what it holds is not measured again")
     given = parser.parse_args()
     kept, runs = Kept(given.keep), []

@@ -98,7 +98,7 @@ SETTINGS: dict[str, dict[str, Settings]] = {  # by data and recipe
             "train.threads": usable_cores(),
         },
         "pseudo-label": {"unlabeled.length": "200st", "unlabeled.batch_size": 64, "unlabeled.start": "warm"},
-        "consistency": {"unlabeled.length": "200st", "unlabeled.batch_size": 96},
+        "consistency": {"unlabeled.length": "400st", "unlabeled.batch_size": 96},
     },
     "elpv": {"default": {"stages": ["head"]}, "pseudo-label": {}},
 }

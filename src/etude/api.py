@@ -28,6 +28,7 @@ def fit(
     seed: int = 0,
     out: Path | str | None = None,
     resume: bool = False,
+    tags: Sequence[str] = (),
     cache: Path | str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
@@ -35,6 +36,7 @@ def fit(
     image_root: Path | str | None = None,
     sample_submission: Path | str | None = None,
     probabilities: bool = False,
+    mlflow: str | None = None,
     quiet: bool = False,
 ) -> Run:
     """Train a classifier on a folder of class folders, or on a table of images and labels.
@@ -55,6 +57,7 @@ def fit(
         seed: of everything random.
         out: the run's folder; by default a new one below ``runs/``.
         resume: go on with the run in ``out`` (or the newest unfinished one on ``train``) where it was stopped.
+        tags: words to find the run by with ``etude journal list --tag``.
         cache: folder of decoded images and features; by default ``~/.cache/etude``.
         image_column: the table's column of images, when it is not found automatically.
         label_column: the table's column of labels.
@@ -62,6 +65,7 @@ def fit(
         image_root: folder that the table's image names start from.
         sample_submission: a CSV whose ids, columns and order the submission follows.
         probabilities: write a column of probabilities a class instead of one label.
+        mlflow: address of an MLflow server that gets the run when it has finished.
         quiet: show warnings only.
 
     Returns:
@@ -88,6 +92,8 @@ def fit(
         probabilities=probabilities,
         resume=resume,
         command=("etude.fit", str(train)),
+        tags=tuple(tags),
+        mlflow=mlflow,
     )
     return Run(run_job(request, Screen(quiet=quiet)))
 

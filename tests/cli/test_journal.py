@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from etude.journal.record import read_run
 from recorded_runs import edit_record, opened, write_killed_run, write_run
 
-COMMANDS = ("list", "show", "compare", "note", "tag", "gc", "render")
+COMMANDS = ("list", "show", "compare", "note", "tag", "gc", "render", "report")
 
 
 def sentence_of(ended) -> str:
@@ -238,6 +240,28 @@ def test_render_writes_one_page(etude, runs, tmp_path):
     assert etude("journal", "render", "--out", "site.html").code == 0
     page = (tmp_path / "site.html").read_text()
     assert all(name in page for name in ("best", "worst", "killed"))
+
+
+def test_report_writes_that_of_a_killed_run_and_the_page_of_all_links_to_it(etude, runs):
+    etude("journal", "render")
+    assert "killed/report.html" not in (runs / "index.html").read_text()
+    assert etude("journal", "report", "killed").out == "runs/killed/report.html shows the run\n"
+    assert "It was killed in fine-tune after 0.0 s." in (runs / "killed" / "report.html").read_text()
+    etude("journal", "render")
+    assert 'href="killed/report.html"' in (runs / "index.html").read_text()
+    assert "there is no run 'kiled'" in sentence_of(etude("journal", "report", "kiled"))
+
+
+def test_listing_runs_loads_no_templates(runs):
+    code = (
+        "import sys; from etude.cli.main import app\n"
+        "try: app(['journal', 'list'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'jinja2', 'matplotlib', 'torch', 'numpy'} & set(sys.modules)), file=sys.stderr)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], cwd=runs.parent, capture_output=True, text=True, check=True)
+    assert "best" in told.stdout
+    assert told.stderr.strip() == "[]"
 
 
 def test_long_and_odd_names_stay_within_the_screen(etude, runs):

@@ -52,7 +52,7 @@ def test_runs_that_made_nothing_go_but_for_those_somebody_cares_for(tmp_path: Pa
         opened(tmp_path / name).close("failed", "no images")
     write_killed_run(tmp_path / "killed")
     opened(tmp_path / "working")
-    fill(tmp_path / "failed", "bad_files.csv", f".run.json.{gone}.tmp")
+    fill(tmp_path / "failed", "bad_files.csv", "report.html", f".run.json.{gone}.tmp")
     fill(tmp_path / "made", "model.json")
     add_note(tmp_path / "noted", "why?")
     add_tags(tmp_path / "tagged", ["later"])

@@ -94,6 +94,20 @@ def test_a_full_disk_is_told_as_what_stopped_the_run(tmp_path: Path, monkeypatch
         record.close("finished")
 
 
+@pytest.mark.parametrize("state", ["failed", "interrupted"])
+def test_a_run_that_failed_with_nothing_makes_room_for_the_corrected_command(tmp_path: Path, state: str):
+    opened(tmp_path).close(state, "no images")
+    for name in ("report.html", "bad_files.csv"):
+        (tmp_path / name).touch()
+    if state == "failed":
+        assert opened(tmp_path).folder == tmp_path
+        assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+        return
+    with pytest.raises(EtudeError, match="is not empty"):
+        opened(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
 def test_a_folder_in_use_is_refused_and_left_alone(tmp_path: Path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(EtudeError, match=r"is not empty: choose another --out"):

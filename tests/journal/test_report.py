@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from etude.journal.report import write_report
 from etude.journal.report_folder import RunFolder
 from etude.journal.report_gallery import BUDGET
 from journal.pages import Page
+from recorded_runs import write_killed_run
 from run_folders import CLASSES, HOSTILE, drawn_predictions, write_gallery, write_run
 
 SECTIONS = {
@@ -54,7 +56,8 @@ def test_headline_tells_score_interval_time_and_model(whole: Path):
     assert "95% bootstrap interval" in said
     assert "120 images" in said
     assert "planned 1 min 3 s" in said
-    assert "finetune" in said
+    assert "fine-tune" in said
+    assert "finetune" not in said
     assert "#baseline" in said
 
 
@@ -226,6 +229,62 @@ def test_a_run_that_failed_has_a_report(tmp_path: Path):
     assert "It failed in survey" in said
     assert "there is no image in x" in said
     assert page.unclosed == []
+
+
+def test_a_run_that_was_killed_says_where(tmp_path: Path):
+    write_killed_run(tmp_path / "run")
+    page = Page.read(write_report(tmp_path / "run"))
+    assert "It was killed in fine-tune after" in page.said()
+    assert {"state state-killed"} == {item["class"] for item in page.all("li") if "state" in item.get("class", "")}
+    assert [item["class"] for item in page.all("span") if "state" in item.get("class", "")] == ["state-killed"]
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "told"),
+    [
+        ("data", {"folds": [{}], "classes": {"a": 1}}, "data: left out"),
+        ("data", {"classes": {"a": "many"}}, "balance of the classes: left out"),
+        ("plan", {"expected_seconds": [1]}, "steps: left out"),
+        ("result", {"kept": 7}, "headline: left out"),
+        ("rounds", [{"name": "round 1"}], "parts: left out"),
+        ("architecture", {"parameters": "many"}, "network: left out"),
+        ("timelines", {".": 3}, "the timeline in run.json cannot be read"),
+    ],
+)
+def test_a_part_of_the_record_that_is_damaged_costs_its_section_only(copy: Path, section: str, value: Any, told: str):
+    record = read_json(copy / "run.json")
+    write_json(copy / "run.json", {**record, section: value})
+    page = Page.read(write_report(copy))
+    assert told in page.said()
+    assert page.ids() >= {"confusions", "errors", "health", "samples", "settings", "reproduce"}
+    assert page.unclosed == []
+
+
+def test_entries_that_are_damaged_say_nothing(copy: Path):
+    record = read_json(copy / "run.json")
+    odd = {"warnings": ["x", {"at": 1}, {"text": "<b>last"}], "artefacts": [{}, 3], "environment": {}}
+    write_json(copy / "run.json", {**record, **odd})
+    page = Page.read(write_report(copy))
+    assert "<b>last" in page.words
+    assert page.ids() >= SECTIONS
+
+
+def test_nothing_on_the_page_looks_like_code(copy: Path):
+    record = read_json(copy / "run.json")
+    notes = {"views that are enough": {"accuracy": 1, "log_loss": 1}, "reused": True, "events": [], "none": None}
+    record["stages"][0]["notes"] = notes
+    record["changed"] = {"train.clip": None, "stages": ["head"], "train.find_lr": False}
+    record["environment"] |= {"gpus": [{"name": "A", "memory_bytes": 1}], "deterministic": False}
+    record["data"]["train"] = "my images/train"
+    write_json(copy / "run.json", record)
+    page = Page.read(write_report(copy))
+    said = page.said()
+    assert "views that are enough accuracy 1, log loss 1; reused yes" in said
+    assert "my images/train" in said
+    assert not re.findall(r"[\[{]'|'[\]}]|\bTrue\b|\bFalse\b|\bNone\b|\bnan\b|\d\.\d{7,}", said)
+    # names with underscores are settings, as a person writes them after --set; nothing else is written so
+    shown = {word for words in page.words for word in words.split() if re.fullmatch(r"[a-z]+(_[a-z0-9]+)+", word)}
+    assert shown <= {key.rpartition(".")[2] for key in record["plan"]["resolved"]}
 
 
 def test_a_run_at_work_says_how_far_it_is(tmp_path: Path):

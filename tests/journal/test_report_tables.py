@@ -74,6 +74,20 @@ def test_a_step_that_was_begun_again_says_so():
     assert step.notes == "reused no; begun 3 times"
 
 
+def test_notes_of_a_step_are_words():
+    notes = {"views that are enough": {"accuracy": 1, "log_loss": 2}, "share": 0.123456789, "nothing": None}
+    (step,) = steps_of(record_of(stage("TTA", notes=notes)))
+    assert step.notes == "views that are enough accuracy 1, log loss 2; share 0.123457"
+
+
+def test_stages_of_a_killed_run_are_killed_and_those_of_a_study_gain_nothing():
+    scores = [{"accuracy": right, "log_loss": 1 - right} for right in (0.5, 0.9)]
+    record = record_of(stage("a", scores=scores[0]), stage("b", state="running", scores=scores[1]), kind="ablate")
+    assert [step.gained for step in steps_of(record)] == [None, None]
+    record |= {"state": "running", "pid": 2**22 + 1, "host": None}
+    assert [step.state for step in steps_of(record)] == ["finished", "killed"]
+
+
 @pytest.mark.parametrize(
     ("state", "error", "told"),
     [
@@ -159,11 +173,13 @@ def test_data_of_several_folds():
     assert data_facts(record_of()) == []
 
 
-def test_rounds_are_a_table_of_their_plain_facts():
-    rounds = [{"round": 1, "log_loss": 0.5, "drift": {"much": 1}}, {"round": 2, "kept": False}]
-    assert rounds_table(record_of(rounds=rounds)) == (
-        ["round", "log loss", "kept"],
-        [["1", "0.5", ""], ["2", "", "no"]],
-    )
+def test_rounds_are_a_table_in_words():
+    first = {"name": "round 1", "kept": True, "told": "kept: better", "pseudo_labels": "16 of 20 images"}
+    first |= {"changed": 0.0512345, "from_prior": 5.3e-7, "histogram": [20, 0], "gain": {"log_loss": 0.1}}
+    online = {"name": "online", "kept": False, "told": "thrown away", "pseudo_labels": None}
+    columns, rows = rounds_table(record_of(rounds=[first, online])) or ([], [])
+    assert len(columns) == 5
+    assert rows[0] == ["round 1", "16 of 20 images", "5.1%", "0.0%", "kept: better"]
+    assert rows[1] == ["online", "made in training", "–", "–", "thrown away"]
     assert rounds_table(record_of(rounds=[])) is None
     assert rounds_table(record_of(rounds="none")) is None

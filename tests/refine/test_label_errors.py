@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from etude.core.errors import EtudeError
 from etude.refine import suspect_labels
-from etude.refine.label_errors import held_out_probabilities
+from etude.refine.label_errors import doubts, held_out_probabilities
 
 
 def clusters(classes: int, each: int, spread: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -51,6 +54,40 @@ def test_right_labels_of_distinct_classes_are_not_suspected():
     found = suspect_labels(features, labels, 4)
     assert found.rows.tolist() == []
     assert found.scores.max() < 0.5
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_right_labels_that_are_hard_to_tell_are_doubted_and_few_of_them_listed(seed: int):
+    features, labels = clusters(10, 120, 4.0, seed)  # one in seven looks like another class
+    found = suspect_labels(features, labels, 10)
+    assert found.agreement < 0.9
+    assert found.doubted > 25
+    assert len(found.rows) == math.ceil(found.most) <= 15
+
+
+@pytest.mark.parametrize("share", [0.02, 0.05, 0.1])
+def test_the_list_is_as_long_as_labels_are_wrong(share: float):
+    features, labels = clusters(10, 120, 4.0)
+    given, wrong = with_wrong(labels, share, 10)
+    found = suspect_labels(features, given, 10)
+    assert len(wrong) <= len(found.rows) <= 2 * len(wrong) + 10
+    assert np.isin(wrong, found.rows).mean() >= 0.8
+
+
+def test_without_anything_to_tell_them_by_all_labels_may_be_wrong():
+    features, labels = np.random.default_rng(0).normal(size=(300, 10)), np.arange(300) % 3
+    found = suspect_labels(features, labels, 3)
+    assert found.most >= 100
+    assert found.agreement < 0.5
+
+
+@given(st.integers(2, 5), st.integers(1, 8), st.integers(0, 1000))
+def test_doubt_is_above_one_half_where_another_class_is_more_probable(classes: int, count: int, seed: int):
+    rng = np.random.default_rng(seed)
+    probabilities, labels = rng.dirichlet(np.ones(classes), count), rng.integers(0, classes, (count, 3))
+    doubt = doubts(probabilities, labels)
+    assert ((doubt >= 0) & (doubt <= 1)).all()
+    np.testing.assert_array_equal(doubt > 0.5, probabilities.argmax(axis=1)[:, None] != labels)
 
 
 def test_a_class_of_two_images_is_not_judged():

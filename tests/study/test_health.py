@@ -11,7 +11,7 @@ from PIL import Image
 
 from etude.data.dataset import Dataset
 from etude.study.fold import Fold
-from etude.study.health import examine_health, split_names, told_shift, write_health
+from etude.study.health import examine_health, split_names, told_labels, told_shift, write_health
 from picture_folders import picture, write_classes, write_flat
 from study.small_data import features_of, labelled, one_fold, unlabelled, write_faulty
 
@@ -36,6 +36,8 @@ def test_every_planted_fault_is_found(faulty: Dataset, tmp_path: Path):
     assert {"round/wrong-0.png", "round/wrong-1.png", "striped/same.png"} <= suspects.keys()
     assert suspects["round/wrong-0.png"]["label"] == "round"
     assert suspects["round/wrong-0.png"]["suggested"] == "striped"
+    assert health["labels"]["doubted"] >= len(suspects) >= 3
+    assert "of the labels" in health["labels"]["told"]
     assert health["imbalance"]["classes"] == {"round": 44, "striped": 41}
     assert (health["shift"], health["notes"]) == (None, [])
     assert (health["images"], health["looked_at"]) == (85, 85)
@@ -55,7 +57,7 @@ def test_pairs_across_the_split_come_first(faulty: Dataset):
 def test_without_features_it_says_what_was_not_looked_for(faulty: Dataset):
     health = examine_health(faulty, None, one_fold(faulty))
     assert {one["exact"] for one in health["near_duplicates"]} == {True, False}  # pixels are enough for copies
-    assert health["label_errors"] == []
+    assert (health["label_errors"], health["labels"]) == ([], None)
     (note,) = health["notes"]
     assert "label errors" in note
     assert "has none" in note
@@ -114,6 +116,11 @@ def test_splits_are_named_by_what_validates_where():
     assert split_names(4, one) == ("train", "train", "train", "valid")
     assert split_names(4, two) == ("fold 2", "fold 2", "fold 1", "fold 1")
     assert split_names(2, []) == ("train", "train")
+
+
+def test_doubts_are_told_with_how_many_can_be_right():
+    assert told_labels(0.97, 30, 30).endswith("all of the 30 that they doubt may be wrong, or hard to tell")
+    assert "of the 1,200 that they doubt, not more than about 1,000 can be wrong" in told_labels(0.4, 1200, 1000)
 
 
 def test_a_shift_is_told_by_its_size():

@@ -26,6 +26,7 @@ def fit(
     seed: int = 0,
     out: Path | None = None,
     resume: Annotated[bool, Parameter(negative="")] = False,
+    tag: Annotated[list[str] | None, Parameter(negative="")] = None,
     cache: Path | None = None,
     cache_limit: str | None = None,
     image_column: str | None = None,
@@ -34,6 +35,7 @@ def fit(
     image_root: Path | None = None,
     sample_submission: Path | None = None,
     probabilities: Annotated[bool, Parameter(negative="")] = False,
+    mlflow: str | None = None,
     quiet: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Train on class folders or a table, and predict a test set.
@@ -69,6 +71,8 @@ def fit(
         The run's folder; by default a new one below runs/.
     resume
         Go on with the run in --out (or the newest unfinished one on TRAIN) where it was stopped.
+    tag
+        A word to find the run by with ``etude journal list --tag``; may be repeated.
     cache
         Folder of decoded images and features; by default ~/.cache/etude.
     cache_limit
@@ -85,6 +89,8 @@ def fit(
         A CSV whose ids, columns and order the submission must follow.
     probabilities
         Write one column of probabilities a class instead of a label.
+    mlflow
+        Address of an MLflow server, such as http://127.0.0.1:5000, that gets the run when it has finished.
     quiet
         Show warnings only.
     """
@@ -110,6 +116,8 @@ def fit(
         probabilities=probabilities,
         resume=resume,
         command=("etude", *sys.argv[1:]),
+        tags=tag or (),
+        mlflow=mlflow,
     )
     screen = Screen(quiet=quiet)
     tell_run(screen, run_job(request, screen))

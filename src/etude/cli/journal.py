@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from etude.journal.screen import Screen
 
 app = App(name="journal", help="List, show, compare and annotate the runs that were made.")
+app.command("etude.cli.journal_send:send", name="send", help="Send a run that has ended to an MLflow server.")
+app.command("etude.cli.journal_report:report", name="report", help="Write the report of a run from its folder.")
 
 Runs = Annotated[Path, Parameter(name="--runs")]
 AsJson = Annotated[bool, Parameter(name="--json", negative="")]
@@ -224,7 +226,7 @@ def gc(*, runs: Runs = _RUNS, unfinished: Flag = False, yes: Flag = False, as_js
     """
     from etude.cli.journal_show import show_garbage
     from etude.journal.collect import find_garbage, remove_garbage
-    from etude.journal.html import file_size
+    from etude.journal.quantities import file_size
     from etude.journal.screen import Screen
 
     screen = Screen()

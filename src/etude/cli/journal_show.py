@@ -9,8 +9,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from etude.journal.html import duration, file_size, moment, percent
 from etude.journal.index import DAMAGED
+from etude.journal.quantities import duration, file_size, moment, percent
+from etude.journal.record_read import REPORT_NAME
 from etude.journal.record_state import state_of, stopped_at
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def show_list(
 
 def show_run(screen: Screen, folder: Path, record: dict[str, Any], parts: Sequence[RunSummary]) -> None:
     """Show what the record of the run in ``folder`` says; ``parts`` are the runs that belong to it."""
-    report = folder / "report.html"
+    report = folder / REPORT_NAME
     screen.plan(str(folder), [*_facts(record), *([("report", str(report))] if report.is_file() else [])])
     _show_stages(screen, record["stages"])
     if record["changed"]:

@@ -60,9 +60,14 @@ def explained_write(path: Path) -> Generator[None]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented UTF-8 JSON, atomically."""
+    """Write ``value`` as indented UTF-8 JSON, atomically.
+
+    Half of a surrogate pair, which stands for a byte of a file name that is not UTF-8, is written as the JSON escape
+    of the same code: :func:`read_json` returns the same name.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
 def read_json(path: Path) -> Any:

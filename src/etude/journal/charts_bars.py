@@ -9,7 +9,8 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from etude.journal.charts import WIDTH, Frame, label, picture, shortened
-from etude.journal.html import element, percent
+from etude.journal.html import element
+from etude.journal.quantities import percent
 from etude.journal.report_scores import Bin
 
 _NAME = 96.0  # room for the names of classes

@@ -11,11 +11,10 @@ from pathlib import Path, PurePosixPath
 
 from etude.core.files import explained_write
 from etude.journal.index import DAMAGED, RunSummary, list_runs
-from etude.journal.record_read import FILE_NAME
+from etude.journal.record_read import FILE_NAME, REMAINS
 from etude.journal.record_state import KILLED, is_alive
 
 _HALF = re.compile(r"\..+\.(\d+)\.tmp")  # as core.files.replacing names what it writes before it is whole
-_EMPTY = frozenset({FILE_NAME, "bad_files.csv"})  # in the folder of a run that made nothing
 _AT_WORK = ("running", DAMAGED)  # of a damaged record it is not known
 
 
@@ -87,7 +86,7 @@ def _made_nothing(run: RunSummary, folder: Path) -> bool:
     if run.state not in ("failed", "interrupted", KILLED) or run.notes or run.tags:
         return False
     names = {path.name for path in folder.iterdir() if not _HALF.fullmatch(path.name)}
-    return names <= _EMPTY
+    return names <= REMAINS
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import math
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -17,7 +15,17 @@ from markupsafe import Markup
 
 from etude.core.errors import EtudeError
 from etude.core.files import replacing
-from etude.journal.quantities import short_number
+from etude.journal.quantities import (
+    count_of,
+    duration,
+    file_size,
+    in_words,
+    moment,
+    percent,
+    points,
+    short_number,
+    signed,
+)
 
 # First bytes of the kinds of picture that a page may carry.
 _PICTURES = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": "image/webp"}
@@ -101,75 +109,6 @@ def asset(name: str) -> str:
     return files("etude.journal").joinpath("templates", name).read_text(encoding="utf-8")
 
 
-def percent(share: float | None, digits: int = 1) -> str:
-    """Return a share as a percentage; a dash where it is not known.
-
-    >>> percent(0.98549), percent(None)
-    ('98.5%', '–')
-    """
-    return "–" if share is None or not math.isfinite(share) else f"{100 * share:.{digits}f}%"
-
-
-def points(difference: float | None) -> str:
-    """Return a difference of shares in percentage points, with its sign.
-
-    >>> points(0.0225), points(-0.00125), points(None)
-    ('+2.25', '−0.12', '')
-    """
-    return "" if difference is None else f"{100 * difference:+.2f}".replace("-", "−")
-
-
-def duration(seconds: float | None) -> str:
-    """Return seconds as one reads them, in at most two units.
-
-    >>> [duration(value) for value in (0.02, 4.25, 62.6, 3725, 190000, None)]
-    ['0.02 s', '4.2 s', '1 min 3 s', '1 h 2 min', '2 d 4 h', '–']
-    """
-    if seconds is None:
-        return "–"
-    if seconds < 59.95:
-        return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s"
-    whole = round(seconds)
-    for size, unit, part, of in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if whole >= size:
-            return f"{whole // size} {unit} {whole % size // part} {of}"
-    return f"{whole} s"
-
-
-def file_size(count: float | None) -> str:
-    """Return bytes as one reads them, in powers of 1000.
-
-    >>> file_size(912), file_size(1159936), file_size(None)
-    ('912 B', '1.2 MB', '–')
-    """
-    if count is None:
-        return "–"
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 999.5:
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 99.5 else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
-def moment(text: str | None) -> str:
-    """Return an ISO time as ``2026-11-22 14:17 UTC``; what is no time comes back as it is.
-
-    >>> moment("2026-11-22T14:17:22+00:00"), moment(None)
-    ('2026-11-22 14:17 UTC', '–')
-    """
-    if not text:
-        return "–"
-    try:
-        read = datetime.fromisoformat(text)
-    except ValueError:
-        return text
-    return f"{read.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
-
-
-def _count(value: float) -> str:
-    return f"{value:,}"
-
-
 @cache
 def _environment() -> Environment:
     environment = Environment(
@@ -179,8 +118,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    named = (percent, points, duration, file_size, moment, short_number)
-    environment.filters.update({filter_.__name__: filter_ for filter_ in named}, count_of=_count)
+    named = (percent, points, signed, duration, file_size, moment, short_number, count_of, in_words)
+    environment.filters.update({filter_.__name__: filter_ for filter_ in named})
     return environment
 
 

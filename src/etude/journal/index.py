@@ -109,6 +109,13 @@ def list_runs(runs: Path, warn: Warn | None = None) -> list[RunSummary]:
     return sorted(_summaries(contents), key=lambda run: (run.started, run.path), reverse=True)
 
 
+def read_runs(runs: Path) -> list[RunSummary]:
+    """Return all runs below ``runs`` in the order of their start, from their records alone: no index is kept there."""
+    return sorted(
+        _summaries(_contents(":memory:", runs, dict(_stamps(str(runs))))), key=lambda run: (run.started, run.path)
+    )
+
+
 def find_run(runs: Path, name: str) -> Path:
     """Return the folder of the run ``name``: a folder, a path below ``runs``, its last part, or the start of an id.
 

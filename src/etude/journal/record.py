@@ -20,12 +20,21 @@ from etude.core.errors import EtudeError
 from etude.core.files import explained_write, write_json
 from etude.journal.environment import describe_environment
 from etude.journal.record_notes import checked_tag, now
-from etude.journal.record_read import FILE_NAME, ID_LENGTH, OWN, SCHEMA_VERSION, STATES, again, read_record, read_run
+from etude.journal.record_read import (
+    FILE_NAME,
+    ID_LENGTH,
+    OWN,
+    SCHEMA_VERSION,
+    STATES,
+    again,
+    failed_with_nothing,
+    read_record,
+    read_run,
+)
 
 __all__ = ["FILE_NAME", "SCHEMA_VERSION", "STATES", "RunRecord", "Stage", "read_run"]
 
 _HEARTBEAT = 30.0  # seconds between two writes of a stage that says nothing: a killed run tells how long it was at it
-_REMAINS = frozenset({FILE_NAME, "bad_files.csv"})  # of a run that failed before it made anything
 
 
 class Stage:
@@ -67,7 +76,7 @@ class RunRecord:
     def __init__(self, folder: Path, content: dict[str, Any]) -> None:
         self.folder = folder
         self._content = content
-        self._opened = time.monotonic()
+        self._opened: float | None = time.monotonic()
         self._seconds_before = float(content["seconds"])
         self._earlier = {entry["name"]: entry for entry in content.get("stages", ())}  # of the run that is resumed
         self._running: list[_Attempt] = []
@@ -210,6 +219,7 @@ class RunRecord:
         with self._lock:
             self._content |= {"state": state, "error": _plain(told), "ended": now()}
             self._write_after(state)
+            self._opened = None  # a warning that comes after the end takes none of the run's time
 
     @contextmanager
     def changing(self) -> Generator[None]:
@@ -223,7 +233,8 @@ class RunRecord:
         with self._lock:
             for attempt in self._running:
                 attempt.take_time()
-            self._content["seconds"] = self._seconds_before + time.monotonic() - self._opened
+            if self._opened is not None:
+                self._content["seconds"] = self._seconds_before + time.monotonic() - self._opened
             write_json(self.folder / FILE_NAME, self._content)
 
     def _write_after(self, state: str) -> None:
@@ -249,7 +260,7 @@ def _content_to_go_on_with(folder: Path, resume: bool, named: Mapping[str, Any])
         if folder.exists() and not folder.is_dir():
             raise EtudeError(f"{folder} is a file, and a run needs a folder: choose another --out")
         names = {path.name for path in folder.iterdir()} if folder.is_dir() else set[str]()
-        if not resume and names <= _REMAINS and _has_failed(folder):
+        if not resume and names and failed_with_nothing(folder):
             for name in names:
                 (folder / name).unlink()
             names = set[str]()
@@ -265,14 +276,6 @@ def _content_to_go_on_with(folder: Path, resume: bool, named: Mapping[str, Any])
         if stage["state"] == "running":  # the process was killed before it could say so
             stage["state"] = "interrupted"
     return {**content, "resumed": [*content["resumed"], now()]}
-
-
-def _has_failed(folder: Path) -> bool:
-    """Whether a run failed in ``folder``: with nothing made, the corrected command may use it again."""
-    try:
-        return read_record(folder)["state"] == "failed"
-    except EtudeError:
-        return False
 
 
 def _told(error: BaseException) -> str:

@@ -12,6 +12,10 @@ from etude.journal.record_notes import read_notes
 
 SCHEMA_VERSION = 2
 FILE_NAME = "run.json"
+REPORT_NAME = "report.html"
+REMAINS = frozenset({FILE_NAME, REPORT_NAME, "bad_files.csv"})
+"""What stands in the folder of a run that ended before it made anything."""
+
 STATES = ("running", "finished", "failed", "interrupted")
 ID_LENGTH = 10  # of hexadecimal digits: a clash among 10,000 runs has a chance of 1 in 20,000
 
@@ -85,6 +89,14 @@ def read_record(folder: Path) -> dict[str, Any]:
         content = _of_schema_1(content)
     _refuse_damaged(file, content)
     return content
+
+
+def failed_with_nothing(folder: Path) -> bool:
+    """Whether a run failed in ``folder`` before it made anything: the corrected command may use it again."""
+    try:
+        return {path.name for path in folder.iterdir()} <= REMAINS and read_record(folder)["state"] == "failed"
+    except EtudeError:
+        return False
 
 
 def folded(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:

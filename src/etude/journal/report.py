@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from etude.core.errors import EtudeError
 from etude.core.predictions import Predictions
 from etude.journal.html import data_uri, render_page, write_page
+from etude.journal.quantities import spoken
+from etude.journal.record_read import REPORT_NAME
 from etude.journal.record_state import state_of
 from etude.journal.report_classes import (
     balance_figure,
@@ -17,12 +19,13 @@ from etude.journal.report_classes import (
     matrix_figure,
     recall_bar,
 )
-from etude.journal.report_curves import Schedule, curve_figures, schedule_of
+from etude.journal.report_curves import curve_figures, schedule_of
 from etude.journal.report_folder import RunFolder
-from etude.journal.report_gallery import Album
-from etude.journal.report_health import Health, health_of
+from etude.journal.report_gallery import Album, Gallery
+from etude.journal.report_health import health_of
+from etude.journal.report_parts import lift_of, parts_of
 from etude.journal.report_scores import Judged, class_rows, confused_pairs, scores_of
-from etude.journal.report_steps import last_words, steps_of
+from etude.journal.report_steps import builds_up, last_words, steps_of
 from etude.journal.report_tables import (
     architecture_of,
     data_facts,
@@ -33,11 +36,13 @@ from etude.journal.report_tables import (
     settings_of,
 )
 
-NAME = "report.html"
 _MOST_ERRORS = 24
 _MOST_CLASSES = 500  # in the table
 _MOST_PAIRS = 12
 _STRENGTHS = (("0", "none"), ("0.5", "half"), ("1", "full"))
+_DAMAGE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)  # of files that no run has written so
+
+T = TypeVar("T")
 
 
 def write_report(folder: Path) -> Path:
@@ -45,78 +50,94 @@ def write_report(folder: Path) -> Path:
 
     The page holds everything it shows: it opens from a disk without a network, and is smaller than 3 MB. It is made of
     what the folder holds: ``run.json``, and where they are there ``history.csv``, ``valid.npz``, ``test.npz``,
-    ``gallery.npz`` with ``gallery.json``, ``health.json``, ``timeline.png`` and the models. A file that cannot be read
-    is named on the page. A run that is still at work, or was stopped, has a report too.
+    ``gallery.npz`` with ``gallery.json``, ``health.json``, ``ablation.json``, ``timeline.png``, the models, and the
+    records of the runs below it. A section without anything to show is left out; what is damaged is named on the page.
+    A run that is still at work, or was stopped or killed, has a report too.
 
     Raises:
         EtudeError: the folder holds no run, its record is damaged, or the page cannot be written.
     """
-    return write_page(folder / NAME, render_report(RunFolder.read(folder)))
+    return write_page(folder / REPORT_NAME, render_report(RunFolder.read(folder)))
 
 
 def render_report(run: RunFolder) -> str:
     """Return the page of ``run``."""
-    problems = list(run.problems)
-    judged = None if run.valid is None else Judged.of(run.valid)
-    schedule = _schedule(run, problems)
-    png = data_uri(run.timeline_png) if schedule is None and run.timeline_png is not None else ""
+    problems, record = list(run.problems), run.record
+
+    def whole(what: str, make: Callable[[], T], without: T) -> T:
+        try:
+            return make()
+        except EtudeError as error:
+            problems.append(str(error))
+        except _DAMAGE as error:
+            problems.append(f"{what}: left out, since a file is damaged ({type(error).__name__}: {error})")
+        return without
+
+    judged = whole("scores", lambda: None if run.valid is None else Judged.of(run.valid), None)
+    album = whole("pictures", lambda: None if run.gallery is None else _album(run, run.gallery), None)
+    schedule = whole("timeline", lambda: schedule_of(run), None)
+    shown_png = run.timeline_png if schedule is None else None
     values = {
-        **_head(run, judged),
-        "steps": steps_of(run.record),
-        "rounds": rounds_table(run.record),
+        "name": run.path.resolve().name,
+        **_told(record),
+        **whole("headline", lambda: _headline(run, judged), _NO_HEADLINE),
+        "steps": whole("steps", lambda: steps_of(record), []),
+        "parts": whole("parts", lambda: parts_of(run), []),
+        "rounds": whole("rounds", lambda: rounds_table(record), None),
+        "lift": whole("tricks", lambda: lift_of(run), None),
         "schedule": schedule,
-        "timeline_png": png,
-        "curves": curve_figures(run.models),
-        **_classes(run, judged),
-        **_pictures(run, judged, problems),
-        "data": data_facts(run.record),
-        "architecture": architecture_of(run),
-        "settings": settings_of(run.record),
-        "environment": environment_facts(run.record),
-        "reproduce": recipe_to_reproduce(run.record),
+        "timeline_png": "" if shown_png is None else data_uri(shown_png),
+        "curves": whole("curves", lambda: curve_figures(run.models), []),
+        "balance": whole("balance of the classes", lambda: balance_figure(record, judged, run.test), None),
+        **whole("classes", lambda: _classes(judged), _NO_CLASSES),
+        "health": whole("health", lambda: None if run.health is None else health_of(run.health, album), None),
+        **whole("pictures", lambda: _pictures(album, judged), _NO_PICTURES),
+        "data": whole("data", lambda: data_facts(record), []),
+        "architecture": whole("network", lambda: architecture_of(run), None),
+        "settings": whole("settings", lambda: settings_of(record), {}),
+        "environment": whole("environment", lambda: environment_facts(record), []),
+        "reproduce": whole("command", lambda: recipe_to_reproduce(record), ""),
+        "left_out": 0 if album is None else album.left_out,
         "problems": problems,
     }
     return render_page("report.html.j2", values)
 
 
-def _head(run: RunFolder, judged: Judged | None) -> dict[str, Any]:
-    record = run.record
-    result = record.get("result") or {}
-    kept = list(dict.fromkeys(map(str, result.get("kept") or [])))
-    backbones = list(dict.fromkeys(str(model.card["backbone"]) for model in run.models if "backbone" in model.card))
+def _told(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the record says in lists of texts; entries that are damaged say nothing."""
+
+    def entries(key: str, *names: str) -> list[tuple[Any, ...]]:
+        tables = [one for one in record[key] if isinstance(one, Mapping) and set(names) <= one.keys()]
+        return [tuple(one[name] for name in names) for one in tables]
+
     return {
-        "name": run.path.resolve().name,
         "record": record,
         "state": state_of(record),
         "said": last_words(record),
+        "builds_up": builds_up(record),
+        "warnings": [text for (text,) in entries("warnings", "text")],
+        "notes": entries("notes", "text", "at"),
+        "files": entries("artefacts", "name", "bytes", "blake2b"),
+        "version": record["environment"].get("etude") or "",
+    }
+
+
+def _headline(run: RunFolder, judged: Judged | None) -> dict[str, Any]:
+    result = run.record.get("result") or {}
+    kept = list(dict.fromkeys(spoken(str(one)) for one in result.get("kept") or []))
+    backbones = list(dict.fromkeys(str(model.card["backbone"]) for model in run.models if "backbone" in model.card))
+    return {
         "kept": " and ".join(kept),
         "backbone": " and ".join(backbones),
-        "planned": planned_against_taken(record),
+        "planned": planned_against_taken(run.record),
         "scores": [] if judged is None else scores_of(judged),
         "images": 0 if judged is None else len(judged.labels),
     }
 
 
-def _schedule(run: RunFolder, problems: list[str]) -> Schedule | None:
-    try:
-        return schedule_of(run)
-    except EtudeError as error:
-        problems.append(str(error))
-        return None
-
-
-def _health(run: RunFolder, album: Album | None, problems: list[str]) -> Health | None:
-    try:
-        return None if run.health is None else health_of(run.health, album)
-    except EtudeError as error:
-        problems.append(str(error))
-        return None
-
-
-def _classes(run: RunFolder, judged: Judged | None) -> dict[str, Any]:
-    balance = balance_figure(run.record, judged, run.test)
+def _classes(judged: Judged | None) -> dict[str, Any]:
     if judged is None:
-        return {"matrix": None, "pairs": [], "rows": [], "more_rows": 0, "calibration": None, "balance": balance}
+        return _NO_CLASSES
     rows = class_rows(judged)
     named = [(judged.classes[label], judged.classes[guess], often) for label, guess, often in confused_pairs(judged)]
     return {
@@ -125,24 +146,29 @@ def _classes(run: RunFolder, judged: Judged | None) -> dict[str, Any]:
         "rows": [(row, recall_bar(row)) for row in rows[:_MOST_CLASSES]],
         "more_rows": max(0, len(rows) - _MOST_CLASSES),
         "calibration": calibration_figure(judged),
-        "balance": balance,
     }
 
 
-def _pictures(run: RunFolder, judged: Judged | None, problems: list[str]) -> dict[str, Any]:
+def _album(run: RunFolder, gallery: Gallery) -> Album:
     known: list[Predictions] = [one for one in (run.valid, run.test) if one is not None]
-    classes: Mapping[str, int] = (run.record.get("data") or {}).get("classes") or {}
-    album = None if run.gallery is None else Album(run.gallery, known, list(classes))
+    classes = (run.record.get("data") or {}).get("classes") or {}
+    return Album(gallery, known, list(classes))
+
+
+def _pictures(album: Album | None, judged: Judged | None) -> dict[str, Any]:
     errors = [] if album is None else [picture for group in album.shown("confident_errors") for picture in group]
     if not errors and judged is not None:
         errors = confident_errors(judged, _MOST_ERRORS)
-    shown = {
+    if album is None:
+        return {**_NO_PICTURES, "errors": errors}
+    return {
         "errors": errors[:_MOST_ERRORS],
-        "pair_pictures": [] if album is None else album.shown("confused_pairs"),
-        "health": _health(run, album, problems),
-        "samples": [] if album is None else [picture for group in album.shown("samples") for picture in group],
-        "augmented": []
-        if album is None
-        else [(name, groups) for key, name in _STRENGTHS if (groups := album.shown(f"augmentation {key}"))],
+        "pair_pictures": album.shown("confused_pairs"),
+        "samples": [picture for group in album.shown("samples") for picture in group],
+        "augmented": [(name, groups) for key, name in _STRENGTHS if (groups := album.shown(f"augmentation {key}"))],
     }
-    return {**shown, "left_out": 0 if album is None else album.left_out}
+
+
+_NO_HEADLINE: dict[str, Any] = {"kept": "", "backbone": "", "planned": "", "scores": [], "images": 0}
+_NO_CLASSES: dict[str, Any] = {"matrix": None, "pairs": [], "rows": [], "more_rows": 0, "calibration": None}
+_NO_PICTURES: dict[str, Any] = {"errors": [], "pair_pictures": [], "samples": [], "augmented": []}

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from etude.core.predictions import Predictions
 from etude.journal.charts import Figure
 from etude.journal.charts_bars import interval_in_cell, matrix_chart, reliability_chart, share_bars
-from etude.journal.html import percent
+from etude.journal.quantities import percent
 from etude.journal.report_gallery import Picture
 from etude.journal.report_scores import (
     ClassRow,
@@ -41,7 +41,7 @@ def matrix_figure(judged: Judged) -> Figure:
         chosen = np.sort(occurring[np.argsort(-errors[occurring], kind="stable")[:_MOST_IN_MATRIX]])
     matrix = confusion_matrix(judged, chosen.tolist())
     names = judged.classes
-    told = [f"{names[label]} taken for {names[guess]} {often} times" for label, guess, often in pairs[:_MOST_TOLD]]
+    told = [f"{names[label]} taken for {names[guess]}: {often:,}" for label, guess, often in pairs[:_MOST_TOLD]]
     wrong = sum(often for _, _, often in pairs)
     whole = f"Confusion matrix of {len(judged.labels):,} validation images, {wrong:,} of them wrong"
     rest = len(occurring) - len(chosen)

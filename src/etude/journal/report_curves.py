@@ -10,8 +10,7 @@ import numpy as np
 
 from etude.core.errors import EtudeError
 from etude.journal.charts import Figure, Series, line_chart
-from etude.journal.html import percent
-from etude.journal.quantities import LABELS, UNITS, short_number
+from etude.journal.quantities import LABELS, UNITS, percent, short_number, spoken
 from etude.journal.report_folder import Model, Row, RunFolder
 from etude.journal.timeline_panels import Panel, panels_of
 from etude.timeline import Timeline, timeline_from_tree
@@ -100,7 +99,7 @@ def _curves(title: str, columns: Sequence[str], histories: Sequence[tuple[str, S
         for column in columns:
             there = [(row[across], row[column]) for row in rows if _are_numbers(row.get(across), row.get(column))]
             if there:
-                part, color = _PARTS.get(column, (_title(column).lower(), "first"))
+                part, color = _PARTS.get(column, (f"{_title(column)[:1].lower()}{_title(column)[1:]}", "first"))
                 name = part if folder == "." else f"{part}, {folder.replace('-', ' ')}"
                 lines.append(Series(name, *np.array(sorted(there)).T, color=color))
     if not lines:
@@ -133,8 +132,8 @@ def _told(line: Series, share: bool) -> str:
 
 
 def _title(column: str) -> str:
-    words = column.removeprefix("valid_").replace("_", " ")
-    return f"Validation {words}" if column.startswith("valid_") else words.capitalize()
+    words = spoken(column.removeprefix("valid_"))
+    return f"Validation {words}" if column.startswith("valid_") else f"{words[:1].upper()}{words[1:]}"
 
 
 def _are_numbers(*cells: Any) -> bool:

@@ -13,6 +13,7 @@ from etude.core.errors import EtudeError
 from etude.core.files import read_json
 from etude.core.predictions import Predictions
 from etude.journal.html import kind_of
+from etude.journal.index import DAMAGED, RunSummary, read_runs
 from etude.journal.record_read import read_run
 from etude.journal.report_gallery import Gallery
 
@@ -54,6 +55,9 @@ class RunFolder:
         health: the content of ``health.json``, or None.
         timeline_png: the picture of the timeline, or None.
         problems: a sentence for each file that could not be read.
+        children: the runs below this one that are part of it, and those of which nobody can tell.
+        ablation: the content of ``ablation.json``, or None.
+        lift_png: the chart of what an ablation found, or None.
     """
 
     path: Path
@@ -65,6 +69,9 @@ class RunFolder:
     health: dict[str, Any] | None
     timeline_png: bytes | None
     problems: tuple[str, ...]
+    children: tuple[RunSummary, ...] = ()
+    ablation: dict[str, Any] | None = None
+    lift_png: bytes | None = None
 
     @classmethod
     def read(cls, path: Path) -> RunFolder:
@@ -104,6 +111,9 @@ class RunFolder:
             gallery=whole("gallery.npz", Gallery.load),
             health=whole("health.json", _read_table),
             timeline_png=whole("timeline.png", _read_picture),
+            children=tuple(run for run in read_runs(path) if run.parent == record["id"] or run.state == DAMAGED),
+            ablation=whole("ablation.json", _read_table),
+            lift_png=whole("lift.png", _read_picture),
             problems=tuple(problems),
         )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from etude.core.errors import EtudeError
-from etude.journal.html import percent
+from etude.journal.quantities import percent
 from etude.journal.report_gallery import Album, Picture
 
 _MOST = 24  # of each kind are shown
@@ -40,6 +40,7 @@ class Health:
         tiny: images too small to tell much.
         duplicates: copies, those across splits first.
         suspects: suspected label errors, the most suspicious first.
+        labels: how far they are to be believed; may be empty.
         shift: how training and test images differ; empty when it was not measured.
         leaks: what gives the label away.
         imbalance: what is to be said of the sizes of the classes; may be empty.
@@ -51,6 +52,7 @@ class Health:
     tiny: list[str]
     duplicates: list[Duplicates]
     suspects: list[Suspect]
+    labels: str
     shift: str
     leaks: list[str]
     imbalance: str
@@ -84,9 +86,10 @@ def _health_of(told: Mapping[str, Any], album: Album | None) -> Health:
         tiny=[f"{one['id']}: {one['width']} × {one['height']} px" for one in lists["tiny"][:_MOST]],
         duplicates=[_duplicates(pair, album) for pair in lists["near_duplicates"][:_MOST]],
         suspects=[_suspect(one, album) for one in lists["label_errors"][:_MOST]],
+        labels=_sentence((told.get("labels") or {}).get("told")),
         shift=_shift(told.get("shift") or {}),
         leaks=[_leak(one) for one in told.get("leaks") or []],
-        imbalance=_imbalance(told.get("imbalance") or {}),
+        imbalance=_sentence((told.get("imbalance") or {}).get("told")),
         notes=[str(note) for note in told.get("notes") or []],
     )
 
@@ -117,16 +120,17 @@ def _shift(shift: Mapping[str, Any]) -> str:
     if not shift:
         return ""
     low, high = shift["interval"]
-    measured = f"AUC {shift['auc']:.3f}, interval {low:.3f} to {high:.3f}; 0.5 is chance"
-    return f"{str(shift.get('told') or 'a classifier was asked to tell them apart').capitalize()} ({measured})."
+    told = _sentence(shift.get("told") or "a classifier was asked to tell them apart")
+    return f"{told} AUC {shift['auc']:.3f}, 95% interval {low:.3f} to {high:.3f}; 0.5 is chance."
 
 
 def _leak(leak: Mapping[str, Any]) -> str:
-    if leak.get("accuracy") is None:
-        return str(leak["told"])
-    return f"{leak['told']} ({percent(leak['accuracy'])} right where guessing gets {percent(leak['chance'])})"
+    """Return the leak's own words, with its figures where these lack them."""
+    told, accuracy = str(leak["told"]), leak.get("accuracy")
+    if accuracy is None or "%" in told:
+        return told
+    return f"{told} ({percent(accuracy)} right where guessing gets {percent(leak['chance'])})"
 
 
-def _imbalance(told: Mapping[str, Any]) -> str:
-    said = told.get("told")
-    return f"{str(said)[:1].upper()}{str(said)[1:]}." if said else ""
+def _sentence(told: Any) -> str:
+    return f"{str(told)[:1].upper()}{str(told)[1:]}." if told else ""

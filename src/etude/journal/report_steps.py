@@ -10,10 +10,11 @@ from typing import Any
 from markupsafe import Markup
 
 from etude.journal.charts_bars import bar_in_cell
-from etude.journal.html import duration, percent
-from etude.journal.record_state import state_of, stopped_at
+from etude.journal.quantities import duration, in_words, percent, spoken
+from etude.journal.record_state import KILLED, state_of, stopped_at
 
-_FOLD = re.compile(r" \(fold \d+/\d+\)$")
+FOLD = re.compile(r" \(fold (\d+)/\d+\)$")
+"""The end of a stage's name that tells its fold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +54,9 @@ def steps_of(record: Mapping[str, Any]) -> list[Step]:
     """Return the run's stages in their order; a stage of several folds is one step with the mean of its scores."""
     stages: dict[str, list[Mapping[str, Any]]] = {}
     for stage in record["stages"]:
-        stages.setdefault(_FOLD.sub("", stage["name"]), []).append(stage)
+        stages.setdefault(FOLD.sub("", stage["name"]), []).append(stage)
     planned = (record.get("plan") or {}).get("expected_seconds") or {}
+    state, each_builds_up = state_of(record), builds_up(record)
     whole = sum(_seconds(group) or 0.0 for group in stages.values())
     steps: list[Step] = []
     before: dict[str, float] = {}
@@ -67,9 +69,14 @@ def steps_of(record: Mapping[str, Any]) -> list[Step]:
         saved = None if loss is None or "log_loss" not in before else before["log_loss"] - loss
         notes, error = _notes(group), next((stage["error"] for stage in group if stage.get("error")), None)
         row = (seconds, planned.get(name), accuracy, loss, gained, saved, notes, error, bar)
-        steps.append(Step(name, _state(group), len(group), *row))
-        before |= {score: value for score, value in scores.items() if value is not None}
+        steps.append(Step(name, state_of_all(group, state), len(group), *row))
+        before |= {score: value for score, value in scores.items() if value is not None and each_builds_up}
     return steps
+
+
+def builds_up(record: Mapping[str, Any]) -> bool:
+    """Whether each stage goes on from the one before; those of a study are runs that stand side by side."""
+    return record.get("kind", "fit") == "fit"
 
 
 def last_words(record: Mapping[str, Any]) -> str:
@@ -94,9 +101,16 @@ def _mean(group: Sequence[Mapping[str, Any]], score: str) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _state(group: Sequence[Mapping[str, Any]]) -> str:
+def state_of_all(group: Sequence[Mapping[str, Any]], run: str) -> str:
+    """Return the state of stages together: the worst, or finished when all are; with a killed ``run`` they ended too.
+
+    >>> group = [{"state": "finished"}, {"state": "running"}]
+    >>> state_of_all(group, "running"), state_of_all(group, KILLED)
+    ('running', 'killed')
+    """
     states = [stage["state"] for stage in group]
-    return next((state for state in ("failed", "interrupted", "running") if state in states), "finished")
+    worst = next((state for state in ("failed", "interrupted", "running") if state in states), "finished")
+    return KILLED if worst == "running" and run == KILLED else worst
 
 
 def _notes(group: Sequence[Mapping[str, Any]]) -> str:
@@ -104,12 +118,8 @@ def _notes(group: Sequence[Mapping[str, Any]]) -> str:
     facts: dict[str, str] = {}
     for stage in group:
         for key, value in stage["notes"].items():
-            text = ", ".join(map(str, value)) if isinstance(value, list) else _yes_or_no(value)
+            text = "" if value is None or value == [] else in_words(value)
             facts[key] = text if facts.get(key, text) == text else "differs by fold"
     begun = max((int(stage.get("attempts") or 1) for stage in group), default=1)
-    told = [f"{key} {text}" for key, text in facts.items() if text]
+    told = [f"{spoken(key)} {text}" for key, text in facts.items() if text]
     return "; ".join([*told, *([f"begun {begun} times"] if begun > 1 else [])])
-
-
-def _yes_or_no(value: Any) -> str:
-    return {True: "yes", False: "no", None: ""}.get(value, str(value)) if isinstance(value, bool | None) else str(value)

@@ -8,11 +8,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from etude.journal.html import duration, file_size, moment
+from etude.journal.quantities import duration, file_size, in_words, moment, percent
 from etude.journal.report_folder import Model, RunFolder
 
 _MOST_PARTS = 24  # of a network, listed one by one
 _DEPTH = 3  # of the names by which weights are put together
+_CHANNELS = {1: "1 (grey)", 3: "3 (RGB)"}
 
 Facts = list[tuple[str, str]]
 
@@ -48,8 +49,8 @@ def settings_of(record: Mapping[str, Any]) -> dict[str, list[Setting]]:
     found: dict[str, list[Setting]] = {}
     for name in [*record["settings"], *(name for name in used if name not in record["settings"])]:
         section, _, last = name.rpartition(".")
-        asked = _written(record["settings"].get(name))
-        one = Setting(last, asked, _written(used[name]) if name in used else asked, name in record["changed"])
+        asked = in_words(record["settings"].get(name))
+        one = Setting(last, asked, in_words(used[name]) if name in used else asked, name in record["changed"])
         found.setdefault(section or "recipe", []).append(one)
     return found
 
@@ -63,11 +64,12 @@ def data_facts(record: Mapping[str, Any]) -> Facts:
     splits = [f"{fold['train']:,} to train, {fold['valid']:,} to validate" for fold in folds]
     facts: Iterable[tuple[str, Any]] = (
         ("images", data.get("described")),
+        ("read from", data.get("train")),
         ("test images", f"{data['test_images']:,}" if data.get("test_images") else None),
         ("split", splits[0] if len(splits) == 1 else f"{len(splits)} folds of {splits[0]}" if splits else None),
         ("sample", data.get("sample")),
         ("decoded to", f"{data['stored_size']} px" if data.get("stored_size") else None),
-        ("channels", {1: "1 (grey)", 3: "3 (RGB)"}.get(data.get("channels", 0))),
+        ("channels", _CHANNELS.get(data.get("channels", 0))),
         ("geometry", data.get("fit_reason")),
         ("fingerprint", data.get("fingerprint")),
     )
@@ -95,8 +97,8 @@ def architecture_of(run: RunFolder) -> Architecture | None:
         ("parameters", f"{parameters:,}" if parameters else None),
         ("trained of them", None if trainable is None else f"{int(trainable):,}"),
         ("FLOPs an image", None if flops is None else f"{_prefixed(float(flops))}{_at(told.get('image_size'))}"),
-        ("input", f"{shape['size']} × {shape['size']} px, {shape['in_channels']} channels" if shape else None),
-        ("normalised by", f"mean {_written(shape['mean'])}, std {_written(shape['std'])}" if shape else None),
+        ("input", _input(shape) if shape else None),
+        ("normalised by", f"mean {in_words(shape['mean'])}, std {in_words(shape['std'])}" if shape else None),
         ("classes", f"{len(card['classes']):,}" if card.get("classes") else None),
         ("precision", card.get("precision")),
         ("views a prediction (TTA)", card.get("tta")),
@@ -125,7 +127,7 @@ def environment_facts(record: Mapping[str, Any]) -> Facts:
         ("uncommitted changes", git.get("diff")),
     )
     named = {"etude", "python", "platform", "cpu", "cores", "memory_bytes", "git", "packages"}
-    others = ((name.replace("_", " "), _written(value)) for name, value in around.items() if name not in named)
+    others = ((name.replace("_", " "), in_words(value)) for name, value in around.items() if name not in named)
     packages = ((name, version) for name, version in (around.get("packages") or {}).items())
     return [(name, str(value)) for name, value in (*facts, *others, *packages) if value is not None]
 
@@ -152,13 +154,21 @@ def planned_against_taken(record: Mapping[str, Any]) -> str:
 
 
 def rounds_table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]] | None:
-    """Return columns and rows of the rounds that the run went through, or None: every plain fact of each."""
+    """Return columns and rows of the rounds with unlabelled images that were judged, or None."""
     rounds = record.get("rounds")
     if not isinstance(rounds, list) or not rounds or not all(isinstance(one, dict) for one in rounds):
         return None
-    plain = [{k: v for k, v in one.items() if not isinstance(v, dict | list)} for one in rounds]
-    columns = list(dict.fromkeys(name for one in plain for name in one))
-    return [name.replace("_", " ") for name in columns], [[_written(one.get(c, "")) for c in columns] for one in plain]
+    columns = ["round", "pseudo-labels", "labels that changed", "off the expected class shares", "verdict"]
+    return columns, [
+        [
+            str(one.get("name", "")),
+            str(one.get("pseudo_labels") or "made in training"),
+            percent(one.get("changed")),
+            percent(one.get("from_prior")),
+            str(one.get("told", "")),
+        ]
+        for one in rounds
+    ]
 
 
 def _parts(model: Model) -> list[tuple[str, int, int]]:
@@ -178,6 +188,11 @@ def _natural(name: str) -> list[tuple[bool, int, str]]:
     return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in name.split(".")]
 
 
+def _input(shape: Mapping[str, Any]) -> str:
+    count = shape["in_channels"]
+    return f"{shape['size']} × {shape['size']} px, channels: {_CHANNELS.get(count, count)}"
+
+
 def _at(size: Any) -> str:
     return f" at {size} px" if size else ""
 
@@ -187,15 +202,3 @@ def _prefixed(value: float) -> str:
         if value >= size:
             return f"{value / size:.3g} {prefix}FLOPs"
     return f"{value:,.0f}"
-
-
-def _written(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list):
-        return ", ".join(map(_written, value)) or "none"
-    if isinstance(value, dict):
-        return "; ".join(f"{key} {_written(one)}" for key, one in value.items()) or "none"
-    return "none" if value is None else str(value)

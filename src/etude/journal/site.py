@@ -13,9 +13,10 @@ import numpy as np
 
 from etude.core.errors import EtudeError
 from etude.journal.charts import Figure, Series, line_chart
-from etude.journal.html import percent, render_page, write_page
+from etude.journal.html import render_page, write_page
 from etude.journal.index import RunSummary, list_runs
-from etude.journal.report import NAME as REPORT_NAME
+from etude.journal.quantities import percent
+from etude.journal.record_read import REPORT_NAME
 from etude.journal.report_scores import wilson
 
 _MOST_CHARTS = 3

@@ -37,17 +37,22 @@ class UnitRows:
             part = slice(start, start + step)
             rows = features[part].astype(np.float64)
             # What is left of a row that equals the centre is rounding, which has no direction.
-            rounding = 1e-6 * (np.linalg.norm(rows, axis=1) + np.linalg.norm(centre))
+            rounding = 1e-6 * (np.sqrt(_squares_of(rows)) + np.linalg.norm(centre))
             rows -= centre
-            length = np.linalg.norm(rows, axis=1)
+            length = np.sqrt(_squares_of(rows))
             rows *= np.where(length > rounding, 1 / np.maximum(length, 1e-300), 0.0)[:, None]
             values[part] = rows
-            squares[part] = (rows**2).sum(axis=1)
+            squares[part] = _squares_of(rows)
         return cls(values, squares)
 
     def take(self, rows: slice | NDArray[np.int64]) -> Self:
         """Return some of the rows."""
         return type(self)(self.values[rows], self.squares[rows])
+
+
+def _squares_of(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the squared length of each row, (N,), without a table of squares."""
+    return np.einsum("nd,nd->n", rows, rows)
 
 
 def squared_distances(queries: UnitRows, rows: UnitRows) -> NDArray[np.float32]:
@@ -81,13 +86,17 @@ def nearest_of_block(
     compared in float64 where they compete for the last place or are among the first 64; equal ones go by position.
     """
     tolerance = 2 * float(np.finfo(np.float32).eps) * np.sqrt(rows.shape[1]) + 1e-6
-    positions = np.argpartition(squared, k - 1, axis=1)[:, :k]
+    last = np.partition(squared, k - 1, axis=1)[:, k - 1]  # several times as fast as to partition positions
+    within = squared <= last[:, None] + tolerance
+    clear = within.sum(axis=1) == k
+    positions = np.empty((len(squared), k), np.int64)
+    positions[clear] = np.nonzero(within[clear])[1].reshape(-1, k)
+    for row in np.flatnonzero(~clear):
+        if np.isfinite(last[row]):
+            positions[row] = _nearest_of_row(squared[row], queries[row], rows, k, float(last[row]), tolerance)
+        else:
+            positions[row] = np.argpartition(squared[row], k - 1)[:k]
     values = np.take_along_axis(squared, positions, axis=1)
-    last = values.max(axis=1)
-    unclear = np.flatnonzero(((squared <= last[:, None] + tolerance).sum(axis=1) > k) & np.isfinite(last))
-    for row in unclear:
-        positions[row] = _nearest_of_row(squared[row], queries[row], rows, k, float(last[row]), tolerance)
-        values[row] = squared[row, positions[row]]
     order = np.lexsort((positions, values), axis=1)
     positions, values = np.take_along_axis(positions, order, axis=1), np.take_along_axis(values, order, axis=1)
     distances = np.sqrt(np.maximum(values, 0).astype(np.float64))

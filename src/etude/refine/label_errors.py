@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from etude.core.errors import EtudeError
+from etude.core.seeds import rng_for
 from etude.refine.knn_votes import votes
 from etude.refine.neighbours import NeighbourIndex, checked_features
 from etude.refine.ridge import leave_one_out, principal
@@ -20,6 +22,8 @@ _WEIGHTS = (0.0, 0.25, 0.5, 0.75)
 _JUDGED_BY = 2_000  # rows that the few settings are chosen on; all of them would take longer than the rest together
 _FEWEST = 3  # images of a class below which its labels cannot be judged by the others
 _FLOOR = 0.02  # least probability that counts when settings are chosen: some of the labels are wrong
+_DRAWS = 10  # wrong labels that are tried on each row
+_ERRORS = 2.0  # standard errors of a count of suspects by which more may be wrong than it says
 
 Array = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -33,21 +37,28 @@ class LabelSuspects:
         scores: (N,) float64 from 0 to 1, to rank by: (1 + p(suggested) - p(given)) / 2; 0 where a class has too few
             images to judge.
         suggested: (N,) int64 the most probable class other than the given one.
-        rows: (S,) int64 the rows under suspicion, the most suspect first.
+        rows: (S,) int64 the rows under suspicion, the most suspect first; not more of them than can be wrong.
         probabilities: (N, C) float64, each row's from the other rows alone.
+        doubted: rows that another class fits better, wrong labels and hard images together.
+        most: how many labels can be wrong, or too many of them would be doubted; see :func:`most_wrong`.
+        agreement: share of the labels that are the most probable class.
     """
 
     scores: Array
     suggested: Labels
     rows: Labels
     probabilities: Array
+    doubted: int
+    most: float
+    agreement: float
 
 
 def suspect_labels(features: ArrayLike, labels: ArrayLike, classes: int, *, seed: int = 0) -> LabelSuspects:
     """Find labels that all other images speak against.
 
     A row is under suspicion where another class is more probable than its own, and as probable as that class is on
-    average among its own images (confident learning): a class that is hard to tell needs less, an easy one more.
+    average among its own images (confident learning): a class that is hard to tell needs less, an easy one more. What
+    features cannot tell looks wrong too, so only as many rows are returned as can be wrong by :func:`most_wrong`.
 
     Args:
         features: (N, D) floats.
@@ -83,11 +94,58 @@ def suspect_labels(features: ArrayLike, labels: ArrayLike, classes: int, *, seed
     others = probabilities.copy()
     others[rows, given] = -1.0
     suggested = others.argmax(axis=1).astype(np.int64)
-    scores = np.where(judged, (1 + others[rows, suggested] - own) / 2, 0.0)
+    scores = np.where(judged, doubts(probabilities, given[:, None])[:, 0], 0.0)
     usual = np.bincount(given, own, classes) / np.maximum(counts, 1)
     confident = np.where(others >= usual, others, -1.0).max(axis=1)
     suspects = np.flatnonzero(judged & (confident > own))
-    return LabelSuspects(scores, suggested, suspects[np.argsort(-scores[suspects], kind="stable")], probabilities)
+    suspects = suspects[np.argsort(-scores[suspects], kind="stable")]
+    most = most_wrong(probabilities[judged], given[judged], seed=seed)
+    agreement = float((own[judged] >= others[judged].max(axis=1)).mean())
+    kept = suspects[: math.ceil(most)]
+    return LabelSuspects(scores, suggested, kept, probabilities, len(suspects), most, agreement)
+
+
+def most_wrong(probabilities: Array, labels: Labels, *, seed: int = 0) -> float:
+    """Return about how many labels can be wrong, such that chance explains that no more of them are doubted.
+
+    A wrong label is doubted by a height t or more with a probability P(t), which is known: a row's probabilities do not
+    depend on its own label, so other rows' labels are tried in its place. With U(t) labels that are doubted so,
+    (sqrt(U(t) + 1) + z / 2)² / P(t) can be wrong, and the t that allows the fewest decides. Where features tell little,
+    right labels are doubted as wrong ones would be, and many can be wrong.
+
+    Args:
+        probabilities: (N, C), each row's from the other rows alone.
+        labels: (N,) as given.
+        seed: of the labels that are tried.
+
+    Source: the mixture proportion of Blanchard, Lee & Scott 2010, "Semi-Supervised Novelty Detection", with the
+    square-root bound of a Poisson count.
+
+    >>> sure = np.eye(2)[np.arange(100) % 2] * 0.98 + 0.01
+    >>> given = np.arange(100) % 2
+    >>> round(most_wrong(sure, given)), round(most_wrong(sure, np.r_[1 - given[:9], given[9:]]))
+    (4, 19)
+    """
+    heights = -np.sort(-doubts(probabilities, labels[:, None])[:, 0])
+    tried = labels[rng_for(seed, "wrong labels").integers(len(labels), size=(len(labels), _DRAWS))]
+    wrong = np.sort(doubts(probabilities, tried)[tried != labels[:, None]])
+    # Just above each height the labels before it are doubted, and above none of them nobody is.
+    above = np.searchsorted(wrong, heights, "right")
+    reached = 1 - above / max(1, len(wrong))
+    allowed = (np.sqrt(np.arange(len(heights)) + 1) + _ERRORS / 2) ** 2
+    return float(np.min(allowed / np.maximum(reached, 1e-9), initial=len(labels)))
+
+
+def doubts(probabilities: Array, labels: Labels) -> Array:
+    """Return how much each row denies labels (N, K): (1 + the largest other probability - the label's) / 2, (N, K).
+
+    >>> doubts(np.array([[0.7, 0.2, 0.1]]), np.array([[0, 1, 2]])).round(2).tolist()
+    [[0.25, 0.75, 0.8]]
+    """
+    ordered = np.sort(probabilities, axis=1)
+    is_best = probabilities.argmax(axis=1)[:, None] == labels
+    other: Array = np.where(is_best, ordered[:, -2:-1], ordered[:, -1:])
+    return (1 + other - np.take_along_axis(probabilities, labels, axis=1)) / 2
 
 
 def held_out_probabilities(features: ArrayLike, labels: Labels, classes: int, *, seed: int = 0) -> Array:

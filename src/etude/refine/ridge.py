@@ -28,10 +28,10 @@ def principal(features: Floats, most: int, seed: int = 0) -> NDArray[np.float32]
     >>> np.abs(principal(rows, 1)).astype(float).round(2).ravel().tolist()
     [2.07, 1.24, 0.41, 0.41, 1.24, 2.07]
     """
-    x = np.asarray(features, np.float32)
+    x = np.array(features, np.float32)
     mean = x.mean(axis=0, dtype=np.float64)
-    x = x - mean.astype(np.float32)
-    spread = np.sqrt((x.astype(np.float32) ** 2).mean(axis=0, dtype=np.float64))
+    x -= mean.astype(np.float32)
+    spread = np.sqrt(np.einsum("nd,nd->d", x, x, dtype=np.float64) / len(x))
     varies = spread > 1e-6 * max(1.0, float(np.abs(mean).max(initial=0.0)))
     x *= np.where(varies, 1 / np.maximum(spread, 1e-30), 0.0).astype(np.float32)
     count, columns = x.shape
@@ -42,8 +42,9 @@ def principal(features: Floats, most: int, seed: int = 0) -> NDArray[np.float32]
         basis = x.T @ _linalg.qr(x @ basis)[0]
     axes: Floats = _linalg.qr(basis)[0]
     scores = x @ axes
-    turn: Floats = _linalg.svd(scores, full_matrices=False)[2]
-    return np.asarray(scores @ turn[:kept].T, np.float32)
+    wide = scores.astype(np.float64)
+    turn = _linalg.eigh(wide.T @ wide)[1][:, ::-1]  # the right singular vectors alone, at a tenth of the cost of all
+    return np.asarray(wide @ turn[:, :kept], np.float32)
 
 
 def whitened(rows: Floats, most: int) -> NDArray[np.float32]:

@@ -23,6 +23,7 @@ from etude.study.ablation_outcome import judge
 from etude.study.ablation_runs import Runs
 from etude.study.ablation_show import show_outcome, show_plan
 from etude.study.doctor import Subject, choose_subject
+from etude.study.look_back import report
 from etude.study.plan import at_trained_sizes
 from etude.study.request import Request, claim_run_folder
 from etude.study.resume import refuse_other_settings, resumable_folder
@@ -123,8 +124,10 @@ def ablate(asked: AblationRequest, screen: Screen) -> Outcome:
         outcome = _run(prepared, division, budget, request, record, screen)
     except BaseException as error:
         record.close("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", error)
+        report(record.folder, screen)
         raise
     record.close("finished")
+    report(record.folder, screen)
     show_outcome(screen, outcome)
     return outcome
 

@@ -11,7 +11,7 @@ from etude.core.metrics import Metric
 from etude.core.paired import FEWEST_SEEDS
 from etude.journal.record import FILE_NAME, RunRecord, read_run
 from etude.journal.screen import Screen
-from etude.recipe import changed_settings, flat, load_recipe
+from etude.recipe import load_recipe
 from etude.study.ablation_arms import Arm, Design, as_settings
 from etude.study.ablation_outcome import ArmRun, read_arm
 from etude.study.job import fit
@@ -90,7 +90,8 @@ class Runs:
             settings=[*self.request.settings, *self.more, *as_settings(arm.changes)],
             seed=seed,
             out=folder,
-            resume=True,
+            resume=(folder / FILE_NAME).is_file(),
+            parent=self.record.id,
         )
         request = replace(request, command=_as_fit(request))
         if not self._is_finished(arm, seed):
@@ -115,13 +116,6 @@ class Runs:
 
     def _train(self, arm: Arm, request: Request, inner: Screen) -> None:
         assert request.out is not None
-        if not (request.out / FILE_NAME).is_file():
-            # The fit goes on with a record that knows its parent, as with one that was stopped.
-            recipe = load_recipe(request.recipe, request.settings)
-            RunRecord.open(
-                request.out, command=request.command, recipe=recipe.name, settings=flat(recipe),
-                changed=changed_settings(recipe), seed=request.seed, parent=self.record.id,
-            ).close("interrupted")  # fmt: skip
         with self.record.stage(f"{arm.name}, seed {request.seed}") as stage:
             fit(request, inner)
             result = read_run(request.out)["result"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from etude.data.dataset import Dataset
 from etude.data.facts import read_facts
 from etude.data.health import corrupt_files, imbalance, tiny_images
 from etude.data.leaks import leaks_of
-from etude.refine.label_errors import suspect_labels
+from etude.refine.label_errors import LabelSuspects, suspect_labels
 from etude.refine.shift import tell_apart
 from etude.study.copies import Looked, find_copies, is_across
 from etude.study.fold import Fold
@@ -78,9 +79,10 @@ def examine_health(
     Returns:
         JSON values: ``images`` and ``looked_at`` (counts), ``notes`` (what was left out or sampled), ``corrupt``,
         ``tiny``, ``near_duplicates`` (see :func:`~etude.study.copies.find_copies`), ``label_errors`` (``id``,
-        ``label``, ``suggested``, ``score``), ``imbalance``, ``shift`` (``auc``, ``interval``, ``images``, ``told``, or
-        None), ``leaks`` (``kind``, ``told``, ``accuracy``, ``chance``) and ``counts``: how many of each were found,
-        where at most 200 are listed.
+        ``label``, ``suggested``, ``score``), ``labels`` (how they were judged: ``agreement``, ``doubted``, ``most``,
+        ``told``, or None), ``imbalance``, ``shift`` (``auc``, ``interval``, ``images``, ``told``, or None), ``leaks``
+        (``kind``, ``told``, ``accuracy``, ``chance``) and ``counts``: how many of each were found, where at most 200
+        are listed.
     """
     shared = 0 if test is None else min(len(test), most // _TEST_SHARE)
     rows = _drawn(len(data), folds, most - shared, seed)
@@ -88,18 +90,23 @@ def examine_health(
     everything = Looked.of(data, np.arange(len(data)), splits)
     drawn = Looked.of(data, rows, splits)
     if test is not None:
-        named = ["test"] * len(test)
-        everything = everything.beside(Looked.of(test, np.arange(len(test)), named))
-        drawn = drawn.beside(Looked.of(test, _drawn(len(test), (), shared, seed), named))
+        tests = ["test"] * len(test)
+        everything = everything.beside(Looked.of(test, np.arange(len(test)), tests))
+        drawn = drawn.beside(Looked.of(test, _drawn(len(test), (), shared, seed), tests))
     notes = _notes(data, test, len(rows), len(drawn) - len(rows))
     notes += _lacking(features, test, test_features)
     facts = read_facts([data.images.paths[row] for row in rows], progress or Silent())
     ids, labels, classes = [data.images.ids[row] for row in rows], data.labels[rows], data.images.classes
+    named = [classes[label] for label in labels]
+    with ThreadPoolExecutor(1, thread_name_prefix="etude-labels") as beside:  # the two that take longest, at once
+        judging = beside.submit(_judged_labels, features, rows, labels, len(classes), notes, seed)
+        copies = find_copies(everything, drawn)
+        judged = judging.result()
     found: dict[str, list[Any]] = {
         "corrupt": corrupt_files([*data.build.bad, *(test.build.bad if test is not None else ())]),
         "tiny": tiny_images(ids, facts),
-        "near_duplicates": find_copies(everything, drawn),
-        "label_errors": [] if features is None else _label_errors(data, features, rows, notes, seed),
+        "near_duplicates": copies,
+        "label_errors": [] if judged is None else _label_errors(judged, ids, named, classes),
         "leaks": [asdict(leak) for leak in leaks_of(ids, facts, labels, classes, seed=seed)],
     }
     counts = {name: len(entries) for name, entries in found.items()}
@@ -109,6 +116,7 @@ def examine_health(
         "looked_at": len(rows),
         "notes": notes,
         **{name: entries[:_LISTED] for name, entries in found.items()},
+        "labels": None if judged is None else _about_labels(judged),
         "imbalance": imbalance(data.labels, classes),
         "shift": _shift(features, test_features, notes, seed),
         "counts": counts,
@@ -153,24 +161,59 @@ def _lacking(features: np.ndarray | None, test: Dataset | None, test_features: n
     return []
 
 
-def _label_errors(
-    data: Dataset, features: np.ndarray, rows: np.ndarray, notes: list[str], seed: int
-) -> list[dict[str, Any]]:
-    labels, classes = data.labels[rows], data.images.classes
+def _judged_labels(
+    features: np.ndarray | None, rows: np.ndarray, labels: np.ndarray, classes: int, notes: list[str], seed: int
+) -> LabelSuspects | None:
+    if features is None:
+        return None
     try:
-        found = suspect_labels(features[rows], labels, len(classes), seed=seed)
+        return suspect_labels(features[rows], labels, classes, seed=seed)
     except EtudeError as problem:  # too few images of a class: a fact about the data, not a reason to stop
         notes.append(f"label errors were not looked for: {problem}")
-        return []
+        return None
+
+
+def _label_errors(
+    found: LabelSuspects, ids: Sequence[str], labels: Sequence[str], classes: Sequence[str]
+) -> list[dict[str, Any]]:
     return [
         {
-            "id": data.images.ids[rows[place]],
-            "label": classes[labels[place]],
-            "suggested": classes[found.suggested[place]],
+            "id": ids[place],
+            "label": labels[place],
+            "suggested": classes[int(found.suggested[place])],
             "score": round(float(found.scores[place]), 4),
         }
-        for place in found.rows
+        for place in found.rows.tolist()
     ]
+
+
+def _about_labels(found: LabelSuspects) -> dict[str, Any]:
+    return {
+        "agreement": round(found.agreement, 4),
+        "doubted": found.doubted,
+        "most": round(found.most, 1),
+        "told": told_labels(found.agreement, found.doubted, len(found.rows)),
+    }
+
+
+def told_labels(agreement: float, doubted: int, listed: int) -> str:
+    """Return how far suspected label errors are to be believed.
+
+    >>> told_labels(0.961, 48, 12)
+    'images like them agree with 96.1% of the labels; of the 48 that they doubt, not more than about 12 can be wrong, \
+and the others are hard to tell'
+    >>> told_labels(1.0, 0, 0)
+    'images like them agree with 100.0% of the labels; no label is doubted'
+    """
+    told = f"images like them agree with {agreement:.1%} of the labels; "
+    if not doubted:
+        return f"{told}no label is doubted"
+    if listed == doubted:
+        return f"{told}all of the {doubted:,} that they doubt may be wrong, or hard to tell"
+    return (
+        f"{told}of the {doubted:,} that they doubt, not more than about {listed:,} can be wrong, and the others are "
+        "hard to tell"
+    )
 
 
 def _shift(

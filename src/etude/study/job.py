@@ -10,6 +10,7 @@ import numpy as np
 from etude.core.lr_range import NoDescentError
 from etude.functional.policies import policy_named
 from etude.journal.record import RunRecord
+from etude.journal.record_notes import add_tags
 from etude.journal.screen import Screen
 from etude.journal.timeline_figure import draw_timeline
 from etude.models.classifier import ModelCard, save_model
@@ -21,6 +22,7 @@ from etude.study.candidates import Candidate, better, finetune_candidate, head_c
 from etude.study.finish import finish
 from etude.study.fold import Fold
 from etude.study.frozen import add_views
+from etude.study.hand_over import hand_over
 from etude.study.look_back import look_back, report
 from etude.study.lr_find import find_lr, refuse_idle_search
 from etude.study.mixture import supervised_recipe
@@ -67,7 +69,11 @@ def fit(request: Request, screen: Screen) -> Path:
         changed=changed_settings(recipe),
         seed=request.seed,
         resume=request.resume,
+        parent=request.parent,
+        tags=request.tags,
     )
+    if request.resume and request.tags:  # a resumed run keeps those that it began with
+        add_tags(record.folder, request.tags)
     session = Session(request, record, screen)
     try:
         for text in early_warnings:
@@ -75,10 +81,12 @@ def fit(request: Request, screen: Screen) -> Path:
         Job(session, prepare(session, recipe, sources)).run()
     except BaseException as error:
         record.close("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", error)
+        report(record.folder, screen)
         raise
     record.close("finished")
     clear_leftovers(record.folder)  # not before: a run killed in between would have to train again
     report(record.folder, screen)
+    hand_over(record, request.mlflow, screen)
     return record.folder
 
 

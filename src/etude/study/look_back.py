@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -21,40 +21,45 @@ from etude.study.prepare import Prepared
 from etude.study.session import Session
 from etude.training.batches import changes_of
 
+T = TypeVar("T")
+
 
 def look_back(session: Session, prepared: Prepared, kept: Sequence[tuple[str, Candidate]], policy: str) -> None:
     """Write ``health.json``, ``gallery.npz`` and ``gallery.json``, and the network's figures into the record.
 
-    Everything that a user asked of the run is on the disk by now, so what cannot be written is a warning.
+    Everything that a user asked of the run is on the disk by now: whatever goes wrong here is a warning, and the rest
+    is written all the same.
+
+    Args:
+        session: the run.
+        prepared: its images, splits and features.
+        kept: the model that was kept on each fold, by its folder.
+        policy: of augmentation, whose samples the gallery shows.
     """
     candidates, folder, seed = [candidate for _, candidate in kept], session.folder, session.request.seed
-    data, folds = prepared.data, prepared.folds
+    data, folds, test = prepared.data, prepared.folds, prepared.test
     features = None if prepared.features is None else prepared.features.values
     own = prepared.recipe.augment.transform
     augments = "finetune" in prepared.recipe.stages and (own or not policy_named(policy).changes_nothing)
-    session.record.set("architecture", architecture(candidates[0]))
-    try:
-        with session.stage("look back"):
-            health = write_health(
-                folder, data, features, folds,
-                test=prepared.test, test_features=_test_features(folder, candidates), seed=seed,
-                progress=session.screen,
-            )  # fmt: skip
-            write_gallery(
-                folder, data, Predictions.load(folder / "valid.npz"), folds,
-                features=features, health=health, test=prepared.test,
-                augment=changes_of(policy_named(policy), own) if augments else None, seed=seed,
-            )  # fmt: skip
-    except (EtudeError, OSError) as problem:
-        session.warn(f"the report does without the health and the gallery of the images: {problem}")
+    with session.stage("look back"):
+        _tried(session, "the network's figures", lambda: _describe(session, candidates[0]))
+        health = _tried(session, "the health of the images", lambda: write_health(
+            folder, data, features, folds,
+            test=test, test_features=_test_features(folder, candidates), seed=seed, progress=session.screen,
+        ))  # fmt: skip
+        _tried(session, "pictures", lambda: write_gallery(
+            folder, data, Predictions.load(folder / "valid.npz"), folds,
+            features=features, health=health, test=test,
+            augment=changes_of(policy_named(policy), own) if augments else None, seed=seed,
+        ))  # fmt: skip
 
 
 def report(folder: Path, screen: Screen) -> None:
     """Write ``report.html`` of a run that has ended, however it did; one that cannot be written is a warning."""
     try:
         write_report(folder)
-    except (EtudeError, OSError) as problem:
-        screen.warn(f"no report: {problem}")
+    except Exception as problem:  # what the run itself came to must not be lost behind it
+        screen.warn(f"no report: {_told(problem)}")
 
 
 def architecture(candidate: Candidate) -> dict[str, Any]:
@@ -71,6 +76,25 @@ def architecture(candidate: Candidate) -> dict[str, Any]:
         "flops": counter.get_total_flops(),
         "image_size": seen.size,
     }
+
+
+def _describe(session: Session, candidate: Candidate) -> None:
+    session.record.set("architecture", architecture(candidate))
+
+
+def _tried(session: Session, what: str, make: Callable[[], T]) -> T | None:
+    """Return what ``make`` returns; None, and a warning, where it fails."""
+    try:
+        return make()
+    except Exception as problem:  # of any library that looks at images: the run is done, and is not lost for a picture
+        session.warn(f"the report does without {what}: {_told(problem)}")
+        return None
+
+
+def _told(problem: Exception) -> str:
+    if isinstance(problem, EtudeError | OSError):
+        return str(problem)
+    return f"{type(problem).__name__}: {problem}".removesuffix(": ")
 
 
 def _test_features(folder: Path, candidates: Sequence[Candidate]) -> Any:

@@ -201,6 +201,7 @@ def _record_data(
     classes = data.images.classes
     counts = np.bincount(data.labels, minlength=len(classes))
     described = {
+        "train": session.request.train,
         "described": sources.labelled.described,
         "fingerprint": surveyed.fingerprint,
         "images": len(data),

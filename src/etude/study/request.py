@@ -11,6 +11,8 @@ from pathlib import Path
 from etude.core.errors import EtudeError
 from etude.core.files import explained_write
 from etude.data.sources import ImageSet, read_labelled, read_unlabelled
+from etude.journal.mlflow_send import check_server
+from etude.journal.record_notes import checked_tag
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,9 @@ class Request:
         resume: go on with a run that was stopped, in ``out`` or the newest unfinished one below ``runs/``.
         sample_submission: a file whose ids, columns and order the submission must follow.
         command: the command line, for the record.
+        tags: words to find the run by.
+        parent: id of the run that this one is part of.
+        mlflow: address of an MLflow server that gets the run when it has finished.
     """
 
     train: Path
@@ -57,6 +62,9 @@ class Request:
     probabilities: bool = False
     resume: bool = False
     command: Sequence[str] = ()
+    tags: Sequence[str] = ()
+    parent: str | None = None
+    mlflow: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("train", "valid", "test", "unlabeled", "out", "cache", "sample_submission"):
@@ -79,6 +87,10 @@ class Request:
             raise EtudeError("--sample-submission needs --test with the images that the submission is about")
         if self.seed < 0:
             raise EtudeError(f"--seed is {self.seed}; give 0 or a positive whole number")
+        for tag in self.tags:
+            checked_tag(tag)
+        if self.mlflow is not None:
+            check_server(self.mlflow)
 
     def read_train(self) -> ImageSet:
         """Read the labelled training images."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from etude.core.errors import EtudeError
 from etude.journal.record import read_run
+from etude.journal.record_state import is_alive
 from etude.recipe import Recipe, flat
 from etude.study.request import Request, run_folders
 
@@ -39,7 +40,8 @@ def resumable_folder(request: Request) -> Path:
     record = read_run(folder)
     if record["state"] == "finished":
         raise EtudeError(f"{folder} is finished, so nothing is left to resume: leave out --resume for a new run")
-    if record["state"] == "running" and _is_alive(int(record["pid"])):
+    # A record of this very process is that of a run which ended here without a word: nobody is at work on it.
+    if record["state"] == "running" and record["pid"] != os.getpid() and is_alive(record["pid"]):
         raise EtudeError(f"process {record['pid']} is still at work on {folder}: wait for it, or stop it first")
     return folder
 
@@ -97,21 +99,3 @@ def _content(folder: Path) -> dict[str, Any]:
     with suppress(EtudeError):
         return read_run(folder)
     return {}
-
-
-def _is_alive(pid: int) -> bool:
-    """Whether the process runs and is a Python one: after a restart of the machine its number may be another's."""
-    if pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    command = Path(f"/proc/{pid}/cmdline")
-    try:
-        words = command.read_bytes().lower()
-    except OSError:
-        return True  # no /proc on this system: its number is all that is known
-    return b"python" in words or b"etude" in words

@@ -1,0 +1,185 @@
+"""``notebook.ipynb``: it runs as it stands, and shows any run's names as text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+import recorded_runs
+from etude.core.errors import EtudeError
+from etude.core.predictions import Predictions
+from etude.journal.charts import Figure, Series, line_chart
+from etude.journal.notebook import write_notebook
+from etude.journal.notebook_show import Sheet, Table
+from etude.journal.notebook_view import RunView
+from etude.journal.record import read_run
+from etude.journal.screen import Screen
+from etude.study.job import fit
+from etude.study.request import Request
+from picture_folders import write_classes
+from run_folders import CLASSES, HOSTILE, write_run
+
+SVG = "{http://www.w3.org/2000/svg}"
+TABLES: tuple[Callable[[RunView], Table], ...] = (
+    *(RunView.changed, RunView.settings, RunView.data, RunView.environment, RunView.architecture, RunView.layers),
+    *(RunView.stages, RunView.scores, RunView.classes),
+)
+SHEETS: tuple[Callable[[RunView], Sheet], ...] = (
+    *(RunView.timeline, RunView.curves, RunView.confusions, RunView.calibration),
+)
+
+
+def drawn(sheet: Sheet) -> ElementTree.Element:
+    return ElementTree.fromstring(sheet._repr_svg_())
+
+
+def code_of(path: Path) -> list[str]:
+    cells = nbformat.read(path, as_version=4).cells
+    return [cell.source for cell in cells if cell.cell_type == "code"]
+
+
+def ran(book: Any, folder: Path, **options: Any) -> list[Any]:
+    """Run all cells in ``folder`` and return what they put out."""
+    NotebookClient(book, timeout=300, resources={"metadata": {"path": str(folder)}}, **options).execute()
+    return [output for cell in book.cells for output in cell.get("outputs", ())]
+
+
+@pytest.fixture(scope="module")
+def view(tmp_path_factory: pytest.TempPathFactory) -> RunView:
+    return RunView(write_run(tmp_path_factory.mktemp("runs") / "first"))
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> RunView:
+    return RunView(write_run(tmp_path_factory.mktemp("runs") / "second", HOSTILE))
+
+
+@pytest.mark.slow
+def test_it_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("ETUDE_CACHE", str(tmp_path / "cache"))
+    settings = ["train.epochs=2", "augment.mixup=0.2"]
+    folder = fit(
+        Request(write_classes(tmp_path / "train"), settings=settings, out=tmp_path / "run"), Screen(quiet=True)
+    )
+    book = nbformat.read(folder / "notebook.ipynb", as_version=4)
+    nbformat.validate(book)
+    outputs = ran(book, folder)
+    assert [output for output in outputs if output.output_type in ("error", "stream")] == []
+    found = [output.data for output in outputs if "data" in output]
+    pictures = [data["image/svg+xml"] for data in found if "image/svg+xml" in data]
+    titles = [ElementTree.fromstring(picture).get("aria-label", "") for picture in pictures]
+    for told, title in zip(("learning rate", "Loss", "Confusion matrix", "Calibration"), titles, strict=True):
+        assert told in title
+    tables = [data["text/html"] for data in found if "text/html" in data]
+    assert any("augment.mixup" in table and "0.2" in table for table in tables)
+    guessed = next(table for table in tables if "probability" in table)
+    assert "round" in guessed
+    assert "striped" in guessed
+    assert found[0]["text/plain"].endswith(f"finished, accuracy {read_run(folder)['result']['accuracy']})")
+
+
+@pytest.mark.slow
+def test_where_no_run_is_one_sentence_says_so(tmp_path: Path):
+    folder = recorded_runs.write_run(tmp_path / "run").folder
+    book = nbformat.read(write_notebook(folder), as_version=4)
+    book.cells = [next(cell for cell in book.cells if cell.cell_type == "code")]
+    (error,) = ran(book, tmp_path, allow_errors=True)
+    assert error.ename == "NoRunHereError"
+    assert len(error.traceback) == 1
+    assert error.traceback[0].startswith(f"{tmp_path} holds no run.json: ")
+
+
+def test_it_has_cells_for_what_the_run_has_made(tmp_path: Path):
+    whole = code_of(write_notebook(write_run(tmp_path / "whole")))
+    assert {"view.timeline()", "view.curves()", "view.scores()", "view.architecture()"} <= {*whole}
+    assert any("run.predict" in code for code in whole)
+    little = recorded_runs.write_run(tmp_path / "little").folder
+    code = code_of(write_notebook(little))
+    assert "view.scores()" in code
+    assert {"view.timeline()", "view.curves()", "view.rounds()", "view.architecture()"}.isdisjoint(code)
+    assert not any("run.predict" in one for one in code)
+
+
+def test_it_is_a_notebook_and_holds_no_word_of_the_run(tmp_path: Path):
+    one, other = write_notebook(write_run(tmp_path / "one")), write_notebook(write_run(tmp_path / "other", HOSTILE))
+    assert one.read_bytes() == other.read_bytes()
+    nbformat.validate(nbformat.read(one, as_version=4))
+
+
+def test_each_picture_stands_alone_and_tells_what_it_shows(view: RunView):
+    for show in SHEETS:
+        picture = drawn(show(view))
+        words = " ".join(picture.itertext())
+        for figure in show(view).figures:
+            assert figure.title.lower() in words.lower()
+            assert all(name in words for _, name in figure.legend)
+            assert all(word in words for word in figure.caption.split())
+        assert "var(" not in words
+
+
+def test_each_chart_has_a_place_of_its_own(view: RunView):
+    sheet = view.timeline()
+    assert len(sheet.figures) > 2
+    picture = drawn(sheet)
+    places = [part.get("transform") for part in picture.findall(f"{SVG}g")]
+    assert len(places) == len({*places}) == len(sheet.figures)
+    ends = [float(part.get("width", 0)) for part in picture.iter(f"{SVG}svg")]
+    assert float(picture.get("width", 0)) >= 2 * max(ends[1:])
+
+
+def test_every_class_of_a_chart_that_the_report_styles_is_styled(view: RunView):
+    for show in SHEETS:
+        picture = drawn(show(view))
+        style = picture.findtext(f"{SVG}style") or ""
+        assert all(rule.startswith(".etude ") for rule in style.splitlines())
+        used = {name for part in picture.iter() for name in (part.get("class") or "").split()} - {"etude"}
+        shapes = {name for name in used if name.startswith(("line", "dot", "band-", "grid", "fill", "cell", "ideal"))}
+        assert shapes
+        assert all(re.search(rf"\.{name}\b", style) for name in shapes)
+
+
+@pytest.mark.parametrize("show", [*TABLES, *SHEETS], ids=lambda show: show.__name__)
+def test_names_with_markup_are_shown_as_text(hostile: RunView, show: Callable[[RunView], Any]):
+    shown = show(hostile)
+    if isinstance(shown, Sheet):
+        assert {part.tag for part in drawn(shown).iter()}.isdisjoint({f"{SVG}script", f"{SVG}img", f"{SVG}b"})
+    else:
+        page = shown._repr_html_()
+        assert {*re.findall(r"<(\w+)", page)} <= {"table", "thead", "tbody", "tr", "th", "td"}
+        assert page.count("<td") == len(shown.columns) * len(shown.rows)
+
+
+def test_characters_that_xml_cannot_hold_do_not_break_a_picture():
+    chart = Figure("a\x00b\udcff", line_chart([Series("one", [0, 1], [2, 3])], "a line", x_label="step"))
+    assert "A\N{REPLACEMENT CHARACTER}b\\udcff" in "".join(drawn(Sheet([chart])).itertext())
+
+
+def test_tables_tell_the_run(view: RunView):
+    assert [row[0] for row in view.changed().rows] == ["train.lr"]
+    stages = {row[0]: row for row in view.stages().rows}
+    assert stages["fine-tune"][3:5] == ("90.00%", "+10.00")
+    assert {row[0] for row in view.classes().rows} == {*CLASSES}
+    assert view.scores().rows[0][0] == "accuracy"
+    assert dict(view.architecture().rows)["backbone"] == "tiny"
+
+
+def test_what_is_not_there_is_said(tmp_path: Path):
+    bare = RunView(recorded_runs.write_run(tmp_path / "run").folder)
+    for show in (RunView.timeline, RunView.curves, RunView.architecture, RunView.rounds, RunView.example):
+        with pytest.raises(EtudeError, match="holds no"):
+            show(bare)
+
+
+def test_the_example_is_a_validation_image_and_guesses_are_sorted(view: RunView):
+    assert view.example().read_bytes()[:3] in (b"\xff\xd8\xff", b"RIF")
+    found = Predictions.from_probabilities(["one.png"], CLASSES, [[0.2, 0.7, 0.1]])
+    assert view.guesses(found).rows == [
+        ("one.png", "striped", "70.00%"), ("one.png", "round", "20.00%"), ("one.png", "dotted", "10.00%"),
+    ]  # fmt: skip
