@@ -79,7 +79,8 @@ def list_(
     ]  # fmt: skip
     found = _sorted(fitting, sort)
     if as_json:
-        _print_json([run.to_json() for run in found])
+        # A run a line: thousands of them indented take as long to write as all the rest.
+        print("[", ",\n".join(json.dumps(run.to_json()) for run in found), "]", sep="\n")
     else:
         parts = 0 if all_ else sum(run.parent in ids for run in known)
         show_list(screen, found[:limit] if limit else found, runs, fitting=len(found), known=len(known), parts=parts)
