@@ -16,7 +16,7 @@ All images are written in random order under names that tell nothing. Then by se
 
 ELPV: cells with a defect probability of 1/2 or more are defective; `elpv-certain` leaves out cells that the raters were
 not sure of, whose labels are unclear rather than wrong. Many of its cells were photographed more than once.
-The thresholds for copies were chosen on other draws of copies from the same images (seeds 100 and 101).
+The thresholds for copies were chosen on other draws of copies from the same images (seeds 100 to 109).
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ _FEWEST = 8  # images below which there is no neighbourhood to compare with
 _AXES = 128
 # Chosen on copies of digits that were planted with other seeds than those of benchmarks/data_health.py:
 _SAME = 0.01  # difference that files of one picture have: JPEG, light, other size, a small crop
-_CLOSER = 0.2  # of the usual difference from a neighbour
-_BOTH = 4e-4  # product of the two: what is a little farther must stand out more
+_CLOSER = 0.22  # of the usual difference from a neighbour
+_BOTH = 5e-4  # product of the two: what is a little farther must stand out more
 _ROUNDING = 2e-4
 
 Gather = Callable[[np.ndarray, int], np.ndarray]
