@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -154,6 +155,14 @@ def test_the_rank_mean_goes_with_images_and_classes(logits: np.ndarray, rows: li
     one = made(logits)
     turned = rank_mean([shuffled(one, rows, columns)]).probabilities()
     np.testing.assert_allclose(turned, rank_mean([one]).probabilities()[rows][:, columns], atol=1e-6)
+
+
+def test_what_rounding_sets_apart_is_a_tie():
+    logits = np.array([[[1.75, 0, 0], [0, 1.75, 0], [0, 0, 0]], np.zeros((3, 3))], np.float32)
+    for columns in permutations(range(3)):  # the last class is as likely for the first image as for the second
+        ranks = rank_mean([shuffled(made(logits), [0, 1, 2], list(columns))]).probabilities()
+        expected = np.array([[5, 1, 2], [1, 5, 2]])[:, list(columns)] / 8
+        np.testing.assert_allclose(ranks[:2], expected, atol=1e-6)
 
 
 def test_only_the_order_of_probabilities_counts_for_ranks():

@@ -70,7 +70,8 @@ def rank_mean(predictions: Sequence[Predictions], weights: Sequence[float] | Non
     together, shares = aligned(predictions), shares_of(weights, len(predictions))
     mean = np.zeros((len(together[0].ids), len(together[0].classes)))
     for share, one in zip(shares, together, strict=True):
-        mean += share * np.apply_along_axis(_ranks, 0, one.probabilities())
+        # In the precision of the logits: what rounding sets apart, by the order of the classes even, is a tie.
+        mean += share * np.apply_along_axis(_ranks, 0, one.probabilities().astype(np.float32))
     return _made(mean, together)
 
 
