@@ -8,13 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from etude.callbacks import Clock
 from picture_folders import picture, write_classes, write_flat
 
 SMALL = (
@@ -57,32 +55,6 @@ def same_files(one: Path, other: Path, names: tuple[str, ...] = MADE) -> None:
 def images(tmp_path: Path) -> Path:
     write_flat(tmp_path / "test")
     return write_classes(tmp_path / "train")
-
-
-@pytest.fixture
-def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
-    """Return a function that lets Ctrl-C come at the n-th step of fine-tuning from now; 0: never.
-
-    It returns the list of the steps that have begun since.
-    """
-    own, begun = Clock.on_train_batch_start, list[int]()
-    limit = 0
-
-    def start(self: Clock, trainer: Any, *rest: Any) -> None:
-        if self.timeline.phases[0].name != "range test":
-            begun.append(trainer.global_step)
-        if limit and len(begun) == limit:
-            raise KeyboardInterrupt
-        own(self, trainer, *rest)
-
-    def set_limit(step: int) -> list[int]:
-        nonlocal limit
-        limit = step
-        begun.clear()
-        return begun
-
-    monkeypatch.setattr(Clock, "on_train_batch_start", start)
-    return set_limit
 
 
 @pytest.mark.slow

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 import etude as package
-from etude.callbacks import Clock
 from etude.core.metrics import Gain
 from etude.core.predictions import Predictions
 from etude.study import rounds
@@ -67,28 +66,6 @@ def decide(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(rounds, "judged", judged)
 
     return settle
-
-
-@pytest.fixture
-def stop_at(monkeypatch: pytest.MonkeyPatch):
-    """``stop_at(n)``: Ctrl-C comes at the n-th step from now; 0: never. Returns the steps begun since."""
-    own, begun = Clock.on_train_batch_start, list[int]()
-    limit = 0
-
-    def start(self: Clock, trainer: Any, *rest: Any) -> None:
-        begun.append(trainer.global_step)
-        if limit and len(begun) == limit:
-            raise KeyboardInterrupt
-        own(self, trainer, *rest)
-
-    def set_limit(step: int) -> list[int]:
-        nonlocal limit
-        limit = step
-        begun.clear()
-        return begun
-
-    monkeypatch.setattr(Clock, "on_train_batch_start", start)
-    return set_limit
 
 
 def test_rounds_on_a_head(etude, images, tmp_path, decide):
