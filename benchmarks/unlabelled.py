@@ -15,6 +15,7 @@ Arms:
 - poisoned ...: labels of the digits 0 to 4 only, and unlabelled digits of which half are 5 to 9; test digits 0 to 4.
 - skewed ...: unlabelled digits whose classes have other shares than the labels: from 2% to 27%.
 - wrong prior online: the same, told to expect the labels' shares.
+- fine-tuned, fine-tuned online: of solar cells, whose other arms train a linear head alone.
 Skewed and poisoned rounds take part only where `--arms` names them.
 
 Their yardstick is `supervised` with the same labels ("poisoned supervised" for the poisoned). Lengths and settings were
@@ -24,7 +25,6 @@ chosen with `--tuning`: other seeds, and 1,000 of the 4,000 training digits in t
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import tempfile
 import time
@@ -41,17 +41,24 @@ from common import machine, spread
 from etude.api import fit
 from etude.core.predictions import Predictions
 from etude.core.processor import usable_cores
-from etude.core.progress import Silent
 from etude.core.scores import log_loss
-from etude.core.seeds import rng_for
-from etude.data.digits import write_digits
+from label_draws import TASKS, TUNING_SEED
 from refine_common import Kept, with_interval
 
-TUNING_SEED = 1_000
-KNOWN = tuple("01234")  # the classes of the poisoned case
-SKEW = 0.75  # share of each class among the skewed images, as a multiple of the one before
-
 Settings = dict[str, Any]
+SAME_MODE: Settings = {  # a busy machine might choose another one for one of the arms
+    "train.precision": "fp32",
+    "train.memory_format": "channels_last",
+    "train.threads": usable_cores(),
+}
+FINE_TUNED = {  # of cells, at a size at which two cores can do it for five seeds
+    "stages": ["finetune"],
+    "predict.tta": 1,
+    "timeline.length": "150st",
+    "timeline.start_size": 128,
+    "timeline.final_size": 128,
+    **SAME_MODE,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +87,12 @@ ARMS = {
     "skewed rounds": Arm("skewed", "pseudo-label"),
     "skewed online": Arm("skewed", "consistency"),
     "wrong prior online": Arm("skewed", "consistency", {"unlabeled.prior": "labeled"}),
+    "fine-tuned": Arm("plain", "default", FINE_TUNED, against="fine-tuned"),
+    "fine-tuned online": Arm("plain", "consistency", FINE_TUNED, against="fine-tuned"),
 }
 OF_DATA = {  # without --arms; the others only when they are asked for
     "mnist": ("supervised", "rounds", "online", "poisoned supervised", "poisoned online", "wrong prior online"),
-    "elpv": ("supervised", "rounds"),
+    "elpv": ("supervised", "rounds", "fine-tuned", "fine-tuned online"),
 }
 SETTINGS: dict[str, dict[str, Settings]] = {  # by data and recipe
     "mnist": {
@@ -92,102 +101,17 @@ SETTINGS: dict[str, dict[str, Settings]] = {  # by data and recipe
             "predict.tta": 1,
             "timeline.length": "300st",
             "train.batch_size": 32,
-            # The same mode everywhere, or a busy machine may choose another one for one of the arms.
-            "train.precision": "fp32",
-            "train.memory_format": "channels_last",
-            "train.threads": usable_cores(),
+            **SAME_MODE,
         },
         "pseudo-label": {"unlabeled.length": "200st", "unlabeled.batch_size": 64, "unlabeled.start": "warm"},
         "consistency": {"unlabeled.length": "400st", "unlabeled.batch_size": 96},
     },
-    "elpv": {"default": {"stages": ["head"]}, "pseudo-label": {}},
+    "elpv": {
+        "default": {"stages": ["head"], "model.feature_size": 128},
+        "pseudo-label": {},
+        "consistency": {"unlabeled.length": "150st"},
+    },
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """One draw of labels.
-
-    Args:
-        train: table of labelled images.
-        unlabelled: table of images without labels, or None.
-        test: table of test images.
-        truth: their classes by id, for the report alone.
-        columns: further options of the table.
-    """
-
-    train: Path
-    unlabelled: Path | None
-    test: Path
-    truth: Mapping[str, str]
-    columns: Mapping[str, str] = field(default_factory=dict)
-
-
-def mnist(folder: Path, images: str, labels: float, seed: int, tuning: bool) -> Task:
-    """Write the tables of a draw of ``labels`` labelled digits over all ten classes."""
-    digits = write_digits(folder.parent / "mnist-5k", Silent())
-    known = {str(path): path.parent.name for path in sorted(digits.train.glob("*/*.png"))}
-    test = {str(digits.test / name): label for name, label in sorted(digits.test_labels.items())}
-    if tuning:
-        test = drawn(known, 100, "stand-in", TUNING_SEED)
-        known = {path: label for path, label in known.items() if path not in test}
-    labelled = drawn(known, round(labels / 10), f"labelled {labels:g}", seed)
-    pool = {path: label for path, label in known.items() if path not in labelled}
-    if images == "poisoned":
-        own, others = ({p: k for p, k in pool.items() if (k in KNOWN) is inside} for inside in (True, False))
-        labelled, test = ({p: k for p, k in part.items() if k in KNOWN} for part in (labelled, test))
-        count = min(len(own), len(others)) // 5
-        pool = drawn(own, count, "own", seed) | drawn(others, count, "others", seed)
-    elif images == "skewed":
-        sizes = [int(min(list(pool.values()).count(k) for k in set(pool.values())) * SKEW**k) for k in range(10)]
-        pool = {
-            p: k for digit, size in enumerate(sizes) for p, k in drawn(pool, size, "skew", seed, str(digit)).items()
-        }
-    folder.mkdir(parents=True, exist_ok=True)
-    train = table(folder / "train.csv", labelled, labels=True)
-    return Task(train, table(folder / "unlabelled.csv", pool), table(folder / "test.csv", test), test)
-
-
-def elpv(folder: Path, images: str, share: float, seed: int, tuning: bool) -> Task:
-    """Write the tables of a draw of solar cells; with all labels the test images alone are unlabelled."""
-    from elpv import NAMES, write_split
-
-    folder.mkdir(parents=True, exist_ok=True)
-    train, test, truth = write_split(folder, seed + TUNING_SEED * tuning, "half")
-    with train.open(newline="") as file:
-        known = {row["image"]: row["label"] for row in csv.DictReader(file)}
-    classes = {name: NAMES[label] for name, (label, _) in truth.items()}
-    if share >= 1:
-        return Task(train, None, test, classes, {"label_column": "label"})
-    counts = {name: round(share * list(known.values()).count(name)) for name in set(known.values())}
-    labelled: dict[str, str] = {}
-    for name, count in sorted(counts.items()):
-        labelled |= drawn(known, count, f"labelled {share}", seed, name)
-    pool = {path: label for path, label in known.items() if path not in labelled}
-    few = table(folder / "few.csv", labelled, labels=True)
-    return Task(few, table(folder / "unlabelled.csv", pool), test, classes)
-
-
-TASKS = {"mnist": mnist, "elpv": elpv}
-
-
-def drawn(images: Mapping[str, str], count: int, name: str, seed: int, only: str | None = None) -> dict[str, str]:
-    """Return ``count`` images of every class, or of the class ``only``."""
-    chosen: dict[str, str] = {}
-    for label in sorted(set(images.values())) if only is None else [only]:
-        own = [path for path, other in images.items() if other == label]
-        order = rng_for(seed, f"{name}/{label}").permutation(len(own))
-        chosen |= {own[position]: label for position in np.sort(order[:count])}
-    return chosen
-
-
-def table(path: Path, images: Mapping[str, str], *, labels: bool = False) -> Path:
-    """Write a table of images, with their labels where asked for."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["image", "label"] if labels else ["image"])
-        writer.writerows(list(pair) if labels else [pair[0]] for pair in images.items())
-    return path
 
 
 def measure(given: argparse.Namespace, arm: Arm, labels: float, seed: int, folder: Path) -> dict[str, Any]:
@@ -240,21 +164,24 @@ def value_of(text: str) -> Any:
 
 
 def tell(results: Mapping[tuple[float, str], Sequence[Mapping[str, Any]]]) -> None:
-    """Print a table: error, reduction against the yardstick with the same labels, and the worst seed."""
-    print("\n| labels | arm | test error | relative reduction | change in points | worst seed | kept | seconds |")
-    print("|---|---|---|---|---|---|---|---|")
+    """Print a table: error and log loss, both against the yardstick with the same labels, and the worst seed."""
+    print("\n| labels | arm | test error | fewer errors | change in points | worst seed | ", end="")
+    print("log loss | change in nats | kept | seconds |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for (labels, name), runs in results.items():
-        base = results.get((labels, ARMS[name].against))
-        errors = np.array([run["error"] for run in runs])
-        cells = ["", "", ""]
-        if base is not None and name != ARMS[name].against:
+        base = results.get((labels, ARMS[name].against)) if name != ARMS[name].against else None
+        errors, losses = (np.array([run[metric] for run in runs]) for metric in ("error", "log loss"))
+        less, changed, worst, saved = "", "", "", ""
+        if base is not None:
             plain = np.array([run["error"] for run in base])
             change = 100 * (errors - plain)
-            less = 1 - errors.mean() / plain.mean() if plain.mean() > 0 else 0.0
-            cells = [f"{less:.0%}", with_interval(change.tolist(), "+.2f"), f"{change.max():+.1f}"]
+            less = f"{1 - errors.mean() / plain.mean() if plain.mean() > 0 else 0.0:.0%}"
+            changed, worst = with_interval(change.tolist(), "+.2f"), f"{change.max():+.1f}"
+            saved = with_interval((losses - [run["log loss"] for run in base]).tolist(), "+.3f")
         kept = f"{sum(run['kept'] > 0 for run in runs)} of {len(runs)}" if ARMS[name].recipe != "default" else ""
         seconds = spread([run["seconds"] for run in runs], ".0f")
-        print(f"| {labels:g} | {name} | {spread(errors.tolist())} | {' | '.join(cells)} | {kept} | {seconds} |")
+        cells = (spread(errors.tolist()), less, changed, worst, spread(losses.tolist(), ".3f"), saved, kept, seconds)
+        print(f"| {labels:g} | {name} | {' | '.join(cells)} |")
 
 
 def main() -> None:

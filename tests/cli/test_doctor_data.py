@@ -20,6 +20,7 @@ def test_faults_are_shown(etude, tmp_path):
     assert "41 images in 2 classes" in ended.out
     assert "round/bad.png" in ended.out
     assert "same file" in ended.out
+    assert "images like them agree with" in " ".join(ended.out.split())  # how far suspicions are to be believed
     assert "This machine" not in ended.out
     assert "\x1b" not in ended.out
     assert max(map(len, ended.out.splitlines())) <= 80

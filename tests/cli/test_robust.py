@@ -145,7 +145,7 @@ def test_reader_of_the_output_that_goes_away_is_recorded(tmp_path):
     os.close(writing)
     assert ended.returncode == 141
     assert b"Traceback" not in ended.stderr
-    assert "BrokenPipeError" in json.loads((tmp_path / "run" / "run.json").read_text())["error"]
+    assert "Broken pipe" in json.loads((tmp_path / "run" / "run.json").read_text())["error"]
 
 
 def test_sizes_between_the_multiples_are_told_and_used_throughout(etude, tmp_path):

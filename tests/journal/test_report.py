@@ -279,7 +279,7 @@ def test_nothing_on_the_page_looks_like_code(copy: Path):
     write_json(copy / "run.json", record)
     page = Page.read(write_report(copy))
     said = page.said()
-    assert "views that are enough accuracy 1, log loss 1; reused yes" in said
+    assert "views that are enough accuracy 1, log loss 1; reused" in said
     assert "my images/train" in said
     assert not re.findall(r"[\[{]'|'[\]}]|\bTrue\b|\bFalse\b|\bNone\b|\bnan\b|\d\.\d{7,}", said)
     # names with underscores are settings, as a person writes them after --set; nothing else is written so

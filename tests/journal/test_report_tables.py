@@ -71,7 +71,7 @@ def test_folds_are_put_together_whatever_lies_between():
 
 def test_a_step_that_was_begun_again_says_so():
     (step,) = steps_of(record_of(stage("fine-tune", attempts=3, notes={"reused": False, "events": []})))
-    assert step.notes == "reused no; begun 3 times"
+    assert step.notes == "begun 3 times"
 
 
 def test_notes_of_a_step_are_words():

@@ -11,7 +11,7 @@ from PIL import Image
 
 from etude.data.dataset import Dataset
 from etude.study.fold import Fold
-from etude.study.health import examine_health, split_names, told_labels, told_shift, write_health
+from etude.study.health import examine_health, split_names, told_labels, told_shift
 from picture_folders import picture, write_classes, write_flat
 from study.small_data import features_of, labelled, one_fold, unlabelled, write_faulty
 
@@ -22,9 +22,9 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return labelled(write_faulty(root / "train"), root / "cache")
 
 
-def test_every_planted_fault_is_found(faulty: Dataset, tmp_path: Path):
-    health = write_health(tmp_path, faulty, features_of(faulty), one_fold(faulty))
-    assert json.loads((tmp_path / "health.json").read_text(encoding="utf-8")) == health
+def test_every_planted_fault_is_found(faulty: Dataset):
+    health = examine_health(faulty, features_of(faulty), one_fold(faulty))
+    assert json.loads(json.dumps(health)) == health
     assert health["corrupt"] == [{"id": "round/bad.png", "reason": "not an image of a known kind"}]
     assert health["tiny"] == [{"id": "round/tiny.png", "width": 9, "height": 9}]
     pairs = {(one["a"], one["b"], one["exact"]) for one in health["near_duplicates"]}

@@ -113,7 +113,7 @@ def test_of_a_head_its_own_weights_are_trained_and_test_images_are_compared(
 @pytest.mark.parametrize(
     ("broken", "what", "missing"),
     [
-        ("write_health", "the health of the images", {"health.json"}),
+        ("examine_health", "the health of the images", {"health.json"}),
         ("write_gallery", "pictures", {"gallery.npz", "gallery.json"}),
         ("architecture", "the network's figures", set()),
     ],
@@ -139,7 +139,7 @@ def test_what_fails_is_a_warning_and_the_rest_is_there(
 
 
 def test_a_stop_by_hand_passes_through(session: Session, data: Dataset, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(look_back, "write_health", fails(KeyboardInterrupt()))
+    monkeypatch.setattr(look_back, "examine_health", fails(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         looked_back(session, data)
     assert read_run(session.folder)["stages"][0]["state"] == "interrupted"

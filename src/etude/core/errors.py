@@ -13,6 +13,21 @@ class EtudeError(Exception):
     """
 
 
+def told(problem: BaseException) -> str:
+    """Return a problem in words: as it says itself where it was written to be read, otherwise with its type.
+
+    >>> told(EtudeError("the table has no column 'label'"))
+    "the table has no column 'label'"
+    >>> told(OSError(28, "No space left on device", "run.json"))
+    "[Errno 28] No space left on device: 'run.json'"
+    >>> told(ValueError("bad shape")), told(MemoryError())
+    ('ValueError: bad shape', 'MemoryError')
+    """
+    if isinstance(problem, EtudeError | OSError) and str(problem):
+        return str(problem)
+    return f"{type(problem).__name__}: {problem}".removesuffix(": ")
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the closest known name, or an empty string.
 

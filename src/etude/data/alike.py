@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
@@ -22,6 +23,7 @@ _SMALL_MOVE = 0.15  # how far from the identity a movement may go; beyond it muc
 _TINT = 16.0  # levels of colour, light aside, by which two pictures differ in more than a file's way of storing it
 _LEAST_SEEN = 0.4  # of the picture that must be left to compare once one is moved
 _AT_ONCE = 4_096
+_A_BLOCK = 128
 
 
 def reliefs(pictures: np.ndarray) -> np.ndarray:
@@ -34,10 +36,13 @@ def reliefs(pictures: np.ndarray) -> np.ndarray:
     True
     """
     found = np.empty(pictures.shape[:3], np.float32)
-    for picture, target in zip(pictures, found, strict=True):
-        grey = cv2.GaussianBlur(picture.mean(axis=2, dtype=np.float32), (0, 0), _FINE)
+
+    def fill(place: int) -> None:
+        grey = cv2.GaussianBlur(pictures[place].mean(axis=2, dtype=np.float32), (0, 0), _FINE)
         above = grey - cv2.GaussianBlur(grey, (0, 0), _WIDE)
-        target[:] = above / (np.sqrt(cv2.GaussianBlur(above * above, (0, 0), _WIDE)) + _NOISE)
+        found[place] = above / (np.sqrt(cv2.GaussianBlur(above * above, (0, 0), _WIDE)) + _NOISE)
+
+    _for_each(fill, np.arange(len(pictures)))
     return found
 
 
@@ -63,12 +68,24 @@ def differences(pictures: np.ndarray, relief: np.ndarray, first: np.ndarray, sec
     """
     found = _plain(relief, first, second)
     found[_tints_apart(pictures, first, second)] = 1.0
-    close = np.flatnonzero(found <= _CLOSE)
-    with ThreadPoolExecutor(usable_cores(), thread_name_prefix="etude-alike") as pool:
-        pairs = zip(relief[first[close]], relief[second[close]], strict=True)
-        moved = list(pool.map(lambda pair: _moved(*pair), pairs, chunksize=64))
-    found[close] = np.minimum(found[close], moved)
+
+    def lay(pair: int) -> None:
+        found[pair] = min(found[pair], _moved(relief[first[pair]], relief[second[pair]]))
+
+    _for_each(lay, np.flatnonzero(found <= _CLOSE))
     return found
+
+
+def _for_each(work: Callable[[int], None], places: np.ndarray) -> None:
+    """Do ``work`` at each place, in threads; many places at once, as handing one over costs as much as some of them."""
+    blocks = [places[start : start + _A_BLOCK].tolist() for start in range(0, len(places), _A_BLOCK)]
+
+    def do(block: list[int]) -> None:
+        for place in block:
+            work(place)
+
+    with ThreadPoolExecutor(usable_cores(), thread_name_prefix="etude-alike") as pool:
+        list(pool.map(do, blocks))
 
 
 def _plain(relief: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:

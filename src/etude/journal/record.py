@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from etude.core.errors import EtudeError
+from etude.core.errors import EtudeError, told
 from etude.core.files import explained_write, write_json
 from etude.journal.environment import describe_environment
 from etude.journal.record_notes import checked_tag, now
@@ -148,7 +148,7 @@ class RunRecord:
             state = "finished"
         except BaseException as error:
             state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            entry["error"] = _plain(_told(error))
+            entry["error"] = _plain(told(error))
             raise
         finally:
             with self._lock:
@@ -215,9 +215,9 @@ class RunRecord:
         """End the run in ``state``: finished, failed or interrupted."""
         if state not in STATES[1:]:
             raise ValueError(f"a run ends {', '.join(STATES[1:])}, not {state!r}")
-        told = _told(error) if isinstance(error, BaseException) else error
+        said = told(error) if isinstance(error, BaseException) else error
         with self._lock:
-            self._content |= {"state": state, "error": _plain(told), "ended": now()}
+            self._content |= {"state": state, "error": _plain(said), "ended": now()}
             self._write_after(state)
             self._opened = None  # a warning that comes after the end takes none of the run's time
 
@@ -276,10 +276,6 @@ def _content_to_go_on_with(folder: Path, resume: bool, named: Mapping[str, Any])
         if stage["state"] == "running":  # the process was killed before it could say so
             stage["state"] = "interrupted"
     return {**content, "resumed": [*content["resumed"], now()]}
-
-
-def _told(error: BaseException) -> str:
-    return str(error) if isinstance(error, EtudeError) else f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
 def _plain(value: Any) -> Any:

@@ -118,8 +118,15 @@ def _notes(group: Sequence[Mapping[str, Any]]) -> str:
     facts: dict[str, str] = {}
     for stage in group:
         for key, value in stage["notes"].items():
-            text = "" if value is None or value == [] else in_words(value)
-            facts[key] = text if facts.get(key, text) == text else "differs by fold"
+            text = _in_a_note(key, value)
+            facts[key] = text if facts.get(key, text) == text else f"{spoken(key)} differs by fold"
     begun = max((int(stage.get("attempts") or 1) for stage in group), default=1)
-    told = [f"{spoken(key)} {text}" for key, text in facts.items() if text]
+    told = [text for text in facts.values() if text]
     return "; ".join([*told, *([f"begun {begun} times"] if begun > 1 else [])])
+
+
+def _in_a_note(key: str, value: Any) -> str:
+    """Return a fact in words; what is not so, or not known, is not worth one."""
+    if value is None or value is False or value == []:
+        return ""
+    return spoken(key) if value is True else f"{spoken(key)} {in_words(value)}"

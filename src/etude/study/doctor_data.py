@@ -104,7 +104,7 @@ def health_rows(health: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("cannot be used", counted(counts["corrupt"], "file")),
         ("tiny", counted(counts["tiny"], "image")),
         ("copies", f"{counted(copies, 'pair')}, {counts['across_splits']:,} of them across splits"),
-        ("labels", f"{counted(counts['label_errors'], 'label')} under suspicion"),
+        ("labels", _suspicion(health)),
         ("classes", uneven.get("told", f"the largest has {uneven.get('ratio', 1):.1f} times as many as the smallest")),
         ("leaks", ", ".join(leak["kind"] for leak in health["leaks"]) or "none found"),
     ]
@@ -112,6 +112,13 @@ def health_rows(health: Mapping[str, Any]) -> list[tuple[str, str]]:
         low, high = shift["interval"]
         rows.append(("test images", f"{shift['told']} (AUC {shift['auc']:.2f}, 95% {low:.2f} to {high:.2f})"))
     return rows
+
+
+def _suspicion(health: Mapping[str, Any]) -> str:
+    """Return how many labels are suspected, and how far that is to be believed."""
+    told = f"{counted(health['counts']['label_errors'], 'label')} under suspicion"
+    judged = health["labels"]
+    return told if judged is None else f"{told}: {judged['told']}"
 
 
 def _show_copies(screen: Screen, pairs: Sequence[Mapping[str, Any]]) -> None:

@@ -64,7 +64,7 @@ def write_gallery(
         valid: labelled predictions of validation images, by the ids of ``data``.
         folds: the splits.
         features: (N, D) of all images of ``data``; None: no neighbours.
-        health: what :func:`~etude.study.health.write_health` returned; None: no copies and suspects.
+        health: what :func:`~etude.study.health.examine_health` returned; None: no copies and suspects.
         test: test images, for copies that stand among them.
         augment: ``augment(images, strength, rng, size)`` as in training; None: no samples of it.
     """

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from etude.core.errors import EtudeError
-from etude.core.files import write_json
 from etude.core.progress import Progress, Silent
 from etude.core.seeds import rng_for
 from etude.data.dataset import Dataset
@@ -29,26 +27,6 @@ MOST = 5_000
 _LISTED = 200  # of each kind of finding; more would be a file that nobody reads
 _TEST_SHARE = 3  # of what is looked at, one part may be test images
 _MILD = 0.65  # AUC below which sets that differ still look alike
-
-
-def write_health(
-    folder: Path,
-    data: Dataset,
-    features: np.ndarray | None,
-    folds: Sequence[Fold],
-    *,
-    test: Dataset | None = None,
-    test_features: np.ndarray | None = None,
-    most: int = MOST,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Examine the images as :func:`examine_health` does, write ``health.json`` into ``folder`` and return it."""
-    health = examine_health(
-        data, features, folds, test=test, test_features=test_features, most=most, seed=seed, progress=progress
-    )
-    write_json(folder / "health.json", health)
-    return health
 
 
 def examine_health(

@@ -9,14 +9,15 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from etude.core.errors import EtudeError
+from etude.core.errors import told
+from etude.core.files import write_json
 from etude.core.predictions import Predictions
 from etude.functional.policies import policy_named
 from etude.journal.report import write_report
 from etude.journal.screen import Screen
 from etude.study.candidates import Candidate
 from etude.study.gallery import write_gallery
-from etude.study.health import write_health
+from etude.study.health import examine_health
 from etude.study.prepare import Prepared
 from etude.study.session import Session
 from etude.training.batches import changes_of
@@ -43,10 +44,10 @@ def look_back(session: Session, prepared: Prepared, kept: Sequence[tuple[str, Ca
     augments = "finetune" in prepared.recipe.stages and (own or not policy_named(policy).changes_nothing)
     with session.stage("look back"):
         _tried(session, "the network's figures", lambda: _describe(session, candidates[0]))
-        health = _tried(session, "the health of the images", lambda: write_health(
-            folder, data, features, folds,
+        health = _tried(session, "the health of the images", lambda: _written(folder / "health.json", examine_health(
+            data, features, folds,
             test=test, test_features=_test_features(folder, candidates), seed=seed, progress=session.screen,
-        ))  # fmt: skip
+        )))  # fmt: skip
         _tried(session, "pictures", lambda: write_gallery(
             folder, data, Predictions.load(folder / "valid.npz"), folds,
             features=features, health=health, test=test,
@@ -59,7 +60,7 @@ def report(folder: Path, screen: Screen) -> None:
     try:
         write_report(folder)
     except Exception as problem:  # what the run itself came to must not be lost behind it
-        screen.warn(f"no report: {_told(problem)}")
+        screen.warn(f"no report: {told(problem)}")
 
 
 def architecture(candidate: Candidate) -> dict[str, Any]:
@@ -78,6 +79,11 @@ def architecture(candidate: Candidate) -> dict[str, Any]:
     }
 
 
+def _written(path: Path, content: dict[str, Any]) -> dict[str, Any]:
+    write_json(path, content)
+    return content
+
+
 def _describe(session: Session, candidate: Candidate) -> None:
     session.record.set("architecture", architecture(candidate))
 
@@ -87,14 +93,8 @@ def _tried(session: Session, what: str, make: Callable[[], T]) -> T | None:
     try:
         return make()
     except Exception as problem:  # of any library that looks at images: the run is done, and is not lost for a picture
-        session.warn(f"the report does without {what}: {_told(problem)}")
+        session.warn(f"the report does without {what}: {told(problem)}")
         return None
-
-
-def _told(problem: Exception) -> str:
-    if isinstance(problem, EtudeError | OSError):
-        return str(problem)
-    return f"{type(problem).__name__}: {problem}".removesuffix(": ")
 
 
 def _test_features(folder: Path, candidates: Sequence[Candidate]) -> Any:
