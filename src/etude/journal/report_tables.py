@@ -150,7 +150,8 @@ def recipe_to_reproduce(record: Mapping[str, Any]) -> str:
 def planned_against_taken(record: Mapping[str, Any]) -> str:
     """Return how long the plan had said that the run would take, or nothing."""
     planned = sum(((record.get("plan") or {}).get("expected_seconds") or {}).values())
-    return f"planned {duration(planned)}" if planned else ""
+    unbroken = duration(planned).replace(" ", "\N{NO-BREAK SPACE}")
+    return f"planned {unbroken}" if planned else ""
 
 
 def rounds_table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]] | None:
