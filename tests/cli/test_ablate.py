@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from etude.core.errors import EtudeError
 from etude.core.predictions import Predictions
 from etude.core.scores import score_of
 from etude.core.seeds import rng_for
@@ -290,3 +291,28 @@ def test_an_arm_that_diverges_is_left_out(etude, images, tmp_path, monkeypatch, 
     found = found_in(tmp_path / "abl")
     assert [one["trick"] for one in found["tricks"]] == ["mixup"]
     assert found["failed"] == {"without-ema": "the loss was no number"}
+
+
+def test_an_ablation_is_tagged_and_sent_as_a_whole(etude, images, tmp_path, pretended, monkeypatch):
+    sent: list[Path] = []
+    monkeypatch.setattr("etude.study.request.check_server", lambda uri: None)  # it dies after that
+    monkeypatch.setattr("etude.study.hand_over.log_to_mlflow", lambda folder, uri: refused(sent, folder))
+    words = (*TWO, "--out", "abl", "--tag", "first-look", "--mlflow", "http://127.0.0.1:9")
+    ended = etude("ablate", images, *words)
+    assert ended.code == 0, ended.err
+    assert sent == [Path("abl")]
+    again = "etude journal send abl --mlflow http://127.0.0.1:9"
+    (warning,) = (one["text"] for one in record_of(tmp_path / "abl")["warnings"])
+    assert again in warning
+    listed = etude("journal", "list", "--runs", tmp_path, "--tag", "first-look", "--json")
+    assert [one["kind"] for one in json.loads(listed.out)] == ["ablate"]
+    monkeypatch.setattr("etude.study.hand_over.log_to_mlflow", lambda folder, uri: SimpleNamespace(told="it is there"))
+    more = etude("ablate", images, *words, "--resume", "--tag", "second-look")
+    assert more.code == 0, more.err
+    assert "it is there" in more.out + more.err
+    assert record_of(tmp_path / "abl")["state"] == "finished"
+
+
+def refused(sent: list[Path], folder: Path) -> None:
+    sent.append(folder)
+    raise EtudeError("nobody answers")

@@ -25,6 +25,8 @@ def ablate(
     seed: int = 0,
     out: Path | None = None,
     resume: Annotated[bool, Parameter(negative="")] = False,
+    tag: Annotated[list[str] | None, Parameter(negative="")] = None,
+    mlflow: str | None = None,
     cache: Path | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
@@ -66,6 +68,10 @@ def ablate(
         The ablation's folder; by default a new one below runs/. Each run has one below it, in arms/.
     resume
         Go on with the ablation in --out (or the newest unfinished one on TRAIN): only what is missing is trained.
+    tag
+        A word to find the ablation by in etude journal list; may be repeated.
+    mlflow
+        Address of an MLflow server that gets the ablation when it has finished, with all of its runs below it.
     cache
         Folder of decoded images and features; by default ~/.cache/etude.
     image_column
@@ -97,6 +103,8 @@ def ablate(
         cache=cache,
         columns=Columns(image_column, label_column, weight_column, image_root),
         resume=resume,
+        tags=tag or (),
+        mlflow=mlflow,
         command=("etude", *sys.argv[1:]),
     )
     names = None if tricks is None else tricks.split(",")

@@ -12,6 +12,7 @@ from etude.core.metrics import Metric
 from etude.core.paired import FEWEST_SEEDS, paired_metric
 from etude.data.survey import survey
 from etude.journal.record import RunRecord, read_run
+from etude.journal.record_notes import add_tags
 from etude.journal.screen import Screen
 from etude.models.backbones import required_size
 from etude.recipe import ImageFacts, Recipe, changed_settings, flat, load_recipe, resolve
@@ -23,6 +24,7 @@ from etude.study.ablation_outcome import judge
 from etude.study.ablation_runs import Runs
 from etude.study.ablation_show import show_outcome, show_plan
 from etude.study.doctor import Subject, choose_subject
+from etude.study.hand_over import send
 from etude.study.look_back import report
 from etude.study.plan import at_trained_sizes
 from etude.study.request import Request, claim_run_folder
@@ -107,17 +109,7 @@ def ablate(asked: AblationRequest, screen: Screen) -> Outcome:
         )
     prepared = _prepare(asked, screen)
     division = _division(asked, prepared, budget)
-    request, recipe = asked.request, load_recipe(asked.request.recipe, asked.request.settings)
-    record = RunRecord.open(
-        prepared.begun.folder or claim_run_folder(_named_after(request.train)),
-        command=request.command,
-        recipe=recipe.name,
-        settings=flat(recipe),
-        changed=changed_settings(recipe),
-        seed=request.seed,
-        resume=request.resume,
-        kind="ablate",
-    )
+    request, record = asked.request, _opened(asked.request, prepared.begun)
     try:
         record.set(_SECTION, _section(prepared, division))
         show_plan(screen, request, prepared.design, prepared.tricks, prepared.mode, division, asked.budget)
@@ -128,8 +120,28 @@ def ablate(asked: AblationRequest, screen: Screen) -> Outcome:
         raise
     record.close("finished")
     report(record.folder, screen)
+    if request.mlflow is not None:
+        send(record, request.mlflow, screen)
     show_outcome(screen, outcome)
     return outcome
+
+
+def _opened(request: Request, begun: _Begun) -> RunRecord:
+    recipe = load_recipe(request.recipe, request.settings)
+    record = RunRecord.open(
+        begun.folder or claim_run_folder(_named_after(request.train)),
+        command=request.command,
+        recipe=recipe.name,
+        settings=flat(recipe),
+        changed=changed_settings(recipe),
+        seed=request.seed,
+        resume=request.resume,
+        kind="ablate",
+        tags=request.tags,
+    )
+    if request.resume and request.tags:  # a resumed ablation keeps those that it began with
+        add_tags(record.folder, request.tags)
+    return record
 
 
 def _run(
@@ -137,7 +149,8 @@ def _run(
 ) -> Outcome:
     more = [] if division.epochs is None else as_settings({"train.epochs": division.epochs})
     runs = Runs(
-        replace(request, resume=False), record, screen, prepared.design, prepared.metric,
+        # The ablation is tagged and sent as a whole, when all of its runs have ended.
+        replace(request, resume=False, tags=(), mlflow=None), record, screen, prepared.design, prepared.metric,
         more=more, budget=budget, spent=prepared.begun.seconds,
     )  # fmt: skip
     seeds = range(request.seed, request.seed + division.seeds)

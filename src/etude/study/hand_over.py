@@ -1,4 +1,4 @@
-"""What others get of a run that has finished: its notebook, and the run itself on an MLflow server."""
+"""What others get of a run or an ablation that has finished: its notebook, and itself on an MLflow server."""
 
 from __future__ import annotations
 
@@ -17,19 +17,25 @@ def hand_over(record: RunRecord, uri: str | None, screen: Screen) -> None:
 
     The run is whole by now: what cannot be done is a warning, in its record and its report too.
     """
-    told: list[str] = []
     try:
         write_notebook(record.folder)
     except (EtudeError, OSError) as problem:
-        told.append(f"no notebook: {problem}")
+        _warn(record, f"no notebook: {problem}", screen)
     if uri is not None:
-        try:
-            screen.say(log_to_mlflow(record.folder, uri).told)
-        except (EtudeError, OSError) as problem:
-            later = shlex.join(["etude", "journal", "send", str(record.folder), "--mlflow", uri])
-            told.append(f"the run is whole, but not on the MLflow server: {problem}. To send it later: {later}")
-    for text in told:
-        screen.warn(text)
-        record.warn(text)
-    if told:
-        report(record.folder, screen)
+        send(record, uri, screen)
+
+
+def send(record: RunRecord, uri: str, screen: Screen) -> None:
+    """Send a run and all that is part of it to the MLflow server at ``uri``; where that fails it is a warning."""
+    try:
+        screen.say(log_to_mlflow(record.folder, uri).told)
+    except (EtudeError, OSError) as problem:
+        later = shlex.join(["etude", "journal", "send", str(record.folder), "--mlflow", uri])
+        text = f"the run is whole, but not on the MLflow server: {problem}. To send it later: {later}"
+        _warn(record, text, screen)
+
+
+def _warn(record: RunRecord, text: str, screen: Screen) -> None:
+    screen.warn(text)
+    record.warn(text)
+    report(record.folder, screen)
