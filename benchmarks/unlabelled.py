@@ -51,13 +51,14 @@ SAME_MODE: Settings = {  # a busy machine might choose another one for one of th
     "train.memory_format": "channels_last",
     "train.threads": usable_cores(),
 }
-FINE_TUNED = {  # of cells, at a size at which two cores can do it for five seeds
+FINE_TUNED: Settings = {  # of cells, at a size at which two cores can do it for five seeds
     "stages": ["finetune"],
     "predict.tta": 1,
     "timeline.length": "150st",
     "timeline.start_size": 128,
     "timeline.final_size": 128,
     **SAME_MODE,
+    "train.precision": "bf16",
 }
 
 

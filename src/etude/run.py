@@ -140,7 +140,7 @@ class Run:
         """Return how many views the run averaged over; one that did not get so far leaves it to the card."""
         noted = [stage["notes"]["views"] for stage in self.record["stages"] if "views" in stage["notes"]]
         if noted:
-            return noted[-1]
+            return min(noted[-1], card.tta)  # a card asks for one where those that were tried did harm
         return 1 if self.record["state"] == "finished" else card.tta
 
     def _gather(

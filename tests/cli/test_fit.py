@@ -56,7 +56,8 @@ def test_quick_recipe_finds_easy_classes(etude, tmp_path):
 
 def test_predictions_average_over_as_many_views_as_asked_for(etude, tmp_path):
     train, test = write_classes(tmp_path / "train", count=12), write_flat(tmp_path / "test")
-    words = ("--recipe", "quick", "--set", "augment.policy=photos", "--set", "predict.tta=2", "--out", "run")
+    views = ("--set", "augment.policy=photos", "--set", "predict.tta=2", "--set", "predict.tta_if=always")
+    words = ("--recipe", "quick", *views, "--out", "run")
     assert etude("fit", train, *words).code == 0
     assert etude("predict", "run", test, "--out", "many.npz", "--tta", "10").code == 0
     assert etude("predict", "run", test, "--out", "few.npz").code == 0

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import ImageOps
 
 from etude.core.errors import EtudeError
 from etude.core.predictions import Predictions
@@ -15,8 +16,11 @@ from etude.data.dataset import Dataset, open_dataset
 from etude.data.sources import ImageSet
 from etude.data.survey import SurveyResult
 from etude.run import load
-from picture_folders import write_classes, write_flat
+from etude.study.guards import Seen
+from picture_folders import picture, write_classes, write_flat
 
+# Six images validate: whether views are harmless to them is a matter of luck.
+ALWAYS = ("--set", "predict.tta_if=always")
 PHOTOS = ("--recipe", "quick", "--set", "model.feature_size=64", "--set", "augment.policy=photos")
 
 
@@ -30,7 +34,7 @@ def data(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_a_recipe_averages_over_more_views_than_there_are_symmetries(etude, tmp_path, data):
-    ended = etude("fit", data[0], "--test", data[1], *PHOTOS, "--set", "predict.tta=6", "--out", "run")
+    ended = etude("fit", data[0], "--test", data[1], *PHOTOS, "--set", "predict.tta=6", *ALWAYS, "--out", "run")
     assert ended.code == 0, ended.err
     valid, test = (Predictions.load(tmp_path / "run" / f"{name}.npz") for name in ("valid", "test"))
     assert (len(valid.logits), len(test.logits)) == (6, 6)
@@ -46,9 +50,59 @@ def test_a_recipe_averages_over_more_views_than_there_are_symmetries(etude, tmp_
     np.testing.assert_array_equal(Predictions.load(tmp_path / "again.npz").logits, test.logits)
 
 
+def mirrored_classes(root: Path) -> Path:
+    """Write two classes that are mirror images of each other, so that a mirrored view says the wrong one."""
+    for number in range(15):
+        for name in ("down", "up"):
+            (root / name).mkdir(parents=True, exist_ok=True)
+            image = picture(1, 2 * number + (name == "up"), 24)
+            (image if name == "up" else ImageOps.mirror(image)).save(root / name / f"{number}.png")
+    return root
+
+
+def test_views_that_do_harm_are_left_out(etude, tmp_path):
+    train, test = mirrored_classes(tmp_path / "train"), write_flat(tmp_path / "test")
+    words = ("fit", train, "--test", test, *PHOTOS, "--set", "predict.tta=2")
+    ended = etude(*words, "--out", "run")
+    assert ended.code == 0, ended.err
+    run = tmp_path / "run"
+    assert [len(Predictions.load(run / f"{name}.npz").logits) for name in ("valid", "test")] == [1, 1]
+    assert json.loads((run / "model.json").read_text())["tta"] == 1
+    record = json.loads((run / "run.json").read_text())
+    assert any("predict.tta_if=always" in one["text"] for one in record["warnings"])
+    assert "2 views: left out" in " ".join(ended.out.split())
+    tried = next(stage for stage in record["stages"] if stage["name"] == "TTA")
+    assert record["result"]["log_loss"] < tried["scores"]["log_loss"]
+    again = etude("predict", "run", test, "--out", "again.npz")
+    assert again.code == 0, again.err
+    np.testing.assert_array_equal(
+        Predictions.load(tmp_path / "again.npz").logits, Predictions.load(run / "test.npz").logits
+    )
+    assert etude(*words, *ALWAYS, "--out", "all").code == 0
+    assert [len(Predictions.load(tmp_path / "all" / f"{name}.npz").logits) for name in ("valid", "test")] == [2, 2]
+
+
+def test_pseudo_labels_do_without_views_that_do_harm(etude, tmp_path, monkeypatch):
+    judged: list[tuple[int, int]] = []
+    own = Seen.calibrated
+
+    def calibrated(valid: Predictions, pool: Predictions) -> Seen:
+        judged.append((len(valid.logits), len(pool.logits)))
+        return own(valid, pool)
+
+    monkeypatch.setattr(Seen, "calibrated", calibrated)
+    train, pool = mirrored_classes(tmp_path / "train"), write_flat(tmp_path / "pool")
+    words = ("fit", train, "--unlabeled", pool, *PHOTOS[2:], "--set", "predict.tta=2", "--set", "stages=head")
+    assert etude(*words, "--recipe", "pseudo-label", "--out", "run").code == 0
+    assert set(judged) == {(1, 1)}
+    judged.clear()
+    assert etude(*words, "--recipe", "pseudo-label", *ALWAYS, "--out", "all").code == 0
+    assert {pool for _, pool in judged} == {2}
+
+
 def test_a_run_keeps_to_the_views_that_it_used(etude, tmp_path, data):
     """Runs of before, whose card asks for more views than the symmetries they were given."""
-    etude("fit", data[0], "--test", data[1], *PHOTOS, "--set", "predict.tta=2", "--out", "two")
+    etude("fit", data[0], "--test", data[1], *PHOTOS, *ALWAYS, "--set", "predict.tta=2", "--out", "two")
     etude("fit", data[0], "--test", data[1], *PHOTOS, "--set", "predict.tta=1", "--out", "one")
     for name, views in (("two", 2), ("one", 1)):
         edited(tmp_path / name / "model.json", tta=4)

@@ -109,6 +109,20 @@ def test_the_gain_ends_where_views_stop_to_bring_any():
     assert gain_by_views(noise).enough["accuracy"] <= 2
 
 
+def test_views_do_harm_where_they_cost_more_than_chance():
+    one = seen([0.5], count=400)
+
+    def harm(*others: np.ndarray) -> bool:
+        return gain_by_views(Predictions(one.ids, one.classes, [*one.logits, *others], labels=one.labels)).harm
+
+    says_nothing, wrong = np.zeros_like(one.logits[0]), -one.logits[0]
+    assert harm(wrong)
+    assert harm(says_nothing)
+    assert not harm()
+    assert not harm(one.logits[0])  # the same again is neither better nor worse
+    assert not gain_by_views(seen([3.0, 3.0], count=400)).harm
+
+
 def test_what_views_bought_is_told_in_words():
     views = np.log([[[0.4, 0.6]], [[0.9, 0.1]], [[0.9, 0.1]]])
     found = gain_by_views(Predictions(["a"], ["x", "y"], views, labels=np.array([0])))

@@ -261,6 +261,9 @@ class PredictSettings(Settings):
     tta: int = Field(
         default=1, ge=1, le=128, description="views averaged for the predictions of validation and test images"
     )
+    tta_if: Literal["harmless", "always"] = Field(
+        default="harmless", description="one view alone where several raise the validation log loss, or always several"
+    )
     train_features: Literal["auto", "always", "never"] = Field(
         default="auto",
         description="save the training images' features for etude refine: always, never, or auto when that is cheap",

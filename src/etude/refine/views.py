@@ -131,11 +131,14 @@ class ViewGains:
         accuracy: (V,) of each count.
         log_loss: (V,) of each count.
         enough: metric name -> smallest count that is within one standard error, paired, of the best count.
+        harm: whether all views together have a log loss that is higher than the first view's alone, by more than one
+            standard error, paired.
     """
 
     accuracy: FloatArray
     log_loss: FloatArray
     enough: dict[str, int]
+    harm: bool
 
     def as_table(self) -> list[tuple[int, float, float]]:
         """Return rows of (views, accuracy, log loss), one a count."""
@@ -175,7 +178,9 @@ def gain_by_views(predictions: Predictions) -> ViewGains:
             values.append(per_image(total - np.log(count), labels))
     scores = {name: np.mean(values, axis=1) for name, values in each.items()}
     enough = {name: _enough(np.stack(values) * METRICS[name].sign) for name, values in each.items()}
-    return ViewGains(scores["accuracy"], scores["log_loss"], enough)
+    lost = each["log_loss"][-1] - each["log_loss"][0]
+    harm = bool(lost.mean() > lost.std() / np.sqrt(len(lost)) + 1e-9)
+    return ViewGains(scores["accuracy"], scores["log_loss"], enough, harm)
 
 
 def _enough(values: FloatArray) -> int:

@@ -14,18 +14,26 @@ from etude.core.submission import write_submission
 from etude.data.dataset import Dataset
 from etude.inference.predict import predict
 from etude.inference.views import many_views
+from etude.models.classifier import save_model
 from etude.refine.blend import average
 from etude.refine.views import gain_by_views
 from etude.study.candidates import Candidate
+from etude.study.prepare import Prepared
 from etude.study.session import Row, Session
 
 
-def finish(session: Session, kept: Sequence[tuple[str, Candidate]], data: Dataset, test: Dataset | None) -> None:
+def finish(session: Session, kept: Sequence[tuple[str, Candidate]], prepared: Prepared) -> list[tuple[str, Candidate]]:
     """Write ``valid.npz`` (out-of-fold with several folds), ``train.npz`` with the training images' features where they
     are wanted, ``test.npz`` and ``submission.csv``; record all files.
+
+    Returns:
+        The kept models; where views did harm on the validation images, their cards ask for the plain one alone.
     """
+    data, test = prepared.data, prepared.test
+    valid, harm = _validation(session, [candidate for _, candidate in kept], data)
+    if harm and prepared.recipe.predict.tta_if == "harmless":
+        valid, kept = replace(valid, logits=valid.logits[:1]), _with_plain_view(session, kept)
     candidates = [candidate for _, candidate in kept]
-    valid = _validation(session, candidates, data)
     valid.save(session.folder / "valid.npz")
     _train(session, candidates, data)
     if test is not None:
@@ -44,15 +52,18 @@ def finish(session: Session, kept: Sequence[tuple[str, Candidate]], data: Datase
     )
     for path in sorted(_written(session.folder)):
         session.record.artefact(path)
+    return list(kept)
 
 
-def _validation(session: Session, candidates: Sequence[Candidate], data: Dataset) -> Predictions:
-    """Return the kept models' predictions of their validation images, with TTA where the recipe asks for it."""
+def _validation(session: Session, candidates: Sequence[Candidate], data: Dataset) -> tuple[Predictions, bool]:
+    """Return the kept models' predictions of their validation images, with TTA where the recipe asks for it, and
+    whether its views do harm.
+    """
     if len(many_views(candidates[0].card.policy, candidates[0].card.tta)) == 1:
         parts = [candidate.valid for candidate in candidates]
         if len(parts) > 1:
             session.rows.append(Row("out-of-fold", None, _stacked(parts)))
-        return _stacked(parts)
+        return _stacked(parts), False
     with session.stage("TTA") as stage:
         position = {name: row for row, name in enumerate(data.images.ids)}
         parts = [
@@ -77,7 +88,20 @@ def _validation(session: Session, candidates: Sequence[Candidate], data: Dataset
     session.screen.say(f"views: {gains.told}")
     session.scored(stage, whole)
     session.rows[-1] = replace(session.rows[-1], stage=f"with TTA, {whole.logits.shape[0]} views")
-    return whole
+    return whole, gains.harm
+
+
+def _with_plain_view(session: Session, kept: Sequence[tuple[str, Candidate]]) -> list[tuple[str, Candidate]]:
+    """Return the kept models with cards that ask for one view, which are saved and told."""
+    session.warn(
+        "the views raise the log loss on validation images, so images are predicted by the plain view alone "
+        "(predict.tta_if=always averages over them all the same)"
+    )
+    session.rows[-1] = replace(session.rows[-1], stage=f"{session.rows[-1].stage}: left out")
+    plain = [(name, replace(candidate, card=replace(candidate.card, tta=1))) for name, candidate in kept]
+    for name, candidate in plain:
+        save_model(session.folder / name, candidate.model, candidate.card)
+    return plain
 
 
 def _train(session: Session, candidates: Sequence[Candidate], data: Dataset) -> None:

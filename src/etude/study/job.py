@@ -107,7 +107,7 @@ class Job:
             self.extras = distilled(self.session, self.prepared, teachers, self.pool)
         self._add_views(folds)
         kept = [self._train(fold, number, len(folds)) for number, fold in enumerate(folds, 1)]
-        finish(self.session, kept, self.prepared.data, self.prepared.test)
+        kept = finish(self.session, kept, self.prepared)
         look_back(self.session, self.prepared, kept, kept[0][1].card.policy)
         show_scores(self.session.screen, self.session.rows)
 

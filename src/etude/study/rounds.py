@@ -19,6 +19,7 @@ from etude.journal.record import Stage
 from etude.journal.timeline_figure import draw_timeline
 from etude.models.head import fit_head
 from etude.refine.pseudo_labels import Drift, PseudoLabelRule, Selected, drift
+from etude.refine.views import gain_by_views
 from etude.study.candidates import Candidate, finetune_candidate, head_candidate
 from etude.study.fold import Fold
 from etude.study.frozen import compute_features
@@ -54,6 +55,7 @@ class Rounds:
         policy: of augmentation, by name.
         folder: of the fold; each round has a folder in it.
         suffix: tells the fold, where there are several.
+        tta: views of a prediction, once the first teacher has shown whether those of the recipe do harm.
     """
 
     session: Session
@@ -64,6 +66,7 @@ class Rounds:
     folder: Path
     suffix: str = ""
     features: np.ndarray | None = field(init=False, default=None)
+    tta: int | None = field(init=False, default=None)
     chosen: NDArray[np.int64] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -185,16 +188,21 @@ class Rounds:
 
     def _seen(self, candidate: Candidate) -> Seen:
         """Return the candidate's calibrated predictions of validation images and pool, with the recipe's views."""
-        prepared, progress, tta = self.prepared, self.session.screen, self.prepared.recipe.predict.tta
+        prepared, progress, recipe = self.prepared, self.session.screen, self.prepared.recipe.predict
         card = replace(candidate.card, policy=self.policy)
         data, known = prepared.data, candidate.valid
-        views = many_views(self.policy, max(tta, judging_views(len(known))))  # which begin with those of tta
+        views = many_views(self.policy, max(recipe.tta, judging_views(len(known))))  # which begin with those of tta
         valid = predict(
             candidate.model, card, data.build.store.gather, self.fold.valid, known.ids,
             views=views, labels=known.labels, known_features=known.features, progress=progress, name="judge",
         )  # fmt: skip
+        if self.tta is None:  # settled by the first teacher: students are compared with it through the same views
+            asked = replace(valid, logits=valid.logits[: recipe.tta])
+            self.tta = 1 if recipe.tta_if == "harmless" and gain_by_views(asked).harm else recipe.tta
+        if self.tta < recipe.tta:
+            valid = replace(valid, logits=valid.logits[:1])
         pool = self.pool.predictions(
-            candidate.model, card, self.chosen, tta=tta, progress=progress, features=self.features
+            candidate.model, card, self.chosen, tta=self.tta, progress=progress, features=self.features
         )
         return Seen.calibrated(valid, pool)
 
