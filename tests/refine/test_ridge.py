@@ -6,7 +6,7 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
 
 from etude.refine import ridge
-from etude.refine.ridge import leave_one_out, predict_ridge, principal
+from etude.refine.ridge import landmark_features, leave_one_out, predict_ridge, principal
 
 
 def test_principal_axes_are_those_of_scikit_learn():
@@ -61,3 +61,20 @@ def test_features_that_are_all_the_same_predict_the_mean():
     found = leave_one_out(np.zeros((4, 2)), targets)
     np.testing.assert_allclose(found[:, 0], [2 / 3, 1 / 3, 1 / 3, 2 / 3])
     np.testing.assert_allclose(predict_ridge(np.zeros((4, 2)), targets, np.ones((1, 2))), 0.5)
+
+
+def test_with_all_rows_as_landmarks_the_products_are_the_kernel():
+    z = np.random.default_rng(0).normal(size=(40, 6))
+    apart = ((z[:, None] - z) ** 2).sum(axis=2)
+    found = landmark_features(z, 40, 0.75)
+    np.testing.assert_allclose(found @ found.T, np.exp(-0.75 * apart / np.median(apart)), atol=1e-3)
+    assert landmark_features(z, 10, 0.75).shape == (40, 10)
+    assert np.isfinite(landmark_features(np.ones((5, 3)), 4, 0.75)).all()
+
+
+def test_a_fit_that_bends_at_will_does_not_repeat_the_target_left_out(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ridge, "PENALTIES", (1e-5,))
+    rng = np.random.default_rng(0)
+    rows = landmark_features(rng.normal(size=(200, 50)), 200, 2.0)
+    targets = np.eye(2)[rng.integers(0, 2, 200)]
+    assert (leave_one_out(rows, targets).argmax(axis=1) == targets.argmax(axis=1)).mean() < 0.65

@@ -39,6 +39,17 @@ def test_changed_copies_are_found_and_nothing_else():
     assert all(is_across(one) and one["similarity"] > 0.99 and not one["exact"] for one in found)
 
 
+def test_a_copy_among_pictures_much_like_it_is_found():
+    rng = np.random.default_rng(0)
+    base = pictures()[0].astype(float)
+    alike = base + 4 * rng.normal(size=(8, *base.shape))
+    again = alike[:1] + 2 * rng.normal(size=base.shape)
+    pixels = np.clip(np.concatenate([pictures()[:COUNT], alike, again]), 0, 255).astype(np.uint8)
+    images = looked(pixels)
+    found = {(one["a"], one["b"]) for one in find_copies(images, images)}
+    assert found == {(f"i{COUNT}", f"i{COUNT + 8}")}
+
+
 def test_what_is_like_its_neighbours_is_no_copy():
     """A series: each picture is as alike to the next as copies are, and so are all of them."""
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Principal axes of features, and ridge regression on them that predicts each row by all others at little cost."""
+"""Principal axes of features, and ridge regression, straight or bent, that predicts each row by all others."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ PENALTIES = tuple(10.0**power for power in np.arange(-3.0, 2.1, 0.5))
 """Penalties that are tried, as parts of the mean eigenvalue."""
 
 _OVERSAMPLED = 16
+_ROUNDING = 1e-6  # part of the largest eigenvalue of a float32 kernel below which there is only rounding
+_OWN = 1e-6  # least part of a prediction that is of other rows; a larger one lets a flexible fit repeat its own target
 _linalg: Any = np.linalg
 
 
@@ -64,6 +66,38 @@ def whitened(rows: Floats, most: int) -> NDArray[np.float32]:
     return np.asarray(x @ (vectors * np.where(real, 1 / np.sqrt(np.maximum(values, 1e-300)), 0.0)), np.float32)
 
 
+def landmark_features(z: Floats, most: int, width: float, seed: int = 0) -> NDArray[np.float32]:
+    """Return (N, q) float32 whose products are about a Gaussian kernel, q ≤ min(most, N): ridge on them bends.
+
+    k(x, y) = exp(-width |x - y|² / m), where m is the median of the squared distances between rows and landmarks, the
+    ``most`` rows L that are drawn. The features are K_zL K_LL^(-1/2), which takes N q² steps in place of the N³ of the
+    kernel itself.
+
+    Args:
+        z: (N, D), such as :func:`principal` returns.
+        most: landmarks.
+        width: how fast the likeness of two rows falls with their distance.
+        seed: of the landmarks.
+
+    Source: Williams & Seeger 2000, "Using the Nyström Method to Speed Up Kernel Machines".
+
+    >>> z = np.array([[0.0], [1.0], [3.0]])
+    >>> rows = landmark_features(z, 3, 1.0)
+    >>> (rows @ rows.T).astype(float).round(2)[0].tolist()  # the median is 1
+    [1.0, 0.37, 0.0]
+    """
+    drawn = rng_for(seed, "landmarks").permutation(len(z))[:most]
+    rows = z.astype(np.float32)
+    squares = np.einsum("nd,nd->n", rows, rows)
+    apart = np.maximum(squares[:, None] + squares[drawn] - 2 * (rows @ rows[drawn].T), 0)
+    middle = max(float(np.median(apart)), 1e-30)
+    kernel: Floats = np.exp(apart * np.float32(-width / middle))
+    among = kernel[drawn].astype(np.float64)
+    values, vectors = _linalg.eigh((among + among.T) / 2)
+    kept = values > _ROUNDING * values[-1]
+    return np.asarray(kernel @ (vectors[:, kept] / np.sqrt(values[kept])).astype(np.float32), np.float32)
+
+
 def leave_one_out(z: Floats, targets: Array) -> Array:
     """Return what ridge regression predicts for each row when all rows but it are fitted, (N, C) float64.
 
@@ -85,7 +119,7 @@ def leave_one_out(z: Floats, targets: Array) -> Array:
         shrunk = eigenvalues / (eigenvalues + penalty * eigenvalues.sum() / max(1, len(eigenvalues)))
         residual = targets - mean - u @ (shrunk[:, None] * inner)
         leverage = (u**2) @ shrunk + 1 / len(z)
-        residual = residual / np.maximum(1 - leverage, 1e-3)[:, None]
+        residual = residual / np.maximum(1 - leverage, _OWN)[:, None]
         error = float((residual**2).mean())
         if error < least:
             best, least = targets - residual, error

@@ -20,6 +20,7 @@ _AXES = 128
 # Chosen on copies of digits that were planted with other seeds than those of benchmarks/data_health.py:
 _SAME = 0.01  # difference that files of one picture have: JPEG, light, other size, a small crop
 _CLOSER = 0.22  # of the usual difference from a neighbour
+_HARDLY, _NEARLY_AS_CLOSE = 0.002, 0.4  # the same for pictures that differ less than light and JPEG alone explain
 _BOTH = 5e-4  # product of the two: what is a little farther must stand out more
 _ROUNDING = 2e-4
 
@@ -123,7 +124,8 @@ def _near(images: Looked) -> list[tuple[int, int, float]]:
     around = _usual_difference(first, second, found, len(places))
     least = np.minimum(around[first], around[second])
     ratio = (found + _ROUNDING) / (least + _ROUNDING)
-    kept = (found <= _SAME) & (ratio <= _CLOSER) & (found * ratio <= _BOTH)
+    stands_out = (ratio <= _CLOSER) & (found * ratio <= _BOTH)
+    kept = (found <= _SAME) & (stands_out | ((found <= _HARDLY) & (ratio <= _NEARLY_AS_CLOSE)))
     pairs = zip(places[first[kept]].tolist(), places[second[kept]].tolist(), found[kept].tolist(), strict=True)
     return [(a, b, round(1 - apart, 4)) for a, b, apart in pairs]
 
