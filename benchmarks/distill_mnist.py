@@ -8,7 +8,7 @@ The teacher is the mean of a few small networks, each trained on the 4,000 train
 students of at most a tenth of its parameters learn for as many steps each: from the labels, from the labels with that
 augmentation, and by distillation with that augmentation, where the teacher sees each image as the student does (Hinton,
 Vinyals & Dean 2015; his student alone had no augmentation, while his teacher had), and half of the batches are mixtures
-of two images, which have no label but the teacher's. The gap closed is
+of two images. The gap closed is
 (alone - distilled) / (alone - teacher) of the mean errors on the 1,000 test digits, which are always the same and which
 no choice depends on. Choices are made with `--choose`, which holds out a fifth of the 4,000 and has seeds of its own:
 students of 60 epochs have far fewer errors than those of 10, so patience is what counts, and mixtures help (Beyer et
@@ -112,10 +112,10 @@ def trained(
     for _ in range(steps):
         batch = rng.integers(len(lesson.images), size=BATCH)
         images = as_input(augment(lesson.images[batch], DIGITS, 1.0 if augmented else 0.0, rng))
+        target = one_hot(torch.from_numpy(lesson.labels[batch]), 10)
         if teachers and rng.random() < MIXED:
             part = float(rng.random())
-            images = part * images + (1 - part) * images.flip(0)
-        target = one_hot(torch.from_numpy(lesson.labels[batch]), 10)
+            images, target = (part * both + (1 - part) * both.flip(0) for both in (images, target))
         teacher, share = (mean_probabilities(teachers, images), SHARE) if teachers else (target, 0.0)
         loss = distillation_loss(model(images), target, torch.ones(BATCH), teacher, temperature, share)
         optimizer.zero_grad()
