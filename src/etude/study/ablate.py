@@ -12,10 +12,9 @@ from etude.core.metrics import Metric
 from etude.core.paired import FEWEST_SEEDS, paired_metric
 from etude.data.survey import survey
 from etude.journal.record import RunRecord, read_run
-from etude.journal.record_notes import add_tags
 from etude.journal.screen import Screen
 from etude.models.backbones import required_size
-from etude.recipe import ImageFacts, Recipe, changed_settings, flat, load_recipe, resolve
+from etude.recipe import ImageFacts, Recipe, load_recipe, resolve
 from etude.recipe.tricks import TRICKS, Trick, tricks_named, tricks_of
 from etude.study.ablation_arms import Design, as_settings, design_of, modes_named
 from etude.study.ablation_budget import Division, costs_of, divide
@@ -29,6 +28,7 @@ from etude.study.look_back import report
 from etude.study.plan import at_trained_sizes
 from etude.study.request import Request, claim_run_folder
 from etude.study.resume import refuse_other_settings, resumable_folder
+from etude.study.session import open_record
 from etude.timeline import parse_length
 
 _SECTION = "ablation"  # of the record: what a resumed ablation goes on with
@@ -109,7 +109,8 @@ def ablate(asked: AblationRequest, screen: Screen) -> Outcome:
         )
     prepared = _prepare(asked, screen)
     division = _division(asked, prepared, budget)
-    request, record = asked.request, _opened(asked.request, prepared.begun)
+    request, folder = asked.request, prepared.begun.folder or claim_run_folder(_named_after(asked.request.train))
+    record = open_record(folder, request, load_recipe(request.recipe, request.settings), kind="ablate")
     try:
         record.set(_SECTION, _section(prepared, division))
         show_plan(screen, request, prepared.design, prepared.tricks, prepared.mode, division, asked.budget)
@@ -124,24 +125,6 @@ def ablate(asked: AblationRequest, screen: Screen) -> Outcome:
         send(record, request.mlflow, screen)
     show_outcome(screen, outcome)
     return outcome
-
-
-def _opened(request: Request, begun: _Begun) -> RunRecord:
-    recipe = load_recipe(request.recipe, request.settings)
-    record = RunRecord.open(
-        begun.folder or claim_run_folder(_named_after(request.train)),
-        command=request.command,
-        recipe=recipe.name,
-        settings=flat(recipe),
-        changed=changed_settings(recipe),
-        seed=request.seed,
-        resume=request.resume,
-        kind="ablate",
-        tags=request.tags,
-    )
-    if request.resume and request.tags:  # a resumed ablation keeps those that it began with
-        add_tags(record.folder, request.tags)
-    return record
 
 
 def _run(

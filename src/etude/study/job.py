@@ -9,13 +9,11 @@ import numpy as np
 
 from etude.core.lr_range import NoDescentError
 from etude.functional.policies import policy_named
-from etude.journal.record import RunRecord
-from etude.journal.record_notes import add_tags
 from etude.journal.screen import Screen
 from etude.journal.timeline_figure import draw_timeline
 from etude.models.classifier import ModelCard, save_model
 from etude.models.head import LinearHead
-from etude.recipe import changed_settings, flat, load_recipe
+from etude.recipe import load_recipe
 from etude.recipe.timeline import resolved_timeline, timeline_of
 from etude.study.announce import show_scores
 from etude.study.candidates import Candidate, better, finetune_candidate, head_candidate
@@ -32,7 +30,7 @@ from etude.study.prepare import Prepared, prepare
 from etude.study.request import Request, claim_run_folder
 from etude.study.resume import clear_leftovers, refuse_other_settings, resumable_folder
 from etude.study.rounds import Rounds
-from etude.study.session import Session
+from etude.study.session import Session, open_record
 from etude.study.sources import read_sources
 from etude.study.symmetry import PolicyChoice
 from etude.study.teachers import distilled, open_teachers
@@ -61,19 +59,7 @@ def fit(request: Request, screen: Screen) -> Path:
         refuse_other_settings(folder, recipe, request)
     else:
         folder = request.out or claim_run_folder(request.train)
-    record = RunRecord.open(
-        folder,
-        command=request.command,
-        recipe=recipe.name,
-        settings=flat(recipe),
-        changed=changed_settings(recipe),
-        seed=request.seed,
-        resume=request.resume,
-        parent=request.parent,
-        tags=request.tags,
-    )
-    if request.resume and request.tags:  # a resumed run keeps those that it began with
-        add_tags(record.folder, request.tags)
+    record = open_record(folder, request, recipe)
     session = Session(request, record, screen)
     try:
         for text in early_warnings:

@@ -11,8 +11,10 @@ from etude.core.errors import EtudeError
 from etude.core.predictions import Predictions
 from etude.core.scores import score_of
 from etude.journal.record import RunRecord, Stage
+from etude.journal.record_notes import add_tags
 from etude.journal.screen import Screen
 from etude.models.modes import Mode
+from etude.recipe import Recipe, changed_settings, flat
 from etude.study.request import Request, default_cache
 
 
@@ -92,3 +94,22 @@ class Session:
         stage.score("accuracy", right)
         stage.score("log_loss", -negative_loss)
         self.rows[-1] = replace(self.rows[-1], predictions=predictions)
+
+
+def open_record(folder: Path, request: Request, recipe: Recipe, kind: str = "fit") -> RunRecord:
+    """Open the record of what a request asks for, new or to be gone on with."""
+    record = RunRecord.open(
+        folder,
+        kind=kind,
+        command=request.command,
+        recipe=recipe.name,
+        settings=flat(recipe),
+        changed=changed_settings(recipe),
+        seed=request.seed,
+        resume=request.resume,
+        parent=request.parent,
+        tags=request.tags,
+    )
+    if request.resume and request.tags:  # a resumed run keeps those that it began with
+        add_tags(record.folder, request.tags)
+    return record
