@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy.stats import rankdata
 
 from etude.core.errors import EtudeError
 from etude.core.predictions import Predictions
@@ -163,6 +164,13 @@ def test_what_rounding_sets_apart_is_a_tie():
         ranks = rank_mean([shuffled(made(logits), [0, 1, 2], list(columns))]).probabilities()
         expected = np.array([[5, 1, 2], [1, 5, 2]])[:, list(columns)] / 8
         np.testing.assert_allclose(ranks[:2], expected, atol=1e-6)
+
+
+def test_equal_probabilities_share_a_rank_whatever_the_other_classes_have():
+    counts = np.array([[3, 3, 4], [3, 5, 2], [3, 1, 6], [0, 10, 0], [0, 4, 6], [3, 7, 0]])
+    ranks = rank_mean([Predictions.from_probabilities(tuple("abcdef"), tuple("xyz"), counts / 10)]).probabilities()
+    places = (rankdata(counts, axis=0) - 0.5) / len(counts)
+    np.testing.assert_allclose(ranks, places / places.sum(axis=1, keepdims=True), atol=1e-6)
 
 
 def test_only_the_order_of_probabilities_counts_for_ranks():
