@@ -118,11 +118,8 @@ def test_auc_counts_ties_of_rounded_and_zero_probabilities_as_half(classes: int,
     ids, names = [str(row) for row in range(len(labels))], [f"c{c}" for c in range(classes)]
     kept = Predictions.from_probabilities(ids, names, counts / parts)
     kept.save(tmp_path / "p.npz")
-    table = [
-        ",".join(["id", *names]),
-        *(",".join([i, *map(str, row / parts)]) for i, row in zip(ids, counts, strict=True)),
-    ]
-    (tmp_path / "p.csv").write_text("\n".join(table), encoding="utf-8")
+    lines = [",".join([i, *map(str, row / parts)]) for i, row in zip(ids, counts, strict=True)]
+    (tmp_path / "p.csv").write_text("\n".join([",".join(["id", *names]), *lines]), encoding="utf-8")
     other = Predictions.from_probabilities(ids, names, 3 * counts)  # rows are divided by their sum
     twice = Predictions(kept.ids, kept.classes, np.concatenate([kept.logits, other.logits]))
     through = (kept, other, twice, Predictions.load(tmp_path / "p.npz"), read_probabilities(tmp_path / "p.csv"))

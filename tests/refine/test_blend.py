@@ -167,8 +167,10 @@ def test_what_rounding_sets_apart_is_a_tie():
 
 
 def test_equal_probabilities_share_a_rank_whatever_the_other_classes_have():
-    counts = np.array([[3, 3, 4], [3, 5, 2], [3, 1, 6], [0, 10, 0], [0, 4, 6], [3, 7, 0]])
-    ranks = rank_mean([Predictions.from_probabilities(tuple("abcdef"), tuple("xyz"), counts / 10)]).probabilities()
+    counts = np.random.default_rng(0).multinomial(1000, [0.3, 0.6, 0.1], 60)
+    counts[:5] = [[300, 600, 100], [300, 0, 700], [300, 700, 0], [0, 0, 1000], [1000, 0, 0]]
+    ids = [str(row) for row in range(60)]
+    ranks = rank_mean([Predictions.from_probabilities(ids, tuple("xyz"), counts / 1000)]).probabilities()
     places = (rankdata(counts, axis=0) - 0.5) / len(counts)
     np.testing.assert_allclose(ranks, places / places.sum(axis=1, keepdims=True), atol=1e-6)
 
