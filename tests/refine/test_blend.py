@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy.stats import rankdata
 
 from etude.core.errors import EtudeError
 from etude.core.predictions import Predictions
@@ -163,6 +164,15 @@ def test_what_rounding_sets_apart_is_a_tie():
         ranks = rank_mean([shuffled(made(logits), [0, 1, 2], list(columns))]).probabilities()
         expected = np.array([[5, 1, 2], [1, 5, 2]])[:, list(columns)] / 8
         np.testing.assert_allclose(ranks[:2], expected, atol=1e-6)
+
+
+def test_equal_probabilities_share_a_rank_whatever_the_other_classes_have():
+    counts = np.random.default_rng(0).multinomial(1000, [0.3, 0.6, 0.1], 60)
+    counts[:5] = [[300, 600, 100], [300, 0, 700], [300, 700, 0], [0, 0, 1000], [1000, 0, 0]]
+    ids = [str(row) for row in range(60)]
+    ranks = rank_mean([Predictions.from_probabilities(ids, tuple("xyz"), counts / 1000)]).probabilities()
+    places = (rankdata(counts, axis=0) - 0.5) / len(counts)
+    np.testing.assert_allclose(ranks, places / places.sum(axis=1, keepdims=True), atol=1e-6)
 
 
 def test_only_the_order_of_probabilities_counts_for_ranks():

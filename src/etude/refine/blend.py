@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from etude.core.errors import EtudeError, listed
 from etude.core.predictions import Predictions
+from etude.core.ranks import log_odds, ties
 from etude.refine.base import LOG_ZERO, normalised
 
 
@@ -70,8 +71,7 @@ def rank_mean(predictions: Sequence[Predictions], weights: Sequence[float] | Non
     together, shares = aligned(predictions), shares_of(weights, len(predictions))
     mean = np.zeros((len(together[0].ids), len(together[0].classes)))
     for share, one in zip(shares, together, strict=True):
-        # In the precision of the logits: what rounding sets apart, by the order of the classes even, is a tie.
-        mean += share * np.apply_along_axis(_ranks, 0, one.probabilities().astype(np.float32))
+        mean += share * np.apply_along_axis(_ranks, 0, log_odds(one.log_probabilities()))
     return _made(mean, together)
 
 
@@ -151,5 +151,8 @@ def _made(values: NDArray[np.float64], together: Sequence[Predictions]) -> Predi
 
 def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return (rank - 1/2) / N of each value, (N,), equal ones sharing the mean of their ranks."""
-    _, position, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - counts / 2)[position] / len(values)
+    order, starts = ties(values)
+    counts = np.diff(starts, append=len(values))
+    ranks = np.empty(len(values))
+    ranks[order] = np.repeat(starts + counts / 2, counts) / len(values)
+    return ranks
