@@ -132,7 +132,7 @@ def _result_in_words(result: dict[str, Any]) -> str:
 
     right = float(result["accuracy"])
     loss = f", log loss {result['log_loss']:.4g}" if result.get("log_loss") is not None else ""
-    spread = f"± {100 * adjusted_error(right, images):.2g}"  # a standard error
+    spread = f"± {100 * adjusted_error(right, images):.2g} (standard error)"
     return f"accuracy {percent(right, 2)} {spread}{loss} on {images:,} validation images"
 
 

@@ -99,7 +99,7 @@ def show_scores(screen: Screen, rows: Sequence[Row]) -> None:
             error = adjusted_error(right, len(labels))
             scores = [f"{right:.2%} ± {error:.2%}", f"{log_loss(row.predictions.probabilities(), labels):.4f}"]
         cells.append([row.stage, None if row.seconds is None else f"{row.seconds:.1f}", *scores])
-    screen.table("", ["stage", "seconds", "validation accuracy", "log loss"], cells)
+    screen.table("", ["stage", "seconds", "validation accuracy (± standard error)", "log loss"], cells)
 
 
 def _split_in_words(request: Request, recipe: Recipe, amounts: Amounts) -> str:

@@ -12,6 +12,7 @@ from etude.core.metrics import Gain
 from etude.core.predictions import Predictions
 from etude.core.scores import accuracy
 from etude.core.seeds import rng_for
+from etude.core.sign_flips import FEW
 from etude.data.dataset import Dataset
 from etude.refine.calibration import Temperature
 from etude.refine.duplicates import near_duplicates
@@ -249,7 +250,9 @@ def _losses_of_views(valid: Predictions) -> Array:
 
 
 def _bootstrapped(gains: Array, seed: int) -> Gain:
-    """Return the mean gain of N images, (N,), with the interval and the sign that resampling the images gives it."""
+    """Return the mean gain of N images, (N,), with its 90% interval: exact for few images, else by resampling."""
+    if np.count_nonzero(gains) < FEW:
+        return Gain.of_few(gains / len(gains), 0.9)
     rng, count = rng_for(seed, "judgement"), len(gains)
     means = np.array([gains[rng.integers(0, count, count)].mean() for _ in range(_DRAWS)])
     low, high = np.quantile(means, [0.05, 0.95])
