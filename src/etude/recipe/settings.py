@@ -262,7 +262,8 @@ class PredictSettings(Settings):
         default=1, ge=1, le=128, description="views averaged for the predictions of validation and test images"
     )
     tta_if: Literal["harmless", "always"] = Field(
-        default="harmless", description="one view alone where several raise the validation log loss, or always several"
+        default="harmless",
+        description="one view alone where several raise the validation log loss or lower accuracy, or always several",
     )
     train_features: Literal["auto", "always", "never"] = Field(
         default="auto",

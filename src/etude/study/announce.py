@@ -89,7 +89,7 @@ def show_plan(
 
 
 def show_scores(screen: Screen, rows: Sequence[Row]) -> None:
-    """Print the final table: stage, seconds, validation scores."""
+    """Print the final table: stage, seconds, validation scores with their standard error."""
     cells: list[list[str | float | None]] = []
     for row in rows:
         scores: list[str | float | None] = [None, None]
@@ -99,7 +99,11 @@ def show_scores(screen: Screen, rows: Sequence[Row]) -> None:
             error = adjusted_error(right, len(labels))
             scores = [f"{right:.2%} ± {error:.2%}", f"{log_loss(row.predictions.probabilities(), labels):.4f}"]
         cells.append([row.stage, None if row.seconds is None else f"{row.seconds:.1f}", *scores])
-    screen.table("", ["stage", "seconds", "validation accuracy", "log loss"], cells)
+    screen.table(
+        "What each stage took and reached; ± is one standard error",
+        ["stage", "seconds", "validation accuracy", "log loss"],
+        cells,
+    )
 
 
 def _split_in_words(request: Request, recipe: Recipe, amounts: Amounts) -> str:

@@ -84,21 +84,21 @@ def prepare(session: Session, recipe: Recipe, sources: Sources) -> Prepared:
         surveys = survey_sources(sources, session.screen)
     surveyed = surveys.labelled
     session.refuse_other_images(surveyed.fingerprint)
-    facts = ImageFacts(
-        surveyed.median_short_side,
-        surveyed.channels,
-        count=sources.train_count,
-        required_size=required_size(recipe.model.backbone),
-    )
-    asked, recipe = recipe, at_trained_sizes(resolve(recipe, facts), session.warn)
-    if "finetune" in recipe.stages:
-        for text in timeline_warnings(recipe, surveyed.median_short_side, given=asked):
-            session.warn(text)
-    device = best_device()
-    precision = choose_precision(recipe.train.precision, device)
-    keep_large_blocks()
-    amounts = _amounts(session, recipe, sources, surveys)
     with session.stage("plan"):
+        facts = ImageFacts(
+            surveyed.median_short_side,
+            surveyed.channels,
+            count=sources.train_count,
+            required_size=required_size(recipe.model.backbone),
+        )
+        asked, recipe = recipe, at_trained_sizes(resolve(recipe, facts), session.warn)
+        if "finetune" in recipe.stages:
+            for text in timeline_warnings(recipe, surveyed.median_short_side, given=asked):
+                session.warn(text)
+        device = best_device()
+        precision = choose_precision(recipe.train.precision, device)
+        keep_large_blocks()
+        amounts = _amounts(session, recipe, sources, surveys)
         frozen = build_frozen(recipe, surveyed.channels)
         described = describe_device(device, precision)
         training = None
