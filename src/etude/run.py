@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +160,7 @@ class Run:
     ) -> Dataset:
         found = read_unlabelled(images)
         shape = card.preprocessing
-        surveyed = replace(survey(found, progress), channels=shape.channels)
+        surveyed = survey(found, progress).like(shape.channels, shape.value_range, "images", warnings.warn)
         return open_dataset(
             found, surveyed, shape.stored_size if size is None else size,
             fit=shape.fit, cache=cache, progress=progress, warn=warnings.warn,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -81,7 +81,7 @@ def prepare(session: Session, recipe: Recipe, sources: Sources) -> Prepared:
         EtudeError: the images allow no training, or a resumed run finds others than it began with.
     """
     with session.stage("survey"):
-        surveys = survey_sources(sources, session.screen)
+        surveys = survey_sources(sources, recipe, session.screen)
     surveyed = surveys.labelled
     session.refuse_other_images(surveyed.fingerprint)
     facts = ImageFacts(
@@ -152,17 +152,19 @@ def _store(
             kind=recipe.data.store, limit=recipe.data.cache_limit,
         )  # fmt: skip
 
-    def alike(images: ImageSet | None, surveyed: SurveyResult | None) -> Dataset | None:
-        """Images without labels take the labelled ones' geometry and channels, whatever they would choose alone."""
+    def alike(images: ImageSet | None, surveyed: SurveyResult | None, what: str) -> Dataset | None:
+        """Images without labels are read like the labelled ones: geometry, channels and range of values."""
         if images is None or surveyed is None:
             return None
-        return opened(images, replace(surveyed, channels=data.build.store.channels), data.build.fit)
+        like = surveyed.like(data.build.store.channels, data.build.value_range, f"{what} images", session.warn)
+        return opened(images, like, data.build.fit)
 
     with session.stage("store") as stage:
         data = opened(sources.labelled, surveys.labelled, recipe.data.fit)
         stage.note("reused", data.build.reused)
         stage.note("kind", data.build.kind_reason)
-        test, unlabelled = alike(sources.test, surveys.test), alike(sources.unlabelled, surveys.unlabelled)
+        test = alike(sources.test, surveys.test, "test")
+        unlabelled = alike(sources.unlabelled, surveys.unlabelled, "unlabelled")
     session.screen.say(f"geometry: {data.build.fit_reason}")
     session.screen.say(f"stored: {data.build.kind_reason}")
     _list_bad(session, bad_files(data, test, unlabelled), sum(len(one or ()) for one in (data, test, unlabelled)))
@@ -212,6 +214,7 @@ def _record_data(
         "fit_reason": data.build.fit_reason,
         "stored_size": data.build.store.size,
         "channels": data.build.store.channels,
+        "value_range": data.build.value_range,
         "folds": [{"train": len(fold.train), "valid": len(fold.valid)} for fold in folds],
     }
     session.record.set("data", described)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from etude.core.errors import EtudeError, listed
-from etude.core.progress import Progress
 from etude.core.seeds import derive_seed
 from etude.core.submission import check_sample
 from etude.data.bad_files import BadFile
@@ -16,6 +15,8 @@ from etude.data.dataset import Dataset, joined
 from etude.data.sources import ImageSet
 from etude.data.split import Split, hold_out, k_folds, sample
 from etude.data.survey import SurveyResult, survey
+from etude.journal.screen import Screen
+from etude.recipe.lengths import value_range
 from etude.recipe.settings import Recipe
 from etude.study.fold import Fold
 from etude.study.request import Request
@@ -74,10 +75,15 @@ def read_sources(request: Request, warn: Warn) -> Sources:
     return Sources(labelled, len(train), test, request.read_unlabelled())
 
 
-def survey_sources(sources: Sources, progress: Progress) -> Surveys:
-    """Read every file's header and content hash."""
-    rest = (None if images is None else survey(images, progress) for images in (sources.test, sources.unlabelled))
-    return Surveys(survey(sources.labelled, progress), *rest)
+def survey_sources(sources: Sources, recipe: Recipe, screen: Screen) -> Surveys:
+    """Read every file's header and content hash, and settle the range of values by the labelled images.
+
+    Raises:
+        EtudeError: not one file can be used, or the range cannot be settled.
+    """
+    labelled = survey(sources.labelled, screen).in_range(value_range(recipe.data.range), screen.say)
+    rest = (None if images is None else survey(images, screen) for images in (sources.test, sources.unlabelled))
+    return Surveys(labelled, *rest)
 
 
 def make_folds(data: Dataset, sources: Sources, request: Request, recipe: Recipe, warn: Warn) -> list[Fold]:
