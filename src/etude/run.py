@@ -123,7 +123,8 @@ class Run:
             predict(model, card, gather, np.arange(len(data)), data.images.ids, views=views, progress=progress)
             for model, card, views in seen
         ]
-        return Prediction(parts[0] if len(parts) == 1 else average(parts), data.build.bad)
+        left_out = (*data.build.bad, *data.images.left_out())
+        return Prediction(parts[0] if len(parts) == 1 else average(parts), left_out)
 
     def _views(self, card: ModelCard, tta: int | None, larger: float | None) -> tuple[ViewLike, ...]:
         if larger is None:

@@ -94,6 +94,7 @@ def joined(first: ImageSet, second: ImageSet) -> ImageSet:
         paths=Paths(first.paths.root, Texts(chain(first.paths.names, map(str, second.paths)))),
         labels=np.concatenate([first.labels, second.labels]),
         weights=None if first.weights is None else np.concatenate([first.weights, np.ones(len(second), np.float32)]),
+        others=Texts(chain(first.others, (str(second.root / name) for name in second.others))),
     )
 
 

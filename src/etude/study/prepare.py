@@ -10,7 +10,7 @@ import numpy as np
 from etude.core.errors import EtudeError, listed
 from etude.data.bad_files import BadFile, write_bad_files
 from etude.data.dataset import Dataset, open_dataset
-from etude.data.sources import ImageSet
+from etude.data.sources import ImageSet, by_ending
 from etude.data.stores.device import DeviceStore, fits_on_device
 from etude.data.survey import SurveyResult
 from etude.models.backbones import required_size
@@ -32,6 +32,7 @@ from etude.study.sources import (
     bad_files,
     check_asked,
     make_folds,
+    other_files,
     planned_split,
     survey_sources,
 )
@@ -167,7 +168,8 @@ def _store(
         unlabelled = alike(sources.unlabelled, surveys.unlabelled, "unlabelled")
     session.screen.say(f"geometry: {data.build.fit_reason}")
     session.screen.say(f"stored: {data.build.kind_reason}")
-    _list_bad(session, bad_files(data, test, unlabelled), sum(len(one or ()) for one in (data, test, unlabelled)))
+    sets = data, test, unlabelled
+    _list_bad(session, bad_files(*sets), sum(len(one or ()) for one in sets), other_files(*sets))
     if test is not None:
         check_asked(session.request, test.images, data.images.classes)
     for what, surveyed in (("test", surveys.test), ("unlabelled", surveys.unlabelled)):
@@ -188,13 +190,16 @@ def _amounts(session: Session, recipe: Recipe, sources: Sources, surveys: Survey
     return Amounts(len(surveyed), train, valid, tested, folds=session.request.folds or 1, unlabelled=unlabelled)
 
 
-def _list_bad(session: Session, bad: Sequence[BadFile], readable: int) -> None:
-    if bad and not session.kept:
-        session.warn(f"{len(bad):,} of {len(bad) + readable:,} files cannot be read: {listed(file.id for file in bad)}")
-    elif bad:
-        listing = session.folder / "bad_files.csv"
-        write_bad_files(listing, bad)
-        session.warn(f"{len(bad):,} of {len(bad) + readable:,} files cannot be read; {listing} says why")
+def _list_bad(session: Session, bad: Sequence[BadFile], readable: int, others: Sequence[BadFile] = ()) -> None:
+    listing = session.folder / "bad_files.csv"
+    if (bad or others) and session.kept:
+        write_bad_files(listing, [*bad, *others])
+    if bad:
+        where = f"; {listing} says why" if session.kept else f": {listed(file.id for file in bad)}"
+        session.warn(f"{len(bad):,} of {len(bad) + readable:,} files cannot be read{where}")
+    if others:
+        where = f"; {listing} lists them" if session.kept else ""
+        session.screen.say(f"left out: {by_ending(file.path.name for file in others)}{where}")
 
 
 def _record_data(

@@ -152,6 +152,11 @@ def bad_files(*sets: Dataset | None) -> list[BadFile]:
     return [bad for one in sets if one is not None for bad in one.build.bad]
 
 
+def other_files(*sets: Dataset | None) -> list[BadFile]:
+    """Return the files that were left out because they are no images, or stand outside the class folders."""
+    return [other for one in sets if one is not None for other in one.images.left_out()]
+
+
 def _given(images: ImageSet, is_train: np.ndarray, hashes: Sequence[str], warn: Warn) -> Split:
     train, valid = np.flatnonzero(is_train), np.flatnonzero(~is_train)
     if not len(train) or not len(valid):
