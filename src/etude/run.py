@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,8 @@ class Run:
             predict(model, card, gather, np.arange(len(data)), data.images.ids, views=views, progress=progress)
             for model, card, views in seen
         ]
-        return Prediction(parts[0] if len(parts) == 1 else average(parts), data.build.bad)
+        left_out = (*data.build.bad, *data.images.left_out())
+        return Prediction(parts[0] if len(parts) == 1 else average(parts), left_out)
 
     def _views(self, card: ModelCard, tta: int | None, larger: float | None) -> tuple[ViewLike, ...]:
         if larger is None:
@@ -160,7 +161,7 @@ class Run:
     ) -> Dataset:
         found = read_unlabelled(images)
         shape = card.preprocessing
-        surveyed = replace(survey(found, progress), channels=shape.channels)
+        surveyed = survey(found, progress).like(shape.channels, shape.value_range, "images", warnings.warn)
         return open_dataset(
             found, surveyed, shape.stored_size if size is None else size,
             fit=shape.fit, cache=cache, progress=progress, warn=warnings.warn,

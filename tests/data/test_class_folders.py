@@ -9,9 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from etude.core.errors import EtudeError
+from etude.core.progress import Silent
+from etude.data import walk
 from etude.data.sources import read_labelled, read_unlabelled
+from etude.data.survey import survey
 
 
 def test_class_folders_give_sorted_ids_labels_and_classes(class_folders: Path, save_image) -> None:
@@ -51,8 +55,52 @@ def test_hidden_and_other_files_are_left_out_and_counted(class_folders: Path, sa
     images = read_labelled(class_folders)
     assert len(images) == 8
     assert images.described.endswith(
-        "left out: 2 other files, 1 image outside the class folders, 1 class folder without images ('empty')"
+        "left out: 2 other files (1 .db, 1 .txt), 1 image outside the class folders, 1 class folder without images "
+        "('empty')"
     )
+    assert [(file.id, file.reason) for file in images.left_out()] == [
+        ("cat/Thumbs.db", "not an image (.db)"),
+        ("cat/notes.txt", "not an image (.txt)"),
+        ("stray.png", "outside the class folders"),
+    ]
+
+
+ODD_ENDINGS = (("jfif", "JPEG"), ("jpe", "JPEG"), ("ppm", "PPM"), ("tga", "TGA"), ("jp2", "JPEG2000"), ("qoi", "QOI"))
+
+
+def test_files_are_images_by_their_content_where_the_ending_says_nothing(class_folders: Path) -> None:
+    picture = Image.open(class_folders / "cat" / "0.png")
+    for ending, kind in ODD_ENDINGS:
+        picture.save(class_folders / "cat" / f"odd.{ending}", kind)
+    for name, kind in (("none", "PNG"), ("as.dat", "JPEG"), ("IMG_1.5", "WEBP"), ("tiff.0001", "TIFF"), ("g.x", "GIF")):
+        picture.save(class_folders / "cat" / name, kind)
+    for name, content in (("Makefile", b"all:\n"), ("x.npy", b"\x93NUMPY"), ("a.wav", b"RIFF\0\0\0\0WAVE"), ("e", b"")):
+        (class_folders / "cat" / name).write_bytes(content)
+    (class_folders / "cat" / "page.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n")
+    os.mkfifo(class_folders / "cat" / "pipe")
+    os.mkfifo(class_folders / "cat" / "pipe.png")
+    images = read_labelled(class_folders)
+    assert len(images) == 8 + len(ODD_ENDINGS) + 5 + 1
+    assert [(file.id, file.reason) for file in images.left_out()] == [
+        ("cat/Makefile", "not an image (without an ending)"),
+        ("cat/a.wav", "not an image (.wav)"),
+        ("cat/e", "not an image (without an ending)"),
+        ("cat/page.eps", "not an image (.eps)"),
+        ("cat/pipe", "not an image (without an ending)"),
+        ("cat/x.npy", "not an image (.npy)"),
+    ]
+    scan = survey(images, Silent())
+    assert [(file.id, file.reason) for file in scan.bad] == [("cat/pipe.png", "not a regular file")]
+    assert (scan.widths == 12).all()
+    assert read_unlabelled(class_folders / "cat" / "none").ids == ("none",)
+    with pytest.raises(EtudeError, match="neither a folder"):
+        read_unlabelled(class_folders / "cat" / "Makefile")
+
+
+def test_known_endings_cost_no_look_at_the_content(class_folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (class_folders / "cat" / "0.json").write_text("{}")
+    monkeypatch.setattr(walk, "is_image_content", pytest.fail)
+    assert len(read_labelled(class_folders)) == 8
 
 
 @pytest.mark.parametrize("label", ["con", " leading", "a,b", 'say "hi"', "🐈", "naïve", "aux.", "semi;colon"])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,9 +13,10 @@ import numpy as np
 
 from etude.core.errors import EtudeError, listed, nearest
 from etude.data import tables
+from etude.data.bad_files import BadFile
 from etude.data.compact import Paths, Texts
 from etude.data.labels import encode_labels
-from etude.data.walk import find_images, is_folder, is_image_name, portable_text, visible_entries
+from etude.data.walk import find_images, is_folder, is_image_file, portable_text, visible_entries
 from etude.data.wording import counted
 
 _SPLIT_NAMES = frozenset({"train", "training", "valid", "validation", "val", "test", "testing"})
@@ -37,6 +39,7 @@ class ImageSet:
         classes: (C,) class names, exactly as the folder or table has them.
         weights: (N,) float32 weight of each image in training, or None.
         described: one line for the screen.
+        others: files in the folders that are not images, or stand outside the class folders; relative to ``root``.
     """
 
     root: Path
@@ -46,9 +49,19 @@ class ImageSet:
     classes: tuple[str, ...]
     weights: np.ndarray | None
     described: str
+    others: Texts = field(default_factory=lambda: Texts(()))
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def left_out(self) -> Iterator[BadFile]:
+        """Yield the other files, with the reason why each is none of the images."""
+        for name in self.others:
+            path = self.root / name
+            image = is_image_file(str(path), path.name)
+            yield BadFile(
+                portable_text(name), path, "outside the class folders" if image else f"not an image ({_ending(name)})"
+            )
 
     def take(self, indices: np.ndarray | Sequence[int]) -> ImageSet:
         """Return the images at ``indices``, in that order; classes and description stay."""
@@ -117,14 +130,14 @@ def read_unlabelled(
         found = find_images(source)
         if not found.ids:
             raise EtudeError(f"{source} holds no images{_others(found.others)}; give a folder of {_suffixes()} files")
-        images = _sorted_set(source, source, found.ids, found.names)
+        images = replace(_sorted_set(source, source, found.ids, found.names), others=Texts(sorted(found.others)))
         return _described(images, f"folder, {counted(len(images), 'image')}{_left_out(found.others, found.repeated)}")
     if tables.is_table(source):
         columns = tables.Columns(image=image_column)
         rows = tables.read_rows(source, columns, image_root=_optional_folder(image_root), labelled=False)
         images = _sorted_set(source, rows.root, rows.ids, rows.names)
         return _described(images, f"{source.name}, {counted(len(images), 'image')} ({rows.note})")
-    if not is_image_name(source.name):
+    if not is_image_file(str(source), source.name):
         raise EtudeError(
             f"{source} is neither a folder, nor a .csv, .tsv or .parquet table, nor an image file: give one of those"
         )
@@ -136,11 +149,12 @@ def _read_class_folders(root: Path, allowed: Sequence[str] | None) -> ImageSet:
     names: list[str] = []
     labels: list[str] = []
     empty: list[str] = []
-    others = repeated = outside = 0
+    others: list[str] = []
+    outside: list[str] = []
+    repeated = 0
     for entry in sorted(visible_entries(root), key=lambda entry: portable_text(entry.name)):
         if not is_folder(entry):
-            outside += is_image_name(entry.name)
-            others += not is_image_name(entry.name)
+            (outside if is_image_file(entry.path, entry.name) else others).append(entry.name)
             continue
         found = find_images(Path(entry.path), already_read=root)
         label = portable_text(entry.name)
@@ -149,15 +163,16 @@ def _read_class_folders(root: Path, allowed: Sequence[str] | None) -> ImageSet:
         ids += own
         names += own if same else [f"{entry.name}/{name}" for name in found.names]
         labels.extend([label] * len(found.ids))
-        others += found.others
+        others += [f"{entry.name}/{name}" for name in found.others]
         repeated += found.repeated
         if not found.ids:
             empty.append(label)
     if not ids:
-        raise EtudeError(_nothing_labelled(root, outside, others, empty))
+        raise EtudeError(_nothing_labelled(root, len(outside), others, empty))
     _refuse_splits(root, set(labels))
     images = _sorted_set(root, root, ids, names, labels, allowed, None)
-    return _described(images, f"class folders, {_size_of(images)}{_left_out(others, repeated, outside, empty)}")
+    images = replace(images, others=Texts(sorted([*others, *outside])))
+    return _described(images, f"class folders, {_size_of(images)}{_left_out(others, repeated, len(outside), empty)}")
 
 
 def _sorted_set(
@@ -231,7 +246,7 @@ def _refuse_splits(root: Path, labels: set[str]) -> None:
         )
 
 
-def _nothing_labelled(root: Path, outside: int, others: int, empty: list[str]) -> str:
+def _nothing_labelled(root: Path, outside: int, others: list[str], empty: list[str]) -> str:
     found_tables = sorted(entry.name for entry in visible_entries(root) if tables.is_table(Path(entry.name)))
     hint = f"; it also holds {listed(found_tables)}: to read such a table, give its path" if found_tables else ""
     if outside:
@@ -248,17 +263,33 @@ def _size_of(images: ImageSet) -> str:
     return f"{counted(len(images), 'image')} in {counted(len(images.classes), 'class', 'classes')}"
 
 
-def _others(count: int) -> str:
-    return f", only {counted(count, 'other file')}" if count else ""
+def by_ending(names: Iterable[str]) -> str:
+    """Return how many files have which ending, the most frequent first.
+
+    >>> by_ending(["a.txt", "b.TXT", "Makefile"])
+    '3 other files (2 .txt, 1 without an ending)'
+    """
+    counts = Counter(map(_ending, names))
+    endings = [f"{count:,} {ending}" for ending, count in counts.most_common(3)]
+    more = [f"{counts.total() - sum(count for _, count in counts.most_common(3)):,} more"] if len(counts) > 3 else []
+    return f"{counted(counts.total(), 'other file')} ({', '.join([*endings, *more])})"
+
+
+def _ending(name: str) -> str:
+    return os.path.splitext(name)[1].lower() or "without an ending"
+
+
+def _others(names: Sequence[str]) -> str:
+    return f", only {by_ending(names)}" if names else ""
 
 
 def _suffixes() -> str:
-    return "PNG, JPEG, WebP, BMP, TIFF or GIF"
+    return "JPEG, PNG, TIFF, WebP or other image"
 
 
-def _left_out(others: int, repeated: int, outside: int = 0, empty: Sequence[str] = ()) -> str:
+def _left_out(others: Sequence[str], repeated: int, outside: int = 0, empty: Sequence[str] = ()) -> str:
     parts = [
-        counted(others, "other file") if others else "",
+        by_ending(others) if others else "",
         f"{counted(outside, 'image')} outside the class folders" if outside else "",
         f"{counted(repeated, 'link')} to a folder that was already read" if repeated else "",
         f"{counted(len(empty), 'class folder')} without images ({listed(empty, 3)})" if empty else "",

@@ -15,7 +15,7 @@ from pydantic import (
 
 from etude.core.errors import nearest
 from etude.recipe.base import Settings
-from etude.recipe.lengths import DiskSpace, Interval, Part, RunLength, Time, refused
+from etude.recipe.lengths import DiskSpace, Interval, Part, RunLength, Time, ValueRange, refused
 from etude.recipe.unlabeled_settings import DistillSettings, UnlabeledSettings
 from etude.timeline import PRESETS
 
@@ -28,6 +28,11 @@ class DataSettings(Settings):
 
     fit: Fit = Field(
         default="auto", description="how an image fills the square: squash, crop, letterbox, or auto by aspect ratios"
+    )
+    range: ValueRange = Field(
+        default="auto",
+        description="values that become black and white where images are deeper than 8 bits: 0..4095, 4095, or auto by "
+        "all training images",
     )
     valid: float = Field(
         default=0.2, gt=0.0, lt=1.0, description="share of the labelled images held out for validation"

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from etude.core.errors import EtudeError, listed
-from etude.core.progress import Progress
 from etude.core.seeds import derive_seed
 from etude.core.submission import check_sample
 from etude.data.bad_files import BadFile
@@ -16,6 +15,8 @@ from etude.data.dataset import Dataset, joined
 from etude.data.sources import ImageSet
 from etude.data.split import Split, hold_out, k_folds, sample
 from etude.data.survey import SurveyResult, survey
+from etude.journal.screen import Screen
+from etude.recipe.lengths import value_range
 from etude.recipe.settings import Recipe
 from etude.study.fold import Fold
 from etude.study.request import Request
@@ -74,10 +75,15 @@ def read_sources(request: Request, warn: Warn) -> Sources:
     return Sources(labelled, len(train), test, request.read_unlabelled())
 
 
-def survey_sources(sources: Sources, progress: Progress) -> Surveys:
-    """Read every file's header and content hash."""
-    rest = (None if images is None else survey(images, progress) for images in (sources.test, sources.unlabelled))
-    return Surveys(survey(sources.labelled, progress), *rest)
+def survey_sources(sources: Sources, recipe: Recipe, screen: Screen) -> Surveys:
+    """Read every file's header and content hash, and settle the range of values by the labelled images.
+
+    Raises:
+        EtudeError: not one file can be used, or the range cannot be settled.
+    """
+    labelled = survey(sources.labelled, screen).in_range(value_range(recipe.data.range), screen.say)
+    rest = (None if images is None else survey(images, screen) for images in (sources.test, sources.unlabelled))
+    return Surveys(labelled, *rest)
 
 
 def make_folds(data: Dataset, sources: Sources, request: Request, recipe: Recipe, warn: Warn) -> list[Fold]:
@@ -144,6 +150,11 @@ def check_asked(request: Request, test: ImageSet, classes: tuple[str, ...]) -> N
 def bad_files(*sets: Dataset | None) -> list[BadFile]:
     """Return everything that could not be read."""
     return [bad for one in sets if one is not None for bad in one.build.bad]
+
+
+def other_files(*sets: Dataset | None) -> list[BadFile]:
+    """Return the files that were left out because they are no images, or stand outside the class folders."""
+    return [other for one in sets if one is not None for other in one.images.left_out()]
 
 
 def _given(images: ImageSet, is_train: np.ndarray, hashes: Sequence[str], warn: Warn) -> Split:

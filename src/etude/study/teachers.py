@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -145,9 +145,12 @@ def _predicted(
     """Return what a network says about images, decoded anew where it wants them otherwise than the student does."""
     shape, store = card.preprocessing, data.build.store
     gather, ids = store.gather, [data.images.ids[row] for row in rows]
-    if (shape.stored_size, shape.fit, shape.channels) != (store.size, data.build.fit, store.channels):
+    own_range = data.build.value_range
+    if (shape.stored_size, shape.fit, shape.channels, shape.value_range) != (
+        store.size, data.build.fit, store.channels, own_range,
+    ):  # fmt: skip
         images = data.images.take(rows)
-        surveyed = replace(survey(images, session.screen), channels=shape.channels)
+        surveyed = survey(images, session.screen).like(shape.channels, shape.value_range, "images", session.warn)
         own = open_dataset(
             images, surveyed, shape.stored_size, fit=shape.fit,
             cache=session.cache, progress=session.screen, warn=session.warn,
