@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from etude.core.errors import EtudeError, listed
+from etude.core.files import digest_of
 from etude.data.bad_files import BadFile, write_bad_files
 from etude.data.dataset import Dataset, open_dataset
 from etude.data.sources import ImageSet, by_ending
@@ -84,7 +85,7 @@ def prepare(session: Session, recipe: Recipe, sources: Sources) -> Prepared:
     with session.stage("survey"):
         surveys = survey_sources(sources, recipe, session.screen)
     surveyed = surveys.labelled
-    session.refuse_other_images(surveyed.fingerprint)
+    session.keep_inputs({"images": surveyed.fingerprint})
     with session.stage("plan"):
         facts = ImageFacts(
             surveyed.median_short_side,
@@ -112,6 +113,7 @@ def prepare(session: Session, recipe: Recipe, sources: Sources) -> Prepared:
     session.record.set("plan", {**plan, "mode": None if mode is None else mode.as_dict()})
     data, test, unlabelled = _store(session, recipe, sources, surveys)
     folds = make_folds(data, sources, session.request, recipe, session.warn)
+    session.keep_inputs({"validation images": digest_of(*(fold.valid.tobytes() for fold in folds))})
     _record_data(session, sources, data, test, folds, surveyed)
     features = None if frozen is None else _features(session, frozen, data, recipe, precision)
     near = None if mode is None else on_device(session, recipe, data)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from etude.core.errors import EtudeError, listed
+from etude.core.files import digest_of
 from etude.core.seeds import derive_seed
 from etude.core.submission import check_sample
 from etude.data.bad_files import BadFile
@@ -73,6 +74,25 @@ def read_sources(request: Request, warn: Warn) -> Sources:
     if test is not None:
         check_asked(request, test, train.classes)
     return Sources(labelled, len(train), test, request.read_unlabelled())
+
+
+def inputs_of(images: ImageSet, train_count: int) -> dict[str, str]:
+    """Return fingerprints of what is known of labelled images before their files are read, and a description.
+
+    Args:
+        images: the training images, then validation images that were given.
+        train_count: how many of them are training images.
+    """
+    assert images.labels is not None
+    train, valid = images.labels[:train_count], images.labels[train_count:]
+    weights = b"" if images.weights is None else images.weights.tobytes()
+    return {
+        "described": images.described,
+        "classes": digest_of(*images.classes),
+        "labels": digest_of(*images.classes, train.tobytes()),
+        "validation labels": digest_of(*images.classes, valid.tobytes()),
+        "weights": digest_of(weights),
+    }
 
 
 def survey_sources(sources: Sources, recipe: Recipe, screen: Screen) -> Surveys:

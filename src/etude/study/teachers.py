@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from etude.core.errors import EtudeError, listed
+from etude.core.files import digest_of
 from etude.core.predictions import Predictions
 from etude.data.batches import TrainingRows
 from etude.data.dataset import Dataset, open_dataset
@@ -67,7 +68,10 @@ def open_teachers(session: Session, prepared: Prepared) -> Teachers | None:
             f"--teacher {files[0][0]} is a file of probabilities, which cannot look at the views of a student: "
             "--set distill.views=cached"
         )
-    return Teachers(tuple(runs), tuple(files)) if runs or files else None
+    if not runs and not files:
+        return None
+    session.keep_inputs({"teachers": digest_of(*(one.read_bytes() for one in _files_of(session.request.teachers)))})
+    return Teachers(tuple(runs), tuple(files))
 
 
 def trained_models(folder: Path) -> Models:
@@ -76,8 +80,20 @@ def trained_models(folder: Path) -> Models:
     Raises:
         EtudeError: the folder is not a run, or holds no trained model.
     """
-    names: Sequence[str] = (read_run(folder).get("result") or {}).get("models") or ["."]
-    return [load_model(folder / name) for name in names]
+    return [load_model(folder / name) for name in _models_of(folder)]
+
+
+def _models_of(folder: Path) -> Sequence[str]:
+    return (read_run(folder).get("result") or {}).get("models") or ["."]
+
+
+def _files_of(teachers: Sequence[Path]) -> Iterator[Path]:
+    """Yield the files that decide what the teachers say."""
+    for path in teachers:
+        if path.is_dir():
+            yield from (path / name / file for name in _models_of(path) for file in ("model.safetensors", "model.json"))
+        else:
+            yield path
 
 
 def distilled(session: Session, prepared: Prepared, teachers: Teachers, pool: Pool | None) -> Extras:
