@@ -74,7 +74,8 @@ def open_dataset(
 def joined(first: ImageSet, second: ImageSet) -> ImageSet:
     """Return both sets as one, the second after the first; both are labelled with the same classes.
 
-    Where an id stands in both, those of the second set get its folder's name in front.
+    Where an id stands in both, those of the second set get its folder's name in front. Of the columns of groups those
+    that both have are kept.
     """
     if first.labels is None or second.labels is None or first.classes != second.classes:
         raise ValueError("only labelled sets with the same classes can be joined")
@@ -86,6 +87,11 @@ def joined(first: ImageSet, second: ImageSet) -> ImageSet:
         paths=Paths(first.paths.root, Texts(chain(first.paths.names, map(str, second.paths)))),
         labels=np.concatenate([first.labels, second.labels]),
         weights=None if first.weights is None else np.concatenate([first.weights, np.ones(len(second), np.float32)]),
+        groups={
+            name: Texts(chain(values, second.groups[name]))
+            for name, values in first.groups.items()
+            if name in second.groups
+        },
     )
 
 

@@ -53,7 +53,7 @@ def fit(request: Request, screen: Screen) -> Path:
     refuse_mismatch(request, recipe)
     policy_named("none" if recipe.augment.policy == "auto" else recipe.augment.policy)
     early_warnings: list[str] = []
-    sources = read_sources(request, early_warnings.append)
+    sources = read_sources(request, recipe, early_warnings.append)
     if request.resume:
         folder = resumable_folder(request)
         refuse_other_settings(folder, recipe, request)
