@@ -66,8 +66,8 @@ def fit(
         image_root: folder that the table's image names start from.
         sample_submission: a CSV whose ids, columns and order the submission follows.
         probabilities: write a column of probabilities a class instead of one label.
-        positive: the class whose probability the sample submission's one column holds; by default 1, true, yes or
-            positive.
+        positive: write the probability of this class in one column; by default 1, true, yes or positive, where the
+            sample submission has one column of fractions.
         mlflow: address of an MLflow server that gets the run when it has finished.
         quiet: show warnings only.
 

@@ -62,7 +62,7 @@ class Prediction:
             path: the file to write.
             probabilities: write probabilities in place of labels.
             sample_submission: a CSV whose ids, columns and order are followed.
-            positive: the class whose probability the sample's one column holds.
+            positive: write the probability of this class in one column.
             warn: is given a sentence about rows that were filled, and about labels of the sample that are no classes.
 
         Raises:

@@ -79,11 +79,34 @@ def test_labels_for_an_unreadable_image_and_an_id_without_a_file(etude, tmp_path
     assert "1 of its 7 ids have no prediction ('t9.png')" in ended.err
 
 
-def test_positive_needs_a_sample_and_a_class(etude, tmp_path, binary):
-    assert "--sample-submission" in etude("fit", binary, "--test", "test", "--positive", "1", *FAST).err
+def test_positive_needs_test_images_and_a_class(etude, tmp_path, binary):
+    assert "--test" in etude("fit", binary, "--positive", "1", *FAST).err
     names = [f"t{number:03d}.png" for number in range(6)]
     sample = written(tmp_path / "sample.csv", ("id", "p"), *((name, "0.5") for name in names))
     words = ("--test", "test", "--sample-submission", sample, *FAST, "--positive", "yes")
     ended = etude("fit", binary, *words)
     assert (ended.code, "--positive is 'yes'" in ended.err) == (2, True)
     assert not (tmp_path / "runs").exists()
+
+
+def test_marked_rows_validate_and_sloppy_labels_are_one_class(etude, tmp_path):
+    write_classes(tmp_path / "images")
+    names = sorted(path.relative_to(tmp_path).as_posix() for path in (tmp_path / "images").rglob("*.png"))
+    rows = [
+        (name, Path(name).parent.name + " " * (k % 4 == 3), str(k % 6 == 0), f"p{k // 3}")
+        for k, name in enumerate(names)
+    ]
+    written(tmp_path / "train.csv", ("image", "label", "is_valid", "patient_id"), *rows)
+    ended = etude("fit", "train.csv", *FAST, "--out", "run")
+    assert ended.code == 0, ended.err
+    valid = Predictions.load(tmp_path / "run" / "valid.npz")
+    assert (sorted(valid.ids), valid.classes) == (sorted(names[::6]), ("round", "striped"))
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert "'is_valid'" in record["data"]["split"]
+    texts = [warning["text"] for warning in record["warnings"]]
+    assert ["4 of 4 values of 'patient_id'" in text for text in texts].count(True) == 1
+    assert ["'round '" in text and "'striped '" in text for text in texts].count(True) == 1
+    assert "by column 'is_valid'" in " ".join(ended.out.split())
+    ended = etude("fit", "train.csv", *FAST, "--labels", "strict", "--out", "strict")
+    assert json.loads((tmp_path / "strict" / "run.json").read_text())["data"]["classes"].keys() >= {"round", "round "}
+    assert etude("fit", "train.csv", *FAST, "--labels", "loose").code == 2

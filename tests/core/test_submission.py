@@ -152,6 +152,10 @@ def test_a_positive_class_may_be_named(tmp_path: Path):
     for name, column in (("cat", 0), ("dog", 1)):
         _, *rows = submit(tmp_path, sample, positive=name)
         np.testing.assert_allclose([float(cell) for _, cell in rows], TABLE[:, column], atol=1e-7)
+    header, *rows = submit(tmp_path, None, positive="dog")
+    assert (header, len(rows)) == (["id", "dog"], 3)
+    assert submit(tmp_path, None, positive="dog", id_column="a", label_column="p") == [["a", "p"], *rows]
+    np.testing.assert_allclose([float(cell) for _, cell in rows], TABLE[:, 1], atol=1e-7)
     _, *rows = submit(tmp_path, "id,target\n1,0\n2,0\n3,0\n", positive="dog")
     assert float(rows[1][1]) == pytest.approx(0.8)
 
@@ -162,9 +166,6 @@ def test_whose_probability_a_column_holds_is_not_guessed(tmp_path: Path):
     refused(tmp_path, sample.replace("0.5", "cat"), "'target' .*--positive", probabilities=True)
     refused(tmp_path, sample, "--positive is 'dogg'.* Did you mean 'dog'", positive="dogg")
     refused(tmp_path, "id,cat,dog\n1,0,0\n2,0,0\n3,0,0\n", "--positive 'dog' has no meaning", positive="dog")
-    (tmp_path / "sample.csv").unlink()
-    with pytest.raises(EtudeError, match="no sample submission"):
-        submit(tmp_path, None, positive="dog")
 
 
 def test_labels_of_the_sample_that_are_no_classes_are_named(tmp_path: Path):

@@ -94,7 +94,8 @@ def fit(
     probabilities
         Write one column of probabilities a class instead of a label.
     positive
-        The class whose probability the sample submission's one column holds; by default 1, true, yes or positive.
+        Write the probability of this class in one column; by default 1, true, yes or positive, where the sample
+        submission has one column of fractions.
     mlflow
         Address of an MLflow server, such as http://127.0.0.1:5000, that gets the run when it has finished.
     quiet

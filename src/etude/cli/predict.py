@@ -48,7 +48,8 @@ def predict(
     sample_submission
         A CSV whose ids, columns and order the file must follow.
     positive
-        The class whose probability the sample submission's one column holds; by default 1, true, yes or positive.
+        Write the probability of this class in one column; by default 1, true, yes or positive, where the sample
+        submission has one column of fractions.
     cache
         Folder of decoded images; by default ~/.cache/etude.
     quiet

@@ -22,11 +22,17 @@ class IdMatch:
     extra: list[str]
 
 
-def match_ids(ours: Sequence[str], wanted: Sequence[str]) -> IdMatch:
+def match_ids(ours: Sequence[str], wanted: Sequence[str], *, folders: bool = True) -> IdMatch:
     """Find the wanted ids among ours: exactly as they are, else without ending, else without folders, else neither.
 
     One way is taken for all ids: the strictest of those that leave the fewest over. A way that makes two ids of one
     side the same is never taken. Both sides hold unique ids.
+
+    Args:
+        ours: ids, such as those of predictions.
+        wanted: ids to find among them.
+        folders: whether images in different folders may be the same. Not where some may rightly be missing, since
+            different images with equal names are then found in their place.
 
     >>> match_ids(["a/1.png", "a/2.png"], ["2", "1", "3"])
     IdMatch(rows=[1, 0, -1], missing=['3'], extra=[])
@@ -34,7 +40,7 @@ def match_ids(ours: Sequence[str], wanted: Sequence[str]) -> IdMatch:
     ['1']
     """
     closest: IdMatch | None = None
-    for own_key, wanted_key in _WAYS:
+    for own_key, wanted_key in _WAYS if folders else _WAYS[:3]:
         own_keys, wanted_keys = [own_key(name) for name in ours], [wanted_key(name) for name in wanted]
         position = {key: index for index, key in enumerate(own_keys)}
         distinct = set(wanted_keys)

@@ -40,7 +40,7 @@ def write_submission(
     *,
     probabilities: bool = False,
     id_column: str = "id",
-    label_column: str = "label",
+    label_column: str | None = None,
     sample: Path | str | None = None,
     positive: str | None = None,
     unreadable: Unreadable | None = None,
@@ -55,8 +55,10 @@ def write_submission(
     significant digits.
 
     Args:
-        positive: the class whose probability the sample's one column holds; by default the class that it is named
-            after, or 1, true, yes or positive of two classes.
+        label_column: name of the column beside the ids where there is one alone and no sample; by default ``label``,
+            or the positive class.
+        positive: the class whose probability the one column holds; by default, in a sample, the class that the column
+            is named after, or 1, true, yes or positive of two classes.
         unreadable: fills the rows that the sample has for images that cannot be read.
         warn: is given a sentence about rows that were filled, and about labels of the sample that are no classes.
 
@@ -71,11 +73,14 @@ def write_submission(
     ['id,label', 'a.jpg,dog']
     """
     if sample is None:
-        _refuse_positive(positive, "there is no sample submission with one column of probabilities")
-        header = [id_column, *(predictions.classes if probabilities else [label_column])]
+        asked = predictions.classes if probabilities else None
+        if positive is not None:
+            asked = (checked_positive(positive, predictions.classes),)
+        one = label_column or positive or "label"
+        header = [id_column, *(asked if asked is not None and positive is None else [one])]
         if repeated := _repeated(header):
             raise EtudeError(f"the submission would have two columns named {listed(repeated)}: rename the id column")
-        ids, asked = list(predictions.ids), predictions.classes if probabilities else None
+        ids = list(predictions.ids)
     else:
         wanted = _read_sample(Path(sample))
         header, ids = wanted.header, wanted.ids
@@ -124,6 +129,20 @@ def check_sample(
     return "each column holds the probability of its class"
 
 
+def checked_positive(positive: str, classes: Sequence[str]) -> str:
+    """Return ``positive`` if it is a class.
+
+    Raises:
+        EtudeError: it is none.
+    """
+    if positive not in classes:
+        raise EtudeError(
+            f"--positive is {positive!r}, which is no class of the model: give one of {listed(classes)}."
+            f"{nearest(positive, classes)}"
+        )
+    return positive
+
+
 @dataclass(frozen=True)
 class _Sample:
     path: Path
@@ -164,18 +183,17 @@ def _read_sample(path: Path) -> _Sample:
     return found
 
 
-def _refuse_positive(positive: str | None, reason: str) -> None:
-    if positive is not None:
-        raise EtudeError(f"--positive {positive!r} has no meaning here, since {reason}: leave it out")
-
-
 def _classes_asked(
     sample: _Sample, classes: tuple[str, ...], wished: bool, positive: str | None, warn: Warn
 ) -> tuple[str, ...] | None:
     """Return the classes whose probabilities the sample's columns hold, in order; None for one column of labels."""
     columns = spelled_as(sample.header[1:], classes)
     if set(columns) == set(classes):
-        _refuse_positive(positive, f"the sample submission {sample.path} has a column for each class")
+        if positive is not None:
+            raise EtudeError(
+                f"--positive {positive!r} has no meaning for the sample submission {sample.path}, which has a column "
+                "for each class: leave it out"
+            )
         return columns
     if len(columns) == 1:
         return _single_column(sample, columns[0], classes, wished, positive, warn)
@@ -203,12 +221,7 @@ def _single_column(
             f"class, and it is not clear of which: name it with --positive, one of {listed(classes)}, or fill the "
             "column with class names to get labels"
         )
-    if chosen not in classes:
-        raise EtudeError(
-            f"--positive is {chosen!r}, which is no class of the model: give one of {listed(classes)}."
-            f"{nearest(chosen, classes)}"
-        )
-    return (chosen,)
+    return (checked_positive(chosen, classes),)
 
 
 def _compare_labels(sample: _Sample, cells: set[str], classes: tuple[str, ...], warn: Warn) -> None:

@@ -43,7 +43,7 @@ class Request:
         resume: go on with a run that was stopped, in ``out`` or the newest unfinished one below ``runs/``.
         sample_submission: a file whose ids, columns and order the submission must follow.
         probabilities: write probabilities in place of labels.
-        positive: the class whose probability the sample submission's one column holds.
+        positive: the class whose probability the submission's one column holds.
         command: the command line, for the record.
         tags: words to find the run by.
         parent: id of the run that this one is part of.
@@ -91,10 +91,8 @@ class Request:
             raise EtudeError(f"--folds is {self.folds}; give 2 or more, or leave it out for a single hold-out")
         if self.sample_submission is not None and self.test is None:
             raise EtudeError("--sample-submission needs --test with the images that the submission is about")
-        if self.positive is not None and self.sample_submission is None:
-            raise EtudeError(
-                "--positive needs --sample-submission, whose one column holds the probability of that class"
-            )
+        if self.positive is not None and self.test is None:
+            raise EtudeError("--positive needs --test with images whose probability of that class is to be written")
         if self.seed < 0:
             raise EtudeError(f"--seed is {self.seed}; give 0 or a positive whole number")
         for tag in self.tags:

@@ -10,7 +10,7 @@ import numpy as np
 from etude.core.errors import EtudeError, listed
 from etude.core.progress import Progress
 from etude.core.seeds import derive_seed
-from etude.core.submission import check_sample
+from etude.core.submission import check_sample, checked_positive
 from etude.data.bad_files import BadFile
 from etude.data.dataset import Dataset, joined
 from etude.data.sources import ImageSet
@@ -175,6 +175,8 @@ def check_asked(
     Returns:
         What the submission will hold, in words; None without a sample.
     """
+    if request.positive is not None:
+        checked_positive(request.positive, classes)
     if request.sample_submission is None:
         return None
     return check_sample(
