@@ -201,12 +201,61 @@ def test_images_without_class_folders_point_at_the_table_beside_them(class_folde
 
 
 def test_the_top_of_a_data_set_is_not_class_folders(class_folders: Path) -> None:
-    shutil.copytree(class_folders, class_folders.parent / "top" / "train")
-    shutil.copytree(class_folders, class_folders.parent / "top" / "valid")
-    with pytest.raises(
-        EtudeError, match=r"look like parts of a data set, not classes; give one of them, such as .*train"
-    ):
-        read_labelled(class_folders.parent / "top")
+    top = class_folders.parent / "a top"
+    for name in ("Train", "val"):
+        shutil.copytree(class_folders, top / name)
+    for name in ("test", "unlabelled", "extra"):
+        shutil.copytree(class_folders / "cat", top / name)
+    with pytest.raises(EtudeError) as refused:
+        read_labelled(top)
+    parts = (("--test", "test"), ("--unlabeled", "unlabelled"), ("--valid", "val"))
+    command = " ".join(["etude fit", f"'{top / 'Train'}'", *(f"{option} '{top / name}'" for option, name in parts)])
+    assert command in str(refused.value)
+
+
+def test_the_top_of_a_data_set_with_a_table_is_not_class_folders(class_folders: Path) -> None:
+    for name in ("train", "test"):
+        (class_folders / {"train": "cat", "test": "dog"}[name]).rename(class_folders / name)
+    (class_folders / "train.csv").write_text("image,label\n")
+    with pytest.raises(EtudeError, match=r"\('test', 'train'\) look like parts .*'train.csv'"):
+        read_labelled(class_folders)
+
+
+@pytest.mark.parametrize(
+    "names", [("test", "exam", "quiz"), ("train", "test", "plane"), ("train", "bus"), ("dev", "x")]
+)
+def test_classes_may_be_called_like_parts_of_a_data_set(tmp_path: Path, save_image, names: tuple[str, ...]) -> None:
+    for number, name in enumerate(names):
+        save_image(tmp_path / name / "0.png", seed=number)
+    save_image(tmp_path / "bus" / "old" / "1.png", seed=9)
+    assert set(read_labelled(tmp_path).classes) == {*names, "bus"}
+
+
+def test_classes_that_differ_by_outer_spaces_are_one(class_folders: Path) -> None:
+    (class_folders / "dog").rename(class_folders / "cat ")
+    (class_folders / "Dog").mkdir()
+    shutil.copy(class_folders / "cat" / "0.png", class_folders / "Dog" / "0.png")
+    told: list[str] = []
+    images = read_labelled(class_folders, warn=told.append)
+    assert images.classes == ("Dog", "cat")
+    assert {"cat/0.png", "cat /4.png", "Dog/0.png"} < set(images.ids)
+    assert all(path.is_file() for path in images.paths)
+    assert ["'cat '" in text for text in told] == [True]
+    assert read_labelled(class_folders, spelling="strict", warn=str).classes == ("Dog", "cat", "cat ")
+
+
+@pytest.mark.parametrize("place", ["runs/train", "cat/run", "mine"])
+def test_runs_are_no_images(class_folders: Path, save_image, place: str) -> None:
+    save_image(class_folders / place / "fold-1" / "timeline.png")
+    (class_folders / place / "run.json").write_text('{\n  "schema_version": 2\n}')
+    images = read_labelled(class_folders)
+    assert (images.classes, len(images)) == (("cat", "dog"), 8)
+    assert images.described.endswith("left out: 1 folder of runs or caches")
+    unlabelled = read_unlabelled(class_folders)
+    assert unlabelled.ids == images.ids
+    assert unlabelled.described.endswith("left out: 1 folder of runs or caches")
+    (class_folders / place / "run.json").write_text('{"laps": 3}')  # a record of something else says nothing
+    assert len(read_unlabelled(class_folders)) == 9
 
 
 def test_file_instead_of_folder(class_folders: Path) -> None:

@@ -82,7 +82,8 @@ def open_dataset(
 def joined(first: ImageSet, second: ImageSet) -> ImageSet:
     """Return both sets as one, the second after the first; both are labelled with the same classes.
 
-    Where an id stands in both, those of the second set get its folder's name in front.
+    Where an id stands in both, those of the second set get its folder's name in front. Of the columns of groups those
+    that both have are kept.
     """
     if first.labels is None or second.labels is None or first.classes != second.classes:
         raise ValueError("only labelled sets with the same classes can be joined")
@@ -95,6 +96,11 @@ def joined(first: ImageSet, second: ImageSet) -> ImageSet:
         labels=np.concatenate([first.labels, second.labels]),
         weights=None if first.weights is None else np.concatenate([first.weights, np.ones(len(second), np.float32)]),
         others=Texts(chain(first.others, (str(second.root / name) for name in second.others))),
+        groups={
+            name: Texts(chain(values, second.groups[name]))
+            for name, values in first.groups.items()
+            if name in second.groups
+        },
     )
 
 

@@ -6,6 +6,7 @@ import mimetypes
 import os
 import unicodedata
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,12 +29,14 @@ class FoundImages:
         names: the file of each id, relative to the folder.
         others: files left out because neither their ending nor their content is an image's, relative to the folder.
         repeated: number of linked folders left out because their content was already read.
+        runs: number of folders left out because etude wrote them: runs, and stores of a cache.
     """
 
     ids: list[str] = field(default_factory=list[str])
     names: list[str] = field(default_factory=list[str])
     others: list[str] = field(default_factory=list[str])
     repeated: int = 0
+    runs: int = 0
 
 
 def is_image_name(name: str) -> bool:
@@ -126,11 +129,24 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
     return entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path))
 
 
+def is_own_folder(folder: Path | str) -> bool:
+    """Whether etude wrote this folder: a run, whose figures are no data, or a store of decoded images."""
+    for name, key in (("run.json", b'"schema_version"'), ("store.json", b'"kind"')):
+        path = os.path.join(folder, name)
+        if os.path.isfile(path):
+            with suppress(OSError), open(path, "rb") as file:
+                return key in file.read(1000)
+    return False
+
+
 def _read_folder(
     place: str, prefix: str, found: FoundImages, pending: list[tuple[str, str]], linked: list[tuple[str, str]]
 ) -> None:
     for entry in visible_entries(place):
         if is_folder(entry):
+            if is_own_folder(entry.path):
+                found.runs += 1
+                continue
             queue = linked if entry.is_symlink() else pending
             queue.append((entry.path, f"{prefix}{entry.name}/"))
         elif is_image_file(entry.path, entry.name):

@@ -37,6 +37,12 @@ class DataSettings(Settings):
     valid: float = Field(
         default=0.2, gt=0.0, lt=1.0, description="share of the labelled images held out for validation"
     )
+    labels: Literal["tidy", "strict"] = Field(
+        default="tidy", description="tidy: labels that differ by outer spaces or Unicode form are one class; or strict"
+    )
+    split_column: str = Field(
+        default="auto", description="a table's column that names the validation rows: auto by its name, none, or a name"
+    )
     store: Literal["auto", "raw", "blosc2", "encoded"] = Field(
         default="auto", description="how images are kept: raw, blosc2, encoded, or auto by a measured sample"
     )

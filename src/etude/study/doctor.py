@@ -130,7 +130,7 @@ def choose_subject(
         facts = ImageFacts(_CAMERA_SIDE, 3, count=1_000, required_size=needed)
         return Subject(at_trained_sizes(resolve(asked, facts), warn), 3)
     request.check()
-    sources = read_sources(request, warn)
+    sources = read_sources(request, asked, warn)
     images = sources.labelled
     spread = np.unique(np.linspace(0, len(images) - 1, min(_SURVEYED, len(images))).astype(int))
     values: list[str] = []

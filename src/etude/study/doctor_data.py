@@ -38,7 +38,7 @@ def examine_data(request: Request, screen: Screen, warn: Say, *, most: int = MOS
     """
     request.check()
     recipe = load_recipe(request.recipe, request.settings)
-    sources = read_sources(request, warn)
+    sources = read_sources(request, recipe, warn)
     surveys = survey_sources(sources, recipe, screen)
     surveyed = surveys.labelled
     needed = required_size(recipe.model.backbone)

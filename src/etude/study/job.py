@@ -64,7 +64,7 @@ def fit(request: Request, screen: Screen) -> Path:
     refuse_mismatch(request, recipe)
     policy_named("none" if recipe.augment.policy == "auto" else recipe.augment.policy)
     early_warnings: list[str] = []
-    sources = read_sources(request, early_warnings.append)
+    sources = read_sources(request, recipe, early_warnings.append)
     inputs = inputs_of(sources.labelled, sources.train_count)
     folder = resumable_folder(request) if request.resume else request.out or claim_run_folder(request.train)
     with working_on(folder, early_warnings.append), naming_resume(folder):

@@ -173,11 +173,20 @@ def _store(
     sets = data, test, unlabelled
     _list_bad(session, bad_files(*sets), sum(len(one or ()) for one in sets), other_files(*sets))
     if test is not None:
-        check_asked(session.request, test.images, data.images.classes)
+        _check_submission(session, test, data.images.classes)
     for what, surveyed in (("test", surveys.test), ("unlabelled", surveys.unlabelled)):
         if surveyed is not None and surveyed.channels > data.build.store.channels:
             session.warn(f"{what} images have colours, training images are grey: the {what} images are taken as grey")
     return data, test, unlabelled
+
+
+def _check_submission(session: Session, test: Dataset, classes: tuple[str, ...]) -> None:
+    """Say and record what the submission will hold; its warnings have been given when the images were listed."""
+    unreadable = [bad.id for bad in test.build.bad]
+    told = check_asked(session.request, test.images, classes, unreadable, warn=lambda text: None)
+    if told is not None:
+        session.screen.say(f"submission: {told}")
+        session.record.set("submission", {"sample": session.request.sample_submission, "holds": told})
 
 
 def _amounts(session: Session, recipe: Recipe, sources: Sources, surveys: Surveys) -> Amounts:
@@ -216,6 +225,7 @@ def _record_data(
         "images": len(data),
         "classes": {name: int(count) for name, count in zip(classes, counts, strict=True)},
         "sample": session.request.sample,
+        "split": None if data.images.split is None else data.images.split.described,
         "test_images": 0 if test is None else len(test),
         "fit": data.build.fit,
         "fit_reason": data.build.fit_reason,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from etude.core.errors import EtudeError, listed
 from etude.core.files import digest_of
+from etude.core.ids import match_ids
+from etude.core.labels import spelled_as
 from etude.core.predictions import Predictions
 from etude.data.batches import TrainingRows
 from etude.data.dataset import Dataset, open_dataset
@@ -57,11 +59,15 @@ def open_teachers(session: Session, prepared: Prepared) -> Teachers | None:
     classes = prepared.data.images.classes
     for path in session.request.teachers:
         if path.is_dir():
-            runs.append((path, trained_models(path)))
+            models = trained_models(path)
+            runs.append(
+                (path, [(one, replace(card, classes=spelled_as(card.classes, classes))) for one, card in models])
+            )
             _check_classes(path, runs[-1][1][0][1].classes, classes)
             _warn_of_seen_labels(session, prepared, path)
         else:
-            files.append((path, read_probabilities(path)))
+            said = read_probabilities(path, classes=classes)
+            files.append((path, replace(said, classes=spelled_as(said.classes, classes))))
             _check_classes(path, files[-1][1].classes, classes)
     if files and prepared.recipe.distill.views == "same":
         raise EtudeError(
@@ -177,8 +183,7 @@ def _predicted(
 
 def _of_file(predictions: Predictions, ids: Sequence[str], classes: tuple[str, ...]) -> np.ndarray:
     """Return probabilities of the images in the student's order of classes, float64 (N, C); NaN where unknown."""
-    place = {name: row for row, name in enumerate(predictions.ids)}
-    rows = np.array([place.get(name, -1) for name in ids])
+    rows = np.array(match_ids(predictions.ids, ids, folders=False).rows)
     found = predictions.probabilities()[rows][:, [predictions.classes.index(name) for name in classes]]
     return np.where(rows[:, None] >= 0, found, np.nan)
 
