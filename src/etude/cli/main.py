@@ -10,6 +10,10 @@ from cyclopts import App
 import etude
 from etude.core.errors import EtudeError
 
+_LESS = "lower train.batch_size or the image size, or free some memory, and run again"
+# What libraries say when the system gives them no memory, besides Python's own MemoryError.
+_NO_MEMORY = ("allocate memory", "out of memory", "failed to map segment", "start new thread", "bad_alloc")
+
 app = App(
     name="etude",
     version=etude.__version__,
@@ -47,12 +51,21 @@ def main() -> None:
         app(sys.argv[1:])
     except EtudeError as error:
         _stop(f"etude: {error}", 2)
+    except MemoryError as error:
+        _stop(f"etude: there is not enough memory ({error or 'none is left'}): {_LESS}", 2)
     except KeyboardInterrupt:
         _stop("etude: stopped by hand; what was finished before is kept", 130)
     except BrokenPipeError:
         # The reader of a pipe (head, less) has gone; Python would complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:
+        _stop(f"etude: {error}: the system refused it; what was finished before is kept", 2)
+    except Exception as error:
+        if any(words in str(error) for words in _NO_MEMORY):
+            _stop(f"etude: there is not enough memory ({type(error).__name__}): {_LESS}", 2)
+        error.add_note("etude: this is a fault of etude, not of yours: please report it with the lines above")
+        raise
 
 
 def _stop(sentence: str, code: int) -> None:
