@@ -41,6 +41,7 @@ def blend(
     sample_submission: Path | None = None,
     seed: int = 0,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    trust: Annotated[bool, Parameter(negative="")] = False,
     quiet: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Blend the predictions of several models of the same images.
@@ -77,6 +78,8 @@ def blend(
         Of folds and bags.
     as_json
         Print JSON instead of tables.
+    trust
+        Read a run's files also where they are not those that the run wrote: changed by hand, or damaged.
     quiet
         Show warnings only.
     """
@@ -94,7 +97,7 @@ def blend(
         raise EtudeError(f"--valid came {len(valid)} times for {len(models)} models: give one for each, in their order")
 
     screen = Screen(quiet=quiet or as_json)
-    reading = _Reading(labels, id_column, label_column, screen)
+    reading = _Reading(labels, id_column, label_column, screen, trust)
     blended = [reading.read(path, "test.npz") for path in models]
     labelled = reading.labelled(models, valid, blended)
 
@@ -115,15 +118,21 @@ def blend(
 class _Reading:
     """Reads predictions with the options that all files share."""
 
-    def __init__(self, labels: Path | None, id_column: str | None, label_column: str | None, screen: Screen) -> None:
+    def __init__(
+        self, labels: Path | None, id_column: str | None, label_column: str | None, screen: Screen, trust: bool
+    ) -> None:
         self.labels, self.id_column, self.label_column, self.screen = labels, id_column, label_column, screen
+        self.trust = trust
 
     def read(self, path: Path, name: str) -> Predictions:
         """Read a file, or the file ``name`` of a run."""
         from etude.refine.tables import read_probabilities
 
         return read_probabilities(
-            file_of(path, name), id_column=self.id_column, label_column=self.label_column, warn=self.screen.warn
+            file_of(path, name, self.trust),
+            id_column=self.id_column,
+            label_column=self.label_column,
+            warn=self.screen.warn,
         )
 
     def labelled(

@@ -15,6 +15,7 @@ from etude.data.dataset import Dataset, open_dataset
 from etude.data.survey import survey
 from etude.inference.predict import predict
 from etude.journal.record import read_run
+from etude.journal.record_read import model_files, models_of, verify
 from etude.models.classifier import Classifier, ModelCard, load_model
 from etude.refine.tables import read_probabilities
 from etude.study.network import Extras
@@ -76,7 +77,9 @@ def trained_models(folder: Path) -> Models:
     Raises:
         EtudeError: the folder is not a run, or holds no trained model.
     """
-    names: Sequence[str] = (read_run(folder).get("result") or {}).get("models") or ["."]
+    record = read_run(folder)
+    names = models_of(record) or ["."]
+    verify(folder, model_files(names), record)
     return [load_model(folder / name) for name in names]
 
 
@@ -187,6 +190,7 @@ def _warn_of_seen_labels(session: Session, prepared: Prepared, path: Path) -> No
     if record["data"]["fingerprint"] != (session.record.get("data") or {}).get("fingerprint"):
         return
     own: Callable[[np.ndarray], set[str]] = lambda rows: {prepared.data.images.ids[row] for row in rows}  # noqa: E731
+    verify(path, [held.name], record)
     unseen = set(Predictions.load(held).ids)
     seen = sum(len(own(fold.valid) - unseen) for fold in prepared.folds)
     if seen:
