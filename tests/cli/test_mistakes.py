@@ -60,7 +60,7 @@ MISTAKES: list[tuple[Callable[[Path], list[object]], str]] = [
     (all_missing, "none of the 2 images"),
     (out_not_empty, "not empty"),
     (with_words("--recipe", "defualt"), "Did you mean 'default'?"),
-    (with_words("--recipe", "missing.toml"), "cannot be read"),
+    (with_words("--recipe", "missing.toml"), "does not exist"),
     (with_words("--set", "train.lrr=1"), "Did you mean 'train.lr'?"),
     (with_words("--set", "train.lr=fast"), "train.lr received 'fast'"),
     (with_words("--set", "data.fit=stretch"), "data.fit"),

@@ -245,7 +245,7 @@ def test_a_byte_order_mark_and_empty_lines_of_the_sample_are_no_text(tmp_path: P
         ("id,label\n1,cat\n2\n", "has 1 cells in line 3, not 2"),
         ("id,label\n1,cat\n1,cat\n", "same id more than once: '1'"),
         ("id,cat,cat\n1,0,0\n", "same column more than once: 'cat'"),
-        ('id,label\n1,"cat" x\n', "could not be read as CSV"),
+        ('id,label\n1,"cat" x\n', "is not a well-formed CSV"),
     ],
 )
 def test_a_sample_that_is_no_sample(tmp_path: Path, sample: str, sentence: str):
@@ -255,7 +255,7 @@ def test_a_sample_that_is_no_sample(tmp_path: Path, sample: str, sentence: str):
 def test_a_sample_that_is_not_there(tmp_path: Path):
     with pytest.raises(EtudeError, match=r"none.csv does not exist"):
         write_submission(tmp_path / "out.csv", predictions(), sample=tmp_path / "none.csv")
-    with pytest.raises(EtudeError, match="could not be read as CSV"):
+    with pytest.raises(EtudeError, match="is not a well-formed CSV"):
         write_submission(tmp_path / "out.csv", predictions(), sample=tmp_path)
     assert list(tmp_path.iterdir()) == []
 

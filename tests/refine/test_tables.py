@@ -108,7 +108,7 @@ def test_what_is_no_probability_is_refused_with_its_place(tmp_path: Path, cell: 
         ("id,cat,dog\n", "has no rows"),
         ("", "has no rows"),
         ("id,cat,dog,label\na,0.2,0.8,dogg\n", r"label of 'a' .* is 'dogg'.*Did you mean 'dog'"),
-        ('id,cat,dog\n"a,0.2,0.8\n', "could not be read as a table"),
+        ('id,cat,dog\n"a,0.2,0.8\n', "is not a well-formed table"),
     ],
 )
 def test_tables_that_cannot_be_used_are_refused(tmp_path: Path, text: str, sentence: str):

@@ -45,6 +45,7 @@ def blend(
     positive: str | None = None,
     seed: int = 0,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    trust: Annotated[bool, Parameter(negative="")] = False,
     quiet: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Blend the predictions of several models of the same images.
@@ -86,6 +87,8 @@ def blend(
         Of folds and bags.
     as_json
         Print JSON instead of tables.
+    trust
+        Read a run's files also where they are not those that the run wrote: changed by hand, or damaged.
     quiet
         Show warnings only.
     """
@@ -103,7 +106,7 @@ def blend(
         raise EtudeError(f"--valid came {len(valid)} times for {len(models)} models: give one for each, in their order")
 
     screen = Screen(quiet=quiet or as_json)
-    reading = _Reading(labels, id_column, label_column, positive, screen)
+    reading = _Reading(labels, id_column, label_column, positive, screen, trust)
     sources = reading.read(models, "test.npz")
     blended = [source.predictions for source in sources]
     labelled = reading.labelled(models, valid, blended)
@@ -146,15 +149,16 @@ class _Reading:
         label_column: str | None,
         positive: str | None,
         screen: Screen,
+        trust: bool,
     ) -> None:
         self.labels, self.id_column, self.label_column, self.screen = labels, id_column, label_column, screen
-        self.positive = positive
+        self.positive, self.trust = positive, trust
 
     def read(self, paths: Sequence[Path], name: str) -> list[Source]:
         """Read files, or the file ``name`` of a run."""
         from etude.refine.tables import in_classes, read_source
 
-        files = [file_of(path, name) for path in paths]
+        files = [file_of(path, name, self.trust) for path in paths]
         options: dict[str, Any] = {"id_column": self.id_column, "label_column": self.label_column}
         sources = [read_source(file, **options, warn=self.screen.warn) for file in files]
         return in_classes(sources, files, self.positive)

@@ -26,6 +26,7 @@ def predict(
     sample_submission: Path | None = None,
     positive: str | None = None,
     cache: Path | None = None,
+    trust: Annotated[bool, Parameter(negative="")] = False,
     quiet: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Predict images with a finished run.
@@ -52,6 +53,8 @@ def predict(
         submission has one column of fractions.
     cache
         Folder of decoded images; by default ~/.cache/etude.
+    trust
+        Read a run's files also where they are not those that the run wrote: changed by hand, or damaged.
     quiet
         Show warnings only.
     """
@@ -74,7 +77,7 @@ def predict(
     from etude.run import load
 
     screen = Screen(quiet=quiet)
-    opened = load(run)
+    opened = load(run, trust=trust, warn=screen.warn)
     if opened.record["state"] != "finished":
         screen.warn(f"{run} did not finish (it is {opened.record['state']}): predicting with the models it has kept")
     found = opened.predict(images, tta=tta, larger=larger, cache=cache, progress=screen)

@@ -105,32 +105,39 @@ def expanded(path: Path) -> Path:
     return Path(os.path.expanduser(path))
 
 
-def file_of(given: Path, name: str) -> Path:
+def file_of(given: Path, name: str, trust: bool = False) -> Path:
     """Return ``given``, or the file ``name`` in it when it is a run's folder.
 
+    Args:
+        given: a file or a folder.
+        name: of the file in the folder.
+        trust: take it also where it is not the one that the run wrote.
+
     Raises:
-        EtudeError: the folder has no such file.
+        EtudeError: the folder has no such file, or one that has changed since the run wrote it.
     """
     from etude.core.errors import EtudeError
+    from etude.journal.record_read import verify
 
     path = expanded(given)
     if not path.is_dir():
         return path
     if not (path / name).is_file():
         raise EtudeError(f"{given} holds no {name}: give the folder of a finished run, or a file of predictions")
+    if not trust:
+        verify(path, [name])
     return path / name
 
 
-def training_file(valid: Path, given: Path | None) -> Path | None:
+def training_file(valid: Path, given: Path | None, trust: bool = False) -> Path | None:
     """Return the file of the training images' features: ``given``, or the ``train.npz`` of the run ``valid``, or None.
 
     Raises:
         EtudeError: ``given`` is a folder without it.
     """
     if given is not None:
-        return file_of(given, "train.npz")
-    of_run = expanded(valid) / "train.npz"
-    return of_run if of_run.is_file() else None
+        return file_of(given, "train.npz", trust)
+    return file_of(valid, "train.npz", trust) if (expanded(valid) / "train.npz").is_file() else None
 
 
 def labelled_and_target(
@@ -142,6 +149,7 @@ def labelled_and_target(
     label_column: str | None,
     positive: str | None,
     warn: Warn,
+    trust: bool = False,
 ) -> tuple[Predictions, Source]:
     """Read the labelled predictions and those to refine, their classes in the same order.
 
@@ -155,7 +163,7 @@ def labelled_and_target(
         raise EtudeError(
             f"there is nothing to refine: give the predictions of other images after {valid} (--target FILE)"
         )
-    paths = [file_of(valid, "valid.npz"), file_of(valid if target is None else target, "test.npz")]
+    paths = [file_of(valid, "valid.npz", trust), file_of(valid if target is None else target, "test.npz", trust)]
     own = None if labels is not None else label_column
     sources = [
         read_source(path, id_column=id_column, label_column=column, warn=warn)

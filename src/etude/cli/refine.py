@@ -33,6 +33,7 @@ def refine(
     positive: str | None = None,
     seed: int = 0,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    trust: Annotated[bool, Parameter(negative="")] = False,
     quiet: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Improve predictions without training: each step is kept only if it helps on labelled images.
@@ -75,6 +76,8 @@ def refine(
         Of folds and bootstrap.
     as_json
         Print JSON instead of a table.
+    trust
+        Read a run's files also where they are not those that the run wrote: changed by hand, or damaged.
     quiet
         Show warnings only.
     """
@@ -91,14 +94,14 @@ def refine(
     screen = Screen(quiet=quiet or as_json)
     labelled, source = labelled_and_target(
         valid, target, labels,
-        id_column=id_column, label_column=label_column, positive=positive, warn=screen.warn,
+        id_column=id_column, label_column=label_column, positive=positive, warn=screen.warn, trust=trust,
     )  # fmt: skip
     unlabelled = source.predictions
     from etude.refine.chain import Chain
     from etude.refine.chain_steps import left_out, standard_steps
     from etude.refine.tables import read_probabilities
 
-    trained_on = training_file(valid, train)
+    trained_on = training_file(valid, train, trust)
     known = None if trained_on is None else read_probabilities(trained_on, warn=screen.warn)
     names = None if steps is None else [name.strip() for name in steps.split(",") if name.strip()]
     made = standard_steps(labelled, names, unlabelled, metric=metric, prior=prior, train=known, seed=seed)

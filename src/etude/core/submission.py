@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from etude.core.errors import EtudeError, listed, nearest
-from etude.core.files import replacing
+from etude.core.files import reading, replacing
 from etude.core.ids import match_ids
 from etude.core.labels import positive_class, spelled_as, spellings
 from etude.core.predictions import Predictions
@@ -159,14 +159,12 @@ def _repeated(names: Sequence[str]) -> list[str]:
 
 
 def _read_sample(path: Path) -> _Sample:
-    try:
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            rows = [(reader.line_num, row) for row in reader if row]
-    except FileNotFoundError:
-        raise EtudeError(f"the sample submission {path} does not exist") from None
-    except (OSError, csv.Error) as error:
-        raise EtudeError(f"the sample submission {path} could not be read as CSV ({error})") from None
+    with (
+        reading(path, "a well-formed CSV", "give the sample submission as it was published"),
+        path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file,
+    ):
+        reader = csv.reader(file, strict=True)
+        rows = [(reader.line_num, row) for row in reader if row]
     if len(rows) < 2 or len(rows[0][1]) < 2:
         raise EtudeError(
             f"the sample submission {path} must have a header with an id column and at least one column more, "

@@ -18,6 +18,7 @@ from etude.data.dataset import Dataset, open_dataset
 from etude.data.survey import survey
 from etude.inference.predict import predict
 from etude.journal.record import read_run
+from etude.journal.record_read import model_files, models_of, verify
 from etude.models.classifier import Classifier, ModelCard, load_model
 from etude.refine.tables import read_probabilities
 from etude.study.network import Extras
@@ -86,18 +87,17 @@ def trained_models(folder: Path) -> Models:
     Raises:
         EtudeError: the folder is not a run, or holds no trained model.
     """
-    return [load_model(folder / name) for name in _models_of(folder)]
-
-
-def _models_of(folder: Path) -> Sequence[str]:
-    return (read_run(folder).get("result") or {}).get("models") or ["."]
+    record = read_run(folder)
+    names = models_of(record) or ["."]
+    verify(folder, model_files(names), record)
+    return [load_model(folder / name) for name in names]
 
 
 def _files_of(teachers: Sequence[Path]) -> Iterator[Path]:
     """Yield the files that decide what the teachers say."""
     for path in teachers:
         if path.is_dir():
-            yield from (path / name / file for name in _models_of(path) for file in ("model.safetensors", "model.json"))
+            yield from (path / name for name in model_files(models_of(read_run(path)) or ["."]))
         else:
             yield path
 
@@ -211,6 +211,7 @@ def _warn_of_seen_labels(session: Session, prepared: Prepared, path: Path) -> No
     if record["data"]["fingerprint"] != (session.record.get("data") or {}).get("fingerprint"):
         return
     own: Callable[[np.ndarray], set[str]] = lambda rows: {prepared.data.images.ids[row] for row in rows}  # noqa: E731
+    verify(path, [held.name], record)
     unseen = set(Predictions.load(held).ids)
     seen = sum(len(own(fold.valid) - unseen) for fold in prepared.folds)
     if seen:

@@ -128,7 +128,7 @@ def fine_tune(
         Checkpoints(kept.folder, every_steps=round(plan.epoch_steps), every_seconds=_seconds(task), warn=warn),
     ]
     # A new run's processes do not wait for the first to clear the folder, so an older checkpoint may still be there.
-    checkpoint, start = (kept.checkpoint, kept.step) if task.resume else (None, None)
+    checkpoint, start = (kept.checkpoint, kept.step_for(module)) if task.resume else (None, None)
     with quiet_lightning():
         trainer = build_trainer(
             steps=plan.steps, validate_every=plan.validate_every, clip=task.recipe.train.clip,
