@@ -1,4 +1,4 @@
-"""What the verdicts of `etude ablate` are worth: placebos called "no effect", and a real effect found, many times over.
+"""What the verdicts of `etude ablate` are worth: placebos called "cannot tell", a real effect found, many times over.
 
     make bench-ablate-simulation                         # 100 repeats of 5 tricks by 5 seeds: 3 minutes on one core
     make bench-ablate-simulation ARGS='--repeats 1000 --seeds 3'
@@ -9,8 +9,8 @@ other filters: nothing but chance) and one with fewer filters are trained. The t
 all splits: that of a placebo is nothing, that of the missing filters about one point. A repeat draws seeds from the
 splits and judges the five tricks together, as the command does, from the outcome of each validation image.
 
-Printed: how often each placebo and how often all four are called "no effect", how often the real effect is found beside
-the power that the comparisons themselves state, and how many 95% intervals hold the true gain.
+Printed: how often each placebo and how often all four are called "cannot tell", how often the real effect is found
+beside the power that the comparisons themselves state, and how many 95% intervals hold the true gain.
 """
 
 from __future__ import annotations
@@ -120,8 +120,8 @@ def main() -> None:
     for name in repeats[0]:
         real = truth[name] if name == "fewer filters" else 0.0
         ours = [repeat[name] for repeat in repeats]
-        counts = {verdict: sum(told == verdict for _, told in ours) for verdict in ("helps", "no effect", "hurts")}
-        ends = [one.interval() for one, _ in ours]
+        counts = {verdict: sum(told == verdict for _, told in ours) for verdict in ("helps", "cannot tell", "hurts")}
+        ends = [ends for one, _ in ours if (ends := one.interval()) is not None]
         cover = sum(low <= real <= high for low, high in ends)
         width = np.mean([high - low for low, high in ends])
         print(
@@ -129,12 +129,12 @@ def main() -> None:
             + ", ".join(f"{verdict} {count}" for verdict, count in counts.items())
             + f"; {cover} intervals hold it (mean width {100 * width:.2f})"
         )
-    quiet = sum(all(told == "no effect" for name, (_, told) in one.items() if "placebo" in name) for one in repeats)
-    print(f"\nall {PLACEBOS} placebos called no effect: {quiet} of {given.repeats}")
+    quiet = sum(all(told == "cannot tell" for name, (_, told) in one.items() if "placebo" in name) for one in repeats)
+    print(f"\nall {PLACEBOS} placebos called cannot tell: {quiet} of {given.repeats}")
     effect, tests = truth["fewer filters"], len(repeats[0])
     stated = np.mean([one["fewer filters"][0].power(effect, tests) for one in repeats])
     found = np.mean([one["fewer filters"][1] == "helps" for one in repeats])
-    least = np.mean([one["fewer filters"][0].detectable(tests) for one in repeats])
+    least = np.mean([one["fewer filters"][0].detectable(tests) or np.nan for one in repeats])
     print(f"the effect of {100 * effect:.2f} points: found in {found:.0%}, stated power {stated:.0%}")
     print(f"smallest gain found 4 times of 5, as stated: {100 * least:.2f} points")
 

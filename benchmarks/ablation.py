@@ -103,7 +103,7 @@ def table(results: dict[str, list[Scores]]) -> str:
         against = ""
         if arm != "default" and len(base) == len(runs) > 1:
             found = compare(base, [one.run.scored for one in runs])
-            against = f"{found.gain:+.4f} ({' to '.join(f'{end:+.4f}' for end in found.interval())})"
+            against = f"{found.gain:+.4f} ({' to '.join(f'{end:+.4f}' for end in found.interval() or ())})"
         cells = [spread([one.run.accuracy for one in runs]), spread([one.run.log_loss for one in runs], ".4f"), against]
         cells += [spread([one.test for one in runs]), f"{statistics.mean(one.seconds for one in runs):.0f}"]
         rows.append(f"| {arm} | " + " | ".join(cells) + " |")

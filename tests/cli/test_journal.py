@@ -128,8 +128,8 @@ def test_show_tells_everything_of_a_run(etude, runs):
     told = "\n".join(lines)
     record = read_run(runs / "best")
     for part in (
-        record["id"], "etude fit birds", "accuracy 90.00% ± 3.1, log loss 0.25 on 100 validation images", "finished",
-        "quick, seed 3", "abc123", "data.fit", "crop", "more dropout", "best/round-1", "60.00%", "paper",
+        record["id"], "etude fit birds", "accuracy 90.00% ± 3.1 (standard error)", "log loss 0.25",
+        "finished", "quick, seed 3", "abc123", "data.fit", "crop", "more dropout", "best/round-1", "60.00%", "paper",
     ):  # fmt: skip
         assert part in told
     stages = [line.split() for line in lines if line.startswith(("head", "fine-tune"))]

@@ -70,7 +70,7 @@ def test_views_that_do_harm_are_left_out(etude, tmp_path):
     assert json.loads((run / "model.json").read_text())["tta"] == 1
     record = json.loads((run / "run.json").read_text())
     assert any("predict.tta_if=always" in one["text"] for one in record["warnings"])
-    assert "2 views: left out" in " ".join(ended.out.split())
+    assert "2 views: not kept" in " ".join(ended.out.split())
     tried = next(stage for stage in record["stages"] if stage["name"] == "TTA")
     assert record["result"]["log_loss"] < tried["scores"]["log_loss"]
     again = etude("predict", "run", test, "--out", "again.npz")

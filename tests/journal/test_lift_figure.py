@@ -20,7 +20,7 @@ PANELS = [
         "leave-one-out: what each trick adds to all the others",
         [
             row("augment", 0.61, 0.2, "helps"),
-            row("ema", 0.05, 0.11, "no effect"),
+            row("ema", 0.05, 0.11, "cannot tell"),
             row("a $name$ that is much too long", -0.3, 0.1, "hurts"),
         ],
     ),

@@ -140,6 +140,15 @@ def test_an_ablation_tells_what_each_trick_bought(tmp_path: Path, metric: str, u
     assert [image["src"][:22] for image in page.all("img")] == ["data:image/png;base64,"]
 
 
+def test_an_interval_that_is_not_known_is_a_dash(tmp_path: Path):
+    opened(tmp_path, kind="ablate").close("finished")
+    tricks = [{"trick": "ema", "verdict": "cannot tell", **TRICK, "low": None, "high": None}]
+    write_json(tmp_path / "ablation.json", {"metric": "accuracy", "level": 0.95, "tricks": tricks})
+    found = lift_of(RunFolder.read(tmp_path))
+    assert found is not None
+    assert found.rows[0][3] == "–"
+
+
 @pytest.mark.parametrize("content", [{}, {"metric": "speed", "tricks": []}, {"metric": "accuracy", "tricks": [1]}])
 def test_an_ablation_that_is_damaged_is_named(tmp_path: Path, content: dict[str, Any]):
     opened(tmp_path, kind="ablate").close("finished")

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 from etude.core.errors import EtudeError
 from etude.core.files import write_json
 from etude.journal.record import RunRecord
+from etude.journal.record_read import IN_NO_STAGE
 from etude.journal.record_state import stopped_at
 from etude.journal.report_folder import RunFolder, read_history, read_shapes
 from etude.journal.report_steps import last_words, steps_of
@@ -32,7 +33,9 @@ def stage(name: str, seconds: float = 1.0, state: str = "finished", **more: Any)
 
 
 def record_of(*stages: dict[str, Any], **more: Any) -> dict[str, Any]:
-    plain = {"state": "finished", "error": None, "seconds": 9.0, "stages": list(stages), "settings": {}, "changed": {}}
+    seconds = sum(one["seconds"] for one in stages)
+    plain = {"state": "finished", "error": None, "seconds": seconds, "stages": list(stages), "settings": {}}
+    plain["changed"] = {}
     return {**plain, "pid": 1, "host": "elsewhere", "command": ["etude"], "environment": {}, **more}
 
 
@@ -45,7 +48,59 @@ def weights(path: Path) -> Path:
     return path
 
 
-def test_gains_are_against_the_scored_step_before():
+def scored(name: str, right: float, **more: Any) -> dict[str, Any]:
+    return stage(name, scores={"accuracy": right, "log_loss": 1.0 - right}, **more)
+
+
+WORSE = [scored("head", 0.9), scored("fine-tune", 0.6), scored("TTA", 0.82)]
+
+
+@pytest.mark.parametrize("kept", [{"kept": False}, {}], ids=["as recorded", "of a run that did not say"])
+def test_gains_are_against_what_was_kept_before(kept: dict[str, Any]):
+    """Stage 2 came out worse and was thrown away: views of stage 1 are no gain over it."""
+    head, worse, views = WORSE
+    steps = steps_of(record_of(head, {**worse, **kept}, views))
+    assert [step.gained for step in steps] == [None, pytest.approx(-0.3), pytest.approx(-0.08)]
+    assert [step.saved for step in steps] == [None, pytest.approx(-0.3), pytest.approx(-0.08)]
+    assert [step.kept for step in steps][:2] == [True, False]
+
+
+def test_each_round_is_measured_against_its_teacher():
+    names, right = ("head", "round 1", "round 2", "TTA"), (0.7, 0.8, 0.75, 0.85)
+    stages = [scored(name, share) for name, share in zip(names, right, strict=True)]
+    verdicts = [{"name": "round 1", "kept": True}, {"name": "round 2", "kept": False}]
+    for record in (
+        record_of(*stages, rounds=verdicts),
+        record_of(*stages[:2], {**stages[2], "kept": False}, stages[3]),
+    ):
+        steps = steps_of(record)
+        assert [step.gained for step in steps[1:]] == [pytest.approx(gain) for gain in (0.1, -0.05, 0.05)]
+        assert [step.kept for step in steps] == [True, True, False, True]
+
+
+def test_each_fold_goes_on_from_what_it_kept():
+    stages = [scored("head (fold 1/2)", 0.8), scored("fine-tune (fold 1/2)", 0.9, kept=True)]
+    stages += [scored("head (fold 2/2)", 0.6), scored("fine-tune (fold 2/2)", 0.5, kept=False), scored("TTA", 0.8)]
+    steps = steps_of(record_of(*stages))
+    assert [step.gained for step in steps] == [None, pytest.approx(0.0), pytest.approx(0.8 - (0.9 + 0.6) / 2)]
+
+
+def test_a_stage_that_diverged_is_not_what_others_are_measured_against():
+    steps = steps_of(
+        record_of(scored("head", 0.8), stage("fine-tune", state="failed", error="nan"), scored("TTA", 0.7))
+    )
+    assert [step.gained for step in steps] == [None, None, pytest.approx(-0.1)]
+    assert [step.kept for step in steps] == [True, False, True]
+
+
+def test_the_steps_take_all_of_the_seconds():
+    steps = steps_of(record_of(stage("survey"), stage("head", 3.0), seconds=10.0))
+    assert [step.seconds for step in steps] == [1.0, 3.0, 6.0]
+    assert steps[-1].name == IN_NO_STAGE
+    assert "60% of the time" in steps[-1].share
+
+
+def test_a_step_without_scores_changes_no_gain():
     steps = steps_of(
         record_of(
             stage("survey"),
@@ -93,7 +148,7 @@ def test_stages_of_a_killed_run_are_killed_and_those_of_a_study_gain_nothing():
     [
         ("failed", "disk full", "It failed {}: disk full"),
         ("interrupted", None, "It was interrupted {}."),
-        ("running", None, "It was running when this page was written, 9.0 s after its start: {}."),
+        ("running", None, "It was running when this page was written, 1.0 s after its start: {}."),
     ],
 )
 def test_a_run_says_where_it_stands(state: str, error: str | None, told: str):

@@ -76,9 +76,9 @@ def test_losses_are_never_chosen():
 
 
 def test_noise_is_two_standard_errors():
-    values = np.array([0.0, 1.0] * 10)
+    values = np.array([0.0, 1.0] * 20)
     error = standard_error_of(values)
-    assert error == pytest.approx(np.sqrt(values.var(ddof=1) / 20))
+    assert error == pytest.approx(np.sqrt(values.var(ddof=1) / 40))
     assert exceeds_noise(values - 0.5 + 2.01 * error)
     assert not exceeds_noise(values - 0.5 + 1.99 * error)
     assert not exceeds_noise([1.0] * 9)

@@ -112,7 +112,7 @@ def test_the_gain_ends_where_views_stop_to_bring_any():
 def test_views_do_harm_where_they_cost_more_than_chance():
     one = seen([0.5], count=400)
 
-    def harm(*others: np.ndarray) -> bool:
+    def harm(*others: np.ndarray) -> tuple[str, ...]:
         return gain_by_views(Predictions(one.ids, one.classes, [*one.logits, *others], labels=one.labels)).harm
 
     says_nothing, wrong = np.zeros_like(one.logits[0]), -one.logits[0]
@@ -121,6 +121,18 @@ def test_views_do_harm_where_they_cost_more_than_chance():
     assert not harm()
     assert not harm(one.logits[0])  # the same again is neither better nor worse
     assert not gain_by_views(seen([3.0, 3.0], count=400)).harm
+
+
+@pytest.mark.parametrize(("spoilt", "harm"), [(20, ("accuracy",)), (6, ("accuracy",)), (4, ()), (0, ())])
+def test_views_that_lower_accuracy_do_harm_though_log_loss_falls(spoilt: int, harm: tuple[str, ...]):
+    """Beyond noise: 4 images lost and none won come by chance in 6% of cases, 6 in 2%."""
+    right = np.array([[0.51] * spoilt + [0.6] * (100 - spoilt), [0.40] * spoilt + [0.99] * (100 - spoilt)])
+    views = np.log(np.stack([right, 1 - right], axis=2))
+    one = Predictions([str(row) for row in range(100)], ["x", "y"], views, labels=np.zeros(100, np.int64))
+    found = gain_by_views(one)
+    assert found.log_loss[1] < found.log_loss[0]
+    assert found.accuracy[1] == pytest.approx(1 - spoilt / 100)
+    assert found.harm == harm
 
 
 def test_what_views_bought_is_told_in_words():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from etude.core.paired import Comparison, Verdict
+from etude.core.paired import Comparison, Scored, Verdict, compare
 from etude.recipe import NAMED, ImageFacts, flat, load_recipe, resolve
 from etude.study.ablation_arms import Contrast, Mode
 from etude.study.ablation_best import best_changes, write_best, write_recipe
@@ -17,7 +20,7 @@ RECIPE = resolve(load_recipe("default"), ImageFacts(300, 3, count=1_000))
 
 
 def found(trick: str, verdict: Verdict, gain: float = 0.01, mode: Mode = "leave-one-out") -> Found:
-    sign = {"helps": 1, "hurts": -1, "no effect": 0}[verdict]
+    sign = {"helps": 1, "hurts": -1, "cannot tell": 0}[verdict]
     comparison = Comparison(sign * gain, 0.001, 4.0, 5, 800)
     return Found(Contrast(trick, mode, "without", "with"), comparison, 0.01, verdict, 3, 1.0, 100.0)
 
@@ -27,17 +30,27 @@ def found(trick: str, verdict: Verdict, gain: float = 0.01, mode: Mode = "leave-
     [
         ([("mixup", "helps"), ("ema", "helps")], {"augment.mixup": 0.2}),  # ema is on already
         ([("ema", "hurts"), ("mixup", "hurts")], {"train.ema": 0.0}),  # mixup is off already
-        ([("ema", "no effect"), ("mixup", "no effect")], {}),  # the recipe's word stands
+        ([("ema", "cannot tell"), ("mixup", "cannot tell")], {}),  # the recipe's word stands
     ],
 )
 def test_what_helped_is_in_and_what_hurt_is_out(seen: list[tuple[str, Verdict]], changes: dict[str, Any]):
     assert best_changes(RECIPE, [found(*one) for one in seen]) == (changes, [])
 
 
+def test_arms_that_predict_alike_have_no_interval():
+    """Nothing changed, so nothing is known of what might: neither an interval of width zero, nor a verdict."""
+    alike = Scored(("a", "b"), np.ones(2))
+    one = replace(found("ema", "cannot tell"), comparison=compare([alike] * 2, [alike] * 2))
+    assert (one.interval, one.detectable, one.gain) == ("–", "–", "+0.00")
+    told = one.as_dict()
+    assert (told["low"], told["high"], told["detectable"], told["p"]) == (None, None, None, 1.0)
+    assert json.loads(json.dumps(told, allow_nan=False)) == told
+
+
 def test_two_modes_that_disagree_change_nothing():
     seen = [found("mixup", "helps"), found("mixup", "hurts", mode="add-one-in")]
     assert best_changes(RECIPE, seen) == ({}, [])
-    seen = [found("mixup", "helps"), found("mixup", "no effect", mode="add-one-in")]
+    seen = [found("mixup", "helps"), found("mixup", "cannot tell", mode="add-one-in")]
     assert best_changes(RECIPE, seen)[0] == {"augment.mixup": 0.2}
 
 

@@ -50,5 +50,5 @@ def demo(*, out: Path | None = None, recipe: str = "default", seed: int = 0, cac
     labels = [predictions.classes.index(digits.test_labels[name]) for name in predictions.ids]
     right = accuracy(predictions.predicted(), labels)
     error = standard_error(right, len(labels))
-    screen.say(f"test accuracy: {right:.2%} ± {error:.2%} on {len(labels):,} digits never seen before")
+    screen.say(f"test accuracy: {right:.2%} ± {error:.2%} (standard error) on {len(labels):,} digits never seen before")
     tell_run(screen, folder)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from etude.journal.index import DAMAGED
 from etude.journal.quantities import duration, file_size, moment, percent
-from etude.journal.record_read import REPORT_NAME
+from etude.journal.record_read import IN_NO_STAGE, REPORT_NAME, seconds_in_no_stage
 from etude.journal.record_state import stopped_at
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def show_run(screen: Screen, folder: Path, record: dict[str, Any], parts: Sequen
     """Show what the record of the run in ``folder`` says; ``parts`` are the runs that belong to it."""
     report = folder / REPORT_NAME
     screen.plan(str(folder), [*_facts(record), *([("report", str(report))] if report.is_file() else [])])
-    _show_stages(screen, record["stages"])
+    _show_stages(screen, record)
     if record["changed"]:
         screen.plan("Differs from the recipe", [(name, _value(value)) for name, value in record["changed"].items()])
     if record["warnings"]:
@@ -132,7 +132,7 @@ def _result_in_words(result: dict[str, Any]) -> str:
 
     right = float(result["accuracy"])
     loss = f", log loss {result['log_loss']:.4g}" if result.get("log_loss") is not None else ""
-    spread = f"± {100 * adjusted_error(right, images):.2g}"  # a standard error
+    spread = f"± {100 * adjusted_error(right, images):.2g} (standard error)"
     return f"accuracy {percent(right, 2)} {spread}{loss} on {images:,} validation images"
 
 
@@ -153,7 +153,8 @@ def _code_in_words(environment: dict[str, Any]) -> str:
     return ", ".join(told)
 
 
-def _show_stages(screen: Screen, stages: Sequence[dict[str, Any]]) -> None:
+def _show_stages(screen: Screen, record: Mapping[str, Any]) -> None:
+    stages: Sequence[dict[str, Any]] = record["stages"]
     if not stages:
         return
     scores = list(dict.fromkeys(name for stage in stages for name in stage["scores"]))
@@ -161,11 +162,13 @@ def _show_stages(screen: Screen, stages: Sequence[dict[str, Any]]) -> None:
     columns = ["stage", "state", "time", *(["attempts"] if again else []), *(name.replace("_", " ") for name in scores)]
     rows = [
         [
-            stage["name"], stage["state"], duration(stage["seconds"]), *([stage["attempts"]] if again else []),
+            stage["name"], stage["state"] + (", not kept" if stage.get("kept") is False else ""),
+            duration(stage["seconds"]), *([stage["attempts"]] if again else []),
             *(stage["scores"].get(name) for name in scores),
         ]
         for stage in stages
     ]  # fmt: skip
+    rows.append([IN_NO_STAGE, "", duration(seconds_in_no_stage(record)), *[None] * (len(columns) - 3)])
     screen.table("Stages", columns, rows)
 
 
@@ -187,7 +190,7 @@ def _show_contrasts(screen: Screen, found: Comparison) -> None:
 def _gain_cells(gains: Mapping[str, Gain]) -> list[str]:
     """Return by how much accuracy and log loss have changed, and what that says of accuracy."""
     right, loss = gains["accuracy"], gains["log_loss"]
-    told = "yes" if right.beyond_noise else "no, worse" if right.high < -1e-9 else "cannot be told"
+    told = "yes" if right.beyond_noise else "no, worse" if right.lost else "cannot be told"
     return [
         f"{100 * right.gain:+.2f} [{100 * right.low:+.2f}, {100 * right.high:+.2f}]",
         # A gain in log loss is how much lower it is.

@@ -20,9 +20,10 @@ from numpy.typing import ArrayLike
 from etude.core.errors import EtudeError, listed
 from etude.core.metrics import Metric, metric_named
 from etude.core.predictions import Predictions
+from etude.core.sign_flips import FEW, sign_flips
 from etude.core.tally import FloatArray
 
-Verdict = Literal["helps", "hurts", "no effect"]
+Verdict = Literal["helps", "hurts", "cannot tell"]
 
 LEVEL = 0.95
 FEWEST_SEEDS = 2  # one tells nothing of how much seeds differ
@@ -53,6 +54,7 @@ class Comparison:
         degrees: of freedom of that error.
         seeds: that were compared.
         images: a seed, on average.
+        exact_p: two-sided, of the exact test over images; 0 where many images have changed, and it is not needed.
     """
 
     gain: float
@@ -60,16 +62,19 @@ class Comparison:
     degrees: float
     seeds: int
     images: float
+    exact_p: float = 0.0
 
     @property
     def p(self) -> float:
-        """Two-sided p value of a gain of zero, by Student's t."""
+        """Two-sided p value of a gain of zero: Student's t, or the exact test's where that is larger."""
         if self.error == 0.0:
-            return 1.0 if self.gain == 0.0 else 0.0
-        return min(1.0, 2.0 * _student_share(self.degrees, -abs(self.gain) / self.error))
+            return 1.0
+        return min(1.0, max(self.exact_p, 2.0 * _student_share(self.degrees, -abs(self.gain) / self.error)))
 
-    def interval(self, level: float = LEVEL) -> tuple[float, float]:
-        """Return the ends of the confidence interval of the gain."""
+    def interval(self, level: float = LEVEL) -> tuple[float, float] | None:
+        """Return the ends of the confidence interval of the gain; None where no image has changed."""
+        if self.error == 0.0:
+            return None
         reach = self.error * _student_point(self.degrees, (1.0 + level) / 2.0)
         return self.gain - reach, self.gain + reach
 
@@ -80,17 +85,21 @@ class Comparison:
             tests: comparisons made at once; the strictest step of Holm's correction is counted with.
         """
         if self.error == 0.0:
-            return 1.0 if effect else 0.0
+            return 0.0
         needed = _student_point(self.degrees, 1.0 - (1.0 - level) / (2.0 * tests))
         return _student_share(self.degrees, abs(effect) / self.error - needed)
 
-    def detectable(self, tests: int = 1, power: float = 0.8, level: float = LEVEL) -> float:
+    def detectable(self, tests: int = 1, power: float = 0.8, level: float = LEVEL) -> float | None:
         """Return the true gain that would be found with chance ``power``; the inverse of :meth:`power`.
+
+        None where no image has changed: how much images and seeds differ is not known then.
 
         >>> seen = Comparison(gain=0.002, error=0.002, degrees=4.0, seeds=5, images=800)
         >>> round(seen.power(seen.detectable(tests=5), tests=5), 6)
         0.8
         """
+        if self.error == 0.0:
+            return None
         needed = _student_point(self.degrees, 1.0 - (1.0 - level) / (2.0 * tests))
         return self.error * (needed + _student_point(self.degrees, power))
 
@@ -141,6 +150,10 @@ def compare(before: Sequence[Scored], after: Sequence[Scored]) -> Comparison:
     zero. Its degrees of freedom are Satterthwaite's (1946, An approximate distribution of estimates of variance
     components). A bootstrap over so few seeds would be too sure: it leaves out a factor S / (S - 1).
 
+    Where fewer than 30 images have changed at any seed, the exact test over the images,
+    :func:`etude.core.sign_flips.sign_flips`, has to find the gain too: the error is at least what makes the interval at
+    95% as wide as the exact one.
+
     Raises:
         EtudeError: fewer than two seeds, or the two sides were not scored on the same images.
 
@@ -155,12 +168,19 @@ def compare(before: Sequence[Scored], after: Sequence[Scored]) -> Comparison:
     centred = [values - mean for values, mean in zip(differences.values(), means, strict=True)]
     within = float(np.mean([values @ values / max(1, len(values) - 1) / len(values) for values in centred])) / seeds
     between = max(float(means.var(ddof=1)) / seeds, within)
-    shared, rows = _shared_variance([before[seed].ids for seed in differences], centred)
+    ids = [before[seed].ids for seed in differences]
+    shared, rows = _shared_variance(ids, centred)
     variance = between + shared
     degrees = float(seeds - 1)
     if variance > 0.0 and rows > 1:
         degrees = variance**2 / (between**2 / (seeds - 1) + shared**2 / (rows - 1))
-    return Comparison(float(means.mean()), math.sqrt(variance), degrees, seeds, float(images.mean()))
+    gain, error, exact_p = float(means.mean()), math.sqrt(variance), 0.0
+    shares = _by_image(ids, list(differences.values()))
+    if len(changed := shares[:, shares.any(0)].sum(0) / seeds) < FEW:
+        exact = sign_flips(changed * (-1.0 if gain < 0 else 1.0), LEVEL)
+        error = max(error, (exact.high - exact.low) / 2.0 / _student_point(degrees, (1.0 + LEVEL) / 2.0))
+        exact_p = min(1.0, 2.0 * exact.p)
+    return Comparison(gain, error, degrees, seeds, float(images.mean()), exact_p)
 
 
 def holm(p_values: ArrayLike) -> FloatArray:
@@ -183,15 +203,16 @@ def holm(p_values: ArrayLike) -> FloatArray:
 def verdicts(comparisons: Sequence[Comparison], level: float = LEVEL) -> list[tuple[float, Verdict]]:
     """Return the p value after Holm's correction over all of the comparisons, and the verdict, of each.
 
-    In a family of tricks that all do nothing, one or more are called otherwise in at most 1 - ``level`` of cases.
+    In a family of tricks that all do nothing, one or more are called otherwise in at most 1 - ``level`` of cases. There
+    is no verdict that a trick does nothing: the interval says how much it may do.
 
     >>> verdicts([Comparison(0.02, 0.001, 4.0, 5, 800), Comparison(0.001, 0.001, 4.0, 5, 800)])[1][1]
-    'no effect'
+    'cannot tell'
     """
     found: list[tuple[float, Verdict]] = []
     for one, p in zip(comparisons, holm([one.p for one in comparisons]).tolist(), strict=True):
         beyond_noise = p <= 1.0 - level
-        found.append((p, ("helps" if one.gain > 0 else "hurts") if beyond_noise else "no effect"))
+        found.append((p, ("helps" if one.gain > 0 else "hurts") if beyond_noise else "cannot tell"))
     return found
 
 
@@ -216,15 +237,18 @@ def _differences(before: Sequence[Scored], after: Sequence[Scored]) -> dict[int,
 
 def _shared_variance(ids: Sequence[tuple[str, ...]], centred: Sequence[FloatArray]) -> tuple[float, int]:
     """Return the variance of the mean that seeds have in common through shared images, and how many those are."""
-    places = {name: row for row, name in enumerate(dict.fromkeys(name for names in ids for name in names))}
-    rows = [np.array([places[name] for name in names]) for names in ids]
-    whole = np.zeros((len(ids), len(places)))
-    there = np.zeros(len(places), dtype=np.int64)
-    for seed, (at, values) in enumerate(zip(rows, centred, strict=True)):
-        whole[seed, at] = values / len(values)
-        there[at] += 1
+    whole, there = _by_image(ids, centred), _by_image(ids, [np.ones(len(names)) for names in ids]) > 0
     products = [float(whole[one] @ whole[other]) for one, other in combinations(range(len(ids)), 2)]
-    return max(0.0, float(np.mean(products))), int((there > 1).sum())
+    return max(0.0, float(np.mean(products))), int((there.sum(0) > 1).sum())
+
+
+def _by_image(ids: Sequence[tuple[str, ...]], values: Sequence[FloatArray]) -> FloatArray:
+    """Return (seeds, images) what each image adds to the mean of its seed's values; zero where it is not among them."""
+    places = {name: row for row, name in enumerate(dict.fromkeys(name for names in ids for name in names))}
+    whole = np.zeros((len(ids), len(places)))
+    for seed, (names, own) in enumerate(zip(ids, values, strict=True)):
+        whole[seed, [places[name] for name in names]] = own / len(own)
+    return whole
 
 
 def _student_share(degrees: float, value: float) -> float:

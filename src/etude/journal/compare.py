@@ -45,7 +45,7 @@ class Comparison:
         settings: by name, the K values of each setting that is not the same in all; None where a run has none.
         stages: by name, the seconds that each run spent in it; None where it has no such stage.
         contrasts: of each run but the first against the first.
-        level: share of the resamples that the intervals hold.
+        level: of the intervals.
     """
 
     runs: tuple[RunSummary, ...]
@@ -68,11 +68,11 @@ class Comparison:
 def compare_runs(folders: Sequence[Path], level: float = 0.95, draws: int = 2000, seed: int = 0) -> Comparison:
     """Return the runs in ``folders`` beside each other, each against the first.
 
-    The intervals come from a paired bootstrap over the images that both have validated: they tell what another draw of
-    images would change, not another seed.
+    The intervals come from a paired bootstrap over the images that both have validated, or from the exact test where
+    fewer than 30 of these differ: they tell what another draw of images would change, not another seed.
 
     Args:
-        level: share of the resamples in each interval.
+        level: of each interval.
         draws: number of resamples.
         seed: of the resamples.
 

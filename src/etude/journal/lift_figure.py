@@ -16,7 +16,7 @@ from etude.journal.figures import INK, LINE, MARK, QUIET, SHADES, check_figure_p
 _WIDTH, _LEFT, _RIGHT = 9.0, 1.9, 2.75
 _TITLE, _HEADING, _ROW, _GAP, _AXIS = 0.62, 0.34, 0.34, 0.16, 0.52
 _LONGEST = 22  # characters of a name
-_STYLES = {"helps": (LINE, "o", "full"), "hurts": (MARK, "s", "full"), "no effect": (QUIET, "o", "none")}
+_STYLES = {"helps": (LINE, "o", "full"), "hurts": (MARK, "s", "full"), "cannot tell": (QUIET, "o", "none")}
 """Colour, shape and filling by verdict: none of them is needed to tell two verdicts apart."""
 
 
@@ -27,9 +27,9 @@ class Lift:
     Args:
         name: of the trick.
         gain: in the unit of the axis; positive is better.
-        low: end of its interval.
+        low: end of its interval, or the gain where there is none.
         high: its other end.
-        verdict: helps, hurts or no effect.
+        verdict: helps, hurts or cannot tell.
         told: the gain as it is written.
         cost: what a run costs more with the trick, as it is written.
     """

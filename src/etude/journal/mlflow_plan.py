@@ -192,6 +192,7 @@ def _stage_points(stages: Iterable[dict[str, Any]], span: tuple[int, int]) -> It
     for stage in stages:
         place, ended = f"stages/{_clean(stage['name'])}", _span([stage], span)[1]
         values = {"seconds": stage["seconds"], **stage["scores"]}
+        values |= {"kept": int(stage["kept"])} if "kept" in stage else {}
         yield from _points({f"{place}/{_clean(key)}": value for key, value in values.items()}, 0, ended)
 
 

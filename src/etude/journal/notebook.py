@@ -50,7 +50,7 @@ def _cells(folder: Path, record: dict[str, Any]) -> Iterator[Cell]:
         yield _text("## Network", "Its size and its cost, what an image goes through before it, and its parts.")
         yield _code("view.architecture()")
         yield _code("view.layers()")
-    yield _text("## Stages", "A gain is in points of accuracy, over the scored stage before.")
+    yield _text("## Stages", "A gain is in points of accuracy, over what was kept before.")
     yield _code("view.stages()")
     if record.get("rounds"):
         yield _code("view.rounds()")

@@ -120,11 +120,11 @@ class RunView:
         return Table(("part", "tensors", "parameters"), rows)
 
     def stages(self) -> Table:
-        """Return what each stage took, reached, and gained over the scored stage before; accuracy in points."""
+        """Return what each stage took, reached, and gained over what was kept before; accuracy in points."""
         rows = [
             (
                 step.name if step.count == 1 else f"{step.name} × {step.count}",
-                step.state,
+                step.state if step.kept or step.state != "finished" else f"{step.state}, not kept",
                 duration(step.seconds),
                 "" if step.accuracy is None else percent(step.accuracy, 2),
                 points(step.gained),

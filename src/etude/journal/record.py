@@ -31,6 +31,7 @@ from etude.journal.record_read import (
     failed_with_nothing,
     read_record,
     read_run,
+    seconds_in_no_stage,
 )
 from etude.journal.record_state import process_start
 
@@ -46,6 +47,11 @@ class Stage:
         self._record, self._entry = record, entry
 
     @property
+    def name(self) -> str:
+        """Its name, unique in the run."""
+        return self._entry["name"]
+
+    @property
     def seconds(self) -> float:
         """How long the stage took, all attempts together; while it runs, up to the last write of the record."""
         return self._entry["seconds"]
@@ -54,6 +60,11 @@ class Stage:
         """Record a score such as ``valid_accuracy``; NaN and infinity are written as null."""
         with self._record.changing():
             self._entry["scores"][name] = _plain(value)
+
+    def keep(self, kept: bool) -> None:
+        """Record whether the run goes on from what the stage made, or from what it had before."""
+        with self._record.changing():
+            self._entry["kept"] = kept
 
     def note(self, key: str, value: Any) -> None:
         """Record any other fact of the stage, made of JSON values, numpy values and paths."""
@@ -75,10 +86,10 @@ class RunRecord:
     {'valid_accuracy': 0.9}
     """
 
-    def __init__(self, folder: Path, content: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, content: dict[str, Any], began: float | None = None) -> None:
         self.folder = folder
         self._content = content
-        self._opened: float | None = time.monotonic()
+        self._opened: float | None = time.monotonic() if began is None else began
         self._seconds_before = float(content["seconds"])
         self._earlier = {entry["name"]: entry for entry in content.get("stages", ())}  # of the run that is resumed
         self._running: list[_Attempt] = []
@@ -104,6 +115,7 @@ class RunRecord:
         kind: str = "fit",
         parent: str | None = None,
         tags: Sequence[str] = (),
+        began: float | None = None,
     ) -> RunRecord:
         """Create ``folder`` and its record, in state ``running``.
 
@@ -120,6 +132,7 @@ class RunRecord:
             kind: the command that it is a run of: fit, ablate and so on.
             parent: the id of the run that this one is part of. A resumed run keeps its kind, parent and tags.
             tags: words to find it by.
+            began: ``time.monotonic()`` at which the run began; now when None.
 
         Raises:
             EtudeError: ``folder`` is a file or not empty, or is to be resumed and holds no run; a tag is none.
@@ -130,7 +143,7 @@ class RunRecord:
         asked["environment"] = {**describe_environment(), **(extra or {})}
         named = {"kind": kind, "parent": parent, "tags": [checked_tag(tag) for tag in tags]}
         content = _content_to_go_on_with(folder, resume, named)
-        record = cls(folder, {**content, **_plain(asked), "state": "running", "error": None, "ended": None})
+        record = cls(folder, {**content, **_plain(asked), "state": "running", "error": None, "ended": None}, began)
         record.write()
         return record
 
@@ -245,6 +258,7 @@ class RunRecord:
                 attempt.take_time()
             if self._opened is not None:
                 self._content["seconds"] = self._seconds_before + time.monotonic() - self._opened
+                self._content["seconds_in_no_stage"] = seconds_in_no_stage(self._content)
             write_json(self.folder / FILE_NAME, self._content)
 
     def _write_after(self, state: str) -> None:

@@ -20,6 +20,9 @@ REMAINS = frozenset({FILE_NAME, REPORT_NAME, "bad_files.csv", LOCK_NAME})
 STATES = ("running", "finished", "failed", "interrupted")
 ID_LENGTH = 10  # of hexadecimal digits: a clash among 10,000 runs has a chance of 1 in 20,000
 
+IN_NO_STAGE = "start-up and other"
+"""What the seconds are called that a run spent in none of its stages."""
+
 _ANY = object
 _NUMBER = (int, float)
 OWN: dict[str, type | tuple[type, ...]] = {
@@ -123,6 +126,20 @@ def again(earlier: dict[str, Any], stage: dict[str, Any]) -> dict[str, Any]:
         "seconds": earlier["seconds"] + stage["seconds"],
         "attempts": earlier["attempts"] + stage["attempts"],
     }
+
+
+def seconds_in_no_stage(record: Mapping[str, Any]) -> float:
+    """Return the part of a run's seconds that none of its stages took: what came before, between and after them.
+
+    >>> seconds_in_no_stage({"seconds": 3.0, "stages": [{"seconds": 2.0}, {"seconds": 0.5}]})
+    0.5
+    """
+    return max(0.0, record["seconds"] - sum(stage["seconds"] for stage in record["stages"]))
+
+
+def was_kept(stage: Mapping[str, Any]) -> bool:
+    """Whether a run went on from what a stage of its record made, as far as that is known."""
+    return stage["state"] not in ("failed", "interrupted") and stage.get("kept") is not False
 
 
 def _of_schema_1(content: dict[str, Any]) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def lift_of(run: RunFolder) -> Lift | None:
     rows = [
         (
             *(str(one["trick"]), str(one["mode"]), written(float(one["gain"]))),
-            f"{written(float(one['low']))} to {written(float(one['high']))}",
+            "–" if one["low"] is None else f"{written(float(one['low']))} to {written(float(one['high']))}",
             f"{one['p_corrected']:.3f}" if one["p_corrected"] >= 0.001 else "< 0.001",
             *(str(one["verdict"]), _more_or_less(float(one["seconds"]))),
         )

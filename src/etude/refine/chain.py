@@ -43,7 +43,8 @@ class Chain(Refiner):
 
     The gain of a step is cross-fitted: for each fold the step is fitted on the other folds, already refined by the
     steps kept so far (which were fitted there too), and scored on the fold. Nothing is scored on labels it has seen.
-    A step is kept when the whole paired bootstrap interval of its gain is above zero; then it is fitted again on all
+    A step is kept when the whole interval of its gain is above zero, by the paired bootstrap, or the exact test where
+    fewer than 30 images have changed (:func:`etude.core.metrics.paired_bootstrap`); then it is fitted again on all
     labelled images. As steps are chosen by these gains, the gain of the whole chain is a little flattering.
 
     A step that fits on the target is given, in each fold, the held-out images without their labels as a target. If it
@@ -58,7 +59,7 @@ class Chain(Refiner):
         folds: of the cross-fit.
         seed: of folds and bootstrap.
         draws: of the bootstrap.
-        level: share of the resamples in the interval; 0.9 is a one-sided test at 5%.
+        level: of the interval; 0.9 is a one-sided test at 5%.
 
     >>> from etude.refine.calibration import Temperature
     >>> rng = np.random.default_rng(0)

@@ -18,9 +18,9 @@ class StepRow:
         described: what was fitted on all labelled images.
         seconds: of fitting, on all labelled images and on every fold.
         gain: cross-fitted, in the metric's unit, positive is better; None when it was not measured.
-        low: end of the bootstrap interval of the gain.
+        low: end of the interval of the gain.
         high: its other end.
-        probability: share of the resamples in which the step gains.
+        probability: that the step gains, as :class:`etude.core.metrics.Gain` has it.
         at_target_prior: whether labelled images were weighted to the class shares of the target to measure it.
         reason: why a step that was not measured is left out.
     """

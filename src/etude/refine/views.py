@@ -11,7 +11,7 @@ import scipy.optimize  # pyright: ignore[reportMissingTypeStubs]
 from numpy.typing import NDArray
 
 from etude.core.errors import EtudeError, listed, nearest
-from etude.core.metrics import METRICS, metric_named, paired_bootstrap
+from etude.core.metrics import METRICS, mean_gain, metric_named, paired_bootstrap
 from etude.core.predictions import Predictions
 from etude.core.tally import FloatArray, IntArray
 from etude.refine.base import Refiner, normalised, require_classes, require_labelled, with_log_probabilities
@@ -131,14 +131,14 @@ class ViewGains:
         accuracy: (V,) of each count.
         log_loss: (V,) of each count.
         enough: metric name -> smallest count that is within one standard error, paired, of the best count.
-        harm: whether all views together have a log loss that is higher than the first view's alone, by more than one
-            standard error, paired.
+        harm: the metrics in which all views together are worse than the first view alone: log loss by more than one
+            standard error, paired, or accuracy beyond noise (one-sided at 5%).
     """
 
     accuracy: FloatArray
     log_loss: FloatArray
     enough: dict[str, int]
-    harm: bool
+    harm: tuple[str, ...]
 
     def as_table(self) -> list[tuple[int, float, float]]:
         """Return rows of (views, accuracy, log loss), one a count."""
@@ -179,8 +179,13 @@ def gain_by_views(predictions: Predictions) -> ViewGains:
     scores = {name: np.mean(values, axis=1) for name, values in each.items()}
     enough = {name: _enough(np.stack(values) * METRICS[name].sign) for name, values in each.items()}
     lost = each["log_loss"][-1] - each["log_loss"][0]
-    harm = bool(lost.mean() > lost.std() / np.sqrt(len(lost)) + 1e-9)
-    return ViewGains(scores["accuracy"], scores["log_loss"], enough, harm)
+    harm = {
+        "log_loss": bool(lost.mean() > lost.std() / np.sqrt(len(lost)) + 1e-9),
+        "accuracy": mean_gain(each["accuracy"][-1] - each["accuracy"][0]).lost,
+    }
+    return ViewGains(
+        scores["accuracy"], scores["log_loss"], enough, tuple(name for name, is_so in harm.items() if is_so)
+    )
 
 
 def _enough(values: FloatArray) -> int:

@@ -21,13 +21,13 @@ _BASE = "default"  # what a recipe file starts from when it names nothing else
 def best_changes(recipe: Recipe, found: Sequence[Found]) -> tuple[Changes, list[str]]:
     """Return the settings to change in a resolved recipe, and in a sentence each what could not be had besides.
 
-    A trick that helps is switched on and one that hurts off. One without effect, or that helps beside the others and
-    hurts alone, stays as the recipe has it: not to see an effect is no proof that there is none.
+    A trick that helps is switched on and one that hurts off. One of which nothing can be told, or that helps beside the
+    others and hurts alone, stays as the recipe has it.
     """
     said: dict[str, set[Verdict]] = {}
     for one in found:
         said.setdefault(one.contrast.trick, set()).add(one.verdict)
-    clear = {name: verdicts - {"no effect"} for name, verdicts in said.items()}
+    clear = {name: verdicts - {"cannot tell"} for name, verdicts in said.items()}
     hurt = [name for name, verdicts in clear.items() if verdicts == {"hurts"}]
     changes: Changes = {}
     for name in hurt:

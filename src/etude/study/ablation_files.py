@@ -95,7 +95,7 @@ def write_outcome(outcome: Outcome, request: Request, recipe: Recipe, record: Ru
     if panels := _panels(outcome):
         title = f"What each trick bought: {recipe.name}, {_images(outcome)}"
         for name in ("lift.png", "lift.svg"):
-            unit = f"{unit_of(outcome.metric)}, with 95% intervals over seeds and images"
+            unit = f"{unit_of(outcome.metric)}, with {LEVEL:.0%} intervals over seeds and images"
             draw_lift(folder / name, panels, title=title, unit=unit)
         names += ["lift.png", "lift.svg"]
     for name in names:
@@ -117,8 +117,8 @@ def _panels(outcome: Outcome) -> list[LiftPanel]:
 
 
 def _lift(one: Found, scale: float) -> Lift:
-    low, high = (end * scale for end in one.comparison.interval())
-    gain = one.comparison.gain * scale
+    gain, ends = one.comparison.gain * scale, one.comparison.interval()
+    low, high = (gain, gain) if ends is None else (end * scale for end in ends)
     return Lift(one.contrast.trick, gain, low, high, one.verdict, one.gain, one.cost)
 
 

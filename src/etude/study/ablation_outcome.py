@@ -61,13 +61,15 @@ class Found:
 
     @property
     def interval(self) -> str:
-        """The 95% interval as it is shown."""
-        return " to ".join(signed(end * self.scale, self.scale) for end in self.comparison.interval())
+        """The 95% interval as it is shown; a dash where no image has changed."""
+        ends = self.comparison.interval()
+        return "–" if ends is None else " to ".join(signed(end * self.scale, self.scale) for end in ends)
 
     @property
     def detectable(self) -> str:
-        """The gain that would be found four times of five, as it is shown."""
-        return signed(self.comparison.detectable(self.tests) * self.scale, self.scale).lstrip("+")
+        """The gain that would be found four times of five, as it is shown; a dash where no image has changed."""
+        least = self.comparison.detectable(self.tests)
+        return "–" if least is None else signed(least * self.scale, self.scale).lstrip("+")
 
     @property
     def cost(self) -> str:
@@ -79,8 +81,8 @@ class Found:
         return f"{self.contrast.trick}: {self.verdict}, {self.gain} ({self.interval}), {self.contrast.mode}"
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON values, gains in the metric's own unit."""
-        low, high = self.comparison.interval()
+        """Return it as JSON values, gains in the metric's own unit; what is not known is None."""
+        low, high = self.comparison.interval() or (None, None)
         return {
             "trick": self.contrast.trick,
             "mode": self.contrast.mode,

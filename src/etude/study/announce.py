@@ -9,6 +9,7 @@ from etude.core.processor import usable_cores
 from etude.core.scores import accuracy, adjusted_error, log_loss
 from etude.data.dataset import seconds_to_decode
 from etude.data.survey import SurveyResult
+from etude.data.table_split import GivenSplit
 from etude.journal.screen import Screen
 from etude.recipe.settings import Recipe
 from etude.recipe.sizes import image_sizes, most_of
@@ -69,7 +70,7 @@ def show_plan(
             f"{sources.labelled.described}{sample}" + (f"; {amounts.test:,} to predict" if amounts.test else ""),
         ),
         ("classes", _short(classes)),
-        ("split", _split_in_words(request, recipe, amounts)),
+        ("split", _split_in_words(request, recipe, amounts, sources.labelled.split)),
         ("device", device),
         ("stage 1", _head_in_words(recipe, frozen)),
     ]
@@ -89,7 +90,7 @@ def show_plan(
 
 
 def show_scores(screen: Screen, rows: Sequence[Row]) -> None:
-    """Print the final table: stage, seconds, validation scores."""
+    """Print the final table: stage, seconds, validation scores with their standard error."""
     cells: list[list[str | float | None]] = []
     for row in rows:
         scores: list[str | float | None] = [None, None]
@@ -99,13 +100,19 @@ def show_scores(screen: Screen, rows: Sequence[Row]) -> None:
             error = adjusted_error(right, len(labels))
             scores = [f"{right:.2%} ± {error:.2%}", f"{log_loss(row.predictions.probabilities(), labels):.4f}"]
         cells.append([row.stage, None if row.seconds is None else f"{row.seconds:.1f}", *scores])
-    screen.table("", ["stage", "seconds", "validation accuracy", "log loss"], cells)
+    screen.table(
+        "What each stage took and reached; ± is one standard error",
+        ["stage", "seconds", "validation accuracy", "log loss"],
+        cells,
+    )
 
 
-def _split_in_words(request: Request, recipe: Recipe, amounts: Amounts) -> str:
+def _split_in_words(request: Request, recipe: Recipe, amounts: Amounts, given: GivenSplit | None) -> str:
     sizes = f"{amounts.train:,} to train on, {amounts.valid:,} to validate"
     if request.valid is not None:
         return f"{sizes} (given)"
+    if given is not None:
+        return f"{sizes} ({given.described})"
     if request.folds:
         return f"{request.folds} stratified folds, each about {sizes}"
     return f"{sizes} (stratified, {recipe.data.valid:.0%} held out)"

@@ -10,7 +10,7 @@ import numpy as np
 
 from etude.core.predictions import Predictions
 from etude.core.scores import score_of
-from etude.core.submission import write_submission
+from etude.core.submission import Unreadable, write_submission
 from etude.data.dataset import Dataset
 from etude.inference.predict import predict
 from etude.inference.views import many_views
@@ -30,9 +30,9 @@ def finish(session: Session, kept: Sequence[tuple[str, Candidate]], prepared: Pr
         The kept models; where views did harm on the validation images, their cards ask for the plain one alone.
     """
     data, test = prepared.data, prepared.test
-    valid, harm = _validation(session, [candidate for _, candidate in kept], data)
-    if harm and prepared.recipe.predict.tta_if == "harmless":
-        valid, kept = replace(valid, logits=valid.logits[:1]), _with_plain_view(session, kept)
+    valid, harm = _validation(session, [candidate for _, candidate in kept], data, prepared.recipe.predict.tta_if)
+    if harm:
+        valid, kept = replace(valid, logits=valid.logits[:1]), _with_plain_view(session, kept, harm)
     candidates = [candidate for _, candidate in kept]
     valid.save(session.folder / "valid.npz")
     _train(session, candidates, data)
@@ -55,15 +55,17 @@ def finish(session: Session, kept: Sequence[tuple[str, Candidate]], prepared: Pr
     return list(kept)
 
 
-def _validation(session: Session, candidates: Sequence[Candidate], data: Dataset) -> tuple[Predictions, bool]:
-    """Return the kept models' predictions of their validation images, with TTA where the recipe asks for it, and
-    whether its views do harm.
+def _validation(
+    session: Session, candidates: Sequence[Candidate], data: Dataset, tta_if: str
+) -> tuple[Predictions, tuple[str, ...]]:
+    """Return the kept models' predictions of their validation images, with TTA where the recipe asks for it, and the
+    metrics in which its views do harm, if they are to be left out for it.
     """
     if len(many_views(candidates[0].card.policy, candidates[0].card.tta)) == 1:
         parts = [candidate.valid for candidate in candidates]
         if len(parts) > 1:
-            session.rows.append(Row("out-of-fold", None, _stacked(parts)))
-        return _stacked(parts), False
+            session.scores["out-of-fold"] = Row("out-of-fold", None, _stacked(parts))
+        return _stacked(parts), ()
     with session.stage("TTA") as stage:
         position = {name: row for row, name in enumerate(data.images.ids)}
         parts = [
@@ -86,18 +88,21 @@ def _validation(session: Session, candidates: Sequence[Candidate], data: Dataset
         stage.note("views", whole.logits.shape[0])
         stage.note("views that are enough", gains.enough)
     session.screen.say(f"views: {gains.told}")
-    session.scored(stage, whole)
-    session.rows[-1] = replace(session.rows[-1], stage=f"with TTA, {whole.logits.shape[0]} views")
-    return whole, gains.harm
+    session.scored(stage, whole, f"with TTA, {whole.logits.shape[0]} views")
+    harm = gains.harm if tta_if == "harmless" else ()
+    stage.keep(not harm)
+    return whole, harm
 
 
-def _with_plain_view(session: Session, kept: Sequence[tuple[str, Candidate]]) -> list[tuple[str, Candidate]]:
+def _with_plain_view(
+    session: Session, kept: Sequence[tuple[str, Candidate]], harm: Sequence[str]
+) -> list[tuple[str, Candidate]]:
     """Return the kept models with cards that ask for one view, which are saved and told."""
+    words = {"log_loss": "raise the log loss", "accuracy": "lower the accuracy beyond noise"}
     session.warn(
-        "the views raise the log loss on validation images, so images are predicted by the plain view alone "
-        "(predict.tta_if=always averages over them all the same)"
+        f"the views {' and '.join(words[name] for name in harm)} on validation images, so images are predicted by the "
+        "plain view alone (predict.tta_if=always averages over them all the same)"
     )
-    session.rows[-1] = replace(session.rows[-1], stage=f"{session.rows[-1].stage}: left out")
     plain = [(name, replace(candidate, card=replace(candidate.card, tta=1))) for name, candidate in kept]
     for name, candidate in plain:
         save_model(session.folder / name, candidate.model, candidate.card)
@@ -147,6 +152,9 @@ def _test(session: Session, candidates: Sequence[Candidate], test: Dataset) -> N
             predictions,
             probabilities=session.request.probabilities,
             sample=session.request.sample_submission,
+            positive=session.request.positive,
+            unreadable=Unreadable([bad.id for bad in test.build.bad], session.record.get("data")["classes"]),
+            warn=session.warn,
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from etude.core.metrics import Gain
+from etude.core.metrics import Gain, mean_gain
 from etude.core.predictions import Predictions
 from etude.core.scores import accuracy
 from etude.core.seeds import rng_for
@@ -25,7 +25,6 @@ _SAME_PICTURE = 0.99  # cosine of centred thumbnails
 _MUCH_ALIKE = 0.9  # that of copies which features propose
 _MOST_PAIRS = 1_000_000
 _MOST_VIEWS, _SHOWN = 8, 1_000  # of an image; images times views that are enough to judge by
-_DRAWS = 1_000
 _SHIFTED = 0.05  # p-value at which class shares are taken to differ
 _LEAST_SHARE = 1e-4  # of a class, so that a ratio of two shares stays finite
 _COLLAPSE = 0.25  # total variation that the predicted class shares may move away from the expected ones
@@ -190,16 +189,14 @@ def settled_prior(asked: str, shift: Shift) -> Array | None:
 def judged(before: Seen, after: Seen, expected: Array, *, keep_at: float, seed: int) -> Verdict:
     """Return whether the student that made ``after`` may take the place of the teacher that made ``before``.
 
-    By the paired bootstrap of the log loss over labelled validation images: with few of them a difference must be
-    large to count. Where the student's classes have collapsed, no score on a few images helps it.
+    By the paired bootstrap of the log loss over labelled validation images, or the exact test: with few of them a
+    difference must be large to count. Where the student's classes have collapsed, no score on a few images helps it.
 
     Args:
         expected: (C,) class shares of the pool.
     """
-    return Verdict(
-        _bootstrapped(before.losses - after.losses, seed), _scores(before), _scores(after), len(before.losses), keep_at,
-        collapsed(before.pool, after.pool, expected),
-    )  # fmt: skip
+    gain, collapse = mean_gain(before.losses - after.losses, seed=seed), collapsed(before.pool, after.pool, expected)
+    return Verdict(gain, _scores(before), _scores(after), len(before.losses), keep_at, collapse)
 
 
 def collapsed(before: Predictions, after: Predictions, expected: Array) -> str:
@@ -246,15 +243,6 @@ def _losses_of_views(valid: Predictions) -> Array:
     )  # fmt: skip
     given = Temperature().fit(each).transform(each).log_probabilities()[np.arange(len(labels)), labels]
     return -given.reshape(views, count).mean(axis=0)
-
-
-def _bootstrapped(gains: Array, seed: int) -> Gain:
-    """Return the mean gain of N images, (N,), with the interval and the sign that resampling the images gives it."""
-    rng, count = rng_for(seed, "judgement"), len(gains)
-    means = np.array([gains[rng.integers(0, count, count)].mean() for _ in range(_DRAWS)])
-    low, high = np.quantile(means, [0.05, 0.95])
-    positive = float((means > 0).mean() + (means == 0).mean() / 2)
-    return Gain(float(gains.mean()), float(low), float(high), positive)
 
 
 def _scores(seen: Seen) -> tuple[float, float]:

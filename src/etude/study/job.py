@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -55,6 +56,7 @@ def fit(request: Request, screen: Screen) -> Path:
     Raises:
         EtudeError: whatever the user can mend, in one sentence; what was finished before is kept.
     """
+    began = time.monotonic()
     request.check()
     recipe = load_recipe(request.recipe, request.settings)
     timeline_of(recipe)  # a mistake in it is told before anything is read
@@ -62,7 +64,7 @@ def fit(request: Request, screen: Screen) -> Path:
     refuse_mismatch(request, recipe)
     policy_named("none" if recipe.augment.policy == "auto" else recipe.augment.policy)
     early_warnings: list[str] = []
-    sources = read_sources(request, early_warnings.append)
+    sources = read_sources(request, recipe, early_warnings.append)
     inputs = inputs_of(sources.labelled, sources.train_count)
     folder = resumable_folder(request) if request.resume else request.out or claim_run_folder(request.train)
     with working_on(folder, early_warnings.append), naming_resume(folder):
@@ -74,7 +76,7 @@ def fit(request: Request, screen: Screen) -> Path:
             if begun["state"] == "finished":
                 record = RunRecord.reopen(folder)
         if record is None:
-            record = open_record(folder, request, recipe)
+            record = open_record(folder, request, recipe, began=began)
             session = Session(request, record, screen)
             session.keep_inputs(inputs)
             _run(session, recipe, sources, early_warnings)
@@ -119,7 +121,7 @@ class Job:
         kept = [self._train(fold, number, len(folds)) for number, fold in enumerate(folds, 1)]
         kept = finish(self.session, kept, self.prepared)
         look_back(self.session, self.prepared, kept, kept[0][1].card.policy)
-        show_scores(self.session.screen, self.session.rows)
+        show_scores(self.session.screen, self.session.table())
 
     def _train(self, fold: Fold, number: int, count: int) -> tuple[str, Candidate]:
         """Train the recipe's stages on one fold; return its folder's name and the better candidate, which is saved."""
@@ -138,7 +140,7 @@ class Job:
             save_model(folder, candidates[-1].model, candidates[-1].card)
         policy = self._settled_policy(fold, head)
         if "finetune" in self.recipe.stages:
-            candidates += self._finetuned(fold, policy, folder, suffix)
+            candidates += self._finetuned(fold, policy, folder, suffix, candidates)
         kept = better(candidates)
         if self.pool is not None and self.recipe.unlabeled.is_on:
             save_model(folder, kept.model, kept.card)
@@ -157,7 +159,8 @@ class Job:
             return
         head = None
         if self.recipe.augment.policy == "auto" and session.record.get("augmentation") is None:
-            head = fit_head_on(prepared.data, folds[0], prepared.features, self.recipe)
+            with session.stage("head on plain views"):
+                head = fit_head_on(prepared.data, folds[0], prepared.features, self.recipe)
         policy, own = policy_named(self._settled_policy(folds[0], head)), self.recipe.augment.transform
         if policy.changes_nothing and not own:
             session.warn(f"head.views={views} is left at 1: without augmentation all views of an image are the same")
@@ -170,7 +173,9 @@ class Job:
             )  # fmt: skip
         self.prepared = replace(prepared, features=features)
 
-    def _finetuned(self, fold: Fold, policy: str, folder: Path, suffix: str) -> list[Candidate]:
+    def _finetuned(
+        self, fold: Fold, policy: str, folder: Path, suffix: str, earlier: list[Candidate]
+    ) -> list[Candidate]:
         """Return stage 2's candidate; none when training diverged and stage 1 is there to be kept."""
         session = self.session
         if self.recipe.train.find_lr:
@@ -178,10 +183,10 @@ class Job:
         figure, title, recipe = folder / "timeline.png", f"{self.recipe.name}{suffix}", supervised_recipe(self.recipe)
         images = len(fold.train) + sum(len(rows) for rows in self.extras.rows)
         timeline, steps = resolved_timeline(recipe, images, self.prepared.pace)
-        draw_timeline(figure, timeline, steps, title=title)
-        self._record_timeline(folder, timeline, steps)
         try:
             with session.stage(f"fine-tune{suffix}") as stage:
+                draw_timeline(figure, timeline, steps, title=title)
+                self._record_timeline(folder, timeline, steps)
                 trained, done = finetune_candidate(
                     replace(self.prepared, recipe=recipe), fold,
                     policy=policy, folder=folder, resume=session.request.resume,
@@ -189,15 +194,16 @@ class Job:
                 )  # fmt: skip
                 stage.note("steps", done.steps)
                 stage.note("events", [f"{event.kind} at {event.progress:.1%}" for event in done.timeline.events])
+                planned = max(done.steps, round(done.steps / done.timeline.end))
+                draw_timeline(figure, done.timeline, planned, happened=done.happened, title=title)
+                self._record_timeline(folder, done.timeline, planned)
         except DivergedError as problem:
             if self.prepared.features is None:
                 raise
             session.warn(f"stage 1 is kept, since {problem}")
             return []
         session.scored(stage, trained.valid)
-        planned = max(done.steps, round(done.steps / done.timeline.end))
-        draw_timeline(figure, done.timeline, planned, happened=done.happened, title=title)
-        self._record_timeline(folder, done.timeline, planned)
+        stage.keep(better([*earlier, trained]) is trained)
         return [trained]
 
     def _record_timeline(self, folder: Path, timeline: Timeline, steps: int) -> None:

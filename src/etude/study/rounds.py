@@ -71,11 +71,12 @@ class Rounds:
 
     def __post_init__(self) -> None:
         prepared = self.prepared
-        if prepared.recipe.stages == ("head",):
-            self.features = self._pool_features()
-        labelled = None if prepared.features is None else prepared.features.values
-        known = None if self.features is None or labelled is None else (self.features, labelled)
-        self.chosen = apart_from_validation(self.pool, prepared.data, self.fold.valid, known)
+        with self.session.stage(f"unlabelled images{self.suffix}"):
+            if prepared.recipe.stages == ("head",):
+                self.features = self._pool_features()
+            labelled = None if prepared.features is None else prepared.features.values
+            known = None if self.features is None or labelled is None else (self.features, labelled)
+            self.chosen = apart_from_validation(self.pool, prepared.data, self.fold.valid, known)
         left = len(self.pool) - len(self.chosen)
         if left:
             self.session.screen.say(f"{left:,} unlabelled images{self.suffix} look like validation images: left out")
@@ -91,8 +92,9 @@ class Rounds:
             return kept
         if (caution := share_caution(self.prepared.recipe)) is not None:
             session.warn(caution)
-        seen = self._seen(kept)
-        shift = label_shift(seen, self.prepared.data.labels[self.fold.train], self.fold.seed)
+        with session.stage(f"predict unlabelled{self.suffix}"):
+            seen = self._seen(kept)
+            shift = label_shift(seen, self.prepared.data.labels[self.fold.train], self.fold.seed)
         (session.warn if shift.is_there else session.screen.say)(shift.described(seen.valid.classes))
         prior = settled_prior(settings.prior, shift)
         expected = shift.estimated if shift.is_there else shift.labelled
@@ -102,9 +104,9 @@ class Rounds:
             trained = self._trained(name, kept, seen, prior)
             if trained is None:
                 break
-            student, selected = trained
-            after = self._seen(student)
+            student, selected, after, stage = trained
             verdict = judged(seen, after, expected, keep_at=settings.keep_at, seed=self.fold.seed)
+            stage.keep(verdict.keeps)
             self._tell(name, verdict, drift(seen.pool, after.pool, expected), selected)
             if not verdict.keeps:
                 break
@@ -113,8 +115,10 @@ class Rounds:
 
     def _trained(
         self, name: str, kept: Candidate, seen: Seen, prior: np.ndarray | None
-    ) -> tuple[Candidate, Selected | None] | None:
-        """Return a student and the pseudo-labels made for it before; None where there is nothing to learn from."""
+    ) -> tuple[Candidate, Selected | None, Seen, Stage] | None:
+        """Return a student, the pseudo-labels made for it before, what it predicts, and its stage; None where there is
+        nothing to learn from.
+        """
         session, settings = self.session, self.prepared.recipe.unlabeled
         selected = None if settings.method == "online" else self._rule(prior, len(seen.pool.classes)).select(seen.pool)
         if selected is not None and not (selected.weights > 0).any():
@@ -126,11 +130,12 @@ class Rounds:
                     student = self._head(name, kept, selected, self.features)
                 else:
                     student = self._network(name, kept, selected, prior, stage)
+                after = self._seen(student)
         except DivergedError as problem:
             session.warn(f"{name}{self.suffix} is thrown away, since {problem}")
             return None
         session.scored(stage, student.valid)
-        return student, selected
+        return student, selected, after, stage
 
     def _network(
         self, name: str, kept: Candidate, selected: Selected | None, prior: np.ndarray | None, stage: Stage

@@ -12,6 +12,7 @@ from etude.core.predictions import Predictions
 from etude.core.scores import score_of
 from etude.journal.record import RunRecord, Stage
 from etude.journal.record_notes import add_tags
+from etude.journal.record_read import IN_NO_STAGE, was_kept
 from etude.journal.screen import Screen
 from etude.models.modes import Mode
 from etude.recipe import Recipe, changed_settings, flat
@@ -39,14 +40,14 @@ class Session:
     """One run in progress.
 
     Args:
-        rows: of the final table, a stage each.
+        scores: what stages predict of the validation images, and how the final table names them.
         kept: whether the folder stays; a search for the learning rate needs one for as long as it runs only.
     """
 
     request: Request
     record: RunRecord
     screen: Screen
-    rows: list[Row] = field(default_factory=list)
+    scores: dict[str, Row] = field(default_factory=dict)
     kept: bool = True
 
     @property
@@ -66,10 +67,9 @@ class Session:
 
     @contextmanager
     def stage(self, name: str) -> Generator[Stage]:
-        """Time a stage in the record and give it a row in the final table."""
+        """Time a stage in the record, and so in the final table."""
         with self.record.stage(name) as stage:
             yield stage
-        self.rows.append(Row(name, stage.seconds))
 
     def keep_inputs(self, now: Mapping[str, str]) -> None:
         """Write fingerprints of inputs into the record, by name; a resumed run must have begun with the same.
@@ -85,12 +85,24 @@ class Session:
         told = (self.record.get("plan") or {}).get("mode") if self.request.resume else None
         return None if told is None else Mode.from_dict(told)
 
-    def scored(self, stage: Stage, predictions: Predictions) -> None:
-        """Write the validation scores of the stage that has just ended into its record and its row."""
+    def scored(self, stage: Stage, predictions: Predictions, shown: str | None = None) -> None:
+        """Write the validation scores of a stage into its record and its row, ``shown`` by another name perhaps."""
         right, negative_loss = score_of(predictions)
         stage.score("accuracy", right)
         stage.score("log_loss", -negative_loss)
-        self.rows[-1] = replace(self.rows[-1], predictions=predictions)
+        self.scores[stage.name] = Row(shown or stage.name, None, predictions)
+
+    def table(self) -> list[Row]:
+        """Return the final table: every stage of the record, what no stage took, and the whole of the run's seconds."""
+        self.record.write()  # which brings the seconds up to date
+        stages, scores = self.record.get("stages"), dict(self.scores)
+        rows: list[Row] = []
+        for entry in stages:
+            row = scores.pop(entry["name"], Row(entry["name"], None))
+            name = row.stage if was_kept(entry) else f"{row.stage}: not kept"
+            rows.append(replace(row, stage=name, seconds=entry["seconds"]))
+        rest, whole = self.record.get("seconds_in_no_stage"), self.record.get("seconds")
+        return [*rows, *scores.values(), Row(IN_NO_STAGE, rest), Row("in all", whole)]
 
 
 @contextmanager
@@ -103,8 +115,10 @@ def naming_resume(folder: Path) -> Generator[None]:
         raise
 
 
-def open_record(folder: Path, request: Request, recipe: Recipe, kind: str = "fit") -> RunRecord:
-    """Open the record of what a request asks for, new or to be gone on with."""
+def open_record(
+    folder: Path, request: Request, recipe: Recipe, kind: str = "fit", began: float | None = None
+) -> RunRecord:
+    """Open the record of what a request asks for, new or to be gone on with; its seconds count from ``began``."""
     record = RunRecord.open(
         folder,
         kind=kind,
@@ -116,6 +130,7 @@ def open_record(folder: Path, request: Request, recipe: Recipe, kind: str = "fit
         resume=request.resume,
         parent=request.parent,
         tags=request.tags,
+        began=began,
     )
     if request.resume and request.tags:  # a resumed run keeps those that it began with
         add_tags(record.folder, request.tags)
