@@ -119,7 +119,7 @@ def blend(
     write_out(written, sources[0], done, models, screen.warn)
     told = _told(models, ensemble, labelled, metric)
     if as_json:
-        print(json.dumps(told, indent=2, ensure_ascii=False))
+        print(json.dumps(told, indent=2))
         return
     _show(screen, told)
     screen.say(f"{len(done):,} predictions in {written.path}: {ensemble.described}")

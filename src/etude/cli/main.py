@@ -10,10 +10,17 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
 
-from cyclopts import App
+from cyclopts import App, CycloptsError, CycloptsPanel
 
 import etude
 from etude.core.errors import EtudeError, Terminated
+from etude.core.text import visible
+
+
+def _panel(problem: CycloptsError) -> object:
+    """Return what is shown of a command line that cannot be read."""
+    return CycloptsPanel("\n".join(map(visible, str(problem).splitlines())))
+
 
 _LESS = "lower train.batch_size or the image size, or free some memory, and run again"
 # What libraries say when the system gives them no memory, besides Python's own MemoryError.
@@ -21,6 +28,7 @@ _NO_MEMORY = ("allocate memory", "out of memory", "failed to map segment", "star
 
 app = App(
     name="etude",
+    error_formatter=_panel,
     suppress_keyboard_interrupt=False,  # main says what is kept and how to go on
     version=etude.__version__,
     help="Turn a folder of labelled images into an accurate classifier, and write down what each step bought.",
@@ -104,5 +112,5 @@ def _stoppable() -> Generator[None]:
 
 
 def _stop(sentence: str, code: int) -> None:
-    print(sentence, file=sys.stderr)
+    print(visible(sentence), file=sys.stderr)
     sys.exit(code)

@@ -111,7 +111,7 @@ def refine(
     record = written.path.with_name("refine.json")
     chain.save(record)
     if as_json:
-        print(json.dumps(chain.to_json(), indent=2, ensure_ascii=False))
+        print(json.dumps(chain.to_json(), indent=2))
         return
     _tell(screen, chain, labelled, unlabelled)
     for sentence in left_out(labelled, unlabelled, known) if names is None else []:
