@@ -99,7 +99,7 @@ def fine_tune(
 
     Args:
         progress: draws the bar.
-        warn: told when a checkpoint cannot be written.
+        warn: told when a checkpoint cannot be written, or a plateau cannot fire.
         name: shown before the bar.
 
     Raises:
@@ -119,7 +119,7 @@ def fine_tune(
         model.eval()
         return done
     plan = _plan(task, kept)
-    clock = Clock(plan.timeline, plan.steps)
+    clock = Clock(plan.timeline, plan.steps, warn)
     module = build_module(lay_out(model, task.mode), task, clock)
     history, averaging = History(task.folder / "history.csv", plan.epoch_steps), _averaging(task.recipe, plan.timeline)
     callbacks: list[pl.Callback] = [clock, history, *averaging, *_mixing(task, plan.timeline), *teaching(task)]
