@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -70,7 +71,9 @@ def predict(
     opened = load(run)
     if opened.record["state"] != "finished":
         screen.warn(f"{run} did not finish (it is {opened.record['state']}): predicting with the models it has kept")
-    found = opened.predict(images, tta=tta, larger=larger, cache=cache, progress=screen)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *rest: screen.warn(str(message))
+        found = opened.predict(images, tta=tta, larger=larger, cache=cache, progress=screen)
     for bad in found.bad[:_SHOWN]:
         screen.warn(f"left out: {bad.id} ({bad.reason})")
     if len(found.bad) > _SHOWN:
