@@ -72,6 +72,7 @@ def predict(
     if opened.record["state"] != "finished":
         screen.warn(f"{run} did not finish (it is {opened.record['state']}): predicting with the models it has kept")
     with warnings.catch_warnings():
+        warnings.filterwarnings("always", module=r"etude\.")
         warnings.showwarning = lambda message, *rest: screen.warn(str(message))
         found = opened.predict(images, tta=tta, larger=larger, cache=cache, progress=screen)
     for bad in found.bad[:_SHOWN]:
