@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -80,7 +81,10 @@ def predict(
     opened = load(run, trust=trust, warn=screen.warn)
     if opened.record["state"] != "finished":
         screen.warn(f"{run} did not finish (it is {opened.record['state']}): predicting with the models it has kept")
-    found = opened.predict(images, tta=tta, larger=larger, cache=cache, progress=screen)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", module=r"etude\.")
+        warnings.showwarning = lambda message, *rest: screen.warn(str(message))
+        found = opened.predict(images, tta=tta, larger=larger, cache=cache, progress=screen)
     for bad in found.bad[:_SHOWN]:
         screen.warn(f"left out: {bad.id} ({bad.reason})")
     if found.bad:
