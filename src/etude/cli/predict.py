@@ -69,6 +69,7 @@ def predict(
     if tta is not None and tta < 1:
         raise EtudeError(f"--tta is {tta}; give the number of views, 1 or more")
 
+    from etude.core.submission import checked_positive
     from etude.data.bad_files import write_bad_files
     from etude.data.wording import counted
     from etude.run import load
@@ -77,6 +78,8 @@ def predict(
     opened = load(run)
     if opened.record["state"] != "finished":
         screen.warn(f"{run} did not finish (it is {opened.record['state']}): predicting with the models it has kept")
+    if positive is not None:
+        checked_positive(positive, opened.classes)
     found = opened.predict(images, tta=tta, larger=larger, cache=cache, progress=screen)
     for bad in found.bad[:_SHOWN]:
         screen.warn(f"left out: {bad.id} ({bad.reason})")
