@@ -100,6 +100,12 @@ def test_single_columns_are_blended_and_written_as_they_are(etude, tmp_path):
     assert etude("blend", "1.csv", "2.csv", *words).code == 0  # the columns that are read hold that of 0 then too
     sampled = rows_of(tmp_path / "sampled.csv")
     assert [(row["name"], round(float(row["p"]), 6)) for row in sampled] == [("c", 0.5), ("a", 0.7), ("b", 0.3)]
+    table(tmp_path / "sample.csv", "name,p", "c,0", "a,1", "b,0")  # labels, and so the file holds labels
+    assert etude("blend", "1.csv", "2.csv", "--sample-submission", "sample.csv", "--out", "hard.csv").code == 0
+    assert [row["p"] for row in rows_of(tmp_path / "hard.csv")] == ["0", "1", "0"]
+    words = ("--sample-submission", "sample.csv", "--probabilities", "--out", "soft.csv")
+    assert etude("blend", "1.csv", "2.csv", *words).code == 0
+    assert float(rows_of(tmp_path / "soft.csv")[1]["p"]) == pytest.approx(0.7)
     table(tmp_path / "truth.csv", "id,label", "a,1", "b,0", "c,1")
     ended = etude(
         "blend", "1.csv", "2.csv", "--labels", "truth.csv", "--method", "mean", "--out", "scored.csv", "--json"
