@@ -207,6 +207,13 @@ def test_the_row_of_an_image_that_cannot_be_read_is_filled_and_named(tmp_path: P
     assert repr(first[0]) in told[0]
 
 
+def test_an_unreadable_image_does_not_make_ids_ambiguous(tmp_path: Path):
+    other = Unreadable(["train/1.jpg", "test/4.jpg", "test/4.jpg", "test/1.jpg"], {})
+    assert submit(tmp_path, "id,label\n3,\n1,\n2,\n", unreadable=other)[2] == ["1", "cat"]
+    rows = submit(tmp_path, "id,cat,dog\ntest/4,0,0\ntest/1,0,0\ntest/2,0,0\ntest/3,0,0\n", unreadable=other, warn=str)
+    assert rows[1] == ["test/4", "0.5", "0.5"]
+
+
 def test_an_id_without_any_file_is_refused_beside_one_that_cannot_be_read(tmp_path: Path):
     sample = "id,label\n1.jpg,\n2.jpg,\n3.jpg,\n4.jpg,\n5.jpg,\n"
     refused(tmp_path, sample, r"1 of its 5 ids have no prediction \('5.jpg'\)", unreadable=BROKEN)

@@ -73,6 +73,7 @@ def predict(
     if tta is not None and tta < 1:
         raise EtudeError(f"--tta is {tta}; give the number of views, 1 or more")
 
+    from etude.core.submission import checked_positive
     from etude.data.bad_files import write_bad_files
     from etude.data.wording import counted
     from etude.run import load
@@ -81,6 +82,8 @@ def predict(
     opened = load(run, trust=trust, warn=screen.warn)
     if opened.record["state"] != "finished":
         screen.warn(f"{run} did not finish (it is {opened.record['state']}): predicting with the models it has kept")
+    if positive is not None:
+        checked_positive(positive, opened.classes)
     with warnings.catch_warnings():
         warnings.filterwarnings("always", module=r"etude\.")
         warnings.showwarning = lambda message, *rest: screen.warn(str(message))

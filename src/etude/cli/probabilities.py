@@ -22,13 +22,14 @@ class Written:
 
     Args:
         out: a .csv or .npz file.
-        probabilities: a column a class, else the predicted class; .csv only.
+        probabilities: a column a class, else the predicted class, .csv only; None: what the sample asks for, and
+            probabilities without one.
         sample: a sample submission to follow; .csv only.
         positive: the class whose probability one column is to hold; .csv only.
     """
 
     out: Path
-    probabilities: bool = True
+    probabilities: bool | None = None
     sample: Path | None = None
     positive: str | None = None
 
@@ -49,7 +50,8 @@ def check_out(written: Written) -> None:
     ending = written.path.suffix.lower()
     if ending not in (".csv", ".npz"):
         raise EtudeError(f"--out is {written.path}; give a file that ends in .csv or .npz")
-    if ending == ".npz" and not (written.probabilities and written.sample is None and written.positive is None):
+    asked = written.probabilities is False or written.sample is not None or written.positive is not None
+    if ending == ".npz" and asked:
         raise EtudeError(
             f"--out is {written.path}, and an .npz file follows no --no-probabilities, --positive or "
             "--sample-submission: give a .csv"
@@ -72,15 +74,16 @@ def write_out(written: Written, source: Source, predictions: Predictions, of: Se
         predictions.save(written.path)
         return
     single = source.columns is not None and written.sample is None
+    wished = written.sample is None if written.probabilities is None else written.probabilities
     id_column, column = source.columns if source.columns is not None else ("id", None)
     write_submission(
         written.path,
         predictions,
-        probabilities=written.probabilities and not (single and source.holds == "labels"),
+        probabilities=wished and not (single and source.holds == "labels"),
         id_column=id_column,
         label_column=column,
         sample=written.sample,
-        positive=written.positive or (source.positive if single and written.probabilities else None),
+        positive=written.positive or (source.positive if single and wished else None),
         unreadable=_unreadable(of),
         warn=warn,
     )

@@ -28,7 +28,7 @@ def refine(
     steps: str | None = None,
     id_column: str | None = None,
     label_column: str | None = None,
-    probabilities: bool = True,
+    probabilities: bool | None = None,
     sample_submission: Path | None = None,
     positive: str | None = None,
     seed: int = 0,
@@ -66,7 +66,8 @@ def refine(
     label_column
         Name of the column of labels.
     probabilities
-        Write a column of probabilities a class; with --no-probabilities the predicted class.
+        Write a column of probabilities a class, as by default without a sample submission, or with --no-probabilities
+        the predicted class.
     sample_submission
         A CSV whose ids, columns and order the file must follow.
     positive
