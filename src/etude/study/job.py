@@ -9,6 +9,7 @@ import numpy as np
 
 from etude.core.lr_range import NoDescentError
 from etude.functional.policies import policy_named
+from etude.functional.transforms import code_digest
 from etude.journal.screen import Screen
 from etude.journal.timeline_figure import draw_timeline
 from etude.models.classifier import ModelCard
@@ -28,7 +29,13 @@ from etude.study.network import NO_EXTRAS, fit_head_on
 from etude.study.policy import settle_policy
 from etude.study.prepare import Prepared, prepare
 from etude.study.request import Request, claim_run_folder
-from etude.study.resume import clear_leftovers, refuse_other_settings, resumable_folder
+from etude.study.resume import (
+    clear_leftovers,
+    inputs_of,
+    refuse_other_inputs,
+    refuse_other_settings,
+    resumable_folder,
+)
 from etude.study.rounds import Rounds
 from etude.study.session import Session, open_record
 from etude.study.sources import read_sources
@@ -54,12 +61,15 @@ def fit(request: Request, screen: Screen) -> Path:
     policy_named("none" if recipe.augment.policy == "auto" else recipe.augment.policy)
     early_warnings: list[str] = []
     sources = read_sources(request, early_warnings.append)
+    inputs = inputs_of(recipe, request)
     if request.resume:
         folder = resumable_folder(request)
         refuse_other_settings(folder, recipe, request)
+        refuse_other_inputs(folder, inputs)
     else:
         folder = request.out or claim_run_folder(request.train)
     record = open_record(folder, request, recipe)
+    record.set("inputs", inputs)
     session = Session(request, record, screen)
     try:
         for text in early_warnings:
@@ -138,11 +148,13 @@ class Job:
         if policy.changes_nothing and not own:
             session.warn(f"head.views={views} is left at 1: without augmentation all views of an image are the same")
             return
+        code = code_digest(own) if own else ""
         with session.stage("views"):
             features = add_views(
                 prepared.features, prepared.data, np.concatenate([fold.train for fold in folds]), self.recipe,
-                changes_of(policy, own), f"{policy} {own}",
-                seed=session.request.seed, precision=prepared.precision, cache=session.cache, progress=session.screen,
+                changes_of(policy, own), f"{policy} {own} {code}",
+                seed=session.request.seed, precision=prepared.precision,
+                cache=None if code is None else session.cache, progress=session.screen,
             )  # fmt: skip
         self.prepared = replace(prepared, features=features)
 

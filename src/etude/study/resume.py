@@ -6,11 +6,14 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from etude.core.errors import EtudeError
+from etude.core.files import digest_of, hash_of_file
+from etude.functional.transforms import code_digest
 from etude.journal.record import read_run
 from etude.journal.record_state import is_alive
 from etude.recipe import Recipe, flat
@@ -64,6 +67,39 @@ def refuse_other_settings(folder: Path, recipe: Recipe, request: Request) -> Non
             f"{folder} was begun with {listed_plainly(differ)}: give the same settings again to resume it, or leave "
             "out --resume to start a new run"
         )
+
+
+def inputs_of(recipe: Recipe, request: Request) -> dict[str, str | None]:
+    """Return a hash of the content of each input besides the images: the user's transform, weights, and teachers.
+
+    None stands for one whose content cannot be had.
+    """
+    transform, weights = recipe.augment.transform, Path(recipe.model.weights)
+    inputs: dict[str, str | None] = {"augment.transform": code_digest(transform)} if transform else {}
+    if weights.is_file():
+        inputs["model.weights"] = hash_of_file(weights)
+    for path in request.teachers:
+        models = [file for name in ("model.json", "model.safetensors") for file in sorted(path.rglob(name))]
+        files = [path] if path.is_file() else models
+        inputs[f"--teacher {path}"] = digest_of(*map(hash_of_file, files))
+    return inputs
+
+
+def refuse_other_inputs(folder: Path, inputs: Mapping[str, str | None]) -> None:
+    """Refuse to go on with a run whose inputs besides the images have another content now.
+
+    Raises:
+        EtudeError: with the first that differs.
+    """
+    began = read_run(folder).get("inputs")
+    if began is None:  # begun by an earlier version
+        return
+    for name in {**began, **inputs}:
+        if began.get(name) != inputs.get(name):
+            raise EtudeError(
+                f"{name} has changed since {folder} was begun, and a resumed run would mix both: bring the old one "
+                "back, or leave out --resume to start a new run"
+            )
 
 
 def clear_leftovers(folder: Path) -> None:
