@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import save
 
 from etude.journal.record_lock import is_locked, working_on
+from etude.models.tiny import TinyNet
 from picture_folders import picture, write_classes, write_flat
 from recorded_runs import forked
 
@@ -262,3 +264,31 @@ def test_without_out_it_is_the_newest_unfinished_run_on_these_images(etude, imag
     assert etude(*run, "--resume").code == 0
     assert record_of(tmp_path / "runs" / "train-2")["state"] == "interrupted"
     same_files(tmp_path / "runs" / "train", tmp_path / "runs" / "train-3", ("model.safetensors",))
+
+
+def test_a_transform_weights_or_a_teacher_of_another_content_are_refused(etude, images, tmp_path, stop_at):
+    """The setting is the same path or name in each case; only the content has changed."""
+    name = f"changes_{tmp_path.name}"
+    code, weights, teacher = tmp_path / f"{name}.py", tmp_path / "w.safetensors", tmp_path / "t.csv"
+    code.write_text("def change(image):\n    return image\n")
+    weights.write_bytes(save({key: value.contiguous() for key, value in TinyNet(3).state_dict().items()}))
+    rows = "".join(f"{path.parent.name}/{path.name},0.5,0.5\n" for path in sorted(images.rglob("*.png")))
+    teacher.write_text(f"id,round,striped\n{rows}")
+    settings = words(FINETUNE, f'augment.transform="{name}:change"', f'model.weights="{weights}"')
+    run = ("fit", images, *settings, "--set", "model.backbone=tiny", "--teacher", teacher, "--out", "run")
+    stop_at(2)
+    assert etude(*run).code == 130
+    stop_at(0)
+    others = {
+        "model.weights": (weights, save({key: value + 1 for key, value in TinyNet(3).state_dict().items()})),
+        "--teacher": (teacher, teacher.read_bytes().replace(b"0.5", b"0.4")),
+        "augment.transform": (code, b"def change(image):\n    return 255 - image\n"),
+    }
+    for told, (file, other) in others.items():
+        kept = file.read_bytes()
+        file.write_bytes(other)
+        sys.modules.pop(name, None)
+        assert told in sentence_of(etude(*run, "--resume"))
+        file.write_bytes(kept)
+    sys.modules.pop(name, None)
+    assert etude(*run, "--resume").code == 0

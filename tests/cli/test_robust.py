@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -162,3 +163,25 @@ def test_steps_of_one_image_cannot_train_batch_norm(etude, tmp_path):
     assert "train.batchnorm=keep" in sentence_of(
         etude("fit", write_classes(tmp_path / "train"), "--out", "run", *words)
     )
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        MemoryError(),
+        OSError(12, "Cannot allocate memory"),
+        OSError(5, "Input/output error", "store.bin"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        ImportError("libx.so: failed to map segment from shared object"),
+    ],
+)
+def test_what_the_system_refuses_ends_in_one_sentence(etude, monkeypatch, problem):
+    monkeypatch.setattr("etude.cli.main.app", Mock(side_effect=problem))
+    sentence_of(etude("journal", "list"))
+
+
+def test_a_fault_of_etude_keeps_its_traceback_and_says_what_it_is(etude, monkeypatch):
+    monkeypatch.setattr("etude.cli.main.app", Mock(side_effect=KeyError("size")))
+    with pytest.raises(KeyError) as caught:
+        etude("journal", "list")
+    assert "report" in caught.value.__notes__[0]

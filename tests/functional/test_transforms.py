@@ -6,6 +6,7 @@ import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import etude.compat  # noqa: F401  (before torchvision)
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from etude.core.errors import EtudeError
-from etude.functional.transforms import UserTransform, as_batch_transform, load_transform
+from etude.functional.transforms import UserTransform, as_batch_transform, code_digest, load_transform
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)
 
@@ -222,3 +223,46 @@ def test_names_have_two_parts(name: str):
 def test_a_missing_module_is_told_with_where_it_was_looked_for(write: Write, tmp_path: Path):
     with pytest.raises(EtudeError, match=f"there is no module 'no_such_module_here' in {tmp_path}"):
         load_transform("no_such_module_here:train")
+
+
+def digest_in_a_new_process(name: str, *modules: str) -> str | None:
+    """A process keeps the code that it has imported: edits show in the next one."""
+    for module in modules:
+        sys.modules.pop(module, None)
+    return code_digest(name)
+
+
+def test_the_digest_of_a_transform_follows_the_code_it_runs_and_no_other(write: Write, tmp_path: Path):
+    write("")  # for the folder and the path
+    fresh = ("mine:change", "mine", "parts", "parts.inner")
+    (tmp_path / "parts").mkdir()
+    files = {
+        "mine.py": "import numpy\nimport parts\n\ndef change(image):\n    import late\n    return late.twice(image)\n",
+        "late.py": "def twice(image):\n    return image * 2\n",
+        "parts/__init__.py": "from . import inner\n",
+        "parts/inner.py": "shift = 1\n",
+        "other.py": "x = 1\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    first = digest_in_a_new_process(*fresh)
+    assert first is not None
+    (tmp_path / "other.py").write_text("x = 2\n")
+    assert digest_in_a_new_process(*fresh) == first
+    seen = {first}
+    for name in ("mine.py", "late.py", "parts/__init__.py", "parts/inner.py"):
+        (tmp_path / name).write_text(files[name] + "# edited\n")
+        seen.add(digest_in_a_new_process(*fresh))
+    assert len(seen) == 5
+
+
+def test_code_that_was_edited_after_it_was_loaded_keeps_its_digest(write: Write, tmp_path: Path):
+    name = write("def change(image):\n    return image\n")
+    first = code_digest(f"{name}:change")
+    (tmp_path / f"{name}.py").write_text("def change(image):\n    return 255 - image\n")
+    assert code_digest(f"{name}:change") == first
+
+
+def test_code_without_a_source_has_no_digest(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "typed_by_hand", ModuleType("typed_by_hand"))
+    assert code_digest("typed_by_hand:change") is None

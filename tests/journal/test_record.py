@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from etude.core.errors import EtudeError
 from etude.journal import record as record_module
 from etude.journal.record import RunRecord, read_run
+from etude.journal.record_read import verify
 from recorded_runs import edit_record, opened
 
 
@@ -346,3 +347,46 @@ def test_a_folder_that_is_no_run(tmp_path: Path):
         read_run(tmp_path / "nothing")
     with pytest.raises(EtudeError, match=r"holds no run.json"):
         read_run(tmp_path)
+
+
+HEAD = {"name": "head", "state": "finished", "started": "", "seconds": 1, "attempts": 1, "notes": {}}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"stages": [{**HEAD, "scores": {"accuracy": {}}}]},
+        {"result": {"log_loss": []}},
+        {"result": {"validation_images": "x"}},
+        {"environment": {"memory_bytes": "many"}},
+        {"plan": {"resolved": True}},
+        {"data": {"folds": -1}},
+    ],
+)
+def test_a_part_that_lists_and_comparisons_read_is_damaged(tmp_path: Path, changes: dict[str, Any]):
+    opened(tmp_path)
+    edit_record(tmp_path, **changes)
+    with pytest.raises(EtudeError, match=next(iter(changes))):
+        read_run(tmp_path)
+
+
+def test_a_file_has_no_hash_while_it_is_written_anew(tmp_path: Path):
+    record, file = opened(tmp_path), tmp_path / "model.json"
+
+    def names() -> list[str]:
+        return [entry["name"] for entry in read_run(tmp_path)["artefacts"]]
+
+    with record.writing(file):
+        file.write_text("1")
+    assert names() == ["model.json"]
+    assert verify(tmp_path, ["model.json", "absent.npz"]) == []
+
+    def stop() -> None:
+        with record.writing(file):
+            file.write_text("2")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        stop()
+    assert names() == []
+    assert verify(tmp_path, ["model.json"]) == ["model.json"]

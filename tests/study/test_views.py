@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -87,3 +88,19 @@ def test_views_of_rows_belong_to_their_images(columns: int | None):
     assert found.shape == (3, 3, columns or 4)
     for view in range(3):
         np.testing.assert_array_equal(found[view], values[asked, :columns] + 100 * view)
+
+
+def test_views_of_an_edited_transform_are_not_those_of_the_cache(etude, tmp_path):
+    train, name = write_classes(tmp_path / "train"), f"changes_{tmp_path.name}"
+
+    def weights(code: str, out: str, cache: str) -> bytes:
+        (tmp_path / f"{name}.py").write_text(f"def change(image):\n    return {code}\n")
+        sys.modules.pop(name, None)
+        asked = ("--set", "head.views=2", "--set", f"augment.transform={name}:change", "--set", "augment.policy=none")
+        ended = etude("fit", train, *QUICK, *asked, "--out", out, "--cache", cache)
+        assert ended.code == 0, ended.err
+        return (tmp_path / out / "model.safetensors").read_bytes()
+
+    before = weights("255 - image", "before", "warm")
+    warm, cold = weights("image // 4", "edited", "warm"), weights("image // 4", "fresh", "cold")
+    assert warm == cold != before

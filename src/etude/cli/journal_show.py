@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,13 +60,22 @@ def show_run(screen: Screen, folder: Path, record: dict[str, Any], parts: Sequen
     _show_stages(screen, record)
     if record["changed"]:
         screen.plan("Differs from the recipe", [(name, _value(value)) for name, value in record["changed"].items()])
-    if record["warnings"]:
-        screen.plan("Warnings", [(moment(warning["at"]), warning["text"]) for warning in record["warnings"]])
-    if record["notes"]:
-        screen.plan("Notes", [(moment(note["at"]), note["text"]) for note in record["notes"]])
+    for title, entries in (("Warnings", record["warnings"]), ("Notes", record["notes"])):
+        if told := [*_dated(entries)]:
+            screen.plan(title, told)
     if parts:
         columns = ["run", "state", "accuracy", "log loss", "time"]
         screen.table("Its parts", columns, [[run.path, run.state, *_scores(run)] for run in parts])
+
+
+def _dated(entries: Sequence[Any]) -> Iterator[tuple[str, str]]:
+    """Yield the time and the text of entries; those that are damaged are left out."""
+    for entry in entries:
+        match entry:
+            case {"at": str(at), "text": str(text)}:
+                yield moment(at), text
+            case _:
+                pass
 
 
 def show_comparison(screen: Screen, found: Comparison) -> None:

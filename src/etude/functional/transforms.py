@@ -8,22 +8,34 @@ One image is transformed at a time, whatever the number of threads.
 
 from __future__ import annotations
 
+import ast
 import importlib
+import importlib.util
 import inspect
 import random
 import sys
+import sysconfig
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
 from etude.core.errors import EtudeError, nearest
+from etude.core.files import digest_of
 
 Transform = Callable[[np.ndarray], np.ndarray]
+
+# What is no code of the user: Python, the installed packages, and etude.
+_INSTALLED = [Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "platstdlib", "purelib", "platlib")]
+_INSTALLED.append(Path(__file__).resolve().parents[1])
+_DIGESTS: WeakKeyDictionary[ModuleType, str | None] = WeakKeyDictionary()
 
 _ACCEPTED = (
     "a function of one uint8 array (H, W, C), an albumentations transform, a torchvision.transforms.v2 transform, or a "
@@ -114,6 +126,70 @@ def load_transform(name: str, context: str = "augment.transform") -> UserTransfo
                 f"{label} failed when called to make the transform: {type(error).__name__}: {error}"
             ) from error
     return _adapted(found, label)
+
+
+def code_digest(name: str) -> str | None:
+    """Return a hash of the code behind a transform: its module's file, and those of the user's modules it imports.
+
+    It belongs to the code as this process loaded it, which later changes of the files leave as it is. None where some
+    source cannot be had: what such a transform gives must not be taken from a cache.
+
+    Args:
+        name: such as ``"my_transforms:train"``.
+
+    Raises:
+        EtudeError: the module cannot be imported.
+    """
+    module = _module(name.partition(":")[0], f"augment.transform={name}")
+    if module not in _DIGESTS:
+        sources: dict[str, bytes | None] = {}
+        _add_sources(module.__name__, sources)
+        whole = {name: source for name, source in sources.items() if source is not None}
+        parts = (part for name in sorted(whole) for part in (name, whole[name]))
+        _DIGESTS[module] = digest_of(*parts) if len(whole) == len(sources) else None
+    return _DIGESTS[module]
+
+
+def _add_sources(name: str, sources: dict[str, bytes | None]) -> None:
+    """Add the source of a module and of all that it imports, besides what is installed or belongs to Python."""
+    file = _file_of(name)
+    if name in sources or (sources and (file is None or any(map(file.is_relative_to, _INSTALLED)))):
+        return
+    source = file.read_bytes() if file is not None and file.suffix == ".py" else None
+    sources[name] = source
+    package = name if file is not None and file.name == "__init__.py" else name.rpartition(".")[0]
+    for one in _imported(source or b"", package):
+        _add_sources(one, sources)
+
+
+def _imported(source: bytes, package: str) -> Iterator[str]:
+    """Yield every name that may be a module which this source imports, also within functions."""
+    with suppress(SyntaxError, ImportError):  # of a file that is not imported yet, and cannot be
+        for node in ast.walk(ast.parse(source)):
+            match node:
+                case ast.Import(names=names):
+                    yield from (alias.name for alias in names)
+                case ast.ImportFrom(names=names, level=level):
+                    base = importlib.util.resolve_name("." * level + (node.module or ""), package)
+                    yield from (base, *(f"{base}.{alias.name}" for alias in names))
+                case _:
+                    pass
+
+
+def _file_of(name: str) -> Path | None:
+    """Return the file of a module, imported yet or not; None where it is none, or is installed."""
+    top = name.partition(".")[0]
+    try:
+        for part in (top, name):  # the first alone tells of what is installed, and imports nothing
+            spec = importlib.util.find_spec(part)
+            if spec is None or spec.origin is None or not spec.has_location:
+                return None
+            file = Path(spec.origin).resolve()
+            if part != name and any(file.is_relative_to(place) for place in _INSTALLED):
+                return None
+    except (ImportError, ValueError):  # a function of a module, or a module without a specification
+        return None
+    return file
 
 
 def as_batch_transform(transform: Transform) -> Callable[[np.ndarray, np.random.Generator], np.ndarray]:

@@ -54,6 +54,14 @@ OWN: dict[str, type | tuple[type, ...]] = {
 
 _STAGE = {"name": str, "state": str, "started": str, "seconds": _NUMBER, "attempts": int, "scores": dict, "notes": dict}
 _SECTIONS = {"data": dict, "plan": dict, "result": dict}  # written when the run has come so far
+_SCORE = (*_NUMBER, type(None))
+_PARTS: dict[str, dict[str, Any]] = {
+    "data": {"folds": list},
+    "environment": {"memory_bytes": _SCORE},
+    "plan": {"resolved": dict},
+    "result": {"accuracy": _SCORE, "log_loss": _SCORE, "validation_images": (int, type(None))},
+}
+"""What lists and comparisons read of sections, where it is there."""
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -205,10 +213,20 @@ def _refuse_damaged(file: Path, content: dict[str, Any]) -> None:
         raise EtudeError(f"{file} is damaged: it lacks a known state")
     there = {key: kind for key, kind in _SECTIONS.items() if content.get(key) is not None}
     odd = _odd(content, {**OWN, **there})
-    if "stages" not in odd and any(not isinstance(stage, dict) or _odd(stage, _STAGE) for stage in content["stages"]):
+    if "stages" not in odd and any(not _is_stage(stage) for stage in content["stages"]):
         odd.append("stages")
+    for key in _PARTS.keys() - {*odd}:
+        held: dict[str, Any] = content.get(key) or {}
+        if _odd(held, {name: kind for name, kind in _PARTS[key].items() if name in held}):
+            odd.append(key)
     if odd:
         raise EtudeError(f"{file} is damaged: what it says of {listed(odd)} is nothing that a run writes")
+
+
+def _is_stage(entry: Any) -> bool:
+    if not isinstance(entry, dict) or _odd(entry, _STAGE):
+        return False
+    return not _odd(entry["scores"], dict.fromkeys(entry["scores"], _SCORE))
 
 
 def _odd(content: Mapping[str, Any], kinds: Mapping[str, Any]) -> list[str]:

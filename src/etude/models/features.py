@@ -105,7 +105,7 @@ def extract_views(
     seed: int,
     data: str,
     progress: Progress,
-    cache: Path,
+    cache: Path | None,
     plain: np.ndarray | None = None,
     source_size: Callable[[int], int] | None = None,
     precision: str = "fp32",
@@ -120,6 +120,7 @@ def extract_views(
     Args:
         augment: changes images; at strength 1 here.
         policy: tells this change from every other.
+        cache: folder of the features; None where ``policy`` cannot tell them from those of another change.
         views: V, the plain one included.
         data: tells the store from every other.
         plain: (N, D) features of the first view, when they have been computed before.
@@ -148,7 +149,9 @@ def extract_views(
 
     found = [] if plain is None else [plain]
     for view in range(len(found), views):
-        found.append(cached(cache / f"{key}-{view}.npz", lambda view=view: one(view), len(rows))[0])
+        compute: Callable[[], np.ndarray] = lambda view=view: one(view)  # noqa: E731
+        kept = None if cache is None else cached(cache / f"{key}-{view}.npz", compute, len(rows))[0]
+        found.append(compute() if kept is None else kept)
     return np.stack(found)
 
 

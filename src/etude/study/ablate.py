@@ -178,7 +178,7 @@ def _prepare(asked: AblationRequest, screen: Screen) -> _Prepared:
     recipes = {name: at_trained_sizes(resolve(recipe, facts), lambda text: None) for name, recipe in arms.items()}
     assert subject.images is not None
     fingerprint = survey(subject.images, screen).fingerprint
-    inputs = {**inputs_of(subject.images, len(subject.images)), "images": fingerprint}
+    inputs = {**inputs_of(subject.recipe, subject.images, len(subject.images)), "images": fingerprint}
     if begun.folder is not None and known:
         refuse_other_inputs(begun.folder, read_run(begun.folder).get, inputs)
     return _Prepared(begun, subject.recipe, tricks, mode, metric, design, recipes, subject, inputs)

@@ -129,7 +129,7 @@ def add_views(
     *,
     seed: int,
     precision: str,
-    cache: Path,
+    cache: Path | None,
     progress: Progress,
 ) -> FrozenFeatures:
     """Return the features with ``recipe.head.views`` views of the images ``rows``, from the cache where it has them.
@@ -144,6 +144,6 @@ def add_views(
         module, store.gather, rows, features.preprocessing,
         augment=augment, policy=policy, views=recipe.head.views, seed=seed, data=store.folder.name,
         plain=features.values[rows], source_size=store.source_size, precision=precision,
-        cache=cache / "features", progress=progress,
+        cache=None if cache is None else cache / "features", progress=progress,
     )  # fmt: skip
     return replace(features, augmented=AugmentedViews(rows, values[1:]))

@@ -11,6 +11,7 @@ import numpy as np
 
 from etude.core.lr_range import NoDescentError
 from etude.functional.policies import policy_named
+from etude.functional.transforms import code_digest
 from etude.journal.record import RunRecord
 from etude.journal.record_lock import working_on
 from etude.journal.screen import Screen
@@ -65,7 +66,7 @@ def fit(request: Request, screen: Screen) -> Path:
     policy_named("none" if recipe.augment.policy == "auto" else recipe.augment.policy)
     early_warnings: list[str] = []
     sources = read_sources(request, recipe, early_warnings.append)
-    inputs = inputs_of(sources.labelled, sources.train_count)
+    inputs = inputs_of(recipe, sources.labelled, sources.train_count)
     folder = resumable_folder(request) if request.resume else request.out or claim_run_folder(request.train)
     with working_on(folder, early_warnings.append), naming_resume(folder):
         record = None
@@ -165,11 +166,13 @@ class Job:
         if policy.changes_nothing and not own:
             session.warn(f"head.views={views} is left at 1: without augmentation all views of an image are the same")
             return
+        code = code_digest(own) if own else ""
         with session.stage("views"):
             features = add_views(
                 prepared.features, prepared.data, np.concatenate([fold.train for fold in folds]), self.recipe,
-                changes_of(policy, own), f"{policy} {own}",
-                seed=session.request.seed, precision=prepared.precision, cache=session.cache, progress=session.screen,
+                changes_of(policy, own), f"{policy} {own} {code}",
+                seed=session.request.seed, precision=prepared.precision,
+                cache=None if code is None else session.cache, progress=session.screen,
             )  # fmt: skip
         self.prepared = replace(prepared, features=features)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
 from etude.core.errors import EtudeError, listed
-from etude.core.files import digest_of
+from etude.core.files import digest_of, hash_of_file
 from etude.core.seeds import derive_seed
 from etude.core.submission import check_sample, checked_positive
 from etude.data.bad_files import BadFile
@@ -17,6 +18,7 @@ from etude.data.sources import ImageSet
 from etude.data.split import Split, hold_out, k_folds, sample
 from etude.data.survey import SurveyResult, survey
 from etude.data.table_split import shared_groups
+from etude.functional.transforms import code_digest
 from etude.journal.screen import Screen
 from etude.recipe.lengths import value_range
 from etude.recipe.settings import Recipe
@@ -91,23 +93,28 @@ def _by_request(train: ImageSet, request: Request, warn: Warn) -> ImageSet:
     return replace(train, split=None)
 
 
-def inputs_of(images: ImageSet, train_count: int) -> dict[str, str]:
-    """Return fingerprints of what is known of labelled images before their files are read, and a description.
+def inputs_of(recipe: Recipe, images: ImageSet, train_count: int) -> dict[str, str]:
+    """Return fingerprints of what is known of a run's inputs before image files are read, and a description.
 
     Args:
+        recipe: names the user's transform and a file of weights.
         images: the training images, then validation images that were given.
         train_count: how many of them are training images.
     """
     assert images.labels is not None
     train, valid = images.labels[:train_count], images.labels[train_count:]
-    weights = b"" if images.weights is None else images.weights.tobytes()
-    return {
+    inputs = {
         "described": images.described,
         "classes": digest_of(*images.classes),
         "labels": digest_of(*images.classes, train.tobytes()),
         "validation labels": digest_of(*images.classes, valid.tobytes()),
-        "weights": digest_of(weights),
+        "weights": digest_of(b"" if images.weights is None else images.weights.tobytes()),
     }
+    if recipe.augment.transform and (code := code_digest(recipe.augment.transform)) is not None:
+        inputs["code of augment.transform"] = code
+    if (weights := Path(recipe.model.weights)).is_file():
+        inputs["file of model.weights"] = hash_of_file(weights)
+    return inputs
 
 
 def survey_sources(sources: Sources, recipe: Recipe, screen: Screen) -> Surveys:
