@@ -47,7 +47,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "DIB")  # looked for fi
 # Pillow starts Ghostscript for EPS, draws WMF on Windows alone, and only names the others.
 _NOT_READ = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG", "IPTC"})
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", *TIFF_SIGNATURES)
-_one_large = Lock()
+_one_large, _ANY_NUMBER = Lock(), nullcontext()
 _DARK = 16  # of 255: images that stay up to it show a sixteenth of the greys, as 12 bits in a range of 16 do
 _LOOKED_AT = 32  # pixels of a side, at least, that are enough to see it
 _ONE_COLOUR = 0.75  # of 255: a smaller deviation is that of a flat colour after compression
@@ -227,10 +227,10 @@ def _opened(data: bytes) -> Iterator[tuple[Image.Image | ImageFileDirectory_v2, 
     try:
         # Pillow takes the memory for a WebP image as it opens it, for others as it decodes them.
         webp = _is_webp(data) and _refuse_too_large(*_webp_size(data), _BYTES_A_PIXEL)
-        with _one_large if webp else nullcontext(), _known_image(data) as image:
+        with _one_large if webp else _ANY_NUMBER, _known_image(data) as image:
             layout = layout_of(image)
             large = not webp and _refuse_too_large(*layout.size, _memory_a_pixel(image, layout))
-            with _one_large if large else nullcontext():
+            with _one_large if large else _ANY_NUMBER:
                 yield image, layout
     except UnreadableImage:
         raise

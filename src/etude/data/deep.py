@@ -36,7 +36,7 @@ class Layout(NamedTuple):
         size: upright width and height, before EXIF.
         grey: whether it has no colours.
         bytes: of one pixel as stored.
-        alpha: whether its last band is transparency.
+        alpha: whether its last band is transparency; of TIFF files and deep images only, Pillow knows for the others.
         spare: whether its last band is neither colour nor transparency.
         deep: whether a value has more than 8 bits.
         kind: of a deep value, ``u``, ``i`` or ``f`` as numpy calls them.
@@ -93,10 +93,10 @@ def layout_of(image: Image.Image | ImageFileDirectory_v2) -> Layout:
     tags: Mapping[int, Any] | None = getattr(image, "tag_v2", None) if image.format == "TIFF" else None
     grey = is_grey(image)
     tile = image.tile[:1] if isinstance(image, ImageFile.ImageFile) else []
-    deep = image.mode in WIDE_GREY_MODES or ";16" in str(tile)
+    deep = image.mode in WIDE_GREY_MODES or any(";16" in str(args) for *_, args in tile)
     if tags is None:
         kind = "f" if image.mode == "F" else "i" if image.mode == "I" else "u"
-        return Layout(image.size, grey, 8 if deep else 4, image.has_transparency_data, False, deep, kind)
+        return Layout(image.size, grey, 8 if deep else 4, deep and image.has_transparency_data, False, deep, kind)
     return tiff_layout(tags)._replace(size=image.size, grey=grey, deep=deep)
 
 
