@@ -81,7 +81,8 @@ def inputs_of(recipe: Recipe, request: Request) -> dict[str, str | None]:
     for path in request.teachers:
         models = [file for name in ("model.json", "model.safetensors") for file in sorted(path.rglob(name))]
         files = [path] if path.is_file() else models
-        inputs[f"--teacher {path}"] = digest_of(*map(hash_of_file, files))
+        name = os.fsencode(path).decode("utf-8", "backslashreplace")
+        inputs[f"--teacher {name}"] = digest_of(*map(hash_of_file, files))
     return inputs
 
 
