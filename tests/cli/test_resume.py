@@ -280,9 +280,9 @@ def test_a_transform_weights_or_a_teacher_of_another_content_are_refused(etude, 
     assert etude(*run).code == 130
     stop_at(0)
     others = {
-        "model.weights": (weights, save({key: value + 1 for key, value in TinyNet(3).state_dict().items()})),
-        "--teacher": (teacher, teacher.read_bytes().replace(b"0.5", b"0.4")),
-        "augment.transform": (code, b"def change(image):\n    return 255 - image\n"),
+        "file of model.weights": (weights, save({key: value + 1 for key, value in TinyNet(3).state_dict().items()})),
+        "teachers": (teacher, teacher.read_bytes().replace(b"0.5", b"0.4")),
+        "code of augment.transform": (code, b"def change(image):\n    return 255 - image\n"),
     }
     for told, (file, other) in others.items():
         kept = file.read_bytes()

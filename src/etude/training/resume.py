@@ -130,7 +130,7 @@ class ResumeFolder:
         weights = self.folder / "finished.safetensors"
         with reading(path, "the end of a training", f"remove {path} to train on from the last checkpoint"):
             tree = read_checked_json(path)
-            if tree.get("weights", changed := hash_of_file(weights)) != changed:
+            if "weights" in tree and tree["weights"] != hash_of_file(weights):  # an earlier version kept no hash
                 raise ValueError(f"{weights.name} is not the file that it was written with")
             done = Finished(int(tree["steps"]), timeline_from_tree(tree["timeline"]), tree["history"], tree["happened"])
             with torch.no_grad():
