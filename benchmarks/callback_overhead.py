@@ -217,7 +217,7 @@ def tricks_at_work() -> Mapping[str, float]:
         trainer.callbacks = [trick]  # pyright: ignore[reportAttributeAccessIssue]  (set by Lightning, undeclared)
         times: list[float] = []
         for step in range(200):
-            occasion = Occasion(trainer, module, step, step, 1000, None)
+            occasion = Occasion(trainer, module, step, step, None)
             start = time.process_time()
             trick.changed(batch, occasion)
             times.append(time.process_time() - start)

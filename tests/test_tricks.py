@@ -13,6 +13,7 @@ import etude.compat
 
 import pytest
 import torch
+from timm.optim import Lamb, Lars
 
 import etude.callbacks
 import etude.timeline
@@ -91,6 +92,36 @@ def test_headings_are_the_same_everywhere(card: str):
 def test_figures_have_their_place(card: str):
     assert re.match(rf"\s*<!-- figures: {card} -->\n\S", sections(card)["Our figures"])
     assert TEXTS[card].count("<!-- figures:") == 1
+
+
+@pytest.mark.parametrize("card", TEXTS)
+def test_figures_are_those_of_the_results(card: str):
+    text, results = sections(card)["Our figures"], (CARDS.parent / "results.md").read_text(encoding="utf-8")
+    of_arms = re.findall(r"^\| (?:MNIST-5k|ELPV) (\| .*)$", text, re.MULTILINE)
+    known = {re.sub(r" +", " ", line) for line in results.splitlines()}
+    assert [row for row in of_arms if row not in known] == []
+    figures = re.compile(r"\d+\.\d+")
+    claimed = figures.findall(text + sections(card)["When it helps, when not"])
+    assert set(claimed) - set(figures.findall(results)) == set()
+
+
+@pytest.mark.parametrize("card", TEXTS)
+def test_figures_name_the_command_that_prints_them(card: str):
+    text = sections(card)["Our figures"]
+    benchmarks = re.findall(r"`make bench-([\w-]+)", text)
+    assert benchmarks or text.split("-->")[1].strip().startswith("Not measured")
+    folder = CARDS.parents[1] / "benchmarks"
+    assert [name for name in benchmarks if not (folder / f"{name.replace('-', '_')}.py").is_file()] == []
+
+
+@pytest.mark.parametrize(("optimizer", "share"), [(Lamb, 1.0), (Lars, 0.001)])
+def test_a_layer_moves_by_the_share_of_its_norm_that_the_card_of_large_batches_states(optimizer: Any, share: float):
+    weight = torch.nn.Parameter(torch.randn(40, 40, generator=torch.Generator().manual_seed(0)))
+    weight.grad = torch.randn(40, 40, generator=torch.Generator().manual_seed(1))
+    before = weight.detach().clone()
+    optimizer([weight], lr=0.01, weight_decay=0.02).step()
+    moved = (weight.detach() - before).norm() / before.norm()
+    assert float(moved) == pytest.approx(0.01 * share, rel=0.05)
 
 
 @pytest.mark.parametrize("card", [*TEXTS, "README"])

@@ -36,6 +36,7 @@ def fit(
     image_root: Path | str | None = None,
     sample_submission: Path | str | None = None,
     probabilities: bool = False,
+    positive: str | None = None,
     mlflow: str | None = None,
     quiet: bool = False,
 ) -> Run:
@@ -65,6 +66,8 @@ def fit(
         image_root: folder that the table's image names start from.
         sample_submission: a CSV whose ids, columns and order the submission follows.
         probabilities: write a column of probabilities a class instead of one label.
+        positive: write the probability of this class in one column; by default 1, true, yes or positive, where the
+            sample submission has one column of fractions.
         mlflow: address of an MLflow server that gets the run when it has finished.
         quiet: show warnings only.
 
@@ -90,6 +93,7 @@ def fit(
         columns=Columns(image_column, label_column, weight_column, _path(image_root)),
         sample_submission=_path(sample_submission),
         probabilities=probabilities,
+        positive=positive,
         resume=resume,
         command=("etude.fit", str(train)),
         tags=tuple(tags),

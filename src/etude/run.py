@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from etude.core.errors import EtudeError
 from etude.core.predictions import Predictions
 from etude.core.progress import Progress, Silent
-from etude.core.submission import write_submission
+from etude.core.submission import Unreadable, write_submission
 from etude.data.bad_files import BadFile
 from etude.data.dataset import Dataset, open_dataset
 from etude.data.sources import read_unlabelled
@@ -38,21 +38,41 @@ class Prediction:
     Args:
         predictions: logits and features of the readable images.
         bad: the files that were left out, with reasons.
+        counts: labelled images of each class that the run was trained and validated on.
     """
 
     predictions: Predictions
     bad: tuple[BadFile, ...]
+    counts: Mapping[str, int] = field(default_factory=dict[str, int])
 
     def to_csv(
-        self, path: Path | str, *, probabilities: bool = False, sample_submission: Path | str | None = None
+        self,
+        path: Path | str,
+        *,
+        probabilities: bool = False,
+        sample_submission: Path | str | None = None,
+        positive: str | None = None,
+        warn: Callable[[str], object] = warnings.warn,
     ) -> Path:
         """Write ``id,label`` (or a column a class) and return the path.
+
+        Rows that a sample submission has for images that cannot be read are filled by the run's class shares.
+
+        Args:
+            path: the file to write.
+            probabilities: write probabilities in place of labels.
+            sample_submission: a CSV whose ids, columns and order are followed.
+            positive: write the probability of this class in one column.
+            warn: is given a sentence about rows that were filled, and about labels of the sample that are no classes.
 
         Raises:
             EtudeError: the ids or columns do not fit the sample submission, or the place cannot be written.
         """
         sample = None if sample_submission is None else Path(sample_submission)
-        write_submission(Path(path), self.predictions, probabilities=probabilities, sample=sample)
+        write_submission(
+            Path(path), self.predictions, probabilities=probabilities, sample=sample, positive=positive,
+            unreadable=Unreadable([bad.id for bad in self.bad], self.counts), warn=warn,
+        )  # fmt: skip
         return Path(path)
 
     def labels(self) -> dict[str, str]:
@@ -123,7 +143,9 @@ class Run:
             predict(model, card, gather, np.arange(len(data)), data.images.ids, views=views, progress=progress)
             for model, card, views in seen
         ]
-        return Prediction(parts[0] if len(parts) == 1 else average(parts), data.build.bad)
+        left_out = (*data.build.bad, *data.images.left_out())
+        counts = (self.record.get("data") or {}).get("classes") or {}
+        return Prediction(parts[0] if len(parts) == 1 else average(parts), left_out, counts)
 
     def _views(self, card: ModelCard, tta: int | None, larger: float | None) -> tuple[ViewLike, ...]:
         if larger is None:
@@ -160,7 +182,7 @@ class Run:
     ) -> Dataset:
         found = read_unlabelled(images)
         shape = card.preprocessing
-        surveyed = replace(survey(found, progress), channels=shape.channels)
+        surveyed = survey(found, progress).like(shape.channels, shape.value_range, "images", warnings.warn)
         return open_dataset(
             found, surveyed, shape.stored_size if size is None else size,
             fit=shape.fit, cache=cache, progress=progress, warn=warnings.warn,

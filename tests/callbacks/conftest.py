@@ -138,6 +138,7 @@ def fit(tmp_path: Path) -> Fit:
         steps: int = 8,
         per_epoch: int = 4,
         valid: bool = False,
+        ckpt_path: Path | None = None,
     ) -> pl.Trainer:
         torch.manual_seed(0)
         loader = DataLoader(TensorDataset(torch.randn(5 * per_epoch, 2), torch.randn(5 * per_epoch)), batch_size=5)
@@ -152,7 +153,7 @@ def fit(tmp_path: Path) -> Fit:
             enable_model_summary=False,
             default_root_dir=tmp_path,
         )
-        trainer.fit(module, loader, loader if valid else None)
+        trainer.fit(module, loader, loader if valid else None, ckpt_path=ckpt_path)
         return trainer
 
     return run

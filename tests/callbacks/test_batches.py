@@ -175,7 +175,7 @@ def test_draws_repeat_and_differ_between_steps_batches_and_seeds(fit_images, ima
 def test_every_process_draws_its_own(image_module):
     def drawn(rank: int) -> float:
         trainer: Any = SimpleNamespace(global_rank=rank)
-        return float(Occasion(trainer, image_module(), 3, 1, 8, None).rng(0, "noise").random())
+        return float(Occasion(trainer, image_module(), 3, 1, None).rng(0, "noise").random())
 
     assert drawn(0) == drawn(0)
     assert drawn(0) != drawn(1)

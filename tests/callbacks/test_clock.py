@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
 import etude.compat  # noqa: F401  (before lightning)
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import BackboneFinetuning
 
 from etude.callbacks import Clock, clock_of
 from etude.core.errors import EtudeError
@@ -89,6 +94,134 @@ def test_groups_that_come_later_are_set_too(fit, plain_module):
     fit(module, [Clock(UP_AND_DOWN), Unfreezing()], steps=8)
     assert [len(rates) for rates in module.rates] == [2] * 3 + [3] * 5
     assert [rates[2] for rates in module.rates[4:]] == pytest.approx([0.5 * rates[1] for rates in module.rates[4:]])
+
+
+class Grouped(pl.LightningModule):
+    """Trains with optimisers of the given groups (options beside the parameters); writes down each group's rate."""
+
+    def __init__(self, *optimizers: list[dict[str, Any]], kind: Any = torch.optim.SGD, scheduled: bool = False) -> None:
+        super().__init__()
+        self.automatic_optimization, self.kind, self.scheduled = len(optimizers) == 1, kind, scheduled
+        self.options, self.rates = optimizers, list[list[float]]()
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(2, 1) for groups in optimizers for _ in groups)
+
+    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor | None:
+        self.rates.append([group["lr"] for each in self.trainer.optimizers for group in each.param_groups])
+        loss = sum(layer(batch[0]).square().mean() for layer in self.layers)
+        if self.automatic_optimization:
+            return loss  # type: ignore[return-value]
+        self.manual_backward(loss)  # type: ignore[arg-type]
+        for optimizer in self.optimizers():  # type: ignore[union-attr]
+            optimizer.step()
+
+    def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> None: ...
+
+    def configure_optimizers(self) -> Any:
+        layers = iter(self.layers)
+        made = [
+            self.kind([{"params": next(layers).parameters(), **options} for options in groups], lr=0.5)
+            for groups in self.options
+        ]
+        if not self.scheduled:
+            return made
+        by_step = torch.optim.lr_scheduler.LambdaLR(
+            made[0], lambda step: UP_AND_DOWN.at(step_progress(step, 8)).lr / 0.8
+        )
+        return made, [{"scheduler": by_step, "interval": "step"}]
+
+
+RATES: dict[str, tuple[list[dict[str, Any]], ...]] = {
+    "rates": ([{"lr": 1e-5}, {"lr": 1e-2}],),
+    "frozen, and the default": ([{"lr": 0.0}, {}, {"lr": 0.05}],),
+    "scaled": ([{"lr": 0.4, "lr_scale": 0.1}, {"lr": 0.2}, {"lr_scale": 0.5}],),
+    "two optimisers": ([{"lr": 1e-4}], [{"lr": 4e-4}, {"lr": 2e-4}]),
+    "all at nothing": ([{"lr": 0.0}, {"lr": 0.0, "lr_scale": 0.5}],),
+}
+SHARES = {
+    "rates": [1e-3, 1.0],
+    "frozen, and the default": [0.0, 1.0, 0.1],
+    "scaled": [0.08, 0.4, 0.5],
+    "two optimisers": [0.25, 1.0, 0.5],
+    "all at nothing": [1.0, 0.5],
+}
+
+
+@pytest.mark.parametrize("name", RATES)
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_groups_keep_their_ratio_to_the_largest(name: str, kind: Any, fit):
+    module = Grouped(*RATES[name], kind=kind)
+    batches = 8 // len(RATES[name])
+    clock = Clock(UP_AND_DOWN)
+    fit(module, [clock], steps=8)
+    steps = range(0, 8, len(RATES[name]))
+    assert len(module.rates) == batches
+    for step, rates in zip(steps, module.rates, strict=True):
+        whole = UP_AND_DOWN.at(step_progress(step, 8)).lr
+        assert rates == pytest.approx([whole * share for share in SHARES[name]])
+
+
+def test_the_rates_are_those_of_torchs_scheduler(fit):
+    ours, torchs = Grouped([{"lr": 1e-3}, {"lr": 1.0}]), Grouped([{"lr": 8e-4}, {"lr": 0.8}], scheduled=True)
+    fit(ours, [Clock(UP_AND_DOWN)], steps=8)
+    fit(torchs, [], steps=8)
+    for rates, expected in zip(ours.rates, torchs.rates, strict=True):
+        assert rates == pytest.approx(expected)
+
+
+def test_a_resumed_run_keeps_the_ratios(fit, tmp_path: Path):
+    whole, stopped, resumed = (Grouped(*RATES["scaled"]) for _ in range(3))
+    fit(whole, [Clock(UP_AND_DOWN, 8)], steps=8)
+    trainer = fit(stopped, [Clock(UP_AND_DOWN, 8)], steps=4)
+    trainer.save_checkpoint(tmp_path / "saved.ckpt")
+    fit(resumed, [Clock(UP_AND_DOWN, 8)], steps=8, ckpt_path=tmp_path / "saved.ckpt")
+    assert stopped.rates + resumed.rates == whole.rates
+
+
+def test_a_checkpoint_from_before_groups_kept_their_ratios_goes_on_as_it_was(fit, tmp_path: Path):
+    trainer = fit(Grouped(*RATES["scaled"]), [Clock(UP_AND_DOWN, 8)], steps=4)
+    trainer.save_checkpoint(tmp_path / "saved.ckpt")
+    old = torch.load(tmp_path / "saved.ckpt", weights_only=True)
+    del old["callbacks"]["Clock"]["own_lr"]
+    for group in old["optimizer_states"][0]["param_groups"]:
+        del group["initial_lr"]
+    torch.save(old, tmp_path / "old.ckpt")
+    resumed = Grouped(*RATES["scaled"])
+    fit(resumed, [Clock(UP_AND_DOWN, 8)], steps=8, ckpt_path=tmp_path / "old.ckpt")
+    assert resumed.rates[0] == pytest.approx([0.07, 0.7, 0.35])
+
+
+@pytest.mark.parametrize("reused", [False, True])
+def test_ratios_are_those_of_each_fits_own_optimisers(reused: bool, fit):
+    clock, first, second = Clock(UP_AND_DOWN), Grouped(*RATES["rates"]), Grouped([{"lr": 0.3}, {"lr": 0.1}, {}])
+    fit(first, [clock], steps=8)
+    if reused:  # a module may keep its optimiser from fit to fit, with the last rates that were written
+        second = Grouped(*RATES["rates"])
+        optimizer = first.trainer.optimizers[0]
+        second.configure_optimizers = lambda: optimizer  # type: ignore[method-assign]
+    fit(second, [clock], steps=8)
+    assert second.rates[3] == pytest.approx([7e-4, 0.7] if reused else [0.42, 0.14, 0.7])
+
+
+def test_unfrozen_layers_keep_lightnings_ratio(fit):
+    class Pretrained(Grouped):
+        def __init__(self) -> None:
+            super().__init__([{}])
+            self.backbone = torch.nn.Linear(2, 2)
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.layers.parameters(), lr=0.5)
+
+    def finetuning() -> BackboneFinetuning:
+        return BackboneFinetuning(
+            unfreeze_backbone_at_epoch=1, backbone_initial_ratio_lr=0.1, lambda_func=lambda e: 1.0
+        )
+
+    for callbacks in ([Clock(UP_AND_DOWN), finetuning()], [finetuning(), Clock(UP_AND_DOWN)]):
+        module = Pretrained()
+        fit(module, callbacks, steps=8)
+        assert [len(rates) for rates in module.rates] == [1] * 4 + [2] * 4
+        shares = [backbone / head for head, backbone in module.rates[4:]]
+        assert shares == pytest.approx([0.1] * 4)
 
 
 def test_the_weights_move_as_the_rates_say(fit, plain_module):
@@ -214,7 +347,7 @@ def test_a_plateau_ends_its_phase_and_the_run_ends_earlier(fit):
 def test_a_metric_that_nobody_logs_is_named(fit, plain_module):
     plan = Timeline((Phase("all", 1.0, lr=0.1, plateau=Plateau(metric="valid_f1")),))
     with pytest.raises(EtudeError, match="watches 'valid_f1'.*it logs 'valid_accuracy', 'valid_loss'"):
-        fit(plain_module(), [Clock(plan)], steps=4, valid=True)
+        fit(plain_module(), [Clock(plan)], steps=16, valid=True)
 
 
 def test_a_scheduler_beside_the_clock_is_refused(fit, plain_module):
@@ -227,18 +360,15 @@ def test_a_scheduler_beside_the_clock_is_refused(fit, plain_module):
         fit(Both(), [Clock(UP_AND_DOWN)], steps=4)
 
 
-@pytest.mark.parametrize("plan", [with_plateau(), Timeline((Phase("one", "4ep", lr=0.8, plateau=Plateau("score")),))])
-def test_state_comes_back_in_another_clock(fit, plan: Timeline):
-    clock, again = Clock(plan), Clock(plan)
-    fit(Scripted([9.0, 9.0, 1.0, 2.0]), [clock], steps=8, per_epoch=2, valid=True)
-    again.load_state_dict(clock.state_dict())
-    module = Scripted([])
-    trainer = fit(module, [again], steps=1, per_epoch=2)
-    assert trainer.global_step == 1
-    assert again.steps == clock.steps == 8
+@pytest.mark.parametrize("plan", [with_plateau(), Timeline((Phase("one", "8ep", lr=0.8, plateau=Plateau("score")),))])
+def test_state_comes_back_in_another_clock(fit, plan: Timeline, tmp_path: Path):
+    clock, again = Clock(plan, 16), Clock(plan, 16)
+    trainer = fit(Scripted([9.0, 9.0, 1.0, 2.0]), [clock], steps=8, per_epoch=2, valid=True)
+    trainer.save_checkpoint(tmp_path / "saved.ckpt")
+    fit(Scripted([]), [again], steps=9, per_epoch=2, valid=True, ckpt_path=tmp_path / "saved.ckpt")
     assert again.timeline.events == clock.timeline.events
     assert again.state_dict()["watches"] == clock.state_dict()["watches"]
-    assert again.happened == clock.happened
+    assert again.happened[:8] == clock.happened
 
 
 def test_what_happened_is_kept_in_at_most_five_hundred_rows(fit, plain_module):
@@ -249,3 +379,53 @@ def test_what_happened_is_kept_in_at_most_five_hundred_rows(fit, plain_module):
     long = Clock(UP_AND_DOWN, 4_000)
     fit(plain_module(), [long], steps=40)
     assert [row["step"] for row in long.happened] == [0, 8, 16, 24, 32]
+
+
+@pytest.mark.parametrize(
+    ("settings", "loader"),
+    [
+        ({"limit_val_batches": 0}, True),
+        ({}, False),
+        ({"check_val_every_n_epoch": 5}, True),
+    ],
+    ids=["no batches", "no images", "later than the run ends"],
+)
+def test_a_plateau_without_validation_is_refused(settings: dict[str, Any], loader: bool, fit_images, image_module):
+    plan = Timeline((Phase("all", 1.0, lr=0.1, plateau=Plateau("valid_loss", patience=0)),))
+    module = image_module()
+    if not loader:
+        module.validation_step = None
+    with pytest.raises(EtudeError, match="phase 'all' watches 'valid_loss' .*validat"):
+        fit_images(module, [Clock(plan)], steps=-1, max_epochs=4, **settings)
+    assert module.seen == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "patience", "fires"),
+    [
+        ({}, 3, True),  # the first is the best, four without improvement follow
+        ({}, 4, False),
+        ({"val_check_interval": 0.5}, 4, True),
+        ({"val_check_interval": 2, "check_val_every_n_epoch": None}, 4, True),
+        ({"check_val_every_n_epoch": 2}, 1, False),
+        ({"check_val_every_n_epoch": 2}, 0, True),
+        ({"accumulate_grad_batches": 2}, 3, True),
+        ({"accumulate_grad_batches": 2}, 4, False),
+    ],
+)
+def test_a_plateau_that_too_few_validations_see_is_told(
+    settings: dict[str, Any], patience: int, fires: bool, fit_images, image_module, recwarn
+):
+    class Flat(image_module):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("valid_loss", torch.tensor(1.0))
+
+    watch = Plateau("valid_loss", patience=patience)
+    clock = Clock(Timeline((Phase("all", 1.0, lr=0.1, plateau=watch),)))
+    with (
+        pytest.warns(UserWarning, match="phase 'all' watches 'valid_loss' .*cannot fire")
+        if not fires
+        else nullcontext()
+    ):
+        fit_images(Flat(), [clock], steps=-1, max_epochs=5, **settings)
+    assert bool(clock.timeline.events) is fires

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import etude.compat  # noqa: F401  (before lightning)
@@ -17,8 +18,10 @@ from lightning.pytorch.callbacks import (
     ModelCheckpoint,
     StochasticWeightAveraging,
 )
+from lightning.pytorch.loggers import CSVLogger
 
 from etude.callbacks.augment import AugmentRamp
+from etude.callbacks.averaging import EMA, SWA
 from etude.callbacks.clock import Clock
 from etude.callbacks.distill import Distill
 from etude.callbacks.history import History
@@ -31,7 +34,7 @@ from etude.callbacks.resize import ProgressiveResize
 from etude.callbacks.smoothing import LabelSmoothing
 from etude.core.errors import EtudeError
 from etude.core.progress import Silent
-from etude.timeline import Phase, Timeline
+from etude.timeline import Linear, Phase, Timeline
 
 WITH_LR = Timeline((Phase("all", 1.0, lr=0.1),))
 WITHOUT_LR = Timeline((Phase("all", 1.0, augment=0.5),))
@@ -149,3 +152,28 @@ def test_every_callback_checks_the_order_when_training_starts(kind: type[pl.Call
         fit_images(module, [kind(), Clock(WITH_LR)])
     assert module.seen == []
     assert module.validated == []
+
+
+@pytest.mark.parametrize("average", [EMA, lambda: SWA("all"), EMAWeightAveraging])
+@pytest.mark.parametrize("clock", [[], [WITHOUT_LR], [WITH_LR]])
+def test_a_second_average_of_the_weights_is_refused(average: Any, clock: list[Timeline]):
+    for other in (StochasticWeightAveraging(0.1), EMAWeightAveraging()):
+        made = average()
+        clocks = [Clock(timeline) for timeline in clock]
+        names = f"{type(made).__name__} and {type(other).__name__}, but each swaps"
+        with pytest.raises(EtudeError, match=names):
+            check_order([*clocks, made, other])
+    with pytest.raises(EtudeError, match="StochasticWeightAveraging and EMA, but each swaps"):
+        check_order([StochasticWeightAveraging(0.1), MixUp(), EMA()])
+
+
+@pytest.mark.parametrize(("interval", "steps"), [("step", range(8)), ("epoch", (0, 4))])
+def test_a_monitor_of_rates_stands_after_the_clock(interval: Any, steps: Any, fit_images, image_module, tmp_path: Path):
+    plan = Timeline((Phase("all", 1.0, lr=Linear(1.0, 0.0)),))
+    clock, monitor, stop = Clock(plan), LearningRateMonitor(interval), EarlyStopping("valid_loss")
+    check_order([LearningRateMonitor(interval), Clock(WITHOUT_LR)])
+    with pytest.raises(EtudeError, match="LearningRateMonitor stands before the Clock"):
+        check_order([monitor, stop, clock])
+    assert arrange([monitor, stop, clock, MixUp()])[:3] == [stop, clock, monitor]
+    fit_images(image_module(), [clock, monitor], logger=CSVLogger(tmp_path), log_every_n_steps=1)
+    assert monitor.lrs["lr-SGD"] == pytest.approx([1.0 - (step + 0.5) / 8 for step in steps])

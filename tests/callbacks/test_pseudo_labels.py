@@ -367,7 +367,7 @@ def test_a_process_without_unlabelled_images_takes_part_in_the_statistics(semi, 
     trainer: Any = SimpleNamespace(world_size=2, strategy=strategy)
     batch = {name: part[:6] for name, part in dicts.parts.items()} | {"is_labeled": torch.ones(6, dtype=torch.bool)}
     rule = PseudoLabels()
-    changed = rule.changed(opened(batch), Occasion(trainer, semi(), 0, 0, 8, None))
+    changed = rule.changed(opened(batch), Occasion(trainer, semi(), 0, 0, None))
     assert rule.confidence is not None
     expected = Confidence.none(3).updated(others, 0.99)
     for name in ("mean", "variance", "shares"):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from etude.core.predictions import Predictions
+from etude.journal.record import RunRecord
 from etude.refine.chain import Chain
 
 CLASSES = ("cat", "dog", "eel")
@@ -75,6 +76,93 @@ def test_tables_of_another_tool_are_refined(etude, tmp_path, shifted):
     chain = Chain.load(tmp_path / "better" / "refine.json")
     assert "prior" in chain.described
     assert [row["id"] for row in rows_of(tmp_path / "better" / "r.csv")] == list(truth.ids)
+
+
+def table(path: Path, *rows: str) -> Path:
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return path
+
+
+def test_single_columns_are_blended_and_written_as_they_are(etude, tmp_path):
+    table(tmp_path / "1.csv", "image,target", "b.png,0.2", "a.png,0.9", "c.png,1")
+    table(tmp_path / "2.csv", "id,target", "a,0.5", "b,0.4", "c,0.0")
+    assert etude("blend", "1.csv", "2.csv", "--out", "mean.csv").code == 0
+    rows = rows_of(tmp_path / "mean.csv")
+    assert [row["image"] for row in rows] == ["b.png", "a.png", "c.png"]
+    np.testing.assert_allclose([float(row["target"]) for row in rows], [0.3, 0.7, 0.5], atol=1e-6)
+    weights = ("--weight", 3, "--weight", 1)
+    assert etude("blend", "1.csv", "2.csv", *weights, "--out", "weighted.csv").code == 0
+    assert float(rows_of(tmp_path / "weighted.csv")[0]["target"]) == pytest.approx(0.25)
+    assert etude("blend", "1.csv", "2.csv", "--method", "geometric", "--out", "geometric.csv").code == 0
+    assert float(rows_of(tmp_path / "geometric.csv")[1]["target"]) == pytest.approx(0.75)  # logits are averaged
+    table(tmp_path / "sample.csv", "name,p", "c,0.5", "a,0.5", "b,0.5")
+    words = ("--sample-submission", "sample.csv", "--positive", "0", "--out", "sampled.csv")
+    assert etude("blend", "1.csv", "2.csv", *words).code == 2  # the columns read hold the probability of 0 then too
+    table(tmp_path / "truth.csv", "id,label", "a,1", "b,0", "c,1")
+    ended = etude(
+        "blend", "1.csv", "2.csv", "--labels", "truth.csv", "--method", "mean", "--out", "scored.csv", "--json"
+    )
+    assert json.loads(ended.out)["scores"]["1.csv"] == 1
+
+
+def test_files_of_labels_are_blended_by_vote(etude, tmp_path):
+    table(tmp_path / "1.csv", "id,label", "a.png,=cat", "b.png,dog", 'c.png,"eel, big"')
+    table(tmp_path / "2.csv", "id,label", "c.png,dog", "b.png,=cat", "a.png,=cat")
+    table(tmp_path / "3.csv", "id,label", "a,dog", "b,=cat", "c,dog ")
+    ended = etude("blend", "1.csv", "2.csv", "3.csv", "--out", "vote.csv")
+    assert ended.code == 0, ended.err
+    assert [(row["id"], row["label"]) for row in rows_of(tmp_path / "vote.csv")] == [
+        ("a.png", "=cat"), ("b.png", "=cat"), ("c.png", "dog"),
+    ]  # fmt: skip
+    assert etude("blend", "1.csv", "2.csv", "--out", "tie.csv").code == 0
+    assert [row["label"] for row in rows_of(tmp_path / "tie.csv")] == ["=cat", "dog", "eel, big"]
+    weights = ("--weight", 1, "--weight", 2)
+    assert etude("blend", "1.csv", "2.csv", *weights, "--out", "weighted.csv").code == 0
+    assert [row["label"] for row in rows_of(tmp_path / "weighted.csv")] == ["=cat", "=cat", "dog"]
+    ended = etude("blend", "1.csv", "2.csv", "--method", "mean", "--out", "no.csv")
+    assert (ended.code, "1.csv" in ended.err) == (2, True)
+    ended = etude("blend", "1.csv", "2.csv", "--weight", 1, "--out", "no.csv")
+    assert (ended.code, "2 weights" in ended.err) == (2, True)
+    for words in (("1.csv", "2.csv"), (as_csv(tmp_path / "v.csv", model_output(0, 20), True), "1.csv")):
+        ended = etude("refine", *words, "--out", "no.csv")
+        assert (ended.code, "1.csv holds a label" in ended.err) == (2, True)
+    assert not (tmp_path / "no.csv").exists()
+
+
+def test_a_single_column_is_refined(etude, tmp_path):
+    rng = np.random.default_rng(0)
+    truth = rng.integers(2, size=300)
+    said = 1 / (1 + np.exp(-(4 * truth - 2 + rng.normal(scale=2, size=300)) * 3))
+    for name, rows in (("v", range(200)), ("t", range(200, 300))):
+        table(tmp_path / f"{name}.csv", "id,target", *(f"{row}.png,{said[row]:.6f}" for row in rows))
+    table(tmp_path / "truth.csv", "id,label", *(f"{row},{truth[row]}" for row in range(200)))
+    words = ("--labels", "truth.csv", "--metric", "log_loss", "--steps", "temperature", "--out", "r.csv")
+    ended = etude("refine", "v.csv", "t.csv", *words)
+    assert ended.code == 0, ended.err
+    rows = rows_of(tmp_path / "r.csv")
+    assert [row["id"] for row in rows] == [f"{row}.png" for row in range(200, 300)]
+    refined = np.array([float(row["target"]) for row in rows])
+    loss = lambda p: -np.log(np.where(truth[200:], p, 1 - p).clip(1e-9)).mean()  # noqa: E731
+    assert loss(refined) < loss(said[200:]) - 0.05
+
+
+def test_rows_of_images_that_a_run_could_not_read_are_filled(etude, tmp_path):
+    run, one = tmp_path / "run", model_output(1, 3)
+    run.mkdir()
+    for name in ("valid.npz", "test.npz"):
+        one.save(run / name)
+    record = RunRecord.open(tmp_path / "made", command=(), recipe="quick", settings={}, changed={}, seed=0)
+    record.set("data", {"classes": {"cat": 1, "dog": 2, "eel": 1}})
+    record.close("finished")
+    (tmp_path / "made" / "run.json").rename(run / "run.json")
+    table(run / "bad_files.csv", "id,path,reason", "sub/bad.png,/bad.png,truncated")
+    table(tmp_path / "sample.csv", "id,cat,dog,eel", *(f"{name},0,0,0" for name in (*one.ids, "sub/bad.png")))
+    for words in (("blend", "run", "run"), ("refine", "run", "--steps", "temperature")):
+        ended = etude(*words, "--sample-submission", "sample.csv", "--out", "out.csv")
+        assert ended.code == 0, ended.err
+        assert "'sub/bad.png'" in ended.out
+        last = rows_of(tmp_path / "out.csv")[-1]
+        assert [round(float(last[name]), 6) for name in CLASSES] == [0.25, 0.5, 0.25]
 
 
 def test_a_run_is_refined_with_its_own_predictions(etude, tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -13,7 +15,9 @@ from typing import Any
 
 import pytest
 
+from etude.journal.record_lock import is_locked, working_on
 from picture_folders import picture, write_classes, write_flat
+from recorded_runs import forked
 
 SMALL = (
     "train.epochs=4",
@@ -194,19 +198,35 @@ def test_changed_images_are_refused(etude, stopped, images, tmp_path):
 
 
 def test_a_run_that_another_process_works_on_is_refused(etude, stopped, tmp_path):
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
-        edit_record(tmp_path / "run", state="running", pid=other.pid)
-        said = sentence_of(etude(*stopped))
-        other.communicate()
-    assert f"process {other.pid} is still at work on run" in said
+    def work() -> None:
+        with working_on(tmp_path / "run", lambda text: None):
+            time.sleep(60)
+
+    other, before = forked(work), record_of(tmp_path / "run")
+    while not is_locked(tmp_path / "run"):
+        time.sleep(0.01)
+    for command in (stopped, stopped[:-1]):  # to resume it, and to start another one in its folder
+        said = sentence_of(etude(*command))
+        assert f"process {other} is still at work on run" in said
+        assert platform.node() in said
+    assert record_of(tmp_path / "run") == before
+    os.kill(other, signal.SIGKILL)
+    os.waitpid(other, 0)
     assert etude(*stopped).code == 0
 
 
 def test_a_number_that_now_belongs_to_another_program_is_no_obstacle(etude, stopped, tmp_path):
     with subprocess.Popen(["sleep", "60"]) as other:
-        edit_record(tmp_path / "run", state="running", pid=other.pid)
+        edit_record(tmp_path / "run", state="running", pid=other.pid, locked=False, process=None)
         assert etude(*stopped).code == 0
         other.kill()
+
+
+@pytest.mark.parametrize("changes", [{"pid": os.getppid()}, {"host": "gone", "locked": False, "process": None}])
+def test_a_dead_run_can_be_resumed_whoever_has_its_number_and_wherever_it_was(etude, stopped, tmp_path, changes):
+    edit_record(tmp_path / "run", state="running", **changes)
+    os.utime(tmp_path / "run" / "run.json", (1e9, 1e9))
+    assert etude(*stopped).code == 0
 
 
 def test_nothing_to_resume(etude, stopped, images, tmp_path):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from sklearn import metrics as sk
 
 from etude.core.errors import EtudeError
 from etude.core.metrics import METRICS, Gain, metric_named, paired_bootstrap, ranks_of
+from etude.core.predictions import Predictions
 from etude.core.tally import Tally
+from etude.refine.tables import read_probabilities
 
 NAMES = (*METRICS, "map@1", "map@3")
 
@@ -38,10 +41,10 @@ def by_sklearn(name: str, log_p: np.ndarray, labels: np.ndarray, weights: np.nda
             case "kappa":
                 return sk.cohen_kappa_score(labels, guesses, labels=classes, weights="quadratic", **options)
             case "auc" if len(classes) == 2:
-                return sk.roc_auc_score(labels, log_p[:, 1], **options)
+                return sk.roc_auc_score(labels, log_p[:, 1].round(9), **options)  # the last digits of ties differ
             case "auc":
                 one_hot = np.eye(len(classes))[labels]
-                return sk.roc_auc_score(one_hot, log_p, average="macro", **options)
+                return sk.roc_auc_score(one_hot, log_p.round(9), average="macro", **options)
     k = int(name.removeprefix("map@"))
     value = sk.label_ranking_average_precision_score(np.eye(len(classes))[labels], log_p, **options)
     return value if k >= len(classes) else float("nan")
@@ -88,6 +91,56 @@ def test_map_at_k_by_hand():
     assert metric_named("map@1").value(log_p, labels) == pytest.approx(1 / 3)
     assert metric_named("map@2").value(log_p, labels) == pytest.approx((1 + 1 / 2) / 3)
     assert metric_named("MAP@3").value(log_p, labels) == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)
+
+
+def rounded(seed: int, classes: int, parts: int) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities that are whole parts, such as tenths; zeros are among them. And labels."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, 40)
+    truth = rng.dirichlet(np.full(classes, 0.4), 40) + 0.4 * np.eye(classes)[labels]
+    return np.array([rng.multinomial(parts, row / row.sum()) for row in truth]), labels
+
+
+def auc_of_parts(counts: np.ndarray, labels: np.ndarray) -> float:
+    """The AUC by scikit-learn, on whole numbers: ties are ties."""
+    columns = [1] if counts.shape[1] == 2 else range(counts.shape[1])
+    return float(np.mean([sk.roc_auc_score(labels == c, counts[:, c]) for c in columns]))
+
+
+@pytest.mark.parametrize("classes", [2, 3, 7])
+@pytest.mark.parametrize("parts", [2, 10, 1000])
+@pytest.mark.parametrize("seed", range(4))
+def test_auc_counts_ties_of_rounded_and_zero_probabilities_as_half(classes: int, parts: int, seed: int, tmp_path: Path):
+    counts, labels = rounded(seed, classes, parts)
+    expected, metric = auc_of_parts(counts, labels), metric_named("auc")
+    with np.errstate(divide="ignore"):
+        assert metric.value(np.log(counts / parts), labels) == pytest.approx(expected, abs=1e-12)
+    ids, names = [str(row) for row in range(len(labels))], [f"c{c}" for c in range(classes)]
+    kept = Predictions.from_probabilities(ids, names, counts / parts)
+    kept.save(tmp_path / "p.npz")
+    lines = [",".join([i, *map(str, row / parts)]) for i, row in zip(ids, counts, strict=True)]
+    (tmp_path / "p.csv").write_text("\n".join([",".join(["id", *names]), *lines]), encoding="utf-8")
+    other = Predictions.from_probabilities(ids, names, 3 * counts)  # rows are divided by their sum
+    twice = Predictions(kept.ids, kept.classes, np.concatenate([kept.logits, other.logits]))
+    through = (kept, other, twice, Predictions.load(tmp_path / "p.npz"), read_probabilities(tmp_path / "p.csv"))
+    for one in through:
+        assert metric.value(one.log_probabilities(), labels) == pytest.approx(expected, abs=1e-12)
+
+
+def test_auc_ranks_also_what_is_all_but_certain():
+    logits = np.array([40.0, 41.0, 42.0, 43.0])
+    sure = Predictions(tuple("abcd"), ("no", "yes"), np.stack([-logits, logits], axis=1)[None])
+    labels = np.array([0, 0, 1, 1])
+    for log_p in (sure.log_probabilities(), sure.log_probabilities()[:, ::-1]):
+        assert metric_named("auc").value(log_p, labels if log_p[0, 1] > log_p[0, 0] else 1 - labels) == 1.0
+
+
+def test_a_resample_of_tied_images_is_scored_as_scikit_learn_does():
+    counts, labels = rounded(5, 3, 10)
+    weights = np.random.default_rng(0).integers(0, 3, len(labels)).astype(float)
+    log_p = Predictions.from_probabilities([str(i) for i in range(40)], list("xyz"), counts).log_probabilities()
+    areas = [sk.roc_auc_score(labels == c, counts[:, c], sample_weight=weights) for c in range(3)]
+    assert metric_named("auc").value(log_p, labels, weights) == pytest.approx(np.mean(areas), abs=1e-12)
 
 
 def test_which_metrics_thresholds_help():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from etude.core.errors import EtudeError
 from etude.core.predictions import Predictions
-from etude.core.submission import write_submission
+from etude.core.submission import Unreadable, write_submission
 
 IDS = ("test/1.jpg", "test/2.jpg", "test/3.jpg")
 TABLE = np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3]])
@@ -137,9 +138,85 @@ def test_columns_that_are_no_classes_are_named(tmp_path: Path):
     )
 
 
-def test_one_column_of_fractions_asks_whose_probability(tmp_path: Path):
-    refused(tmp_path, "id,target\n1,0.5\n2,0.5\n3,0.5\n", "column 'target' .* not said of which class")
-    refused(tmp_path, "id,target\n1,cat\n2,cat\n3,cat\n", "not said of which class", probabilities=True)
+@pytest.mark.parametrize("cells", [("0.3",) * 3, ("0", "1", "0.5"), ("1e-3", "0", "1"), ("0.0",) * 3])
+def test_a_column_of_fractions_holds_the_probability_of_the_positive_class(tmp_path: Path, cells: tuple[str, ...]):
+    sample = "id,target\n" + "".join(f"{name},{cell}\n" for name, cell in zip("312", cells, strict=True))
+    for classes, expected in ((("0", "1"), [0.3, 0.1, 0.8]), (("Yes", "No"), [0.7, 0.9, 0.2])):
+        header, *rows = submit(tmp_path, sample, predictions(classes=classes))
+        assert header == ["id", "target"]
+        np.testing.assert_allclose([float(cell) for _, cell in rows], expected, atol=1e-7)
+
+
+def test_a_positive_class_may_be_named(tmp_path: Path):
+    sample = "id,target\n1,0.5\n2,0.5\n3,0.5\n"
+    for name, column in (("cat", 0), ("dog", 1)):
+        _, *rows = submit(tmp_path, sample, positive=name)
+        np.testing.assert_allclose([float(cell) for _, cell in rows], TABLE[:, column], atol=1e-7)
+    header, *rows = submit(tmp_path, None, positive="dog")
+    assert (header, len(rows)) == (["id", "dog"], 3)
+    assert submit(tmp_path, None, positive="dog", id_column="a", label_column="p") == [["a", "p"], *rows]
+    np.testing.assert_allclose([float(cell) for _, cell in rows], TABLE[:, 1], atol=1e-7)
+    _, *rows = submit(tmp_path, "id,target\n1,0\n2,0\n3,0\n", positive="dog")
+    assert float(rows[1][1]) == pytest.approx(0.8)
+
+
+def test_whose_probability_a_column_holds_is_not_guessed(tmp_path: Path):
+    sample = "id,target\n1,0.5\n2,0.5\n3,0.5\n"
+    refused(tmp_path, sample, "'target' .*--positive.*'cat', 'dog'")
+    refused(tmp_path, sample.replace("0.5", "cat"), "'target' .*--positive", probabilities=True)
+    refused(tmp_path, sample, "--positive is 'dogg'.* Did you mean 'dog'", positive="dogg")
+    refused(tmp_path, "id,cat,dog\n1,0,0\n2,0,0\n3,0,0\n", "--positive 'dog' has no meaning", positive="dog")
+
+
+def test_labels_of_the_sample_that_are_no_classes_are_named(tmp_path: Path):
+    refused(tmp_path, "id,breed\n1,beagle\n2,poodle\n3,beagle\n", "'beagle', 'poodle'.*'cat', 'dog'.*--label-column")
+    for cells, named in ((("cat", "dog", "eel"), "'eel'"), (("?", "?", "?"), "'?'")):
+        told: list[str] = []
+        sample = "id,kind\n" + "".join(f"{name},{cell}\n" for name, cell in zip("123", cells, strict=True))
+        assert submit(tmp_path, sample, warn=told.append)[1:] == [["1", "cat"], ["2", "dog"], ["3", "cat"]]
+        assert [named in sentence for sentence in told] == [True]
+
+
+def test_columns_and_labels_that_differ_by_outer_spaces_are_the_classes(tmp_path: Path):
+    header, _, second, _ = submit(tmp_path, "id, dog,cat \n1,0,0\n2,0,0\n3,0,0\n")
+    assert (header, [round(float(cell), 6) for cell in second]) == (["id", " dog", "cat "], [2, 0.8, 0.2])
+    assert submit(tmp_path, "id,label\n1, cat\n2,dog \n3,\n")[1:] == [["1", "cat"], ["2", "dog"], ["3", "cat"]]
+
+
+# --- images that cannot be read ---
+
+BROKEN = Unreadable(["test/4.jpg", "test/9.jpg"], {"cat": 1, "dog": 3, "eel": 9})
+
+
+@pytest.mark.parametrize(
+    ("sample", "expected"),
+    [
+        ("id,label\n4.jpg,\n1.jpg,\n2.jpg,\n3.jpg,\n", ["dog"]),
+        ("id,dog,cat\n4,0,0\n1,0,0\n2,0,0\n3,0,0\n", ["0.75", "0.25"]),
+        ("id,cat\ntest/4.jpg,.5\ntest/1.jpg,.5\ntest/2.jpg,.5\ntest/3.jpg,.5\n", ["0.25"]),
+    ],
+)
+def test_the_row_of_an_image_that_cannot_be_read_is_filled_and_named(tmp_path: Path, sample: str, expected: list[str]):
+    told: list[str] = []
+    _, first, *rest = submit(tmp_path, sample, unreadable=BROKEN, warn=told.append)
+    assert [cell if cell == "dog" else f"{float(cell):.2f}" for cell in first[1:]] == expected
+    assert len(rest) == 3
+    assert rest == submit(tmp_path, re.sub("\n[^\n]*4[^\n]*", "", sample, count=1))[1:]
+    assert len(told) == 1
+    assert f"1 of 4 rows of {tmp_path / 'out.csv'}" in told[0]
+    assert repr(first[0]) in told[0]
+
+
+def test_an_id_without_any_file_is_refused_beside_one_that_cannot_be_read(tmp_path: Path):
+    sample = "id,label\n1.jpg,\n2.jpg,\n3.jpg,\n4.jpg,\n5.jpg,\n"
+    refused(tmp_path, sample, r"1 of its 5 ids have no prediction \('5.jpg'\)", unreadable=BROKEN)
+    refused(
+        tmp_path,
+        sample.replace("3.jpg,\n", "").replace("5.jpg,\n", ""),
+        r"1 of 3 predictions are not in it \('test/3.jpg'\)",
+        unreadable=BROKEN,
+    )
+    assert len(submit(tmp_path, None, unreadable=BROKEN)) == 4
 
 
 def test_one_column_named_after_a_class_holds_its_probability(tmp_path: Path):
@@ -151,7 +228,8 @@ def test_one_column_named_after_a_class_holds_its_probability(tmp_path: Path):
 def test_numeric_classes_and_integer_placeholders_are_labels(tmp_path: Path):
     made = predictions(classes=("0.5", "1"))
     assert submit(tmp_path, "id,y\n1,0.5\n2,0.5\n3,0.5\n", made)[1:] == [["1", "0.5"], ["2", "1"], ["3", "0.5"]]
-    assert submit(tmp_path, "id,y\n1,0\n2,0\n3,0\n")[1:] == [["1", "cat"], ["2", "dog"], ["3", "cat"]]
+    assert submit(tmp_path, "id,y\n1,0\n2,0\n3,0\n", warn=str)[1:] == [["1", "cat"], ["2", "dog"], ["3", "cat"]]
+    assert submit(tmp_path, "id,y\n1,0\n2,1\n3,0\n", predictions(classes=("1", "0")))[1] == ["1", "1"]
 
 
 def test_a_byte_order_mark_and_empty_lines_of_the_sample_are_no_text(tmp_path: Path):

@@ -86,10 +86,10 @@ def stopped_at(count: int, how: BaseException, saving: bool = True) -> Iterator[
     """Raise ``how`` when the ``count``-th image has been appended; with ``saving``, each image is recorded."""
     append = PartialStore.append
 
-    def appended(store: PartialStore, row: bytes) -> None:
+    def appended(store: PartialStore, row: bytes, dull: str = "") -> None:
         if store.done >= count:
             raise how
-        append(store, row)
+        append(store, row, dull)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PartialStore, "append", appended)

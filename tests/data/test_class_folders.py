@@ -9,9 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from etude.core.errors import EtudeError
+from etude.core.progress import Silent
+from etude.data import walk
 from etude.data.sources import read_labelled, read_unlabelled
+from etude.data.survey import survey
 
 
 def test_class_folders_give_sorted_ids_labels_and_classes(class_folders: Path, save_image) -> None:
@@ -51,8 +55,52 @@ def test_hidden_and_other_files_are_left_out_and_counted(class_folders: Path, sa
     images = read_labelled(class_folders)
     assert len(images) == 8
     assert images.described.endswith(
-        "left out: 2 other files, 1 image outside the class folders, 1 class folder without images ('empty')"
+        "left out: 2 other files (1 .db, 1 .txt), 1 image outside the class folders, 1 class folder without images "
+        "('empty')"
     )
+    assert [(file.id, file.reason) for file in images.left_out()] == [
+        ("cat/Thumbs.db", "not an image (.db)"),
+        ("cat/notes.txt", "not an image (.txt)"),
+        ("stray.png", "outside the class folders"),
+    ]
+
+
+ODD_ENDINGS = (("jfif", "JPEG"), ("jpe", "JPEG"), ("ppm", "PPM"), ("tga", "TGA"), ("jp2", "JPEG2000"), ("qoi", "QOI"))
+
+
+def test_files_are_images_by_their_content_where_the_ending_says_nothing(class_folders: Path) -> None:
+    picture = Image.open(class_folders / "cat" / "0.png")
+    for ending, kind in ODD_ENDINGS:
+        picture.save(class_folders / "cat" / f"odd.{ending}", kind)
+    for name, kind in (("none", "PNG"), ("as.dat", "JPEG"), ("IMG_1.5", "WEBP"), ("tiff.0001", "TIFF"), ("g.x", "GIF")):
+        picture.save(class_folders / "cat" / name, kind)
+    for name, content in (("Makefile", b"all:\n"), ("x.npy", b"\x93NUMPY"), ("a.wav", b"RIFF\0\0\0\0WAVE"), ("e", b"")):
+        (class_folders / "cat" / name).write_bytes(content)
+    (class_folders / "cat" / "page.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n")
+    os.mkfifo(class_folders / "cat" / "pipe")
+    os.mkfifo(class_folders / "cat" / "pipe.png")
+    images = read_labelled(class_folders)
+    assert len(images) == 8 + len(ODD_ENDINGS) + 5 + 1
+    assert [(file.id, file.reason) for file in images.left_out()] == [
+        ("cat/Makefile", "not an image (without an ending)"),
+        ("cat/a.wav", "not an image (.wav)"),
+        ("cat/e", "not an image (without an ending)"),
+        ("cat/page.eps", "not an image (.eps)"),
+        ("cat/pipe", "not an image (without an ending)"),
+        ("cat/x.npy", "not an image (.npy)"),
+    ]
+    scan = survey(images, Silent())
+    assert [(file.id, file.reason) for file in scan.bad] == [("cat/pipe.png", "not a regular file")]
+    assert (scan.widths == 12).all()
+    assert read_unlabelled(class_folders / "cat" / "none").ids == ("none",)
+    with pytest.raises(EtudeError, match="neither a folder"):
+        read_unlabelled(class_folders / "cat" / "Makefile")
+
+
+def test_known_endings_cost_no_look_at_the_content(class_folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (class_folders / "cat" / "0.json").write_text("{}")
+    monkeypatch.setattr(walk, "is_image_content", pytest.fail)
+    assert len(read_labelled(class_folders)) == 8
 
 
 @pytest.mark.parametrize("label", ["con", " leading", "a,b", 'say "hi"', "🐈", "naïve", "aux.", "semi;colon"])
@@ -153,12 +201,61 @@ def test_images_without_class_folders_point_at_the_table_beside_them(class_folde
 
 
 def test_the_top_of_a_data_set_is_not_class_folders(class_folders: Path) -> None:
-    shutil.copytree(class_folders, class_folders.parent / "top" / "train")
-    shutil.copytree(class_folders, class_folders.parent / "top" / "valid")
-    with pytest.raises(
-        EtudeError, match=r"look like parts of a data set, not classes; give one of them, such as .*train"
-    ):
-        read_labelled(class_folders.parent / "top")
+    top = class_folders.parent / "a top"
+    for name in ("Train", "val"):
+        shutil.copytree(class_folders, top / name)
+    for name in ("test", "unlabelled", "extra"):
+        shutil.copytree(class_folders / "cat", top / name)
+    with pytest.raises(EtudeError) as refused:
+        read_labelled(top)
+    parts = (("--test", "test"), ("--unlabeled", "unlabelled"), ("--valid", "val"))
+    command = " ".join(["etude fit", f"'{top / 'Train'}'", *(f"{option} '{top / name}'" for option, name in parts)])
+    assert command in str(refused.value)
+
+
+def test_the_top_of_a_data_set_with_a_table_is_not_class_folders(class_folders: Path) -> None:
+    for name in ("train", "test"):
+        (class_folders / {"train": "cat", "test": "dog"}[name]).rename(class_folders / name)
+    (class_folders / "train.csv").write_text("image,label\n")
+    with pytest.raises(EtudeError, match=r"\('test', 'train'\) look like parts .*'train.csv'"):
+        read_labelled(class_folders)
+
+
+@pytest.mark.parametrize(
+    "names", [("test", "exam", "quiz"), ("train", "test", "plane"), ("train", "bus"), ("dev", "x")]
+)
+def test_classes_may_be_called_like_parts_of_a_data_set(tmp_path: Path, save_image, names: tuple[str, ...]) -> None:
+    for number, name in enumerate(names):
+        save_image(tmp_path / name / "0.png", seed=number)
+    save_image(tmp_path / "bus" / "old" / "1.png", seed=9)
+    assert set(read_labelled(tmp_path).classes) == {*names, "bus"}
+
+
+def test_classes_that_differ_by_outer_spaces_are_one(class_folders: Path) -> None:
+    (class_folders / "dog").rename(class_folders / "cat ")
+    (class_folders / "Dog").mkdir()
+    shutil.copy(class_folders / "cat" / "0.png", class_folders / "Dog" / "0.png")
+    told: list[str] = []
+    images = read_labelled(class_folders, warn=told.append)
+    assert images.classes == ("Dog", "cat")
+    assert {"cat/0.png", "cat /4.png", "Dog/0.png"} < set(images.ids)
+    assert all(path.is_file() for path in images.paths)
+    assert ["'cat '" in text for text in told] == [True]
+    assert read_labelled(class_folders, spelling="strict", warn=str).classes == ("Dog", "cat", "cat ")
+
+
+@pytest.mark.parametrize("place", ["runs/train", "cat/run", "mine"])
+def test_runs_are_no_images(class_folders: Path, save_image, place: str) -> None:
+    save_image(class_folders / place / "fold-1" / "timeline.png")
+    (class_folders / place / "run.json").write_text('{\n  "schema_version": 2\n}')
+    images = read_labelled(class_folders)
+    assert (images.classes, len(images)) == (("cat", "dog"), 8)
+    assert images.described.endswith("left out: 1 folder of runs or caches")
+    unlabelled = read_unlabelled(class_folders)
+    assert unlabelled.ids == images.ids
+    assert unlabelled.described.endswith("left out: 1 folder of runs or caches")
+    (class_folders / place / "run.json").write_text('{"laps": 3}')  # a record of something else says nothing
+    assert len(read_unlabelled(class_folders)) == 9
 
 
 def test_file_instead_of_folder(class_folders: Path) -> None:

@@ -72,8 +72,8 @@ from etude.data.sources import read_unlabelled
 from etude.data.stores import ingest
 from etude.data.stores.partial import PartialStore
 append, ingest.SAVE_SECONDS = PartialStore.append, 0.0
-def appended(store, row):
-    append(store, row)
+def appended(store, *row):
+    append(store, *row)
     if store.done >= 17:
         for file in store._files.values():
             file.flush()  # rows beyond the last record, as the system may have written them

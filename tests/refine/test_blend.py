@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy.stats import rankdata
 
 from etude.core.errors import EtudeError
 from etude.core.predictions import Predictions
-from etude.refine.blend import average, geometric_mean, rank_mean
+from etude.refine.blend import average, geometric_mean, majority_vote, rank_mean
 
 IDS, CLASSES = ("a", "b", "c"), ("x", "y", "z")
 LOGITS = hnp.arrays(np.float32, (2, 3, 3), elements=st.floats(-8, 8, width=32))
@@ -103,6 +104,49 @@ def test_nothing_can_not_be_blended():
         average([])
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [(IDS, ("a.png", "b.png", "c.png")), (("1/a.jpg", "1/b.jpg", "1/c.jpg"), ("a", "b", "c"))]
+)
+def test_ids_may_lack_endings_or_folders(ours: tuple[str, ...], theirs: tuple[str, ...]):
+    one, other = made(np.eye(3)[None], ids=ours), shuffled(made(2 * np.eye(3)[None], ids=theirs), [2, 0, 1], [0, 1, 2])
+    blended = average([one, other])
+    assert blended.ids == ours
+    assert blended.predicted().tolist() == [0, 1, 2]
+    twice = made(np.eye(3)[None], ids=("a.png", "a.jpg", "b"))
+    with pytest.raises(EtudeError, match="same ids"):
+        average([one, twice])
+
+
+# --- votes ---
+
+
+def ballots(*rows: str) -> list[Predictions]:
+    """One model a row, which predicts the class of each letter."""
+    ids = [f"{place}" for place in range(len(rows[0]))]
+    return [Predictions.from_probabilities(ids, "xyz", np.eye(3)[["xyz".index(name) for name in row]]) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("rows", "weights", "winners"),
+    [
+        (("xyz", "xyx", "yyy"), None, "xyz"),
+        (("xxx", "yyy"), None, "xxx"),
+        (("xzx", "yyy", "yzx", "xyz"), None, "xzx"),
+        (("xxx", "yyy", "yyz"), [3, 1, 1], "xxx"),
+        (("xxx", "yyy", "yyz"), [2, 1, 1], "xxx"),
+        (("xxx", "yyy", "yyz"), [1, 1, 0], "xxx"),
+        (("xxx", "yyy", "zzz"), [0, 1, 1], "yyy"),
+        (("zzz", "xxx", "yyy", "yyy", "xxx"), [0.1, 0.1, 0.2, 0.1, 0.2], "xxx"),
+    ],
+)
+def test_the_class_of_most_votes_wins_and_ties_go_to_the_first(rows: tuple[str, ...], weights: Any, winners: str):
+    voted = majority_vote(ballots(*rows), weights)
+    assert "".join(voted.classes[place] for place in voted.predicted()) == winners
+    shares = np.array([1.0] * len(rows) if weights is None else weights)
+    won = [sum(share for row, share in zip(rows, shares, strict=True) if row[0] == winners[0]) / shares.sum()]
+    np.testing.assert_allclose(voted.probabilities().max(axis=1)[:1], won, atol=1e-5)
+
+
 # --- other means ---
 
 
@@ -163,6 +207,15 @@ def test_what_rounding_sets_apart_is_a_tie():
         ranks = rank_mean([shuffled(made(logits), [0, 1, 2], list(columns))]).probabilities()
         expected = np.array([[5, 1, 2], [1, 5, 2]])[:, list(columns)] / 8
         np.testing.assert_allclose(ranks[:2], expected, atol=1e-6)
+
+
+def test_equal_probabilities_share_a_rank_whatever_the_other_classes_have():
+    counts = np.random.default_rng(0).multinomial(1000, [0.3, 0.6, 0.1], 60)
+    counts[:5] = [[300, 600, 100], [300, 0, 700], [300, 700, 0], [0, 0, 1000], [1000, 0, 0]]
+    ids = [str(row) for row in range(60)]
+    ranks = rank_mean([Predictions.from_probabilities(ids, tuple("xyz"), counts / 1000)]).probabilities()
+    places = (rankdata(counts, axis=0) - 0.5) / len(counts)
+    np.testing.assert_allclose(ranks, places / places.sum(axis=1, keepdims=True), atol=1e-6)
 
 
 def test_only_the_order_of_probabilities_counts_for_ranks():

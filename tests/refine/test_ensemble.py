@@ -6,7 +6,7 @@ import pytest
 from etude.core.errors import EtudeError
 from etude.core.predictions import Predictions
 from etude.core.scores import log_loss
-from etude.refine.blend import average, geometric_mean, rank_mean
+from etude.refine.blend import average, geometric_mean, majority_vote, rank_mean
 from etude.refine.ensemble import METHODS, Ensemble
 from etude.refine.ensemble_selection import mixture_weights, select_ensemble
 
@@ -31,7 +31,7 @@ def test_every_way_gives_probabilities_and_keeps_one_model(method: str):
     assert blend.weights_.sum() == pytest.approx(1)
     assert str(len(models)) in blend.described or f"{blend.weights_[0]:.2f}" in blend.described
     alone = Ensemble(method).fit(models[:1]).transform(models[:1]).probabilities()  # type: ignore[arg-type]
-    expected = rank_mean(models[:1]) if method == "rank" else models[0]
+    expected = {"rank": rank_mean, "vote": majority_vote}.get(method, lambda models: models[0])(models[:1])
     np.testing.assert_allclose(alone, expected.probabilities(), atol=1e-6)
 
 

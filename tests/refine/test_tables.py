@@ -9,7 +9,7 @@ import pytest
 from etude.core.errors import EtudeError
 from etude.core.predictions import Predictions
 from etude.core.submission import write_submission
-from etude.refine.tables import read_probabilities, with_classes, with_labels
+from etude.refine.tables import Source, in_classes, read_probabilities, read_source, with_classes, with_labels
 
 ONE = Predictions(("a", "b"), ("cat", "dog"), np.log([[[0.2, 0.8], [0.5, 0.5]]]), labels=np.array([1, -1]))
 
@@ -101,7 +101,9 @@ def test_what_is_no_probability_is_refused_with_its_place(tmp_path: Path, cell: 
         ("id,cat,dog\na,0.2,0.8\na,0.5,0.5\n", "several rows for 'a'"),
         ("id,cat,cat\na,0.2,0.8\n", "several columns named 'cat'"),
         ("id,cat,dog\na,0.2\n", "line 2 of .* has 2 fields, but its header has 3"),
-        ("id,target\na,0.2\n", r"one column of probabilities for each class .* has 'target'.* 1 - p"),
+        ("id,target\na,0.2\nb,1.2\n", r"line 3 of .*'b'.* has '1.2' in column 'target'.* from 0 to 1"),
+        ("id,target\na,x\nb, \n", r"line 3 of .*'b'.* has nothing in column 'target'"),
+        ("id,label\na,cat\nb,dog\n", "label for each id and no probabilities"),
         ("id\na\n", "and has none"),
         ("id,cat,dog\n", "has no rows"),
         ("", "has no rows"),
@@ -143,6 +145,66 @@ def test_labels_come_from_predictions_too(tmp_path: Path):
     assert found.labels is not None
     assert found.labels.tolist() == [-1, 0]
     assert "1 of 2 images have no label" in told[0]
+
+
+def test_labels_fit_with_or_without_endings_and_outer_spaces(tmp_path: Path):
+    found = with_labels(ONE, written(tmp_path, "id,label\na.png, cat\nb.png,dog\n", "labels.csv"), warn=silent)
+    assert found.labels is not None
+    assert found.labels.tolist() == [0, 1]
+    other_folders = written(tmp_path, "id,label\nx/a,cat\nx/b,dog\n", "labels.csv")
+    with pytest.raises(EtudeError, match="label for none"):
+        with_labels(ONE, other_folders, warn=silent)
+
+
+# --- single columns ---
+
+
+def sources(folder: Path, *texts: str, positive: str | None = None) -> list[Source]:
+    paths = [written(folder, text, f"{place}.csv") for place, text in enumerate(texts)]
+    return in_classes([read_source(path, warn=silent) for path in paths], paths, positive)
+
+
+SINGLE = "image,target\na,0.2\nb,1\n"
+
+
+@pytest.mark.parametrize(
+    ("other", "positive", "classes", "first"),
+    [
+        ("id,target\na,1e-3\nb,0\n", None, ("0", "1"), [0.8, 0.2]),
+        ("id,yes,no\na,.5,.5\nb,.5,.5\n", None, ("no", "yes"), [0.8, 0.2]),
+        ("id,target,rest\na,.5,.5\nb,.5,.5\n", None, ("rest", "target"), [0.8, 0.2]),
+        ("id,cat,dog\na,.5,.5\nb,.5,.5\n", "cat", ("dog", "cat"), [0.8, 0.2]),
+        ("id,label\na,0\nb,1\n", None, ("0", "1"), [0.8, 0.2]),
+    ],
+)
+def test_a_single_column_is_the_probability_of_one_of_two_classes(
+    tmp_path: Path, other: str, positive: str | None, classes: tuple[str, ...], first: list[float]
+):
+    single = sources(tmp_path, SINGLE, other, positive=positive)[0]
+    assert (single.holds, single.columns, single.positive) == ("probability", ("image", "target"), classes[1])
+    assert single.predictions.classes == classes
+    np.testing.assert_allclose(single.predictions.probabilities()[0], first, atol=1e-7)
+
+
+def test_labels_of_several_files_are_their_classes_together(tmp_path: Path):
+    first, second = sources(tmp_path, "id,label\na,cat\nb,dog \n", "id,kind\na,cow\nb,dog\n")
+    assert (first.holds, second.columns) == ("labels", ("id", "kind"))
+    assert first.predictions.classes == second.predictions.classes == ("cat", "cow", "dog")
+    assert (first.predictions.predicted().tolist(), second.predictions.predicted().tolist()) == ([0, 2], [1, 2])
+
+
+@pytest.mark.parametrize(
+    ("other", "sentence"),
+    [
+        ("id,cat,dog\na,.5,.5\nb,.5,.5\n", r"0.csv .*'target'.*'cat', 'dog'.*--positive"),
+        ("id,x,y,z\na,.5,.5,0\nb,.5,.5,0\n", r"0.csv .*'target'.*'x', 'y', 'z'"),
+    ],
+)
+def test_whose_probability_a_single_column_is_is_not_guessed(tmp_path: Path, other: str, sentence: str):
+    with pytest.raises(EtudeError, match=sentence):
+        sources(tmp_path, SINGLE, other)
+    with pytest.raises(EtudeError, match="holds the label 'cow'"):
+        sources(tmp_path, "id,label\na,cow\nb,cat\n", "id,cat,dog\na,.5,.5\nb,.5,.5\n")
 
 
 def test_labels_that_do_not_fit_are_refused(tmp_path: Path):

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from etude.callbacks.base import set_up
+from etude.callbacks.base import set_up, tear_down
 from etude.callbacks.clock import Clock, clock_of
 from etude.callbacks.tensor_average import TensorAverage, Tensors
 from etude.core.errors import EtudeError, listed, nearest
@@ -100,10 +100,12 @@ class _Averaging(WeightAveraging):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._take_up()  # a validation may have broken off
+        tear_down(self)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._take_up()
         self._kept, self._fitting = None, False
+        tear_down(self)
 
     def state_dict(self) -> dict[str, Any]:
         average = self._average

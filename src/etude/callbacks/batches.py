@@ -17,8 +17,9 @@ import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
-from etude.callbacks.base import EtudeCallback, callbacks_of, whole_steps
+from etude.callbacks.base import EtudeCallback, callbacks_of
 from etude.callbacks.clock import clock_of
+from etude.callbacks.position import position, run_size
 from etude.core.errors import EtudeError, listed, nearest
 from etude.core.seeds import rng_for
 from etude.timeline import Moment, step_progress
@@ -68,7 +69,6 @@ class Occasion:
         module: that is trained.
         step: the optimiser step that the batch belongs to.
         batch_idx: the batch's number within its epoch.
-        steps: of the whole run; 0 where no transform follows the run.
         moment: of the trainer's Clock, or None without one.
     """
 
@@ -76,13 +76,12 @@ class Occasion:
     module: pl.LightningModule
     step: int
     batch_idx: int
-    steps: int
     moment: Moment | None
 
     @property
     def progress(self) -> float:
         """The run's progress in [0, 1]."""
-        return self.moment.progress if self.moment else step_progress(self.step, self.steps)
+        return self.moment.progress if self.moment else step_progress(*position(self.trainer, self.batch_idx))
 
     def rng(self, seed: int, name: str) -> np.random.Generator:
         """Return the generator of this batch's draw, the same again in a resumed run, another in each process."""
@@ -107,8 +106,7 @@ class BatchTransform(EtudeCallback):
         super().__init__()
         self.phases = (phases,) if isinstance(phases, str) else None if phases is None else tuple(phases)
         self.seed = seed
-        self.steps = 0
-        self._restore: Callable[[], None] | None = None
+        self._restore: list[Callable[[], None]] = []
 
     @abstractmethod
     def changed(self, batch: ImageBatch, occasion: Occasion) -> ImageBatch:
@@ -127,17 +125,18 @@ class BatchTransform(EtudeCallback):
                 f"{type(self).__name__} cannot change batches that training_step draws from dataloader_iter itself; "
                 "write it as training_step(self, batch, batch_idx)"
             )
-        if self.follows_run:
-            clock = clock_of(trainer)
-            self.steps = clock.steps if clock else whole_steps(trainer, type(self).__name__)
+        if self.follows_run and clock_of(trainer) is None:
+            run_size(trainer, type(self).__name__)  # refuses a run without an end
         self._restore = _install(trainer, pl_module)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave the module as it was."""
+        super().teardown(trainer, pl_module, stage)
         self._remove()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave the module as it was."""
+        super().on_exception(trainer, pl_module, exception)
         self._remove()
 
     def is_on(self, occasion: Occasion) -> bool:
@@ -145,9 +144,8 @@ class BatchTransform(EtudeCallback):
         return self.phases is None or (occasion.moment is not None and occasion.moment.phase in self.phases)
 
     def _remove(self) -> None:
-        if self._restore:
-            self._restore()
-            self._restore = None
+        while self._restore:
+            self._restore.pop()()
 
     def _check_phases(self, trainer: pl.Trainer) -> None:
         if self.phases is None:
@@ -164,49 +162,68 @@ class BatchTransform(EtudeCallback):
                 )
 
 
-def _install(trainer: pl.Trainer, module: pl.LightningModule) -> Callable[[], None] | None:
-    """Wrap the hook that Lightning calls on batches; return what undoes it, or None if another transform has."""
+def _install(trainer: pl.Trainer, module: pl.LightningModule) -> list[Callable[[], None]]:
+    """Wrap the hook that Lightning calls on batches, and the step; return what undoes it, nothing if it was done."""
     # Lightning asks the datamodule when it has a hook of its own, else the module.
     datamodule = cast(Any, trainer).datamodule
     owner = datamodule if datamodule is not None and is_overridden(_HOOK, datamodule) else module
-    inner = getattr(owner, _HOOK)
+    inner, step_inner = getattr(owner, _HOOK), module.training_step
     if hasattr(inner, "changes_batches"):
-        return None
+        return []
     clock = clock_of(trainer)
     transforms = [callback for callback in callbacks_of(trainer) if isinstance(callback, BatchTransform)]
+    densified: list[str] = []  # who made the present batch's labels dense
 
     @functools.wraps(inner)
     def hook(batch: Any, dataloader_idx: int) -> Any:
         batch = inner(batch, dataloader_idx)
         if not trainer.training:
             return batch
-        step = trainer.global_step
-        moment = clock.moment_at(step) if clock else None
         # Lightning counts the batch only after this hook, as it does itself in its loop.
         batch_idx = trainer.fit_loop.epoch_loop.batch_idx + 1
-        return _transformed(batch, transforms, Occasion(trainer, module, step, batch_idx, _steps(transforms), moment))
+        moment = clock.moment_of(trainer, batch_idx) if clock else None
+        densified.clear()
+        occasion = Occasion(trainer, module, trainer.global_step, batch_idx, moment)
+        return _transformed(batch, transforms, occasion, densified)
+
+    @functools.wraps(step_inner)
+    def step(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return step_inner(*args, **kwargs)
+        except (IndexError, RuntimeError, TypeError, ValueError) as problem:
+            if not densified or isinstance(problem, EtudeError | torch.OutOfMemoryError):
+                raise
+            reason = str(problem).partition("\n")[0]
+            raise EtudeError(
+                f"training_step of {type(module).__name__} failed ({reason}) on a batch whose labels {densified[0]} "
+                "made dense targets, floats (B, C): use a loss that takes these, as torch.nn.functional.cross_entropy "
+                "does, and targets.argmax(1) where labels are needed"
+            ) from problem
 
     cast(Any, hook).changes_batches = True
-    own = vars(owner).get(_HOOK)  # a user may have put a function of their own on the instance
-    setattr(owner, _HOOK, hook)
+    return [_put(owner, _HOOK, hook), _put(module, "training_step", step)]
+
+
+def _put(owner: Any, name: str, function: Callable[..., Any]) -> Callable[[], None]:
+    """Put a function on an object in the place of its method; return what undoes it."""
+    own = vars(owner).get(name)  # a user may have put a function of their own on the instance
+    setattr(owner, name, function)
 
     def restore() -> None:
-        delattr(owner, _HOOK)
+        delattr(owner, name)
         if own is not None:
-            setattr(owner, _HOOK, own)
+            setattr(owner, name, own)
 
     return restore
 
 
-def _steps(transforms: Sequence[BatchTransform]) -> int:
-    return max([transform.steps for transform in transforms])
-
-
-def _transformed(batch: Any, transforms: Sequence[BatchTransform], occasion: Occasion) -> Any:
+def _transformed(batch: Any, transforms: Sequence[BatchTransform], occasion: Occasion, densified: list[str]) -> Any:
     images = before = opened(batch)
     for transform in transforms:
         if transform.phases is None or transform.is_on(occasion):
-            images = transform.changed(images, occasion)
+            former, images = images, transform.changed(images, occasion)
+            if images.target.ndim > former.target.ndim:
+                densified.append(type(transform).__name__)
     return batch if images is before else closed(batch, images)
 
 
@@ -214,7 +231,7 @@ def opened(batch: Any) -> ImageBatch:
     """Return images and targets of a batch.
 
     Raises:
-        EtudeError: it is neither a tuple or list of images and targets nor a dict of them.
+        EtudeError: it is neither a tuple or list of images and targets nor a dict of them, or targets are images.
 
     >>> opened((torch.zeros(2, 1, 8, 8), torch.zeros(2))).size
     (8, 8)
@@ -225,6 +242,11 @@ def opened(batch: Any) -> ImageBatch:
     elif isinstance(batch, Mapping):
         parts = (batch.get("image"), batch.get("target"), *(batch.get(name) for name in _MORE))
     if len(parts) >= 2 and all(isinstance(part, torch.Tensor) for part in parts[:2]) and parts[0].ndim == 4:
+        if parts[1].ndim > 2:
+            raise EtudeError(
+                f"a training batch has targets {tuple(parts[1].shape)}, and etude's callbacks would change its images "
+                "without them: they take labels (B,) and dense targets (B, C), no masks or images"
+            )
         return ImageBatch(*parts)
     raise EtudeError(
         f"a training batch is {_description(batch)}; etude's callbacks change batches that begin with images "
@@ -236,8 +258,10 @@ def closed(batch: Any, images: ImageBatch) -> Any:
     """Return a batch like ``batch`` that holds ``images``; ``batch`` itself stays as it is.
 
     Raises:
-        EtudeError: a tuple or list has no place for what ``images`` holds beside images and targets.
+        EtudeError: a tuple or list has no place for what ``images`` holds beside images and targets, or the images
+            were changed and the batch holds others of their size, such as masks.
     """
+    _check_other_images(batch, images)
     more = {name: part for name in _MORE if (part := getattr(images, name)) is not None}
     if isinstance(batch, Mapping):
         new = cast(dict[str, Any], copy(batch))
@@ -253,6 +277,21 @@ def closed(batch: Any, images: ImageBatch) -> Any:
     if isinstance(batch, list):
         return parts
     return type(batch)(*parts) if hasattr(batch, "_fields") else tuple(parts)
+
+
+def _check_other_images(batch: Any, images: ImageBatch) -> None:
+    parts: dict[Any, Any] = dict(batch) if isinstance(batch, Mapping) else dict(enumerate(batch))
+    before = opened(batch)
+    if before.image is images.image:
+        return
+    for name, part in parts.items():
+        if not isinstance(part, torch.Tensor) or part.ndim < 3 or part is before.image or name in _MORE:
+            continue
+        if len(part) == len(before.image) and before.size in (tuple(part.shape[1:3]), tuple(part.shape[-2:])):
+            raise EtudeError(
+                f"a training batch holds {tuple(part.shape)} at {name!r}, and etude's callbacks change its images "
+                "without it: leave masks and other images out of the batch, or those callbacks out of the trainer"
+            )
 
 
 def _description(batch: Any) -> str:

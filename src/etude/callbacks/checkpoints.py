@@ -13,7 +13,7 @@ import etude.compat  # noqa: F401  (before lightning)
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
 
-from etude.callbacks.base import set_up
+from etude.callbacks.base import ends_step, set_up, tear_down
 from etude.core.errors import EtudeError
 from etude.core.files import replacing
 
@@ -54,6 +54,14 @@ class Checkpoints(Checkpoint):
         """Refuse an order in which another callback's state would be saved a step late."""
         set_up(self, trainer)
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Leave the callback as it was before training."""
+        tear_down(self)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Leave the callback as it was before training."""
+        tear_down(self)
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start counting."""
         self._saved_step, self._saved_at = trainer.global_step, self._clock()
@@ -62,7 +70,7 @@ class Checkpoints(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save when it is time, unless a validation or the end of the run comes first."""
-        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+        if not ends_step(trainer, batch_idx):
             return  # half a step's gradients would be lost, and a resumed run would count its batches from there
         step = trainer.global_step
         stepped = self.every_steps is not None and step - self._saved_step >= self.every_steps

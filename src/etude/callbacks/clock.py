@@ -2,36 +2,49 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 import etude.compat  # noqa: F401  (before lightning)
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivateUsage]
+from torch.optim import Optimizer
 
-from etude.callbacks.base import EtudeCallback, callbacks_of, whole_steps
+from etude.callbacks.base import EtudeCallback, callbacks_of
+from etude.callbacks.position import position, run_size
 from etude.core.errors import EtudeError, listed
 from etude.timeline import QUANTITIES, Event, Moment, PlateauWatch, RunSize, Timeline, step_progress
 
 _LAYERS = {"dropout": "a torch.nn.Dropout", "drop_path": "a DropPath (timm's drop_path_rate)"}
 _ROWS_KEPT = 500  # of what happened, for the figure: a pixel column each
+_TRIAL_DOUBLINGS = 40  # of a trial's few steps, at most
 
 
 class Clock(EtudeCallback):
     """Set learning rate, momentum and dropout before each step, by the timeline; tell every other trick the time.
 
-    A group's own ``lr_scale`` (layer-wise decay) multiplies the timeline's learning rate. Where a phase has a
-    :class:`~etude.timeline.Plateau`, the metric is watched at each validation; the events that follow are the only
-    state, and they are kept in the checkpoint.
+    The timeline's learning rate is that of the parameter group whose own rate is the largest, of all optimisers. The
+    others keep their ratio to it, as torch's schedulers keep each group's rate. A group's ``lr_scale`` (layer-wise
+    decay) multiplies its rate too. A group that joins during training keeps its ratio to the largest rate at that time.
+    Momentum is the same in all groups.
+
+    Progress is the share of the Trainer's ``max_steps`` that is used up, or of its ``max_epochs`` if that is larger. A
+    run that is resumed or continued with another length follows the plan of that length from there on. Every other
+    ``fit`` starts the timeline afresh, so one Clock may serve several folds.
+
+    Where a phase has a :class:`~etude.timeline.Plateau`, the metric is watched at each validation; the events that
+    follow are the only state, and they are kept in the checkpoint.
 
     Args:
         timeline: the plan; lengths such as ``"3ep"`` are resolved when training starts.
-        steps: optimiser steps of the whole run; by default those that the trainer is set to.
+        steps: optimiser steps of the whole run, which are counted in place of the trainer's limits.
 
     Raises:
-        EtudeError: the timeline does not fit the run, a plateau's metric is not logged, or the timeline schedules
-            ``drop_path`` or ``dropout`` in a network that has no such layer.
+        EtudeError: the timeline does not fit the run, a plateau's metric is not logged or nothing is validated, or the
+            timeline schedules ``drop_path`` or ``dropout`` in a network that has no such layer.
 
     Example::
 
@@ -40,48 +53,70 @@ class Clock(EtudeCallback):
 
     def __init__(self, timeline: Timeline, steps: int | None = None) -> None:
         super().__init__()
-        self.timeline = timeline
-        self.steps = steps or 0
+        self._given = (timeline, steps or 0)
+        self._start_afresh()
+
+    def _start_afresh(self) -> None:
+        self.timeline, self.steps = self._given
         self.moment: Moment | None = None
         self.happened: list[dict[str, Any]] = []
         self._watches: dict[str, PlateauWatch] = {}
         self._loaded: dict[str, Any] = {}
-        self._own_momentum: list[float | None] = []
+        self._own: list[tuple[float, float | None]] = []  # each group's own learning rate and momentum
+        self._ratios: list[float] = []
+        self._written: float | None = None  # the timeline's learning rate that the groups hold
         self._dropouts: list[tuple[nn.Module, float]] = []
         self._drop_paths: list[tuple[nn.Module, float]] = []
-        self._known: tuple[Timeline, int, int, Moment] | None = None
+        self._known: tuple[Timeline, float, Moment] | None = None
 
     def moment_at(self, step: int) -> Moment:
-        """Return what holds at optimiser step ``step``, counted from 0."""
+        """Return what holds at step ``step``, counted from 0, of a run of ``self.steps`` steps."""
+        return self._moment(step_progress(step, self.steps))
+
+    def moment_of(self, trainer: pl.Trainer, batch_idx: int) -> Moment:
+        """Return what holds at the step that a batch of the trainer's present epoch belongs to."""
+        return self._moment(step_progress(*position(trainer, batch_idx, self._given[1])))
+
+    def _moment(self, progress: float) -> Moment:
         # Within a step every trick asks for the same moment. Kept whole, since a loader's thread asks too.
-        timeline, steps, known = self.timeline, self.steps, self._known
-        if known is None or known[0] is not timeline or known[1:3] != (steps, step):
-            self._known = known = (timeline, steps, step, timeline.at(step_progress(step, steps)))
-        return known[3]
+        timeline, known = self.timeline, self._known
+        if known is None or known[0] is not timeline or known[1] != progress:
+            self._known = known = (timeline, progress, timeline.at(progress))
+        return known[2]
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Start the timeline afresh, unless the trainer goes on with its own run; see also :class:`EtudeCallback`."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            going_on = self.state_dict() if trainer.global_step and self.steps else None
+            self._start_afresh()
+            if going_on:  # with new optimisers, which know what is their own
+                self.load_state_dict(going_on | {"own_momentum": [], "own_lr": []})
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Fit the timeline to the run, and remember what stands in its place where a phase leaves it alone."""
         super().on_train_start(trainer, pl_module)
-        if not self.steps:
-            self.steps = whole_steps(trainer, "Clock")
-        if not self.timeline.is_resolved:
-            epoch_steps = trainer.num_training_batches / trainer.accumulate_grad_batches
-            try:
-                self.timeline = self.timeline.resolved(RunSize(self.steps, epoch_steps))
-            except ValueError as problem:
-                raise EtudeError(f"the timeline does not fit this run: {problem}") from None
+        size = self._resolve(trainer)
         self._take_up()
-        if not self._own_momentum:  # a resumed optimiser holds what was last written, so the checkpoint's is kept
-            self._own_momentum = [_momentum_of(group) for group in _groups(trainer)]
+        self._check_plateaus(trainer, size)
+        self._find_groups(trainer)
         self._find_layers(pl_module)
-        self.moment = self.moment_at(trainer.global_step)
+        batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        done = 0 if batches >= trainer.num_training_batches else batches  # of an epoch that is resumed within
+        self.moment = self.moment_of(trainer, done)
+        self._stop_at_the_end(trainer, done)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Move to the epoch's first moment, for whatever reads the rates before its first batch."""
+        self.moment = self.moment_of(trainer, 0)
+        self._write_rates(trainer, self.moment)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Move to the moment of the coming step."""
         step = trainer.global_step
-        self.moment = moment = self.moment_at(step)
+        self.moment = moment = self.moment_of(trainer, batch_idx)
         self._write_rates(trainer, moment)
         _write(self._dropouts, "p", moment.dropout, relative=False)
         _write(self._drop_paths, "drop_prob", moment.drop_path, relative=True)
@@ -93,24 +128,25 @@ class Clock(EtudeCallback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Stop where plateaus have brought the end forward."""
-        self._stop_at_the_end(trainer)
+        self._stop_at_the_end(trainer, batch_idx + 1)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show the present phase's plateau the metric it watches, and change the plan when it says so."""
         if trainer.sanity_checking or trainer.state.fn != "fit" or not self.steps:
             return
+        batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        done, steps = position(trainer, batches, self._given[1])
         # The phase of the step that has just been taken: a phase that begins with the next one has seen nothing yet.
-        phase = self.timeline.phase_at(step_progress(max(0, trainer.global_step - 1), self.steps))
+        phase = self.timeline.phase_at(step_progress(max(0, done - 1), steps))
         if phase.plateau is None:
             return
         watch = self._watches.setdefault(phase.name, PlateauWatch(phase.plateau))
         verdict = watch.observe(_metric(trainer, phase.plateau.metric, phase.name))
         if verdict is None:
             return
-        progress = min(1.0, trainer.global_step / self.steps)
-        event = Event(progress, verdict, phase.name, phase.plateau.factor, phase.plateau.min_lr)
+        event = Event(min(1.0, done / steps), verdict, phase.name, phase.plateau.factor, phase.plateau.min_lr)
         self.timeline = self.timeline.with_event(event)
-        self._stop_at_the_end(trainer)
+        self._stop_at_the_end(trainer, batches)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the events and the watches, of plain values."""
@@ -120,40 +156,98 @@ class Clock(EtudeCallback):
                 [event.progress, event.kind, event.phase, event.factor, event.min_lr] for event in self.timeline.events
             ],
             "watches": {name: watch.state_dict() for name, watch in self._watches.items()},
-            "own_momentum": self._own_momentum,
+            "own_lr": [lr for lr, _ in self._own],
+            "own_momentum": [momentum for _, momentum in self._own],
             "happened": self.happened,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the plan where the checkpoint left it."""
-        self.steps = int(state_dict["steps"])
         self._loaded = state_dict
-        self._own_momentum = list(state_dict["own_momentum"])
+        momenta = state_dict["own_momentum"]
+        # Before groups kept their ratios, checkpoints held no rates.
+        self._own = list(zip(state_dict.get("own_lr", [1.0] * len(momenta)), momenta, strict=True))
         self.happened = list(state_dict["happened"])
-        if self.timeline.is_resolved:
+        if self.steps and self.timeline.is_resolved:  # a loader may ask before training starts
             self._take_up()
 
-    def _take_up(self) -> None:
-        """Add the checkpoint's events to the plan; a plan in epochs can take them only once it is resolved."""
-        for fields in self._loaded.get("events", ()):
-            self.timeline = self.timeline.with_event(Event(*fields))
-        plateaus = {phase.name: phase.plateau for phase in self.timeline.phases if phase.plateau is not None}
-        for name, state in self._loaded.get("watches", {}).items():
-            self._watches[name] = PlateauWatch(plateaus[name])
-            self._watches[name].load_state_dict(state)
-        self._loaded = {}
+    def _resolve(self, trainer: pl.Trainer) -> RunSize:
+        """Turn the timeline's lengths into shares of this run, and return how long it is."""
+        size = run_size(trainer, "Clock", self.steps)
+        self.steps = size.steps
+        # A trial of a few batches (fast_dev_run) runs through the phases of the shortest run that they fit.
+        doublings = _TRIAL_DOUBLINGS if cast(Any, trainer).fast_dev_run else 0
+        for power in range(doublings + 1):
+            try:
+                fixed = self.timeline.fixed_steps(size.epoch_steps) if doublings else None
+                steps = round(fixed) if fixed else size.steps << power
+                self.timeline = self.timeline.resolved(RunSize(steps, size.epoch_steps))
+                break
+            except ValueError as problem:
+                if power == doublings:
+                    raise EtudeError(f"the timeline does not fit this run: {problem}") from None
+        return size
 
-    def _stop_at_the_end(self, trainer: pl.Trainer) -> None:
-        if self.timeline.events and trainer.global_step >= round(self.timeline.end * self.steps):
+    def _take_up(self) -> None:
+        """Add the checkpoint's events to the plan, at the steps at which they happened."""
+        loaded, self._loaded = self._loaded, {}
+        for progress, *fields in loaded.get("events", ()):
+            try:
+                event = Event(min(1.0, progress * (loaded["steps"] / self.steps)), *fields)
+                self.timeline = self.timeline.with_event(event)
+            except ValueError as problem:
+                raise EtudeError(
+                    f"the run of {loaded['steps']:,} steps changed its plan at a plateau, and that does not fit the "
+                    f"present plan of {self.steps:,} steps ({problem}): resume with the same timeline and length, or "
+                    "start anew without the checkpoint"
+                ) from None
+        plateaus = {phase.name: phase.plateau for phase in self.timeline.phases}
+        for name, state in loaded.get("watches", {}).items():
+            if (plateau := plateaus.get(name)) is not None:
+                self._watches[name] = PlateauWatch(plateau)
+                self._watches[name].load_state_dict(state)
+
+    def _stop_at_the_end(self, trainer: pl.Trainer, batches: int) -> None:
+        if self.timeline.events and step_progress(*position(trainer, batches, self._given[1])) >= self.timeline.end:
             trainer.should_stop = True
+
+    def _check_plateaus(self, trainer: pl.Trainer, size: RunSize) -> None:
+        """Refuse plateaus in a run without validation; warn of those that too few validations will see."""
+        validations = _validations(trainer, size)
+        for phase in self.timeline.phases:
+            if phase.plateau is None:
+                continue
+            watches = f"phase {phase.name!r} watches {phase.plateau.metric!r} for a plateau"
+            if not validations:
+                raise EtudeError(
+                    f"{watches}, and this run validates nothing: give trainer.fit validation images and the module a "
+                    "validation_step, and let the Trainer validate within the run, or leave the plateau out"
+                )
+            found, needed = cast(float, phase.length) * validations, phase.plateau.patience + 2
+            if found + 1 <= needed and not cast(Any, trainer).fast_dev_run:
+                rank_zero_warn(
+                    f"{watches} with a patience of {phase.plateau.patience}, which takes {needed} validations, and has "
+                    f"about {found:.1f}: it cannot fire; validate more often, or lower the patience"
+                )
+
+    def _find_groups(self, trainer: pl.Trainer) -> None:
+        """Take note of what each optimiser's groups have of their own; new ones may come at any step."""
+        for optimizer, group in _groups(trainer)[len(self._own) :]:
+            lr = float(group.setdefault("initial_lr", group["lr"]))
+            if self._written and lr != optimizer.defaults.get("lr"):  # given in view of the rates at this moment
+                group["initial_lr"] = lr = lr * max(own for own, _ in self._own) / self._written
+            self._own.append((lr, _momentum_of(group)))
+        largest = max((lr for lr, _ in self._own), default=0.0)
+        self._ratios = [lr / largest if largest else 1.0 for lr, _ in self._own]
 
     def _write_rates(self, trainer: pl.Trainer, moment: Moment) -> None:
         groups = _groups(trainer)
-        # Groups may be added on the way, by Lightning's BackboneFinetuning for one.
-        self._own_momentum += [_momentum_of(group) for group in groups[len(self._own_momentum) :]]
-        for group, own in zip(groups, self._own_momentum, strict=True):
+        if len(groups) > len(self._own):  # by Lightning's BackboneFinetuning for one
+            self._find_groups(trainer)
+        self._written = moment.lr or self._written
+        for (_, group), ratio, (_, own) in zip(groups, self._ratios, self._own, strict=True):
             if moment.lr is not None:
-                group["lr"] = moment.lr * group.get("lr_scale", 1.0)
+                group["lr"] = moment.lr * ratio * group.get("lr_scale", 1.0)
             momentum = own if moment.momentum is None else moment.momentum
             if momentum is not None:
                 if "betas" in group:
@@ -187,8 +281,21 @@ def scheduled_in(moment: Moment) -> dict[str, float]:
     return {name: value for name in QUANTITIES if (value := getattr(moment, name)) is not None}
 
 
-def _groups(trainer: pl.Trainer) -> list[dict[str, Any]]:
-    return [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+def _groups(trainer: pl.Trainer) -> list[tuple[Optimizer, dict[str, Any]]]:
+    return [(optimizer, group) for optimizer in trainer.optimizers for group in optimizer.param_groups]
+
+
+def _validations(trainer: pl.Trainer, size: RunSize) -> float:
+    """Return how many validations a run has; infinite where that cannot be known."""
+    if not trainer.enable_validation or (trainer.val_dataloaders is not None and not sum(trainer.num_val_batches)):
+        return 0
+    interval, batches, every = trainer.val_check_batch, trainer.num_training_batches, trainer.check_val_every_n_epoch
+    if interval is None or size.epoch_steps is None:
+        return math.inf
+    epochs = size.steps / size.epoch_steps + 1e-9
+    if every is None:
+        return epochs * batches // interval
+    return epochs // every * (batches // interval)
 
 
 def _momentum_of(group: dict[str, Any]) -> float | None:

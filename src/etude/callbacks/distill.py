@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 
 import etude.compat  # noqa: F401  (before lightning)
 
 import lightning.pytorch as pl
+import torch
+from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 
 from etude.callbacks.batches import BatchTransform, ImageBatch, Occasion
-from etude.callbacks.mixup import dense_targets
+from etude.callbacks.mixup import class_targets
 from etude.core.errors import EtudeError
 from etude.functional.distill import mean_probabilities
 
@@ -24,8 +28,9 @@ class Distill(BatchTransform):
     become part of the target instead: (1 - share) · target + share · teacher, that loss at a temperature of 1, which
     any cross-entropy of dense targets takes. An unlabelled image has a target of zeros.
 
-    Teachers run without gradients and in evaluation mode, on the module's device and in its precision. They are not
-    part of checkpoints.
+    Teachers run without gradients and in evaluation mode, on the module's device. Mixed precision holds for them too; a
+    module in bfloat16 or double precision (``bf16-true``, ``64-true``) leaves them in their own. They are not part of
+    checkpoints.
 
     Args:
         teachers: each maps the batch's images, as the callbacks before this one left them, to logits (B, C).
@@ -76,14 +81,22 @@ class Distill(BatchTransform):
                 "Distill found batches that hold a teacher's probabilities already: leave out Distill, or 'teacher' in "
                 "the batches"
             )
-        with occasion.trainer.precision_plugin.forward_context():
-            probabilities = mean_probabilities(self.teachers, batch.image, "a teacher of Distill")
+        precision = occasion.trainer.precision_plugin
+        teachers = [partial(_asked, teacher) for teacher in self.teachers]
+        with precision.forward_context() if isinstance(precision, MixedPrecision) else nullcontext():
+            probabilities = mean_probabilities(teachers, batch.image, "a teacher of Distill")
         if self.share is None:
             return replace(batch, teacher=probabilities)
-        targets = dense_targets(batch.target, self.num_classes, occasion.module, type(self).__name__)
+        targets = class_targets(batch.target, self.num_classes, occasion.module, type(self).__name__)
         if targets.shape != probabilities.shape:
             raise EtudeError(
                 f"Distill's teachers give probabilities {tuple(probabilities.shape)} and the batch has targets "
                 f"{tuple(targets.shape)}: both need the same classes in the same order"
             )
         return replace(batch, target=targets * (1.0 - self.share) + probabilities.to(targets.dtype) * self.share)
+
+
+def _asked(teacher: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Return a teacher's logits of images, which it gets in its own dtype if they are floats."""
+    own = next((weight.dtype for weight in teacher.parameters() if weight.is_floating_point()), images.dtype)
+    return teacher(images.to(own) if images.is_floating_point() else images)

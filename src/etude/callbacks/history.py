@@ -41,10 +41,19 @@ class History(EtudeCallback):
         super().__init__()
         self.path = None if path is None else Path(path)
         self.epoch_steps = epoch_steps
+        self._start_afresh()
+
+    def _start_afresh(self) -> None:
         self.rows: list[dict[str, Any]] = []
         self._losses: list[torch.Tensor] = []
         self._started = time.perf_counter()
         self._seconds_before = 0.0
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Start an empty table, unless the trainer goes on with its own run; see also :class:`EtudeCallback`."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit" and not trainer.global_step:
+            self._start_afresh()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock of the ``seconds`` column."""
@@ -80,6 +89,10 @@ class History(EtudeCallback):
         self._losses.clear()
         if trainer.is_global_zero:
             self._write()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop the clock of the ``seconds`` column."""
+        self._seconds_before, self._started = self._seconds(), time.perf_counter()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the rows, and the losses since the last of them."""

@@ -84,9 +84,9 @@ class Hooks(EtudeCallback):
 
     def _moment(self, trainer: pl.Trainer) -> Logs:
         clock = clock_of(trainer)
-        if clock is None:
+        moment = clock.moment if clock else None
+        if moment is None:
             return {}
-        moment = clock.moment_at(self._step)
         return {"phase": moment.phase, "progress": moment.progress, **scheduled_in(moment)}
 
 

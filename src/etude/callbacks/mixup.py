@@ -59,7 +59,8 @@ class _Mixing(BatchTransform):
         alpha = self.alpha_at(occasion)
         if alpha <= 0.0 or not self._is_drawn(occasion):
             return batch
-        targets = dense_targets(batch.target, self.num_classes, occasion.module, type(self).__name__)
+        dense = dense_targets(batch.target, self.num_classes, occasion.module, type(self).__name__)
+        targets = dense[:, None] if dense.ndim == 1 else dense
         rng = occasion.rng(self.seed, self.quantity)
         classes = targets.shape[-1]
         together = targets if batch.teacher is None else torch.cat([targets, batch.teacher.to(targets.dtype)], 1)
@@ -68,10 +69,9 @@ class _Mixing(BatchTransform):
         else:
             images, weighted = self.mixed(batch, with_weights(together, batch.weight), alpha, rng)
             together, weight = without_weights(weighted)
-        if batch.teacher is None:
-            return replace(batch, image=images, target=together, weight=weight)
-        targets, teacher = together[:, :classes], together[:, classes:]
-        return replace(batch, image=images, target=targets, weight=weight, teacher=teacher)
+        teacher = None if batch.teacher is None else together[:, classes:]
+        target = together[:, :classes].reshape(dense.shape)
+        return replace(batch, image=images, target=target, weight=weight, teacher=teacher)
 
     def alpha_at(self, occasion: Occasion) -> float:
         """Return the present alpha: the timeline's where it schedules one, else this callback's own; 0 is off."""
@@ -203,6 +203,23 @@ def dense_targets(
             f"{classes} classes: labels run from 0 to {classes - 1}"
         )
     return one_hot(targets.long(), classes)
+
+
+def class_targets(
+    targets: torch.Tensor, num_classes: int | None, module: pl.LightningModule, name: str
+) -> torch.Tensor:
+    """Return :func:`dense_targets`, (B, C).
+
+    Raises:
+        EtudeError: as there, or there are no columns for classes.
+    """
+    dense = dense_targets(targets, num_classes, module, name)
+    if dense.ndim != 2 or dense.shape[1] < 2:
+        raise EtudeError(
+            f"{name} got float targets {tuple(dense.shape)}; it takes integer labels (B,) and dense targets (B, C) "
+            "of at least 2 classes"
+        )
+    return dense
 
 
 def _permutation(rng: np.random.Generator, images: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import (
     Checkpoint,
     LearningRateFinder,
+    LearningRateMonitor,
     StochasticWeightAveraging,
     WeightAveraging,
 )
@@ -53,14 +54,16 @@ def place_of(callback: pl.Callback) -> str | None:
 def arrange(callbacks: Iterable[pl.Callback]) -> list[pl.Callback]:
     """Return the callbacks in a right order; those that may stand anywhere stay behind the one they followed.
 
+    A LearningRateMonitor that stands before the Clock comes after it.
+
     >>> [type(callback).__name__ for callback in arrange([])]
     []
     """
-    rank, ranked = 0, []
+    rank, ranked = 0.0, []
     for callback in callbacks:
         place = place_of(callback)
-        rank = rank if place is None else _PLACES.index(place)
-        ranked.append((rank, callback))
+        rank = rank if place is None else float(_PLACES.index(place))
+        ranked.append((max(rank, 0.5) if isinstance(callback, LearningRateMonitor) else rank, callback))
     return [callback for _, callback in sorted(ranked, key=lambda pair: pair[0])]
 
 
@@ -68,12 +71,14 @@ def check_order(callbacks: Sequence[pl.Callback]) -> None:
     """Refuse callbacks that stand in a wrong order or undo each other's work.
 
     Raises:
-        EtudeError: an etude callback stands before one that must precede it, there are two Clocks or two averages
-            of the weights, or a callback would overwrite the learning rate that the Clock sets.
+        EtudeError: an etude callback stands before one that must precede it, or a LearningRateMonitor before the Clock;
+            there are two Clocks or two averages of the weights; or a callback would overwrite the Clock's rate.
     """
     placed = [(callback, place) for callback in callbacks if (place := place_of(callback)) is not None]
     for place, one in (("Clock", "one timeline runs a training"), ("averaging", "each swaps the network's weights")):
-        names = [type(callback).__name__ for callback, found in placed if found == place]
+        alike = StochasticWeightAveraging if place == "averaging" else ()  # which may stand anywhere
+        found = [callback for callback in callbacks if place_of(callback) == place or isinstance(callback, alike)]
+        names = [type(callback).__name__ for callback in found]
         if len(names) > 1:
             raise EtudeError(f"the callbacks hold {' and '.join(names)}, but {one}: keep one of them")
     for (former, before), (latter, after) in pairwise(placed):
@@ -84,6 +89,12 @@ def check_order(callbacks: Sequence[pl.Callback]) -> None:
                 "through etude.callbacks.arrange"
             )
     _check_rates(callbacks)
+    for number, callback in enumerate(callbacks):
+        if isinstance(callback, LearningRateMonitor) and _rate_clock(callbacks[number:]):
+            raise EtudeError(
+                f"{type(callback).__name__} stands before the Clock among the callbacks, and would log the rate of the "
+                "step before: put it after the Clock, or pass the callbacks through etude.callbacks.arrange"
+            )
 
 
 def check_schedulers(trainer: pl.Trainer) -> None:

@@ -8,7 +8,7 @@ import etude.compat  # noqa: F401  (before lightning)
 
 import lightning.pytorch as pl
 
-from etude.callbacks.base import EtudeCallback
+from etude.callbacks.base import EtudeCallback, ends_step
 from etude.core.progress import Advance, BarContext, Progress
 
 
@@ -40,7 +40,7 @@ class TrainingProgress(EtudeCallback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Advance by one step's images, of which accumulated batches each hold a part."""
-        if self._advance and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+        if self._advance and ends_step(trainer, batch_idx):
             self._advance(self.batch_size)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -49,6 +49,7 @@ class TrainingProgress(EtudeCallback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Close the bar, so that the message stands on a line of its own."""
+        super().on_exception(trainer, pl_module, exception)
         self._close()
 
     def _close(self) -> None:

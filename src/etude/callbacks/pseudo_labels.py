@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from etude.callbacks.batches import BatchTransform, ImageBatch, Occasion
-from etude.callbacks.mixup import dense_targets
+from etude.callbacks.mixup import class_targets
 from etude.callbacks.self_teacher import SelfTeacher
 from etude.core.errors import EtudeError
 from etude.functional.distill import check_temperature
@@ -31,8 +31,9 @@ class PseudoLabels(BatchTransform):
 
     A batch's unlabelled images together weigh ``weight`` times as much as its labelled ones, less where the teacher is
     less sure than usual. Weights go to ``batch["weight"]``; a batch without one has its dense targets multiplied by
-    them, which any cross-entropy of dense targets takes. :class:`~etude.data.mix.FixedMixSampler` keeps both kinds in
-    every batch.
+    them, and by the ratio of all images to the labelled ones. The mean over a batch, which any cross-entropy of dense
+    targets takes, is then the labelled images' mean loss plus ``weight`` times the unlabelled ones'.
+    :class:`~etude.data.mix.FixedMixSampler` keeps both kinds in every batch.
 
     Lee 2013 is ``kind="hard", weights="none", teacher="self"`` under a Clock that schedules ``unlabeled_weight``;
     FixMatch (Sohn et al. 2020) is ``weights="none", teacher="self", threshold=0.95``; the default is SoftMatch (Chen et
@@ -133,19 +134,19 @@ class PseudoLabels(BatchTransform):
         if not some and occasion.trainer.world_size == 1:
             return batch
         known = batch.target if batch.target.is_floating_point() else batch.target.clamp_min(0)
-        target = dense_targets(known, self.num_classes, occasion.module, type(self).__name__).clone()
+        target = class_targets(known, self.num_classes, occasion.module, type(self).__name__).clone()
         weight = torch.ones_like(target[:, 0]) if batch.weight is None else batch.weight.clone()
-        image, share = batch.image, self.weight_at(occasion)
+        image, share, labelled = batch.image, self.weight_at(occasion), float((~unlabelled).sum())
         if share > 0.0:  # with several processes also without images: all add up their statistics together
             probabilities = self._predicted(batch.image[unlabelled], target.shape[1], occasion)
             labels, sure = self._made(probabilities, occasion.trainer)
             target[unlabelled] = labels.to(target.dtype)
-            balance = float((~unlabelled).sum()) / max(1, len(labels))
-            weight[unlabelled] = (sure * (share * balance)).to(weight.dtype)
+            weight[unlabelled] = (sure * (share * labelled / max(1, len(labels)))).to(weight.dtype)
             image = _student_view(batch, unlabelled)
         else:
             weight[unlabelled] = 0.0
         if batch.weight is None:
+            weight = weight * (len(weight) / max(1.0, labelled))  # a loss's mean over all is then one over the labelled
             return replace(batch, image=image, target=target * weight[:, None])
         return replace(batch, image=image, target=target, weight=weight)
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import etude.compat  # noqa: F401  (before lightning)
 
 from etude.callbacks.batches import BatchTransform, ImageBatch, Occasion
-from etude.callbacks.mixup import dense_targets
+from etude.callbacks.mixup import class_targets
 from etude.core.errors import EtudeError
 from etude.functional.targets import smoothed
 
@@ -46,5 +46,5 @@ class LabelSmoothing(BatchTransform):
         amount = self.amount if scheduled is None else scheduled
         if amount <= 0.0 or not self.is_on(occasion):
             return batch
-        targets = dense_targets(batch.target, self.num_classes, occasion.module, type(self).__name__)
+        targets = class_targets(batch.target, self.num_classes, occasion.module, type(self).__name__)
         return replace(batch, target=smoothed(targets, amount))

@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from etude.core.predictions import Predictions
     from etude.journal.screen import Screen
     from etude.refine.ensemble import Ensemble
+    from etude.refine.tables import Source
 
 _METHODS = {
     "auto": "auto",
     "mean": "mean",
     "geometric": "geometric",
     "rank": "rank",
+    "vote": "vote",
     "weights": "likelihood",
     "select": "selection",
     "best": "best",
@@ -32,6 +34,7 @@ def blend(
     *models: Path,
     out: Path,
     method: str | None = None,
+    weight: Annotated[list[float] | None, Parameter(negative="")] = None,
     labels: Path | None = None,
     valid: Annotated[list[Path] | None, Parameter(negative="")] = None,
     metric: str = "accuracy",
@@ -39,6 +42,7 @@ def blend(
     label_column: str | None = None,
     probabilities: bool = True,
     sample_submission: Path | None = None,
+    positive: str | None = None,
     seed: int = 0,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
     quiet: Annotated[bool, Parameter(negative="")] = False,
@@ -52,13 +56,15 @@ def blend(
     ----------
     models
         Two or more: run folders, .npz files of etude, or tables with an id column and a column of probabilities a
-        class.
+        class, one column of probabilities of one of two classes, or one of labels.
     out
         The file to write: .csv, or .npz.
     method
-        mean, geometric, rank, weights (least log loss), select (Caruana's forward selection), best (one model), or
-        auto: the mean, unless another way beats it on labelled images beyond noise. By default auto with labels, mean
-        without.
+        mean, geometric, rank, vote (of the predicted classes; on a tie the first model decides), weights (least log
+        loss), select (Caruana's forward selection), best (one model), or auto: the mean, unless another way beats it on
+        labelled images beyond noise. By default auto with labels, mean without, and vote where a file holds labels.
+    weight
+        Weight of a model with mean, geometric, rank or vote; repeat the option, in the order of the models.
     labels
         A table of ids and labels for the labelled images, when the files do not hold them.
     valid
@@ -73,6 +79,9 @@ def blend(
         Write a column of probabilities a class; with --no-probabilities the predicted class.
     sample_submission
         A CSV whose ids, columns and order the file must follow.
+    positive
+        The class whose probability a single column holds, in the files that are read and in --out; by default that
+        which the column is named after, or 1, true, yes or positive.
     seed
         Of folds and bags.
     as_json
@@ -80,7 +89,7 @@ def blend(
     quiet
         Show warnings only.
     """
-    written = Written(out, probabilities, sample_submission)
+    written = Written(out, probabilities, sample_submission, positive)
     check_out(written)
     from etude.core.errors import EtudeError, nearest
     from etude.journal.screen import Screen
@@ -94,16 +103,17 @@ def blend(
         raise EtudeError(f"--valid came {len(valid)} times for {len(models)} models: give one for each, in their order")
 
     screen = Screen(quiet=quiet or as_json)
-    reading = _Reading(labels, id_column, label_column, screen)
-    blended = [reading.read(path, "test.npz") for path in models]
+    reading = _Reading(labels, id_column, label_column, positive, screen)
+    sources = reading.read(models, "test.npz")
+    blended = [source.predictions for source in sources]
     labelled = reading.labelled(models, valid, blended)
 
     from etude.refine.ensemble import Ensemble
 
-    way: Any = _METHODS[method or ("mean" if labelled is None else "auto")]
-    ensemble = Ensemble(way, metric, seed=seed).fit(blended if labelled is None else labelled)
+    way: Any = _METHODS[_method(method, weight, models, sources, labelled is not None)]
+    ensemble = Ensemble(way, metric, seed=seed, weights=weight).fit(blended if labelled is None else labelled)
     done = ensemble.transform(blended)
-    write_out(written, done)
+    write_out(written, sources[0], done, models, screen.warn)
     told = _told(models, ensemble, labelled, metric)
     if as_json:
         print(json.dumps(told, indent=2, ensure_ascii=False))
@@ -112,19 +122,42 @@ def blend(
     screen.say(f"{len(done):,} predictions in {written.path}: {ensemble.described}")
 
 
+def _method(
+    given: str | None, weight: Sequence[float] | None, models: Sequence[Path], sources: Sequence[Source], labelled: bool
+) -> str:
+    """Return the method to blend by: files of labels can only vote."""
+    from etude.core.errors import EtudeError
+
+    hard = [path for path, source in zip(models, sources, strict=True) if source.holds == "labels"]
+    if hard and given not in (None, "vote"):
+        raise EtudeError(
+            f"--method is {given}, but {hard[0]} holds labels and no probabilities: files of labels are blended by vote"
+        )
+    return given or ("vote" if hard else "auto" if labelled and weight is None else "mean")
+
+
 class _Reading:
     """Reads predictions with the options that all files share."""
 
-    def __init__(self, labels: Path | None, id_column: str | None, label_column: str | None, screen: Screen) -> None:
+    def __init__(
+        self,
+        labels: Path | None,
+        id_column: str | None,
+        label_column: str | None,
+        positive: str | None,
+        screen: Screen,
+    ) -> None:
         self.labels, self.id_column, self.label_column, self.screen = labels, id_column, label_column, screen
+        self.positive = positive
 
-    def read(self, path: Path, name: str) -> Predictions:
-        """Read a file, or the file ``name`` of a run."""
-        from etude.refine.tables import read_probabilities
+    def read(self, paths: Sequence[Path], name: str) -> list[Source]:
+        """Read files, or the file ``name`` of a run."""
+        from etude.refine.tables import in_classes, read_source
 
-        return read_probabilities(
-            file_of(path, name), id_column=self.id_column, label_column=self.label_column, warn=self.screen.warn
-        )
+        files = [file_of(path, name) for path in paths]
+        options: dict[str, Any] = {"id_column": self.id_column, "label_column": self.label_column}
+        sources = [read_source(file, **options, warn=self.screen.warn) for file in files]
+        return in_classes(sources, files, self.positive)
 
     def labelled(
         self, models: Sequence[Path], valid: Sequence[Path] | None, blended: Sequence[Predictions]
@@ -136,8 +169,8 @@ class _Reading:
             valid = models
         found = list(blended)
         if valid is not None:
-            read = [(path, self.read(path, "valid.npz")) for path in valid]
-            found = [with_classes(one, blended[0].classes, str(path)) for path, one in read]
+            read = zip(valid, self.read(valid, "valid.npz"), strict=True)
+            found = [with_classes(one.predictions, blended[0].classes, str(path)) for path, one in read]
         if self.labels is not None:
             label_file, column = expanded(self.labels), self.label_column
             found = [with_labels(one, label_file, label_column=column, warn=self.screen.warn) for one in found]

@@ -32,9 +32,11 @@ def fit(
     image_column: str | None = None,
     label_column: str | None = None,
     weight_column: str | None = None,
+    labels: str | None = None,
     image_root: Path | None = None,
     sample_submission: Path | None = None,
     probabilities: Annotated[bool, Parameter(negative="")] = False,
+    positive: str | None = None,
     mlflow: str | None = None,
     quiet: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
@@ -83,12 +85,17 @@ def fit(
         The table's column of labels, when it is not found automatically.
     weight_column
         A column of weights for training.
+    labels
+        tidy (labels that differ only by outer spaces or Unicode form are one class) or strict; by default tidy.
     image_root
         Folder that the table's image names start from.
     sample_submission
         A CSV whose ids, columns and order the submission must follow.
     probabilities
         Write one column of probabilities a class instead of a label.
+    positive
+        Write the probability of this class in one column; by default 1, true, yes or positive, where the sample
+        submission has one column of fractions.
     mlflow
         Address of an MLflow server, such as http://127.0.0.1:5000, that gets the run when it has finished.
     quiet
@@ -106,7 +113,12 @@ def fit(
         teachers=teacher or (),
         folds=folds,
         recipe=recipe,
-        settings=[*(settings or ()), *lr_settings(lr), *([f"data.cache_limit={cache_limit}"] if cache_limit else [])],
+        settings=[
+            *(settings or ()),
+            *lr_settings(lr),
+            *([f"data.cache_limit={cache_limit}"] if cache_limit else []),
+            *([f"data.labels={labels}"] if labels else []),
+        ],
         sample=sample,
         seed=seed,
         out=out,
@@ -114,6 +126,7 @@ def fit(
         columns=Columns(image_column, label_column, weight_column, image_root),
         sample_submission=sample_submission,
         probabilities=probabilities,
+        positive=positive,
         resume=resume,
         command=("etude", *sys.argv[1:]),
         tags=tag or (),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from etude.journal.index import DAMAGED
 from etude.journal.quantities import duration, file_size, moment, percent
 from etude.journal.record_read import IN_NO_STAGE, REPORT_NAME, seconds_in_no_stage
-from etude.journal.record_state import state_of, stopped_at
+from etude.journal.record_state import stopped_at
 
 if TYPE_CHECKING:
     from etude.core.metrics import Gain
@@ -116,7 +116,7 @@ def _facts(record: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _state_in_words(record: dict[str, Any]) -> str:
-    told = state_of(record)
+    told = record["state"]
     if told != "finished":
         told += f" {stopped_at(record['stages'])}"
     if times := len(record["resumed"]):

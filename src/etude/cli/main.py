@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from types import FrameType
 
 from cyclopts import App
 
 import etude
-from etude.core.errors import EtudeError
+from etude.core.errors import EtudeError, Terminated
 
 app = App(
     name="etude",
+    suppress_keyboard_interrupt=False,  # main says what is kept and how to go on
     version=etude.__version__,
     help="Turn a folder of labelled images into an accurate classifier, and write down what each step bought.",
 )
@@ -38,21 +44,50 @@ app.command("etude.cli.lr_find:lr_find", name="lr-find", help="Search the peak l
 
 
 def main() -> None:
-    """Run the command line; a user's mistake ends in one sentence and exit code 2."""
+    """Run the command line; a user's mistake ends in one sentence and exit code 2, a stop in one and 130 or 143."""
     # Before torch loads OpenMP: threads that spin long while they wait take the processor from whatever else runs. With
     # one other busy process on two cores, fine-tuning is about twice as fast this way, and as fast with none.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     try:
-        app(sys.argv[1:])
+        with _stoppable():
+            app(sys.argv[1:])
     except EtudeError as error:
         _stop(f"etude: {error}", 2)
-    except KeyboardInterrupt:
-        _stop("etude: stopped by hand; what was finished before is kept", 130)
+    except KeyboardInterrupt as stop:
+        kept = [*getattr(stop, "__notes__", ()), "what was finished before is kept"][0]
+        how, code = ("by SIGTERM", 143) if isinstance(stop, Terminated) else ("by hand", 130)
+        _stop(f"etude: stopped {how}; {kept}", code)
     except BrokenPipeError:
         # The reader of a pipe (head, less) has gone; Python would complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+
+
+@contextmanager
+def _stoppable() -> Generator[None]:
+    """Let SIGTERM stop a command as Ctrl-C does, also where a library turns the stop into an error of its own."""
+    received: list[type[KeyboardInterrupt]] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        received.append(Terminated if number == signal.SIGTERM else KeyboardInterrupt)
+        raise received[-1]
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # What the caller ignores, as nohup and a shell's background do, stays ignored.
+    known = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in known}
+    try:
+        yield
+    except Exception as problem:
+        if received:
+            raise received[0] from problem
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _stop(sentence: str, code: int) -> None:

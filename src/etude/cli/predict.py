@@ -24,6 +24,7 @@ def predict(
     larger: float | None = None,
     probabilities: Annotated[bool, Parameter(negative="")] = False,
     sample_submission: Path | None = None,
+    positive: str | None = None,
     cache: Path | None = None,
     quiet: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
@@ -46,6 +47,9 @@ def predict(
         Write one column of probabilities a class instead of a label.
     sample_submission
         A CSV whose ids, columns and order the file must follow.
+    positive
+        Write the probability of this class in one column; by default 1, true, yes or positive, where the sample
+        submission has one column of fractions.
     cache
         Folder of decoded images; by default ~/.cache/etude.
     quiet
@@ -57,13 +61,16 @@ def predict(
     out = Path(os.path.expanduser(out))  # the shell leaves --out=~/FILE as it is
     if out.suffix.lower() not in (".csv", ".npz"):
         raise EtudeError(f"--out is {out}; give a file that ends in .csv (or in .npz for the full predictions)")
-    if out.suffix.lower() == ".npz" and (probabilities or sample_submission is not None):
+    if out.suffix.lower() == ".npz" and (probabilities or positive is not None or sample_submission is not None):
         raise EtudeError(
-            f"--out is {out}, and an .npz file follows no --probabilities or --sample-submission: give a .csv"
+            f"--out is {out}, and an .npz file follows no --probabilities, --positive or --sample-submission: give a "
+            ".csv"
         )
     if tta is not None and tta < 1:
         raise EtudeError(f"--tta is {tta}; give the number of views, 1 or more")
 
+    from etude.data.bad_files import write_bad_files
+    from etude.data.wording import counted
     from etude.run import load
 
     screen = Screen(quiet=quiet)
@@ -73,15 +80,19 @@ def predict(
     found = opened.predict(images, tta=tta, larger=larger, cache=cache, progress=screen)
     for bad in found.bad[:_SHOWN]:
         screen.warn(f"left out: {bad.id} ({bad.reason})")
-    if len(found.bad) > _SHOWN:
-        screen.warn(f"left out: {len(found.bad) - _SHOWN:,} more files that cannot be read")
+    if found.bad:
+        listing = out.with_suffix(".bad_files.csv")
+        write_bad_files(listing, found.bad)
+        screen.warn(f"{counted(len(found.bad), 'file')} left out; {listing} says why")
     views = found.predictions.logits.shape[0]
     if tta is not None and views < tta:
         screen.warn(f"averaged over {views} views, not {tta}: the run's augmentation policy leaves images as they are")
     if out.suffix.lower() == ".npz":
         found.predictions.save(out)
     else:
-        found.to_csv(out, probabilities=probabilities, sample_submission=sample_submission)
+        found.to_csv(
+            out, probabilities=probabilities, sample_submission=sample_submission, positive=positive, warn=screen.warn
+        )
     screen.say(f"{len(found.predictions):,} predictions in {out}")
     if views > 1 and opened.record["state"] == "finished":
         _tell_views(screen, opened)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from etude.core.predictions import Predictions
+    from etude.core.submission import Unreadable
+    from etude.refine.tables import Source
 
 Warn = Callable[[str], object]
 
@@ -22,11 +24,13 @@ class Written:
         out: a .csv or .npz file.
         probabilities: a column a class, else the predicted class; .csv only.
         sample: a sample submission to follow; .csv only.
+        positive: the class whose probability one column is to hold; .csv only.
     """
 
     out: Path
     probabilities: bool = True
     sample: Path | None = None
+    positive: str | None = None
 
     @property
     def path(self) -> Path:
@@ -45,15 +49,19 @@ def check_out(written: Written) -> None:
     ending = written.path.suffix.lower()
     if ending not in (".csv", ".npz"):
         raise EtudeError(f"--out is {written.path}; give a file that ends in .csv or .npz")
-    if ending == ".npz" and (not written.probabilities or written.sample is not None):
+    if ending == ".npz" and not (written.probabilities and written.sample is None and written.positive is None):
         raise EtudeError(
-            f"--out is {written.path}, and an .npz file follows no --no-probabilities or --sample-submission: "
-            "give a .csv"
+            f"--out is {written.path}, and an .npz file follows no --no-probabilities, --positive or "
+            "--sample-submission: give a .csv"
         )
 
 
-def write_out(written: Written, predictions: Predictions) -> None:
+def write_out(written: Written, source: Source, predictions: Predictions, of: Sequence[Path], warn: Warn) -> None:
     """Write the predictions whole, or not at all.
+
+    Args:
+        source: the predictions that these were made from; a single column is written as it has it.
+        of: files and folders that were read; rows of a sample for images that their runs could not read are filled.
 
     Raises:
         EtudeError: they do not fit the sample submission, or the place cannot be written.
@@ -62,8 +70,34 @@ def write_out(written: Written, predictions: Predictions) -> None:
 
     if written.path.suffix.lower() == ".npz":
         predictions.save(written.path)
-    else:
-        write_submission(written.path, predictions, probabilities=written.probabilities, sample=written.sample)
+        return
+    single = source.columns is not None and written.sample is None
+    id_column, column = source.columns if source.columns is not None else ("id", None)
+    write_submission(
+        written.path,
+        predictions,
+        probabilities=written.probabilities and not (single and source.holds == "labels"),
+        id_column=id_column,
+        label_column=column,
+        sample=written.sample,
+        positive=written.positive or (source.positive if single and written.probabilities else None),
+        unreadable=_unreadable(of),
+        warn=warn,
+    )
+
+
+def _unreadable(paths: Sequence[Path]) -> Unreadable | None:
+    """Return the images that a run among these paths could not read, with its class counts."""
+    from etude.core.submission import Unreadable
+    from etude.data.bad_files import read_bad_ids
+    from etude.journal.record import read_run
+
+    for path in map(expanded, paths):
+        folder = path if path.is_dir() else path.parent
+        if (folder / "bad_files.csv").is_file() and (folder / "run.json").is_file():
+            counts = (read_run(folder).get("data") or {}).get("classes") or {}
+            return Unreadable(read_bad_ids(folder / "bad_files.csv"), counts)
+    return None
 
 
 def expanded(path: Path) -> Path:
@@ -106,31 +140,39 @@ def labelled_and_target(
     *,
     id_column: str | None,
     label_column: str | None,
+    positive: str | None,
     warn: Warn,
-) -> tuple[Predictions, Predictions]:
+) -> tuple[Predictions, Source]:
     """Read the labelled predictions and those to refine, their classes in the same order.
 
     Raises:
         EtudeError: a file cannot be read, there are no labels, or the classes differ.
     """
     from etude.core.errors import EtudeError
-    from etude.refine.tables import read_probabilities, with_classes
+    from etude.refine.tables import in_classes, read_source, with_classes, with_labels
 
     if target is None and not expanded(valid).is_dir():
         raise EtudeError(
             f"there is nothing to refine: give the predictions of other images after {valid} (--target FILE)"
         )
-    labelled = read_probabilities(
-        file_of(valid, "valid.npz"),
-        labels=None if labels is None else expanded(labels),
-        id_column=id_column,
-        label_column=label_column,
-        warn=warn,
-    )
+    paths = [file_of(valid, "valid.npz"), file_of(valid if target is None else target, "test.npz")]
+    own = None if labels is not None else label_column
+    sources = [
+        read_source(path, id_column=id_column, label_column=column, warn=warn)
+        for path, column in zip(paths, (own, None), strict=True)
+    ]
+    for path, source in zip(paths, sources, strict=True):
+        if source.holds == "labels":
+            raise EtudeError(
+                f"{path} holds a label for each id and no probabilities, so there is nothing to refine: give a column "
+                "of probabilities for each class (etude blend takes files of labels, by majority vote)"
+            )
+    source, aim = in_classes(sources, paths, positive)
+    labelled = source.predictions
+    if labels is not None:
+        labelled = with_labels(labelled, expanded(labels), label_column=label_column, warn=warn)
     if labelled.labels is None or not (labelled.labels >= 0).any():
         raise EtudeError(
             f"{valid} holds no labels to learn from: give them with --labels FILE, a table of ids and labels"
         )
-    aim = file_of(valid if target is None else target, "test.npz")
-    found = read_probabilities(aim, id_column=id_column, warn=warn)
-    return labelled, with_classes(found, labelled.classes, str(aim))
+    return labelled, replace(aim, predictions=with_classes(aim.predictions, labelled.classes, str(paths[1])))

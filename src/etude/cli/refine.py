@@ -30,6 +30,7 @@ def refine(
     label_column: str | None = None,
     probabilities: bool = True,
     sample_submission: Path | None = None,
+    positive: str | None = None,
     seed: int = 0,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
     quiet: Annotated[bool, Parameter(negative="")] = False,
@@ -67,6 +68,9 @@ def refine(
         Write a column of probabilities a class; with --no-probabilities the predicted class.
     sample_submission
         A CSV whose ids, columns and order the file must follow.
+    positive
+        The class whose probability a single column holds, in the files that are read and in --out; by default that
+        which the column is named after, or 1, true, yes or positive.
     seed
         Of folds and bootstrap.
     as_json
@@ -76,7 +80,7 @@ def refine(
     """
     from etude.core.errors import EtudeError
 
-    written = Written(out, probabilities, sample_submission)
+    written = Written(out, probabilities, sample_submission, positive)
     check_out(written)
     if written.path.name == "refine.npz":
         raise EtudeError(f"--out is {written.path}, the name of the file with the fitted steps: choose another")
@@ -85,9 +89,11 @@ def refine(
 
     metric = metric_named(metric).name
     screen = Screen(quiet=quiet or as_json)
-    labelled, unlabelled = labelled_and_target(
-        valid, target, labels, id_column=id_column, label_column=label_column, warn=screen.warn
-    )
+    labelled, source = labelled_and_target(
+        valid, target, labels,
+        id_column=id_column, label_column=label_column, positive=positive, warn=screen.warn,
+    )  # fmt: skip
+    unlabelled = source.predictions
     from etude.refine.chain import Chain
     from etude.refine.chain_steps import left_out, standard_steps
     from etude.refine.tables import read_probabilities
@@ -98,7 +104,7 @@ def refine(
     made = standard_steps(labelled, names, unlabelled, metric=metric, prior=prior, train=known, seed=seed)
     chain = Chain(made, metric, seed=seed).fit(labelled, unlabelled)
     refined = chain.transform(unlabelled)
-    write_out(written, refined)
+    write_out(written, source, refined, [target or valid], screen.warn)
     record = written.path.with_name("refine.json")
     chain.save(record)
     if as_json:

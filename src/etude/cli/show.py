@@ -9,7 +9,7 @@ from etude.journal.screen import Screen
 _WHAT = {
     "report.html": "the report: everything below at a glance, for a browser",
     "notebook.ipynb": "the same as a notebook, to go on from",
-    "submission.csv": "predicted labels of the test images",
+    "submission.csv": "predictions of the test images",
     "test.npz": "test predictions with features",
     "train.npz": "the training images' features, for etude refine",
     "valid.npz": "validation predictions",
@@ -17,7 +17,7 @@ _WHAT = {
     "history.csv": "training curves",
     "timeline.png": "the schedule, as planned and as it happened",
     "lr_find.png": "the search for the learning rate",
-    "bad_files.csv": "files that could not be read, with reasons",
+    "bad_files.csv": "files that were left out, with reasons",
     "run.json": "settings, environment, data, stages and scores",
 }
 

@@ -13,6 +13,10 @@ class EtudeError(Exception):
     """
 
 
+class Terminated(KeyboardInterrupt):
+    """The system or another program has asked the process to end (SIGTERM): it stops as by Ctrl-C."""
+
+
 def told(problem: BaseException) -> str:
     """Return a problem in words: as it says itself where it was written to be read, otherwise with its type.
 

@@ -20,6 +20,9 @@ _NO_PLACE = frozenset(
     }
 )
 
+NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL})
+"""Errors of a file system that has no locks."""
+
 
 @contextmanager
 def replacing(path: Path) -> Generator[Path]:

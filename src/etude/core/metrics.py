@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from etude.core import tally
 from etude.core.errors import EtudeError, nearest
+from etude.core.ranks import log_odds, ties
 from etude.core.seeds import rng_for
 from etude.core.sign_flips import FEW, sign_flips
 from etude.core.tally import FloatArray, IntArray, Tally
@@ -248,8 +249,8 @@ def _average_precision_at(k: int) -> Callable[[FloatArray, IntArray], FloatArray
 
 def _auc(log_probabilities: FloatArray, labels: IntArray) -> Scorer:
     """Mean over classes of the area under the ROC curve of each against the rest; with two classes one says it all."""
-    count = log_probabilities.shape[1]
-    curves = [_Curve.of(log_probabilities[:, c], labels == c) for c in ([1] if count == 2 else range(count))]
+    count, odds = log_probabilities.shape[1], log_odds(log_probabilities)
+    curves = [_Curve.of(odds[:, c], labels == c) for c in ([1] if count == 2 else range(count))]
 
     def scorer(counts: FloatArray) -> float:
         areas = np.array([curve.area(counts) for curve in curves])
@@ -268,10 +269,8 @@ class _Curve:
 
     @classmethod
     def of(cls, scores: FloatArray, positive: NDArray[np.bool_]) -> _Curve:
-        order = np.argsort(scores, kind="stable")
-        rises = np.diff(scores[order], prepend=-np.inf) != 0 if len(order) else np.zeros(0, bool)
-        rises[:1] = True
-        return cls(order, np.flatnonzero(rises), positive[order])
+        order, starts = ties(scores)
+        return cls(order, starts, positive[order])
 
     def area(self, counts: FloatArray) -> float:
         """Return P(score of a positive > that of a negative), ties counted half; NaN without a pair."""

@@ -132,7 +132,8 @@ class Predictions:
                     f"the probabilities of {ids[first]!r} are {values[first].tolist()[:5]}: "
                     "each must be zero or more, and at least one above zero"
                 )
-            values = values / values.max(axis=1, keepdims=True)
+            values = values / values.max(axis=1, keepdims=True)  # first, so that huge values do not overflow in the sum
+            values /= values.sum(axis=1, keepdims=True)
         # A zero becomes the smallest normal double: its logarithm is finite and its probability still is nothing.
         logits = np.log(np.maximum(values, np.finfo(np.float64).tiny))
         return cls(tuple(ids), tuple(classes), cast("NDArray[np.float32]", logits[None]), labels=labels)

@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import csv
+import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from etude.core.errors import EtudeError, listed
+import numpy as np
+
+from etude.core.errors import EtudeError, listed, nearest
 from etude.core.files import replacing
+from etude.core.ids import match_ids
+from etude.core.labels import positive_class, spelled_as, spellings
 from etude.core.predictions import Predictions
 
 Row = list[str]
+Warn = Callable[[str], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """Images without predictions, since their files cannot be read, and what a submission holds in their place.
+
+    Args:
+        ids: of these images.
+        counts: labelled images of each class; their shares fill the rows, a label is the most frequent class.
+    """
+
+    ids: Sequence[str]
+    counts: Mapping[str, int]
 
 
 def write_submission(
@@ -21,15 +40,27 @@ def write_submission(
     *,
     probabilities: bool = False,
     id_column: str = "id",
-    label_column: str = "label",
+    label_column: str | None = None,
     sample: Path | str | None = None,
+    positive: str | None = None,
+    unreadable: Unreadable | None = None,
+    warn: Warn = warnings.warn,
 ) -> None:
     """Write ``id,label`` rows, or with ``probabilities`` ``id,<one column a class>`` rows, as UTF-8 CSV.
 
     With a ``sample`` submission its columns and the order of its rows are followed exactly. Its first column holds
-    the ids, found exactly as they are, else without suffix, else without folders, else with neither. One more column
-    is the label; columns named as the classes are their probabilities. Texts are written as they are, quoted where
-    CSV needs it; probabilities have nine significant digits.
+    the ids, found as :func:`~etude.core.ids.match_ids` does. Columns named as the classes are their probabilities. One
+    more column is the label; or the probability of one class, where it holds fractions in the sample or
+    ``probabilities`` are asked for. Texts are written as they are, quoted where CSV needs it; probabilities have nine
+    significant digits.
+
+    Args:
+        label_column: name of the column beside the ids where there is one alone and no sample; by default ``label``,
+            or the positive class.
+        positive: the class whose probability the one column holds; by default, in a sample, the class that the column
+            is named after, or 1, true, yes or positive of two classes.
+        unreadable: fills the rows that the sample has for images that cannot be read.
+        warn: is given a sentence about rows that were filled, and about labels of the sample that are no classes.
 
     Raises:
         EtudeError: the sample and the predictions do not have the same ids or columns; nothing is written then.
@@ -42,23 +73,42 @@ def write_submission(
     ['id,label', 'a.jpg,dog']
     """
     if sample is None:
-        header = [id_column, *(predictions.classes if probabilities else [label_column])]
+        asked = predictions.classes if probabilities else None
+        if positive is not None:
+            asked = (checked_positive(positive, predictions.classes),)
+        one = label_column or positive or "label"
+        header = [id_column, *(asked if asked is not None and positive is None else [one])]
         if repeated := _repeated(header):
             raise EtudeError(f"the submission would have two columns named {listed(repeated)}: rename the id column")
         ids = list(predictions.ids)
     else:
         wanted = _read_sample(Path(sample))
-        probabilities = _sample_asks_probabilities(wanted, predictions.classes, probabilities)
-        predictions = predictions.take(_rows_in_order(wanted, predictions.ids))
         header, ids = wanted.header, wanted.ids
-    columns = _probability_columns(predictions, header[1:]) if probabilities else [_label_column(predictions)]
+        asked = _classes_asked(wanted, predictions.classes, probabilities, positive, warn)
+        rows = _rows_in_order(wanted, predictions.ids, () if unreadable is None else unreadable.ids)
+        filled = [name for name, row in zip(ids, rows, strict=True) if row >= len(predictions)]
+        if unreadable is not None and filled:
+            predictions = _filled(predictions, unreadable)
+            warn(
+                f"{len(filled):,} of {len(ids):,} rows of {path} are of images that cannot be read "
+                f"({listed(filled, 3)}): filled by the class shares of the labelled images"
+            )
+        predictions = predictions.take(rows)
+    columns = [_label_column(predictions)] if asked is None else _probability_columns(predictions, asked)
     _write_rows(Path(path), [header, *([name, *cells] for name, *cells in zip(ids, *columns, strict=True))])
 
 
 def check_sample(
-    sample: Path | str, ids: Sequence[str], classes: Sequence[str], *, probabilities: bool = False
-) -> None:
-    """Check before the work what :func:`write_submission` would refuse after it.
+    sample: Path | str,
+    ids: Sequence[str],
+    classes: Sequence[str],
+    *,
+    probabilities: bool = False,
+    positive: str | None = None,
+    unreadable: Sequence[str] = (),
+    warn: Warn = warnings.warn,
+) -> str:
+    """Check before the work what :func:`write_submission` would refuse after it; return what it will write, in words.
 
     Raises:
         EtudeError: the sample and the ids or classes do not fit.
@@ -67,10 +117,30 @@ def check_sample(
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     _ = Path(f"{folder}/s.csv").write_text("id,label\\na,cat\\n")
     ...     check_sample(f"{folder}/s.csv", ["a.png"], ["cat", "dog"])
+    "column 'label' holds the predicted label"
     """
     wanted = _read_sample(Path(sample))
-    _sample_asks_probabilities(wanted, tuple(classes), probabilities)
-    _rows_in_order(wanted, tuple(ids))
+    asked = _classes_asked(wanted, tuple(classes), probabilities, positive, warn)
+    _rows_in_order(wanted, tuple(ids), unreadable)
+    if asked is None:
+        return f"column {wanted.header[1]!r} holds the predicted label"
+    if len(asked) == 1:
+        return f"column {wanted.header[1]!r} holds the probability of class {asked[0]!r}"
+    return "each column holds the probability of its class"
+
+
+def checked_positive(positive: str, classes: Sequence[str]) -> str:
+    """Return ``positive`` if it is a class.
+
+    Raises:
+        EtudeError: it is none.
+    """
+    if positive not in classes:
+        raise EtudeError(
+            f"--positive is {positive!r}, which is no class of the model: give one of {listed(classes)}."
+            f"{nearest(positive, classes)}"
+        )
+    return positive
 
 
 @dataclass(frozen=True)
@@ -113,12 +183,20 @@ def _read_sample(path: Path) -> _Sample:
     return found
 
 
-def _sample_asks_probabilities(sample: _Sample, classes: tuple[str, ...], wished: bool) -> bool:
-    columns = sample.header[1:]
+def _classes_asked(
+    sample: _Sample, classes: tuple[str, ...], wished: bool, positive: str | None, warn: Warn
+) -> tuple[str, ...] | None:
+    """Return the classes whose probabilities the sample's columns hold, in order; None for one column of labels."""
+    columns = spelled_as(sample.header[1:], classes)
     if set(columns) == set(classes):
-        return True
+        if positive is not None:
+            raise EtudeError(
+                f"--positive {positive!r} has no meaning for the sample submission {sample.path}, which has a column "
+                "for each class: leave it out"
+            )
+        return columns
     if len(columns) == 1:
-        return _single_column_is_probability(sample, classes, wished)
+        return _single_column(sample, columns[0], classes, wished, positive, warn)
     missing = [name for name in columns if name not in classes]
     extra = [name for name in classes if name not in columns]
     raise EtudeError(
@@ -128,18 +206,37 @@ def _sample_asks_probabilities(sample: _Sample, classes: tuple[str, ...], wished
     )
 
 
-def _single_column_is_probability(sample: _Sample, classes: tuple[str, ...], wished: bool) -> bool:
-    """One column is the label, or the probability of the class it is named after; which, a float does not tell."""
-    column = sample.header[1]
-    if wished and column in classes:
-        return True
-    if wished or (_hold_fractions(row[1] for row in sample.rows) and not all(map(_is_number, classes))):
+def _single_column(
+    sample: _Sample, column: str, classes: tuple[str, ...], wished: bool, positive: str | None, warn: Warn
+) -> tuple[str] | None:
+    """One column is the label, or the probability of one class: that asked for, named so, or positive by its name."""
+    cells = {row[1].strip() for row in sample.rows} - {""}
+    if positive is None and not wished and not _holds_fractions(cells, classes):
+        _compare_labels(sample, cells, classes, warn)
+        return None
+    chosen = positive or (column if column in classes else positive_class(classes))
+    if chosen is None:
         raise EtudeError(
-            f"column {column!r} of the sample submission {sample.path} seems to ask for one probability, and it is "
-            f"not said of which class: in a copy of the sample rename it to one of {listed(classes)} and "
-            "give that with --probabilities, or fill the column with class names to get labels"
+            f"column {sample.header[1]!r} of the sample submission {sample.path} asks for the probability of one "
+            f"class, and it is not clear of which: name it with --positive, one of {listed(classes)}, or fill the "
+            "column with class names to get labels"
         )
-    return False
+    return (checked_positive(chosen, classes),)
+
+
+def _compare_labels(sample: _Sample, cells: set[str], classes: tuple[str, ...], warn: Warn) -> None:
+    """Labels in the sample that are no classes: one may be there to fill the column, several are another column's."""
+    unknown = sorted(cells.difference(classes).difference(spellings(cells, classes)))
+    if not unknown:
+        return
+    found = f"column {sample.header[1]!r} of the sample submission {sample.path} holds {listed(unknown, 3)}"
+    known = f"no class of the model, which knows {listed(classes)}"
+    if len(unknown) == len(cells) > 1:
+        raise EtudeError(
+            f"{found}, {known}: they may come from another label column, which --label-column chooses when training; "
+            "or fill the column with class names"
+        )
+    warn(f"{found}, {known}: the submission will hold these")
 
 
 def _is_number(text: str) -> bool:
@@ -150,58 +247,39 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _hold_fractions(texts: Iterable[str]) -> bool:
-    """Whether all are numbers and one has a decimal point: an integer may well stand for a class."""
-    texts = list(texts)
-    return all(map(_is_number, texts)) and any("." in text for text in texts)
+def _holds_fractions(cells: set[str], classes: tuple[str, ...]) -> bool:
+    """Whether all are numbers, one of them no integer as it is written: an integer may well stand for a class.
+
+    Where there are more than two classes and they are numbers, any number may be a label.
+    """
+    if not cells or not all(map(_is_number, cells)) or cells <= set(classes):
+        return False
+    if len(classes) > 2 and all(map(_is_number, classes)):
+        return False
+    return any(not cell.lstrip("+-").isdigit() for cell in cells)
 
 
-def _path_of(name: str) -> PurePosixPath:
-    return PurePosixPath(name.replace("\\", "/"))
+def _rows_in_order(sample: _Sample, ours: tuple[str, ...], unreadable: Sequence[str]) -> list[int]:
+    """Return, for each row of the sample, the position of its id in ``ours``, followed by the unreadable ones."""
+    more = [name for name in dict.fromkeys(unreadable) if name not in set(ours)]
+    match = match_ids((*ours, *more), sample.ids)
+    extra = [name for name in match.extra if name not in set(more)]
+    if match.missing or extra:
+        raise EtudeError(_mismatch(sample, len(ours), match.missing, extra))
+    return match.rows
 
 
-def _same(name: str) -> str:
-    return name
-
-
-def _without_suffix(name: str) -> str:
-    return str(_path_of(name).with_suffix("")) if _path_of(name).name else name
-
-
-def _file_name(name: str) -> str:
-    return _path_of(name).name
-
-
-def _stem(name: str) -> str:
-    return _path_of(name).stem
-
-
-# How an id of ours and an id of the sample may come to be the same text, from the strictest way on.
-_WAYS: tuple[tuple[Callable[[str], str], Callable[[str], str]], ...] = (
-    (_same, _same),
-    (_without_suffix, _same),
-    (_file_name, _file_name),
-    (_stem, _file_name),
-    (_stem, _stem),
-)
-
-
-def _rows_in_order(sample: _Sample, ours: tuple[str, ...]) -> list[int]:
-    """Return, for each row of the sample, the position of its id in ``ours``."""
-    closest: tuple[int, list[str], list[str]] | None = None
-    for own_key, sample_key in _WAYS:
-        own_keys, sample_keys = [own_key(name) for name in ours], [sample_key(name) for name in sample.ids]
-        position = {key: index for index, key in enumerate(own_keys)}
-        wanted = set(sample_keys)
-        missing = [name for name, key in zip(sample.ids, sample_keys, strict=True) if key not in position]
-        extra = [name for name, key in zip(ours, own_keys, strict=True) if key not in wanted]
-        unambiguous = len(position) == len(ours) and len(wanted) == len(sample_keys)
-        if unambiguous and not missing and not extra:
-            return [position[key] for key in sample_keys]
-        if unambiguous and (closest is None or len(missing) + len(extra) < closest[0]):
-            closest = (len(missing) + len(extra), missing, extra)
-    assert closest is not None  # the first way compares unique ids, so it is never ambiguous
-    raise EtudeError(_mismatch(sample, len(ours), closest[1], closest[2]))
+def _filled(predictions: Predictions, unreadable: Unreadable) -> Predictions:
+    """Return the predictions with rows for the unreadable images below them, which hold the class shares."""
+    more = [name for name in dict.fromkeys(unreadable.ids) if name not in set(predictions.ids)]
+    counts = [unreadable.counts.get(name, 0) for name in predictions.classes]
+    shares = Predictions.from_probabilities(
+        more, predictions.classes, [counts if any(counts) else [1] * len(counts)] * len(more)
+    )
+    logits = np.broadcast_to(shares.logits, (len(predictions.logits), *shares.logits.shape[1:]))
+    return Predictions(
+        (*predictions.ids, *more), predictions.classes, np.concatenate([predictions.logits, logits], axis=1)
+    )
 
 
 def _mismatch(sample: _Sample, count: int, missing: list[str], extra: list[str]) -> str:

@@ -19,6 +19,12 @@ class BadFile:
     reason: str
 
 
+def read_bad_ids(path: Path) -> list[str]:
+    """Return the ids in a file that :func:`write_bad_files` wrote; none where it is something else."""
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+        return [row["id"] for row in csv.DictReader(file) if row.get("id")]
+
+
 def write_bad_files(path: Path, bad: Iterable[BadFile]) -> None:
     """Write ``bad_files.csv`` with the columns id, path and reason, atomically.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -11,12 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
+from etude.core.errors import listed
 from etude.core.progress import Progress
 from etude.data.compact import Paths, Texts
 from etude.data.decode import UnreadableImage, decode, read_image_file
 from etude.data.sources import ImageSet
 from etude.data.stores.build import StoreBuild, build_store
 from etude.data.survey import SurveyResult
+
+_RANGE_HINT = "; the range of values (data.range) may be too wide or too narrow for them"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,10 @@ def open_dataset(
     build = build_store(
         images, surveyed, size, fit=fit, cache=cache, progress=progress, warn=warn, kind=kind, limit=limit
     )
+    for what, count in Counter(what for _, what in build.dull).items():
+        names = listed((name for name, which in build.dull if which == what), 3)
+        hint = "" if build.value_range is None else _RANGE_HINT
+        warn(f"{count:,} of {len(build.kept):,} images are {what} once decoded: {names}{hint}")
     everything = len(build.kept) == len(images)
     return Dataset(images if everything else images.take(build.kept), build)
 
@@ -74,7 +82,8 @@ def open_dataset(
 def joined(first: ImageSet, second: ImageSet) -> ImageSet:
     """Return both sets as one, the second after the first; both are labelled with the same classes.
 
-    Where an id stands in both, those of the second set get its folder's name in front.
+    Where an id stands in both, those of the second set get its folder's name in front. Of the columns of groups those
+    that both have are kept.
     """
     if first.labels is None or second.labels is None or first.classes != second.classes:
         raise ValueError("only labelled sets with the same classes can be joined")
@@ -86,6 +95,12 @@ def joined(first: ImageSet, second: ImageSet) -> ImageSet:
         paths=Paths(first.paths.root, Texts(chain(first.paths.names, map(str, second.paths)))),
         labels=np.concatenate([first.labels, second.labels]),
         weights=None if first.weights is None else np.concatenate([first.weights, np.ones(len(second), np.float32)]),
+        others=Texts(chain(first.others, (str(second.root / name) for name in second.others))),
+        groups={
+            name: Texts(chain(values, second.groups[name]))
+            for name, values in first.groups.items()
+            if name in second.groups
+        },
     )
 
 
@@ -95,5 +110,6 @@ def seconds_to_decode(images: ImageSet, surveyed: SurveyResult, size: int, count
     start = time.perf_counter()
     for position in chosen:
         with suppress(UnreadableImage):  # only timed here; the store names what it cannot read
-            decode(read_image_file(images.paths[surveyed.kept[position]]), size, "squash", surveyed.channels)
+            data = read_image_file(images.paths[surveyed.kept[position]])
+            decode(data, size, "squash", surveyed.channels, surveyed.value_range)
     return (time.perf_counter() - start) / max(1, len(chosen))

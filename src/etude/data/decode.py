@@ -10,19 +10,32 @@ import os
 import stat
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import cache
 from io import BytesIO
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-DECODER_VERSION = 1
+from etude.core.processor import free_memory
+from etude.data.deep import TIFF_SIGNATURES, Layout, UnreadableImage, deep_pixels, layout_of, tiff_directory
+from etude.data.value_range import ValueRange, Values, to_eight_bits, values_of
+
+DECODER_VERSION = 2
 FITS = ("squash", "crop", "letterbox")
 
-MAX_PIXELS = 178_956_970  # Pillow's own limit, past which a small file is likely made to exhaust the memory
+# Larger images are refused by their header. It is the number from which Pillow warns of a file made to exhaust the
+# memory; Pillow itself refuses twice as many.
+MAX_PIXELS = 178_956_970
 MAX_FILE_BYTES = 1 << 30
+_LARGE_PIXELS = 1 << 25  # images from which the free memory is looked at, and of which one is decoded at a time
+_BYTES_A_PIXEL = 20  # of memory, in which Pillow decodes and converts 8-bit images: the peak of WebP with transparency
+_JPEG_BYTES_A_PIXEL = 6  # decoded at a smaller scale; a progressive file keeps its coefficients
 # Letterbox borders are mid-grey: close to the mean of natural images, so close to 0 once normalised.
 PADDING = 127
 # Antialiased triangle filter: Lanczos is sharper but rings beside edges and takes twice the time.
@@ -30,10 +43,14 @@ _FILTER = Image.Resampling.BILINEAR
 # A whole-number reduction first, as long as 3 times the target is left: the result is nearly the same, and faster.
 _REDUCING_GAP = 3.0
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "DIB")
-_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
-_GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
-_WIDE_GREY_MODES = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "DIB")  # looked for first, without loading Pillow's others
+# Pillow starts Ghostscript for EPS, draws WMF on Windows alone, and only names the others.
+_NOT_READ = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG", "IPTC"})
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", *TIFF_SIGNATURES)
+_one_large = Lock()
+_DARK = 16  # of 255: images that stay up to it show a sixteenth of the greys, as 12 bits in a range of 16 do
+_LOOKED_AT = 32  # pixels of a side, at least, that are enough to see it
+_ONE_COLOUR = 0.75  # of 255: a smaller deviation is that of a flat colour after compression
 
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSITIONS = {
@@ -51,16 +68,54 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
-class UnreadableImage(Exception):
-    """An image file that cannot be used; the message is a short reason for ``bad_files.csv``."""
-
-
 class Survey(NamedTuple):
-    """What an image's header says: upright size in pixels, and 1 (grey) or 3 channels."""
+    """What an image's header says: upright size in pixels, and 1 (grey) or 3 channels.
+
+    Args:
+        spare: whether it has a further band that is neither colour nor transparency, and is left out.
+        values: of an image deeper than 8 bits, what its pixels are like; None for others.
+    """
 
     width: int
     height: int
     channels: int
+    spare: bool = False
+    values: Values | None = None
+
+
+@cache
+def other_formats() -> tuple[str, ...]:
+    """Return Pillow's names of the rarer formats that are read."""
+    Image.init()
+    return tuple(sorted(set(Image.OPEN) - {*_FORMATS, *_NOT_READ}))
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """Return the endings, in lower case, of every format that is read.
+
+    >>> {".jpg", ".jfif", ".tga"} <= image_suffixes(), ".txt" in image_suffixes()
+    (True, False)
+    """
+    names = {*_FORMATS, *other_formats()}
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in names)
+
+
+def is_image_content(path: Path | str) -> bool:
+    """Whether a regular file begins like an image, whatever its name; one that cannot be opened does not."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return False
+        with open(path, "rb") as file:
+            head = file.read(16)
+            if head.startswith(_SIGNATURES) or _is_webp(head):
+                return True
+            with Image.open(file, formats=other_formats()):
+                return True
+    except Image.DecompressionBombError:
+        return True
+    except Exception:  # as varied as what is in such files
+        return False
 
 
 def read_image_file(path: Path) -> bytes:
@@ -90,24 +145,29 @@ def read_image_file(path: Path) -> bytes:
 
 
 def survey_image(data: bytes) -> Survey:
-    """Read the header of an image: its upright size and whether it is grey. Pixels are not decoded.
+    """Read the header of an image: its upright size and whether it is grey.
+
+    Pixels are decoded where they are deeper than 8 bits, to see what values they have.
 
     Raises:
-        UnreadableImage: it is no image, or too large.
+        UnreadableImage: it is no image, too large, or its deep pixels cannot be read.
     """
-    with _opened(data) as image:
-        width, height = image.size
-        if image.format != "TIFF" and _orientation(image) >= 5:  # Pillow turns TIFF files by itself
+    with _opened(data) as (image, layout):
+        width, height = layout.size
+        if _orientation(image) >= 5:
             width, height = height, width
-        return Survey(width, height, 1 if _is_grey(image) else 3)
+        values = None
+        if layout.deep:
+            pixels = deep_pixels(data, image, layout)
+            values = values_of(pixels[:, :, :3] if layout.alpha else pixels)
+        return Survey(width, height, 1 if layout.grey else 3, layout.spare, values)
 
 
-def decode(data: bytes, size: int, fit: str, channels: int) -> np.ndarray:
+def decode(data: bytes, size: int, fit: str, channels: int, value_range: ValueRange | None = None) -> np.ndarray:
     """Decode an image upright, in 8 bits, on white where it is transparent, fitted into a square.
 
     Transparent pixels become white because the colour stored under them is arbitrary, often black, and drawings,
-    scans and logos with transparency are made for white paper. 16-bit grey is divided by 257. Of several frames,
-    the first counts.
+    scans and logos with transparency are made for white paper. Of several frames, the first counts.
 
     Args:
         data: the bytes of the file.
@@ -115,37 +175,69 @@ def decode(data: bytes, size: int, fit: str, channels: int) -> np.ndarray:
         fit: ``squash`` stretches to the square; ``crop`` keeps the central square; ``letterbox`` keeps everything
             and pads with mid-grey.
         channels: 1 for grey, 3 for RGB.
+        value_range: values that become black and white in images deeper than 8 bits; others do not need it.
 
     Returns:
         (size, size, channels) uint8.
 
     Raises:
-        UnreadableImage: the image is damaged, cut off, too large, or of a kind that cannot be read.
+        UnreadableImage: the image is damaged, cut off, too large, of a kind that cannot be read, or deep and there is
+            no range.
     """
-    with _opened(data) as image:
-        image.draft(None, _drafted_size(image.size, size, fit))
-        image.load()
-        orientation = _orientation(image)
-        square = _fitted(_flattened(image, "L" if channels == 1 else "RGB"), size, fit)
-        if orientation in _TRANSPOSITIONS:  # after resizing, since turning a square is cheap and all fits are central
-            square = square.transpose(_TRANSPOSITIONS[orientation])
+    with _opened(data) as (image, layout):
+        if layout.deep:
+            upright = _eight_bits(deep_pixels(data, image, layout), layout, value_range)
+        else:
+            assert isinstance(image, Image.Image)  # what Pillow does not know is deep
+            image.draft(None, _drafted_size(image.size, size, fit))
+            image.load()
+            upright = image.convert("L" if layout.grey else "RGB") if layout.spare else image
+        turn = _TRANSPOSITIONS.get(_orientation(image))
+        square = _fitted(_flattened(upright, "L" if channels == 1 else "RGB"), size, fit, turn)
         return np.array(square, dtype=np.uint8).reshape(size, size, channels)
 
 
+def dullness(pixels: np.ndarray, fit: str, original: tuple[int, int]) -> str:
+    """Return ``nearly black``, ``nearly white`` or ``of one colour`` for an image that shows hardly anything, or "".
+
+    Up to 1 in 1,000 bright or dark pixels make no difference, and borders are left out.
+
+    Args:
+        pixels: what :func:`decode` returned, (S, S, C).
+        fit: how the image was fitted.
+        original: its upright width and height.
+    """
+    if fit == "letterbox":
+        width, height = _letterboxed_size(original, len(pixels))
+        top, left = (len(pixels) - height) // 2, (len(pixels) - width) // 2
+        pixels = pixels[top : top + height, left : left + width]
+    step = max(1, len(pixels) // _LOOKED_AT)
+    pixels = np.ascontiguousarray(pixels[::step, ::step])
+    few = pixels.size // 1000
+    if np.count_nonzero(pixels > _DARK) <= few:
+        return "nearly black"
+    if np.count_nonzero(pixels < 255 - _DARK) <= few:
+        return "nearly white"
+    return "of one colour" if cv2.meanStdDev(pixels)[1].max() < _ONE_COLOUR else ""
+
+
 @contextmanager
-def _opened(data: bytes) -> Iterator[Image.Image]:
-    """Open an image and turn whatever its decoder raises into a reason."""
+def _opened(data: bytes) -> Iterator[tuple[Image.Image | ImageFileDirectory_v2, Layout]]:
+    """Open an image and turn whatever its decoder raises into a reason; a TIFF that Pillow does not know gives tags."""
     try:
-        with Image.open(BytesIO(data), formats=_FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise UnreadableImage(f"too large ({image.width} x {image.height} pixels)")
-            yield image
+        if _is_webp(data):
+            _refuse_too_large(*_webp_size(data), _BYTES_A_PIXEL)  # Pillow takes the memory as it opens one
+        with _known_image(data) as image:
+            layout = layout_of(image)
+            large = _refuse_too_large(*layout.size, _memory_a_pixel(image, layout))
+            with _one_large if large else nullcontext():
+                yield image, layout
     except UnreadableImage:
         raise
     except Image.DecompressionBombError:
-        raise UnreadableImage(f"too large (more than {MAX_PIXELS:,} pixels)") from None
+        raise UnreadableImage(f"too large (more than {MAX_PIXELS:,} pixels): save it smaller") from None
     except UnidentifiedImageError:
-        known = data.startswith(_SIGNATURES)
+        known = data.startswith(_SIGNATURES) or _is_webp(data)
         raise UnreadableImage("damaged or cut off" if known else "not an image of a known kind") from None
     except MemoryError:
         raise UnreadableImage("too large for this machine's memory") from None
@@ -155,22 +247,65 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
         raise UnreadableImage("truncated" if cut_off else f"damaged ({told})") from None
 
 
-def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation 1-8; damaged EXIF counts as upright, as other viewers do."""
+def _known_image(data: bytes) -> Image.Image | nullcontext[ImageFileDirectory_v2]:
+    """Return what Pillow opens, by content alone, or a TIFF file's tags."""
+    try:
+        return Image.open(BytesIO(data), formats=_FORMATS)
+    except UnidentifiedImageError:
+        if data.startswith(TIFF_SIGNATURES):
+            return nullcontext(tiff_directory(data))
+        if data.startswith(_SIGNATURES) or _is_webp(data):
+            raise
+        return Image.open(BytesIO(data), formats=other_formats())
+
+
+def _is_webp(data: bytes) -> bool:
+    return data[:4] == b"RIFF" and data[8:12] == b"WEBP"
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """Return width and height in a WebP file's first chunk: extended, lossless or lossy."""
+    kind = data[12:16]
+    if kind == b"VP8X":
+        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+    bits = int.from_bytes(data[21:25] if kind == b"VP8L" else data[26:30], "little")
+    return (1 + bits % 2**14, 1 + (bits >> 14) % 2**14) if kind == b"VP8L" else (bits % 2**14, (bits >> 16) % 2**14)
+
+
+def _memory_a_pixel(image: Image.Image | ImageFileDirectory_v2, layout: Layout) -> int:
+    if layout.deep:
+        return _BYTES_A_PIXEL + 4 * layout.bytes  # the values, floats of them, and what is done with bytes
+    return _JPEG_BYTES_A_PIXEL if isinstance(image, Image.Image) and image.format == "JPEG" else _BYTES_A_PIXEL
+
+
+def _refuse_too_large(width: int, height: int, bytes_a_pixel: int) -> bool:
+    """Refuse what would not fit into the memory; return whether the image is large."""
+    pixels = width * height
+    if pixels > MAX_PIXELS:
+        raise UnreadableImage(
+            f"too large ({width} x {height} pixels, at most {MAX_PIXELS:,} are read): save it smaller"
+        )
+    if pixels <= _LARGE_PIXELS:
+        return False
+    needed, free = pixels * bytes_a_pixel, free_memory()
+    if free is not None and needed > free:
+        raise UnreadableImage(
+            f"too large for the free memory ({width} x {height} pixels take {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB "
+            "are free): save it smaller, or free some memory"
+        )
+    return True
+
+
+def _orientation(image: Image.Image | ImageFileDirectory_v2) -> int:
+    """Return the orientation 1-8 that is to be applied; damaged EXIF counts as upright, as other viewers do."""
+    if isinstance(image, ImageFileDirectory_v2) or image.format == "TIFF":
+        return 1  # both decoders turn TIFF files by themselves
     if image.format == "PNG" and "exif" not in image.info:
         return 1  # asking Pillow would decode the whole image
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
     except Exception:  # as varied as the damage
         return 1
-
-
-def _is_grey(image: Image.Image) -> bool:
-    if image.mode == "P" and image.palette is not None and image.palette.mode == "RGB":
-        colours = np.frombuffer(bytes(image.palette.palette), dtype=np.uint8)
-        colours = colours[: len(colours) // 3 * 3].reshape(-1, 3)
-        return bool((colours == colours[:, :1]).all())
-    return image.mode in _GREY_MODES
 
 
 def _drafted_size(original: tuple[int, int], size: int, fit: str) -> tuple[int, int]:
@@ -188,8 +323,6 @@ def _letterboxed_size(original: tuple[int, int], size: int) -> tuple[int, int]:
 
 def _flattened(image: Image.Image, mode: str) -> Image.Image:
     """Return the image as 8-bit ``L`` or ``RGB``, without transparency."""
-    if image.mode in _WIDE_GREY_MODES:
-        return Image.fromarray(_eight_bits(np.asarray(image))).convert(mode)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -199,27 +332,30 @@ def _flattened(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def _eight_bits(values: np.ndarray) -> np.ndarray:
-    """Scale wide grey values to uint8 by the range they were stored in, never by the one image's own contrast."""
-    if values.dtype.kind != "f":
-        if values.min() < 0 or values.max() > 65535:
-            raise UnreadableImage("unsupported 32-bit integer pixels (values beyond 0-65535)")
-        return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    if not np.isfinite(values).all() or values.min() < 0 or values.max() > 65535:
-        raise UnreadableImage("unsupported floating-point pixels (values beyond 0-65535)")
-    highest = values.max()
-    scale = 255.0 if highest <= 1 else 1.0 if highest <= 255 else 1 / 257
-    return np.rint(values * scale).astype(np.uint8)
+def _eight_bits(pixels: np.ndarray, layout: Layout, value_range: ValueRange | None) -> Image.Image:
+    if value_range is None:
+        raise UnreadableImage("deeper than 8 bits, unlike the training images: save it with 8 bits, or set data.range")
+    if not layout.alpha:
+        return Image.fromarray(to_eight_bits(pixels, value_range))
+    opaque = 1.0 if layout.kind == "f" else float(np.iinfo(pixels.dtype).max)
+    bands = to_eight_bits(pixels[:, :, :3], value_range), to_eight_bits(pixels[:, :, 3:], (0.0, opaque))
+    return Image.fromarray(np.concatenate(bands, axis=2))
 
 
-def _fitted(image: Image.Image, size: int, fit: str) -> Image.Image:
-    width, height = image.size
+def _fitted(image: Image.Image, size: int, fit: str, turn: Image.Transpose | None) -> Image.Image:
+    """Fit an image into a square, and turn it after resizing, when that is cheap."""
     if fit == "letterbox":
-        inner = image.resize(_letterboxed_size(image.size, size), _FILTER, reducing_gap=_REDUCING_GAP)
+        inner = _turned(image.resize(_letterboxed_size(image.size, size), _FILTER, reducing_gap=_REDUCING_GAP), turn)
         square = Image.new(image.mode, (size, size), (PADDING,) * len(image.getbands()))
+        # Turned before: an odd border is wider on the right and below of the upright image.
         square.paste(inner, ((size - inner.width) // 2, (size - inner.height) // 2))
         return square
+    width, height = image.size
     side = min(width, height)
     left, top = ((width - side) / 2, (height - side) / 2) if fit == "crop" else (0.0, 0.0)
     box = (left, top, left + side, top + side) if fit == "crop" else (0.0, 0.0, float(width), float(height))
-    return image.resize((size, size), _FILTER, box=box, reducing_gap=_REDUCING_GAP)
+    return _turned(image.resize((size, size), _FILTER, box=box, reducing_gap=_REDUCING_GAP), turn)
+
+
+def _turned(image: Image.Image, turn: Image.Transpose | None) -> Image.Image:
+    return image if turn is None else image.transpose(turn)

@@ -1,7 +1,7 @@
 """Fixed mixes: every batch holds the same share of labelled images, the rest are unlabelled ones.
 
-After Arazo et al. 2020, who found that a least number of labelled images in each batch keeps a network from agreeing
-with its own mistakes. 65% to 75% labelled is a good range.
+A minimum of labelled images in each batch keeps a network from agreeing with its own mistakes (Arazo et al. 2020, whose
+code takes 16 of 100). 65% to 75% labelled is the habit of competitions.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ class FixedMixSampler(Sampler[list[int]]):
     Args:
         is_labelled: bool (N,), which images of the dataset are labelled.
         batch_size: images of a batch, in each process.
-        labelled_share: of each batch, in [0, 1]; 0.65 to 0.75 is a good range.
+        labelled_share: of each batch, in [0, 1]; 0.65 to 0.75 is the habit of competitions.
         seed: of all shuffles; the same in all processes.
         balanced_labels: (N,) classes: labelled images come class by class in turns. None: as often as each other.
         rank: which process this is; None asks ``torch.distributed``, once it is initialised.

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import shlex
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,12 +15,13 @@ import numpy as np
 
 from etude.core.errors import EtudeError, listed, nearest
 from etude.data import tables
+from etude.data.bad_files import BadFile
 from etude.data.compact import Paths, Texts
-from etude.data.labels import encode_labels
-from etude.data.walk import find_images, is_folder, is_image_name, portable_text, visible_entries
+from etude.data.labels import Warn, encode_labels
+from etude.data.table_split import PARTS, GivenSplit
+from etude.data.walk import find_images, is_folder, is_image_file, is_own_folder, portable_text, visible_entries
 from etude.data.wording import counted
 
-_SPLIT_NAMES = frozenset({"train", "training", "valid", "validation", "val", "test", "testing"})
 _LABELLED_KINDS = (
     "training images are read from a folder with one sub-folder per class, or from a .csv, .tsv or .parquet table "
     "with an image column and a label column"
@@ -37,6 +41,9 @@ class ImageSet:
         classes: (C,) class names, exactly as the folder or table has them.
         weights: (N,) float32 weight of each image in training, or None.
         described: one line for the screen.
+        others: files in the folders that are not images, or stand outside the class folders; relative to ``root``.
+        split: which images validate, where a table says so.
+        groups: columns of a table whose equal cells may belong together, (N,) each.
     """
 
     root: Path
@@ -46,9 +53,21 @@ class ImageSet:
     classes: tuple[str, ...]
     weights: np.ndarray | None
     described: str
+    others: Texts = field(default_factory=lambda: Texts(()))
+    split: GivenSplit | None = None
+    groups: Mapping[str, Texts] = field(default_factory=dict[str, Texts])
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def left_out(self) -> Iterator[BadFile]:
+        """Yield the other files, with the reason why each is none of the images."""
+        for name in self.others:
+            path = self.root / name
+            image = is_image_file(str(path), path.name)
+            yield BadFile(
+                portable_text(name), path, "outside the class folders" if image else f"not an image ({_ending(name)})"
+            )
 
     def take(self, indices: np.ndarray | Sequence[int]) -> ImageSet:
         """Return the images at ``indices``, in that order; classes and description stay."""
@@ -61,6 +80,8 @@ class ImageSet:
             paths=Paths(self.paths.root, names),
             labels=None if self.labels is None else self.labels[chosen],
             weights=None if self.weights is None else self.weights[chosen],
+            split=None if self.split is None else self.split.take(chosen),
+            groups={name: values.take(chosen) for name, values in self.groups.items()},
         )
 
 
@@ -71,7 +92,10 @@ def read_labelled(
     label_column: str | None = None,
     weight_column: str | None = None,
     image_root: Path | str | None = None,
+    split_column: str = "auto",
     classes: Sequence[str] | None = None,
+    spelling: str = "tidy",
+    warn: Warn = warnings.warn,
 ) -> ImageSet:
     """Read labelled images from class folders or from a table.
 
@@ -81,7 +105,12 @@ def read_labelled(
         label_column: the table's column of labels; found by itself when unambiguous.
         weight_column: the table's column of image weights (positive numbers); none by default.
         image_root: the folder that the table's file names start from; found by itself when unambiguous.
+        split_column: the table's column that names the validation rows; auto finds it by name and content, none
+            uses no column.
         classes: the only classes allowed, in this order, such as the training classes for validation images.
+        spelling: ``tidy`` takes labels that differ only by outer white space or Unicode form as one class; ``strict``
+            keeps them apart.
+        warn: is given a sentence about labels and rows that look like mistakes, and what is made of them.
 
     Raises:
         EtudeError: nothing usable is there, a column is ambiguous, a label is empty or unknown, ids repeat, or there
@@ -90,16 +119,19 @@ def read_labelled(
     source = _existing(path)
     if source.is_dir():
         _refuse_columns(source, image_column, label_column, weight_column, image_root)
-        return _read_class_folders(source, classes)
+        return _read_class_folders(source, classes, spelling, warn)
     if not tables.is_table(source):
         raise EtudeError(f"{source} is a file, but {_LABELLED_KINDS}")
     rows = tables.read_rows(
         source,
-        tables.Columns(image=image_column, label=label_column, weight=weight_column),
+        tables.Columns(image=image_column, label=label_column, weight=weight_column, split=split_column),
         image_root=_optional_folder(image_root),
         labelled=True,
+        warn=warn,
     )
-    images = _sorted_set(source, rows.root, rows.ids, rows.names, rows.labels, classes, rows.weights)
+    assert rows.labels is not None
+    encoded = encode_labels(source, rows.labels, classes, rule=spelling, warn=warn)
+    images = _sorted_set(source, rows.root, rows.ids, rows.names, encoded, rows)
     return _described(images, f"{source.name}, {_size_of(images)} ({rows.note})")
 
 
@@ -117,30 +149,35 @@ def read_unlabelled(
         found = find_images(source)
         if not found.ids:
             raise EtudeError(f"{source} holds no images{_others(found.others)}; give a folder of {_suffixes()} files")
-        images = _sorted_set(source, source, found.ids, found.names)
-        return _described(images, f"folder, {counted(len(images), 'image')}{_left_out(found.others, found.repeated)}")
+        images = replace(_sorted_set(source, source, found.ids, found.names), others=Texts(sorted(found.others)))
+        left_out = _left_out(found.others, found.repeated, found.runs)
+        return _described(images, f"folder, {counted(len(images), 'image')}{left_out}")
     if tables.is_table(source):
         columns = tables.Columns(image=image_column)
         rows = tables.read_rows(source, columns, image_root=_optional_folder(image_root), labelled=False)
         images = _sorted_set(source, rows.root, rows.ids, rows.names)
         return _described(images, f"{source.name}, {counted(len(images), 'image')} ({rows.note})")
-    if not is_image_name(source.name):
+    if not is_image_file(str(source), source.name):
         raise EtudeError(
             f"{source} is neither a folder, nor a .csv, .tsv or .parquet table, nor an image file: give one of those"
         )
     return _described(_sorted_set(source, source.parent, [portable_text(source.name)], [source.name]), "one image file")
 
 
-def _read_class_folders(root: Path, allowed: Sequence[str] | None) -> ImageSet:
+def _read_class_folders(root: Path, allowed: Sequence[str] | None, spelling: str, warn: Warn) -> ImageSet:
     ids: list[str] = []
     names: list[str] = []
     labels: list[str] = []
     empty: list[str] = []
-    others = repeated = outside = 0
+    others: list[str] = []
+    outside: list[str] = []
+    repeated = runs = 0
     for entry in sorted(visible_entries(root), key=lambda entry: portable_text(entry.name)):
         if not is_folder(entry):
-            outside += is_image_name(entry.name)
-            others += not is_image_name(entry.name)
+            (outside if is_image_file(entry.path, entry.name) else others).append(entry.name)
+            continue
+        if is_own_folder(entry.path):
+            runs += 1
             continue
         found = find_images(Path(entry.path), already_read=root)
         label = portable_text(entry.name)
@@ -149,15 +186,18 @@ def _read_class_folders(root: Path, allowed: Sequence[str] | None) -> ImageSet:
         ids += own
         names += own if same else [f"{entry.name}/{name}" for name in found.names]
         labels.extend([label] * len(found.ids))
-        others += found.others
+        others += [f"{entry.name}/{name}" for name in found.others]
         repeated += found.repeated
-        if not found.ids:
+        runs += found.runs
+        if not found.ids and not found.runs:
             empty.append(label)
     if not ids:
-        raise EtudeError(_nothing_labelled(root, outside, others, empty))
-    _refuse_splits(root, set(labels))
-    images = _sorted_set(root, root, ids, names, labels, allowed, None)
-    return _described(images, f"class folders, {_size_of(images)}{_left_out(others, repeated, outside, empty)}")
+        raise EtudeError(_nothing_labelled(root, len(outside), others, empty))
+    _refuse_parts(root, sorted({name.partition("/")[0] for name in names}))
+    images = _sorted_set(root, root, ids, names, encode_labels(root, labels, allowed, rule=spelling, warn=warn))
+    images = replace(images, others=Texts(sorted([*others, *outside])))
+    left_out = _left_out(others, repeated, runs, len(outside), empty)
+    return _described(images, f"class folders, {_size_of(images)}{left_out}")
 
 
 def _sorted_set(
@@ -165,10 +205,10 @@ def _sorted_set(
     root: Path,
     ids: Sequence[str],
     names: Sequence[str],
-    labels: Sequence[str] | None = None,
-    allowed: Sequence[str] | None = None,
-    weights: Sequence[float] | None = None,
+    encoded: tuple[np.ndarray, tuple[str, ...]] | None = None,
+    rows: tables.Rows | None = None,
 ) -> ImageSet:
+    """Put images in the order of their ids; ``encoded`` holds their labels and classes, ``rows`` what a table adds."""
     order = sorted(range(len(ids)), key=ids.__getitem__)
     repeated = sorted({ids[a] for a, b in pairwise(order) if ids[a] == ids[b]})
     if repeated:
@@ -176,8 +216,9 @@ def _sorted_set(
             f"{source} names the same image more than once ({counted(len(repeated), 'id')}: {listed(repeated, 3)}); "
             "keep one row or file for each id"
         )
-    codes, classes = encode_labels(source, labels, allowed) if labels is not None else (None, ())
+    codes, classes = encoded or (None, ())
     own = Texts(ids[index] for index in order)
+    weights, split, groups = (None, None, {}) if rows is None else (rows.weights, rows.split, rows.groups)
     return ImageSet(
         root=root,
         ids=own,
@@ -186,6 +227,8 @@ def _sorted_set(
         classes=classes,
         weights=None if weights is None else np.asarray(weights, dtype=np.float32)[order],
         described="",
+        split=None if split is None else split.take(np.array(order)),
+        groups={name: Texts(values[index] for index in order) for name, values in groups.items()},
     )
 
 
@@ -219,21 +262,28 @@ def _refuse_columns(source: Path, *options: object) -> None:
         )
 
 
-def _refuse_splits(root: Path, labels: set[str]) -> None:
-    """A data set's top folder (train/, test/) is a common slip; its parts would become the classes."""
-    if not all(label.lower() in _SPLIT_NAMES for label in labels):
+def _refuse_parts(root: Path, folders: list[str]) -> None:
+    """A data set's top folder (train/, test/) is a common slip; its parts would become the classes.
+
+    Two or more folders with the names of parts are parts where the one for training holds folders itself, or where
+    there are no other folders. A class may be called ``test``.
+    """
+    named = [name for name in folders if name.lower() in PARTS]
+    parts = {PARTS[name.lower()]: name for name in named}
+    train = parts.pop("train", None)
+    holds_classes = train is not None and any(is_folder(entry) for entry in visible_entries(root / train))
+    if len(named) < 2 or not (holds_classes or len(named) == len(folders)):
         return
-    inner = [name for name in sorted(labels) if any(is_folder(entry) for entry in visible_entries(root / name))]
-    if inner:
-        raise EtudeError(
-            f"the sub-folders of {root} ({listed(sorted(labels))}) look like parts of a data set, not classes; "
-            f"give one of them, such as {root / inner[0]}"
-        )
+    options = [f"--{part} {shlex.quote(str(root / name))}" for part, name in parts.items()]
+    command = " ".join(["etude fit", shlex.quote(str(root / (train or named[0]))), *(options if train else [])])
+    raise EtudeError(
+        f"the sub-folders of {root} ({listed(folders)}) look like parts of a data set, not classes; give each part "
+        f"where it belongs: {command}{_tables_in(root)}"
+    )
 
 
-def _nothing_labelled(root: Path, outside: int, others: int, empty: list[str]) -> str:
-    found_tables = sorted(entry.name for entry in visible_entries(root) if tables.is_table(Path(entry.name)))
-    hint = f"; it also holds {listed(found_tables)}: to read such a table, give its path" if found_tables else ""
+def _nothing_labelled(root: Path, outside: int, others: list[str], empty: list[str]) -> str:
+    hint = _tables_in(root)
     if outside:
         return (
             f"{root} holds {counted(outside, 'image')} but no class folders: put the images of each class into a "
@@ -244,23 +294,45 @@ def _nothing_labelled(root: Path, outside: int, others: int, empty: list[str]) -
     return f"{root} holds no images{_others(others)}; {_LABELLED_KINDS}{hint}"
 
 
+def _tables_in(root: Path) -> str:
+    found = sorted(entry.name for entry in visible_entries(root) if tables.is_table(Path(entry.name)))
+    return f"; it also holds {listed(found)}: to read such a table, give its path" if found else ""
+
+
 def _size_of(images: ImageSet) -> str:
     return f"{counted(len(images), 'image')} in {counted(len(images.classes), 'class', 'classes')}"
 
 
-def _others(count: int) -> str:
-    return f", only {counted(count, 'other file')}" if count else ""
+def by_ending(names: Iterable[str]) -> str:
+    """Return how many files have which ending, the most frequent first.
+
+    >>> by_ending(["a.txt", "b.TXT", "Makefile"])
+    '3 other files (2 .txt, 1 without an ending)'
+    """
+    counts = Counter(map(_ending, names))
+    endings = [f"{count:,} {ending}" for ending, count in counts.most_common(3)]
+    more = [f"{counts.total() - sum(count for _, count in counts.most_common(3)):,} more"] if len(counts) > 3 else []
+    return f"{counted(counts.total(), 'other file')} ({', '.join([*endings, *more])})"
+
+
+def _ending(name: str) -> str:
+    return os.path.splitext(name)[1].lower() or "without an ending"
+
+
+def _others(names: Sequence[str]) -> str:
+    return f", only {by_ending(names)}" if names else ""
 
 
 def _suffixes() -> str:
-    return "PNG, JPEG, WebP, BMP, TIFF or GIF"
+    return "JPEG, PNG, TIFF, WebP or other image"
 
 
-def _left_out(others: int, repeated: int, outside: int = 0, empty: Sequence[str] = ()) -> str:
+def _left_out(others: Sequence[str], repeated: int, runs: int, outside: int = 0, empty: Sequence[str] = ()) -> str:
     parts = [
-        counted(others, "other file") if others else "",
+        by_ending(others) if others else "",
         f"{counted(outside, 'image')} outside the class folders" if outside else "",
         f"{counted(repeated, 'link')} to a folder that was already read" if repeated else "",
+        f"{counted(runs, 'folder')} of runs or caches" if runs else "",
         f"{counted(len(empty), 'class folder')} without images ({listed(empty, 3)})" if empty else "",
     ]
     told = ", ".join(part for part in parts if part)

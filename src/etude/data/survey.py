@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from etude.data.compact import DIGEST_BYTES, Digests
 from etude.data.decode import Survey, UnreadableImage, read_image_file, survey_image
 from etude.data.in_order import map_in_order
 from etude.data.sources import ImageSet
+from etude.data.value_range import DeepValues, ValueRange, Values
 from etude.data.wording import counted
 
 
@@ -32,6 +34,9 @@ class SurveyResult:
         content_hashes: (R,) hash of each file's bytes.
         bad: the others.
         fingerprint: one hash over all contents in order; names do not count.
+        spare: number of images with a band that is neither colour nor transparency.
+        deep: the values of the images deeper than 8 bits, or None without any.
+        value_range: the values that become black and white in those, once it is known.
     """
 
     kept: np.ndarray
@@ -41,6 +46,9 @@ class SurveyResult:
     content_hashes: Digests
     bad: tuple[BadFile, ...]
     fingerprint: str
+    spare: int = 0
+    deep: DeepValues | None = None
+    value_range: ValueRange | None = None
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -55,6 +63,40 @@ class SurveyResult:
         """The median of :attr:`short_sides`, rounded down to a whole pixel."""
         return int(np.median(self.short_sides))
 
+    def in_range(self, asked: ValueRange | None, say: Callable[[str], None]) -> SurveyResult:
+        """Return the scan with the range of values that was asked for, or the one that its deep images settle.
+
+        Raises:
+            EtudeError: it cannot be settled.
+        """
+        if self.spare:
+            say(f"bands: {counted(self.spare, 'image')} with a fourth band that is no transparency; it is left out")
+        if asked is None and self.deep is None:
+            return self
+        if asked is not None or self.deep is None:
+            return replace(self, value_range=asked)
+        value_range, reason = self.deep.settled()
+        say(f"values: {reason}")
+        return replace(self, value_range=value_range)
+
+    def like(
+        self, channels: int, value_range: ValueRange | None, what: str, warn: Callable[[str], None]
+    ) -> SurveyResult:
+        """Return the scan with the channels and the range of values of the training images.
+
+        Args:
+            channels: 1 or 3.
+            value_range: None where the training images have 8 bits; deeper ones cannot be used then.
+            what: these images in words, for warnings.
+            warn: is called with a sentence when values are outside the range.
+        """
+        if self.deep is not None and value_range is not None and (count := int(self.deep.beyond(value_range).sum())):
+            warn(
+                f"{count:,} of {len(self):,} {what} have values outside the training images' range "
+                f"{value_range[0]:g}..{value_range[1]:g}; they are clipped"
+            )
+        return replace(self, channels=channels, value_range=value_range)
+
 
 def survey(images: ImageSet, progress: Progress, *, threads: int | None = None) -> SurveyResult:
     """Read every file once, in threads: hash its content and read its header.
@@ -65,6 +107,7 @@ def survey(images: ImageSet, progress: Progress, *, threads: int | None = None) 
     sides, hashes = np.zeros((2, len(images)), np.int32), np.zeros((len(images), DIGEST_BYTES), np.uint8)
     readable, channels = np.ones(len(images), dtype=bool), 1
     bad: list[BadFile] = []
+    spare, deep = 0, dict[int, Values]()
     # Reading waits for the disk most of the time, so more threads than cores help.
     looked = map_in_order(_look, images.paths, threads or 2 * usable_cores())
     with progress.bar("survey", len(images)) as advance:
@@ -77,6 +120,9 @@ def survey(images: ImageSet, progress: Progress, *, threads: int | None = None) 
             sides[:, index] = header.width, header.height
             hashes[index] = np.frombuffer(bytes.fromhex(content), np.uint8)
             channels = max(channels, header.channels)
+            spare += header.spare
+            if header.values is not None:
+                deep[index - len(bad)] = header.values
     if not readable.any():
         raise EtudeError(none_readable(images, bad))
     contents = Digests(hashes[readable])
@@ -88,6 +134,8 @@ def survey(images: ImageSet, progress: Progress, *, threads: int | None = None) 
         content_hashes=contents,
         bad=tuple(bad),
         fingerprint=digest_of(*contents),
+        spare=spare,
+        deep=DeepValues.of(deep),
     )
 
 

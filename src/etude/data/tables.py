@@ -5,12 +5,17 @@ from __future__ import annotations
 import csv
 import math
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
+
+import numpy as np
 
 from etude.core.errors import EtudeError, listed, nearest
 from etude.data.table_images import ImageFolder, find_image_column, folder_for
+from etude.data.table_split import GivenSplit, Warn, find_groups, find_split
 from etude.data.wording import counted
 
 _TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".parquet"})
@@ -19,22 +24,42 @@ _LABEL_NAMES = ("label", "labels", "class", "class_name", "target", "category", 
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns a user asked for; None lets the table decide."""
+    """The columns a user asked for; None lets the table decide.
+
+    ``split`` is auto, none, or the column that names the validation rows.
+    """
 
     image: str | None = None
     label: str | None = None
     weight: str | None = None
+    split: str = "auto"
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table as text. ``columns`` maps a name to its (N,) cells, None for an empty one."""
+    """A table as text.
+
+    Attributes:
+        path: where it was read from.
+        columns: name to (N,) cells, None for an empty one.
+        rows: (N,) places of the rows in the file, counted from 0, where some of them were left out.
+    """
 
     path: Path
     columns: dict[str, list[str | None]]
+    rows: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), []))
+
+    def take(self, used: np.ndarray) -> Table:
+        """Return the rows where ``used`` (N,) bool is true."""
+        columns = {name: [*compress(cells, used)] for name, cells in self.columns.items()}
+        return Table(self.path, columns, np.flatnonzero(used))
+
+    def number(self, row: int) -> int:
+        """Return which row of the file this one is, counted from 1."""
+        return 1 + (row if self.rows is None else int(self.rows[row]))
 
 
 @dataclass(frozen=True)
@@ -47,6 +72,8 @@ class Rows:
         names: the file of each id, relative to ``root`` or absolute.
         labels: where asked for.
         weights: where asked for.
+        split: which rows validate, where a column says so.
+        groups: columns whose equal cells may belong together.
         note: for the screen.
     """
 
@@ -55,6 +82,8 @@ class Rows:
     names: list[str]
     labels: list[str] | None
     weights: list[float] | None
+    split: GivenSplit | None
+    groups: dict[str, list[str]]
     note: str
 
 
@@ -67,8 +96,10 @@ def is_table(path: Path) -> bool:
     return path.suffix.lower() in _TABLE_SUFFIXES
 
 
-def read_rows(path: Path, asked: Columns, *, image_root: Path | None, labelled: bool) -> Rows:
-    """Read the rows of a table of images.
+def read_rows(
+    path: Path, asked: Columns, *, image_root: Path | None, labelled: bool, warn: Warn = warnings.warn
+) -> Rows:
+    """Read the rows of a table of images; of a labelled one without its test rows.
 
     Raises:
         EtudeError: the table is damaged or empty, a column is missing or ambiguous, a cell that is needed is empty,
@@ -83,22 +114,35 @@ def read_rows(path: Path, asked: Columns, *, image_root: Path | None, labelled: 
                 f"{nearest(name, known)}"
             )
     label_name = asked.label or (_named_label_column(table, asked) if labelled else None)
-    taken = {name for name in (label_name, asked.label, asked.weight) if name}
-    if not labelled:
+    taken = {name for name in (asked.image, label_name, asked.weight) if name}
+    split = None
+    if labelled:
+        split, used = find_split(path, table.columns, taken, asked.split, warn)
+        table = table if used.all() else table.take(used)
+        taken |= {split.column} if split else set()
+    else:
         taken |= {name for name in table.columns if name.lower() in _LABEL_NAMES}
     if asked.image is not None:
         image_name, folder = asked.image, folder_for(path, table.columns[asked.image], image_root)
     else:
         image_name, folder = find_image_column(path, table.columns, taken, image_root)
     ids = _filled(table, image_name, "image name")
-    labels = None
-    if labelled:
-        label_name = label_name or _only_other_column(table, image_name, asked)
-        labels = _filled(table, label_name, "label", ids)
-    weights = _weights(table, asked.weight, ids) if asked.weight else None
-    names = _names(path, folder, ids)
-    note = f"image column {image_name!r}" + (f", label column {label_name!r}" if labelled else "")
-    return Rows(folder.root, ids, names, labels, weights, note)
+    note = f"image column {image_name!r}"
+    if not labelled:
+        return Rows(folder.root, ids, _names(path, folder, ids), None, None, None, {}, note)
+    taken.add(image_name)
+    label_name = label_name or _only_other_column(table, taken, image_name)
+    labels = _filled(table, label_name, "label", ids)
+    return Rows(
+        root=folder.root,
+        ids=ids,
+        names=_names(path, folder, ids),
+        labels=labels,
+        weights=_weights(table, asked.weight, ids) if asked.weight else None,
+        split=split,
+        groups=find_groups(table.columns, {*taken, label_name}, labels),
+        note=f"{note}, label column {label_name!r}" + (f", split column {split.column!r}" if split else ""),
+    )
 
 
 def read_table(path: Path) -> Table:
@@ -193,8 +237,8 @@ def _named_label_column(table: Table, asked: Columns) -> str | None:
     return named[0] if named else None
 
 
-def _only_other_column(table: Table, image_name: str, asked: Columns) -> str:
-    others = [name for name in table.columns if name not in (image_name, asked.weight)]
+def _only_other_column(table: Table, taken: set[str], image_name: str) -> str:
+    others = [name for name in table.columns if name not in taken]
     if len(others) == 1:
         return others[0]
     if not others:
@@ -213,7 +257,7 @@ def _filled(table: Table, name: str, what: str, ids: Sequence[str] = ()) -> list
         where = f" (image {ids[blank[0]]!r})" if ids else ""
         raise EtudeError(
             f"{table.path} has no {what} in column {name!r} for {len(blank):,} of its {counted(len(cells), 'row')}, "
-            f"first in row {blank[0] + 1:,}{where}; fill it in or remove such rows"
+            f"first in row {table.number(blank[0]):,}{where}; fill it in or remove such rows"
         )
     return [cell for cell in cells if cell is not None]
 
@@ -227,8 +271,8 @@ def _weights(table: Table, name: str, ids: Sequence[str]) -> list[float]:
             weight = math.nan
         if not (math.isfinite(weight) and weight > 0):
             raise EtudeError(
-                f"row {row + 1:,} of {table.path} (image {ids[row]!r}) has the weight {cell!r} in column {name!r}; "
-                "weights are numbers above 0"
+                f"row {table.number(row):,} of {table.path} (image {ids[row]!r}) has the weight {cell!r} in column "
+                f"{name!r}; weights are numbers above 0"
             )
         weights.append(weight)
     return weights

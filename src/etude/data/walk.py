@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import mimetypes
 import os
 import unicodedata
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from etude.core.errors import EtudeError
+from etude.data.decode import image_suffixes, is_image_content
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+_USUAL_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+_TYPES = mimetypes.MimeTypes()  # the types that Python knows by itself, the same on every machine
 
 # Folders that operating systems and network drives leave behind; some hold thumbnails that look like images.
 _SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"})
@@ -23,23 +27,35 @@ class FoundImages:
     Attributes:
         ids: POSIX path of each image relative to the folder, Unicode in NFC; not sorted.
         names: the file of each id, relative to the folder.
-        others: number of files left out because their suffix is not an image's.
+        others: files left out because neither their ending nor their content is an image's, relative to the folder.
         repeated: number of linked folders left out because their content was already read.
+        runs: number of folders left out because etude wrote them: runs, and stores of a cache.
     """
 
     ids: list[str] = field(default_factory=list[str])
     names: list[str] = field(default_factory=list[str])
-    others: int = 0
+    others: list[str] = field(default_factory=list[str])
     repeated: int = 0
+    runs: int = 0
 
 
 def is_image_name(name: str) -> bool:
-    """Whether ``name`` ends like an image file, in any case.
+    """Whether ``name`` ends like an image file of any format that is read, in any case.
 
     >>> is_image_name("a.JPG"), is_image_name("notes.txt")
     (True, False)
     """
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+    suffix = os.path.splitext(name)[1].lower()
+    return suffix in _USUAL_SUFFIXES or suffix in image_suffixes()
+
+
+def is_image_file(path: str, name: str) -> bool:
+    """Whether a file is an image by its name; where that says nothing, by its content."""
+    if is_image_name(name):
+        return True  # whatever it is: the survey names what cannot be read, a missing or special file too
+    kind = _TYPES.guess_type(name)[0]
+    known = kind is not None and not kind.startswith("image/") and kind != "application/octet-stream"
+    return not known and is_image_content(path)
 
 
 def is_hidden(name: str) -> bool:
@@ -113,20 +129,32 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
     return entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path))
 
 
+def is_own_folder(folder: Path | str) -> bool:
+    """Whether etude wrote this folder: a run, whose figures are no data, or a store of decoded images."""
+    for name, key in (("run.json", b'"schema_version"'), ("store.json", b'"kind"')):
+        path = os.path.join(folder, name)
+        if os.path.isfile(path):
+            with suppress(OSError), open(path, "rb") as file:
+                return key in file.read(1000)
+    return False
+
+
 def _read_folder(
     place: str, prefix: str, found: FoundImages, pending: list[tuple[str, str]], linked: list[tuple[str, str]]
 ) -> None:
     for entry in visible_entries(place):
         if is_folder(entry):
+            if is_own_folder(entry.path):
+                found.runs += 1
+                continue
             queue = linked if entry.is_symlink() else pending
             queue.append((entry.path, f"{prefix}{entry.name}/"))
-        elif is_image_name(entry.name) and (entry.is_file(follow_symlinks=False) or entry.is_symlink()):
-            # A broken link is kept: the survey lists it as a missing file instead of hiding it.
+        elif is_image_file(entry.path, entry.name):
             name = prefix + entry.name
             found.ids.append(portable_text(name))
             found.names.append(name)
         else:
-            found.others += 1
+            found.others.append(prefix + entry.name)
 
 
 def _identity(folder: str) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from etude.core.metrics import Gain, metric_named, paired_bootstrap
 from etude.core.predictions import Predictions
 from etude.journal.index import RunSummary, summary_of_run
 from etude.journal.record_read import read_run
-from etude.journal.record_state import state_of
 
 METRICS = ("accuracy", "log_loss")
 _FILE = "valid.npz"
@@ -87,8 +86,7 @@ def compare_runs(folders: Sequence[Path], level: float = 0.95, draws: int = 2000
     records = [read_run(folder) for folder in folders]
     names = [folder.name for folder in folders]
     paths = [str(folder) for folder in folders] if len({*names}) < len(names) else names
-    summed = [summary_of_run(path, record) for path, record in zip(paths, records, strict=True)]
-    runs = tuple(replace(run, state=state_of(record)) for run, record in zip(summed, records, strict=True))
+    runs = tuple(summary_of_run(path, record) for path, record in zip(paths, records, strict=True))
     first = _validation(folders[0])
     contrasts = tuple(
         _contrast(first, _validation(folder), (runs[0], run), level, draws, seed)

@@ -20,7 +20,7 @@ from typing import Any
 from etude.core.errors import EtudeError, listed, nearest
 from etude.journal.record_notes import NOTES_NAME
 from etude.journal.record_read import FILE_NAME, read_run
-from etude.journal.record_state import state_of, stopped_at
+from etude.journal.record_state import stopped_at
 
 INDEX_NAME = ".etude-index.db"
 DAMAGED = "damaged"
@@ -106,13 +106,13 @@ def list_runs(runs: Path, warn: Warn | None = None) -> list[RunSummary]:
     except sqlite3.DatabaseError:  # damaged
         file.unlink(missing_ok=True)
         contents = _contents(str(file), runs, stamps)
-    return sorted(_summaries(contents), key=lambda run: (run.started, run.path), reverse=True)
+    return sorted(_summaries(runs, contents), key=lambda run: (run.started, run.path), reverse=True)
 
 
 def read_runs(runs: Path) -> list[RunSummary]:
     """Return all runs below ``runs`` in the order of their start, from their records alone: no index is kept there."""
     return sorted(
-        _summaries(_contents(":memory:", runs, dict(_stamps(str(runs))))), key=lambda run: (run.started, run.path)
+        _summaries(runs, _contents(":memory:", runs, dict(_stamps(str(runs))))), key=lambda run: (run.started, run.path)
     )
 
 
@@ -176,12 +176,11 @@ def _whole(value: Any) -> int | None:
     return value if isinstance(value, int) else None
 
 
-def _summaries(contents: Sequence[str]) -> Iterator[RunSummary]:
+def _summaries(runs: Path, contents: Sequence[str]) -> Iterator[RunSummary]:
     for values in json.loads(f"[{','.join(contents)}]"):  # at once: several times as fast as one by one
         values["tags"], values["notes"] = tuple(values["tags"]), tuple(values["notes"])
-        if values["state"] == "running":
-            values["state"] = state_of(values)
-        yield RunSummary(**values)
+        # A run that is killed changes nothing on the disk.
+        yield _read(runs, values["path"]) if values["state"] == "running" else RunSummary(**values)
 
 
 def _stamps(folder: str, path: str = "") -> Iterator[tuple[str, str]]:

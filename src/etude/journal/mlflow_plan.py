@@ -18,7 +18,6 @@ from typing import Any
 from etude.core.errors import EtudeError
 from etude.journal.quantities import file_size
 from etude.journal.record_read import FILE_NAME, read_run
-from etude.journal.record_state import state_of
 from etude.journal.report_folder import read_history
 
 LARGEST_FILE = 50_000_000
@@ -91,7 +90,7 @@ def plan_of(folder: Path, name: str = "") -> MlflowPlan:
         EtudeError: the folder holds no run, the run is still at work, or what it has written is damaged.
     """
     record = read_run(folder)
-    if (state := state_of(record)) == "running":
+    if (state := record["state"]) == "running":
         raise EtudeError(f"{folder} is still at work: send it when it has ended")
     started = _milliseconds(record["started"])
     ended = _milliseconds(record["ended"]) if record["ended"] else started + round(1000 * record["seconds"])

@@ -19,6 +19,7 @@ import numpy as np
 from etude.core.errors import EtudeError, told
 from etude.core.files import explained_write, write_json
 from etude.journal.environment import describe_environment
+from etude.journal.record_lock import LOCK_NAME, is_locked, refuse_file
 from etude.journal.record_notes import checked_tag, now
 from etude.journal.record_read import (
     FILE_NAME,
@@ -32,6 +33,7 @@ from etude.journal.record_read import (
     read_run,
     seconds_in_no_stage,
 )
+from etude.journal.record_state import process_start
 
 __all__ = ["FILE_NAME", "SCHEMA_VERSION", "STATES", "RunRecord", "Stage", "read_run"]
 
@@ -136,12 +138,20 @@ class RunRecord:
             EtudeError: ``folder`` is a file or not empty, or is to be resumed and holds no run; a tag is none.
         """
         asked = {"pid": os.getpid(), "host": platform.node(), "command": list(command), "recipe": recipe, "seed": seed}
+        asked |= {"process": process_start(os.getpid()), "locked": is_locked(folder) is True}
         asked |= {"settings": dict(settings), "changed": dict(changed)}
         asked["environment"] = {**describe_environment(), **(extra or {})}
         named = {"kind": kind, "parent": parent, "tags": [checked_tag(tag) for tag in tags]}
         content = _content_to_go_on_with(folder, resume, named)
         record = cls(folder, {**content, **_plain(asked), "state": "running", "error": None, "ended": None}, began)
         record.write()
+        return record
+
+    @classmethod
+    def reopen(cls, folder: Path) -> RunRecord:
+        """Return the record of a run that has ended, for what is still to be written into it; it stays ended."""
+        record = cls(folder, read_record(folder))
+        record._opened = None
         return record
 
     @contextmanager
@@ -271,9 +281,8 @@ class _Attempt:
 
 def _content_to_go_on_with(folder: Path, resume: bool, named: Mapping[str, Any]) -> dict[str, Any]:
     with explained_write(folder):
-        if folder.exists() and not folder.is_dir():
-            raise EtudeError(f"{folder} is a file, and a run needs a folder: choose another --out")
-        names = {path.name for path in folder.iterdir()} if folder.is_dir() else set[str]()
+        refuse_file(folder)
+        names = {path.name for path in folder.iterdir()} - {LOCK_NAME} if folder.is_dir() else set[str]()
         if not resume and names and failed_with_nothing(folder):
             for name in names:
                 (folder / name).unlink()

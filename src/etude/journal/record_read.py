@@ -8,12 +8,13 @@ from typing import Any
 
 from etude.core.errors import EtudeError, listed
 from etude.core.files import digest_of, read_json
+from etude.journal.record_lock import LOCK_NAME
 from etude.journal.record_notes import read_notes
+from etude.journal.record_state import FILE_NAME, state_of
 
 SCHEMA_VERSION = 2
-FILE_NAME = "run.json"
 REPORT_NAME = "report.html"
-REMAINS = frozenset({FILE_NAME, REPORT_NAME, "bad_files.csv"})
+REMAINS = frozenset({FILE_NAME, REPORT_NAME, "bad_files.csv", LOCK_NAME})
 """What stands in the folder of a run that ended before it made anything."""
 
 STATES = ("running", "finished", "failed", "interrupted")
@@ -58,6 +59,7 @@ _SECTIONS = {"data": dict, "plan": dict, "result": dict}  # written when the run
 def read_run(folder: Path) -> dict[str, Any]:
     """Return the content of a run's ``run.json`` in the shape of the newest schema, whichever it was written in.
 
+    ``state`` is ``killed`` where the run says that it is running and its process is gone;
     ``tags`` and ``notes`` include those added since the run began (see :mod:`etude.journal.record_notes`).
 
     Raises:
@@ -65,7 +67,8 @@ def read_run(folder: Path) -> dict[str, Any]:
     """
     content = read_record(folder)
     notes, tags = read_notes(folder, content["tags"])
-    return {**content, "notes": [*content["notes"], *notes], "tags": tags}
+    state = state_of(folder, content)
+    return {**content, "state": state, "notes": [*content["notes"], *notes], "tags": tags}
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -4,25 +4,49 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from etude.journal.record_lock import is_locked
+
+FILE_NAME = "run.json"
 KILLED = "killed"
 """What a run is that says ``running`` though its process is gone; no record says so of itself."""
 
+_SILENCE = 600.0  # seconds; a stage writes its record twenty times as often
 
-def state_of(run: Mapping[str, Any]) -> str:
-    """Return the state of a run, given at least ``state``, ``pid`` and ``host`` of its record.
 
-    One of the record's states, or :data:`KILLED`. Of a run on another machine only its own word is known.
+def state_of(folder: Path, run: Mapping[str, Any]) -> str:
+    """Return the state of the run in ``folder``: what its record ``run`` says, or :data:`KILLED`.
 
-    >>> state_of({"state": "finished", "pid": 1, "host": None})
+    >>> state_of(Path("runs/first"), {"state": "finished", "pid": 1, "host": None})
     'finished'
     """
-    if run["state"] != "running" or run["host"] not in (None, platform.node()) or is_alive(run["pid"]):
-        return run["state"]
-    return KILLED
+    return KILLED if run["state"] == "running" and not _is_at_work(folder, run) else run["state"]
+
+
+def is_complete(run: Mapping[str, Any]) -> bool:
+    """Whether a run has finished, and its report was written then."""
+    return run["state"] == "finished" and run.get("reported") is not False  # an older etude writes no such word
+
+
+def _is_at_work(folder: Path, run: Mapping[str, Any]) -> bool:
+    """Whether the process of a run that says ``running`` still works on it.
+
+    Its lock decides. Where it has none (an older etude, a file system without locks) its process does, on this host;
+    on another one it is taken to work as long as it writes its record now and then, as every stage does.
+    """
+    here, locked = run["host"] in (None, platform.node()), is_locked(folder)
+    if locked or (here and locked is False and run.get("locked") is True):
+        return bool(locked)
+    if here:
+        return is_alive(run["pid"], run.get("process"))
+    try:
+        return time.time() - (folder / FILE_NAME).stat().st_mtime < _SILENCE
+    except OSError:
+        return False
 
 
 def stopped_at(stages: Sequence[Mapping[str, Any]]) -> str:
@@ -43,11 +67,22 @@ def stopped_at(stages: Sequence[Mapping[str, Any]]) -> str:
     return f"in {last['name']} after {last['seconds']:.1f} s"
 
 
-def is_alive(pid: int) -> bool:
-    """Whether the process runs on this machine and is a Python one.
+def process_start(pid: int) -> str | None:
+    """Return what tells the process ``pid`` from others that had or will have its number; None where unknown."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()  # its name may hold anything
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}:{fields[19].decode()}"
+    except (OSError, IndexError):
+        return None
 
-    After a restart of the machine its number may be another program's.
+
+def is_alive(pid: int, start: object = None) -> bool:
+    """Whether the process runs on this machine and is a Python one; with ``start``: the one that began then.
+
+    After a restart of the machine, or a while, its number may be another program's.
     """
+    if start is not None and (now := process_start(pid)) is not None:
+        return now == start
     if pid == os.getpid() or os.name == "nt":  # where Windows would send the signal, there is no harmless question
         return True
     try:

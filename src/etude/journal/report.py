@@ -11,7 +11,6 @@ from etude.core.predictions import Predictions
 from etude.journal.html import data_uri, render_page, write_page
 from etude.journal.quantities import spoken
 from etude.journal.record_read import REPORT_NAME
-from etude.journal.record_state import state_of
 from etude.journal.report_classes import (
     balance_figure,
     calibration_figure,
@@ -112,7 +111,7 @@ def _told(record: Mapping[str, Any]) -> dict[str, Any]:
 
     return {
         "record": record,
-        "state": state_of(record),
+        "state": record["state"],
         "said": last_words(record),
         "builds_up": builds_up(record),
         "warnings": [text for (text,) in entries("warnings", "text")],

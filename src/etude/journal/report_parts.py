@@ -14,7 +14,6 @@ from etude.journal.html import data_uri
 from etude.journal.index import DAMAGED, RunSummary
 from etude.journal.quantities import duration, points, signed, spoken
 from etude.journal.record_read import REPORT_NAME
-from etude.journal.record_state import state_of
 from etude.journal.report_folder import RunFolder
 from etude.journal.report_steps import FOLD, state_of_all
 
@@ -109,7 +108,7 @@ def _folds(record: Mapping[str, Any]) -> list[Part]:
         scored = [stage for stage in group if stage["scores"]]
         best = next((stage for stage in scored if own and FOLD.sub("", stage["name"]) == own), (scored or group)[-1])
         told = f"kept: {own}" if own else ""
-        parts.append(_of_stages(f"fold {number}", "fold", group, best["scores"], told, state_of(record)))
+        parts.append(_of_stages(f"fold {number}", "fold", group, best["scores"], told, record["state"]))
     return parts
 
 
@@ -117,7 +116,7 @@ def _rounds(record: Mapping[str, Any]) -> list[Part]:
     """Return a part for each round with unlabelled images."""
     judged = {one["name"]: "kept" if one["kept"] else "thrown away" for one in record.get("rounds") or []}
     return [
-        _of_stages(stage["name"], "round", [stage], stage["scores"], judged.get(stage["name"], ""), state_of(record))
+        _of_stages(stage["name"], "round", [stage], stage["scores"], judged.get(stage["name"], ""), record["state"])
         for stage in record["stages"]
         if _ROUND.fullmatch(stage["name"])
     ]

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from etude.journal.charts_bars import bar_in_cell
 from etude.journal.quantities import duration, in_words, percent, spoken
 from etude.journal.record_read import IN_NO_STAGE, seconds_in_no_stage, was_kept
-from etude.journal.record_state import KILLED, state_of, stopped_at
+from etude.journal.record_state import KILLED, stopped_at
 
 FOLD = re.compile(r" \(fold (\d+)/\d+\)$")
 """The end of a stage's name that tells its fold."""
@@ -63,7 +63,7 @@ def steps_of(record: Mapping[str, Any]) -> list[Step]:
     for stage in record["stages"]:
         stages.setdefault(FOLD.sub("", stage["name"]), []).append(stage)
     planned = (record.get("plan") or {}).get("expected_seconds") or {}
-    state, each_builds_up = state_of(record), builds_up(record)
+    state, each_builds_up = record["state"], builds_up(record)
     rest = seconds_in_no_stage(record)
     whole = rest + sum(_seconds(group) or 0.0 for group in stages.values())
     steps: list[Step] = []
@@ -152,7 +152,7 @@ def builds_up(record: Mapping[str, Any]) -> bool:
 
 def last_words(record: Mapping[str, Any]) -> str:
     """Return where a run stands that has not finished; empty for one that has."""
-    state, where = state_of(record), stopped_at(record["stages"])
+    state, where = record["state"], stopped_at(record["stages"])
     if state == "finished":
         return ""
     if state == "running":

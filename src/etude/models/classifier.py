@@ -47,6 +47,11 @@ class Stored(Protocol):
         """How an image fills the square."""
         ...
 
+    @property
+    def value_range(self) -> tuple[float, float] | None:
+        """Values that became black and white in images deeper than 8 bits, or None."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
@@ -60,6 +65,8 @@ class Preprocessing:
         in_channels: that the backbone takes; grey images are repeated.
         mean: of each input channel, for values in [0, 1].
         std: of each input channel, for values in [0, 1].
+        value_range: values that become black and white in images deeper than 8 bits; None where the training images
+            have 8.
     """
 
     size: int
@@ -69,6 +76,7 @@ class Preprocessing:
     in_channels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    value_range: tuple[float, float] | None = None
 
     @classmethod
     def of(cls, backbone: Backbone, stored: Stored, size: int) -> Preprocessing:
@@ -81,6 +89,7 @@ class Preprocessing:
             in_channels=backbone.in_channels,
             mean=backbone.mean,
             std=backbone.std,
+            value_range=stored.value_range,
         )
 
     def to_input(self, images: torch.Tensor) -> torch.Tensor:
@@ -200,7 +209,8 @@ def _read_card(path: Path) -> ModelCard:
         raise EtudeError(f"{path} was written by another version of etude; this one reads format {MODEL_VERSION}")
     try:
         shape = fields.pop("preprocessing")
-        preprocessing = Preprocessing(**{**shape, "mean": tuple(shape["mean"]), "std": tuple(shape["std"])})
+        tuples = {name: tuple(shape[name]) for name in ("mean", "std", "value_range") if shape.get(name) is not None}
+        preprocessing = Preprocessing(**{**shape, **tuples})
         return ModelCard(**{**fields, "classes": tuple(fields["classes"])}, preprocessing=preprocessing)
     except (KeyError, TypeError, AttributeError) as error:
         raise EtudeError(f"{path} is damaged ({error}): restore it, or train the run again") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Any
 
@@ -62,6 +63,34 @@ def _disk_space(value: Any) -> int | None:
     return int(float(told[1]) * 1000 ** " KMGT".index(told[2].upper() or " "))
 
 
+def _value_range(value: Any) -> str:
+    """``auto``, or ``"LOW..HIGH"``."""
+    text = f"0..{value}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value).strip()
+    if text != "auto":
+        try:
+            text = text if ".." in text else f"0..{text}"
+            low, high = value_range(text) or (0.0, 0.0)
+            if not -math.inf < low < high < math.inf:
+                raise ValueError
+        except ValueError:
+            raise refused(
+                "Input must be two numbers such as 0..4095, the highest alone such as 4095, or 'auto'"
+            ) from None
+    return text
+
+
+def value_range(text: str) -> tuple[float, float] | None:
+    """Return the two ends of a :data:`ValueRange`, or None for ``auto``.
+
+    >>> value_range("-1000..3000"), value_range("auto")
+    ((-1000.0, 3000.0), None)
+    """
+    if text == "auto":
+        return None
+    low, high = text.split("..")
+    return float(low), float(high)
+
+
 def _parsed(value: Any, accepted: str) -> tuple[float, str]:
     try:
         return parse_length(value)
@@ -83,3 +112,6 @@ Time = Annotated[str, BeforeValidator(_time)]
 
 DiskSpace = Annotated[int | None, BeforeValidator(_disk_space)]
 """Bytes: a number, ``"500MB"``, ``"20GB"`` (of 1000 each); None for ``"auto"``."""
+
+ValueRange = Annotated[str, BeforeValidator(_value_range)]
+"""``"0..4095"``, from which ``4095`` alone is made too, or ``"auto"``; :func:`value_range` reads it."""

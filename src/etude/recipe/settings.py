@@ -15,7 +15,7 @@ from pydantic import (
 
 from etude.core.errors import nearest
 from etude.recipe.base import Settings
-from etude.recipe.lengths import DiskSpace, Interval, Part, RunLength, Time, refused
+from etude.recipe.lengths import DiskSpace, Interval, Part, RunLength, Time, ValueRange, refused
 from etude.recipe.unlabeled_settings import DistillSettings, UnlabeledSettings
 from etude.timeline import PRESETS
 
@@ -29,8 +29,19 @@ class DataSettings(Settings):
     fit: Fit = Field(
         default="auto", description="how an image fills the square: squash, crop, letterbox, or auto by aspect ratios"
     )
+    range: ValueRange = Field(
+        default="auto",
+        description="values that become black and white where images are deeper than 8 bits: 0..4095, 4095, or auto by "
+        "all training images",
+    )
     valid: float = Field(
         default=0.2, gt=0.0, lt=1.0, description="share of the labelled images held out for validation"
+    )
+    labels: Literal["tidy", "strict"] = Field(
+        default="tidy", description="tidy: labels that differ by outer spaces or Unicode form are one class; or strict"
+    )
+    split_column: str = Field(
+        default="auto", description="a table's column that names the validation rows: auto by its name, none, or a name"
     )
     store: Literal["auto", "raw", "blosc2", "encoded"] = Field(
         default="auto", description="how images are kept: raw, blosc2, encoded, or auto by a measured sample"

@@ -10,7 +10,7 @@ from etude.recipe.base import Settings
 from etude.recipe.lengths import RunLength, refused
 
 SAFE_SHARE = (0.65, 0.75)
-"""Labelled share of pseudo-label rounds that is known to be robust; any other is allowed with a word of caution."""
+"""Labelled share of pseudo-label rounds that competitors use; any other is allowed with a warning."""
 
 
 def _none_in_words(value: Any) -> Any:

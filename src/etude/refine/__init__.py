@@ -12,6 +12,7 @@ _HOMES = {
     "Refiner": "base",
     "average": "blend",
     "geometric_mean": "blend",
+    "majority_vote": "blend",
     "rank_mean": "blend",
     "Temperature": "calibration",
     "VectorScaling": "calibration",

@@ -8,7 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from etude.core.errors import EtudeError, listed
+from etude.core.ids import match_ids
+from etude.core.labels import spelled_as
 from etude.core.predictions import Predictions
+from etude.core.ranks import log_odds, ties
 from etude.refine.base import LOG_ZERO, normalised
 
 
@@ -70,9 +73,33 @@ def rank_mean(predictions: Sequence[Predictions], weights: Sequence[float] | Non
     together, shares = aligned(predictions), shares_of(weights, len(predictions))
     mean = np.zeros((len(together[0].ids), len(together[0].classes)))
     for share, one in zip(shares, together, strict=True):
-        # In the precision of the logits: what rounding sets apart, by the order of the classes even, is a tie.
-        mean += share * np.apply_along_axis(_ranks, 0, one.probabilities().astype(np.float32))
+        mean += share * np.apply_along_axis(_ranks, 0, log_odds(one.log_probabilities()))
     return _made(mean, together)
+
+
+def majority_vote(predictions: Sequence[Predictions], weights: Sequence[float] | None = None) -> Predictions:
+    """Return the class that most of M models predict, each with its weight; on a tie the first model in it decides.
+
+    The result's probabilities are the shares of the votes; that of a class which wins a tie is larger by a millionth.
+    The rest is as in :func:`average`.
+
+    >>> votes = [Predictions.from_probabilities(["a"], ["cat", "dog"], [p]) for p in ([1, 0], [0, 1], [0.4, 0.6])]
+    >>> majority_vote(votes).probabilities().round(2).tolist()
+    [[0.33, 0.67]]
+    >>> majority_vote(votes[:2]).predicted().tolist(), majority_vote(votes[1::-1]).predicted().tolist()
+    ([0], [1])
+    """
+    together, shares = aligned(predictions), shares_of(weights, len(predictions))
+    rows, chosen = np.arange(len(together[0].ids)), [one.predicted() for one in together]
+    votes = np.zeros((len(rows), len(together[0].classes)))
+    for share, classes in zip(shares, chosen, strict=True):
+        votes[rows, classes] += share
+    tied = votes > votes.max(axis=1, keepdims=True) - 1e-9
+    first = np.argmax(
+        [tied[rows, classes] & (share > 0) for share, classes in zip(shares, chosen, strict=True)], axis=0
+    )
+    votes[rows, np.stack(chosen)[first, rows]] += 1e-6
+    return _made(votes, together)
 
 
 def aligned(predictions: Sequence[Predictions]) -> list[Predictions]:
@@ -103,8 +130,13 @@ def shares_of(weights: Sequence[float] | None, count: int) -> NDArray[np.float64
 
 def _aligned(other: Predictions, first: Predictions, number: int) -> Predictions:
     """Return ``other`` with the rows and columns of ``first``; ``number`` counts the models from 1, for messages."""
-    rows = _positions("ids", other.ids, first.ids, number)
-    columns = _positions("classes", other.classes, first.classes, number)
+    ids = match_ids(other.ids, first.ids)
+    _refuse_others("ids", ids.missing, ids.extra, number)
+    rows, names = ids.rows, spelled_as(other.classes, first.classes)
+    position = {name: place for place, name in enumerate(names)}
+    missing = [name for name in first.classes if name not in position]
+    _refuse_others("classes", missing, sorted(set(names) - set(first.classes)), number)
+    columns = [position[name] for name in first.classes]
     logits = other.logits[:, rows][:, :, columns]
     labels = None
     if other.labels is not None:
@@ -113,10 +145,7 @@ def _aligned(other: Predictions, first: Predictions, number: int) -> Predictions
     return Predictions(first.ids, first.classes, logits, labels=labels)
 
 
-def _positions(what: str, names: tuple[str, ...], wanted: tuple[str, ...], number: int) -> list[int]:
-    position = {name: index for index, name in enumerate(names)}
-    missing = [name for name in wanted if name not in position]
-    extra = sorted(set(names) - set(wanted))
+def _refuse_others(what: str, missing: list[str], extra: list[str], number: int) -> None:
     if missing or extra:
         parts = [f"lacks {len(missing):,} of them ({listed(missing)})"] if missing else []
         parts += [f"has {len(extra):,} others ({listed(extra)})"] if extra else []
@@ -124,7 +153,6 @@ def _positions(what: str, names: tuple[str, ...], wanted: tuple[str, ...], numbe
             f"only predictions with the same {what} can be blended, and model {number} {' and '.join(parts)} "
             "against the first: predict the same images with models of the same classes"
         )
-    return [position[name] for name in wanted]
 
 
 def common_labels(together: Sequence[Predictions]) -> NDArray[np.int64] | None:
@@ -151,5 +179,8 @@ def _made(values: NDArray[np.float64], together: Sequence[Predictions]) -> Predi
 
 def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return (rank - 1/2) / N of each value, (N,), equal ones sharing the mean of their ranks."""
-    _, position, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - counts / 2)[position] / len(values)
+    order, starts = ties(values)
+    counts = np.diff(starts, append=len(values))
+    ranks = np.empty(len(values))
+    ranks[order] = np.repeat(starts + counts / 2, counts) / len(values)
+    return ranks

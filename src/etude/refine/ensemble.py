@@ -12,28 +12,31 @@ from etude.core.errors import EtudeError, listed, nearest
 from etude.core.metrics import Gain, metric_named, paired_bootstrap
 from etude.core.predictions import Predictions
 from etude.refine.base import require_classes
-from etude.refine.blend import aligned, average, common_labels, geometric_mean, rank_mean
+from etude.refine.blend import aligned, average, common_labels, geometric_mean, majority_vote, rank_mean, shares_of
 from etude.refine.cross_fit import FEWEST_ROWS, fold_numbers
 from etude.refine.ensemble_selection import mixture_weights, select_ensemble
 
-Method = Literal["auto", "mean", "geometric", "rank", "likelihood", "selection", "best"]
+Method = Literal["auto", "mean", "geometric", "rank", "vote", "likelihood", "selection", "best"]
 METHODS = get_args(Method)
+FIXED = ("mean", "geometric", "rank", "vote")  # ways that fit no weights
 TRIED = ("geometric", "likelihood", "selection", "best")
 
 
 class Ensemble:
     """One set of predictions from those of M models, scikit-learn style.
 
-    ``"mean"``, ``"geometric"`` and ``"rank"`` weigh all models alike; ``"likelihood"`` takes the mean with the weights
-    of least log loss (EM), ``"selection"`` with those of Caruana's forward selection, and ``"best"`` the one model that
-    is best by the metric, since a partner with far more errors costs. ``"auto"`` takes the mean, unless another way
-    beats it, cross-fitted over folds, beyond its noise. Calibrate afterwards, not before.
+    ``"mean"``, ``"geometric"``, ``"rank"`` and ``"vote"`` (of predicted classes) take the weights given, by default
+    equal ones; ``"likelihood"`` takes the mean with the weights of least log loss (EM), ``"selection"`` with those of
+    Caruana's forward selection, and ``"best"`` the one model that is best by the metric, since a partner with far more
+    errors costs. ``"auto"`` takes the mean, unless another way beats it, cross-fitted over folds, beyond its noise.
+    Calibrate afterwards, not before.
 
     Args:
         method: one of the above.
         metric: that selection, ``"best"`` and ``"auto"`` go by; see :func:`etude.core.metrics.metric_named`.
         size, bags, share: of :func:`select_ensemble`.
         folds, seed: of folds and bags.
+        weights: M weights for the ways that fit none.
 
     Attributes:
         method_: the way taken.
@@ -59,10 +62,11 @@ class Ensemble:
         share: float = 1.0,
         folds: int = 5,
         seed: int = 0,
+        weights: Sequence[float] | None = None,
     ) -> None:
         self.method: Method = method
         self.metric, self.size, self.bags, self.share = metric, size, bags, share
-        self.folds, self.seed = folds, seed
+        self.folds, self.seed, self.weights = folds, seed, weights
 
     def fit(self, models: Sequence[Predictions]) -> Self:
         """Learn from out-of-fold predictions of the M models on the same images; labels may come from any of them.
@@ -79,12 +83,14 @@ class Ensemble:
         together = aligned(models)
         self.classes_, self.gains_ = together[0].classes, dict[str, Gain]()
         self.method_ = self.method if self.method != "auto" else "mean"
-        if self.method not in ("mean", "geometric", "rank"):
+        if self.method in FIXED:
+            self.weights_ = shares_of(self.weights, len(together))
+        elif self.weights is not None:
+            raise EtudeError(f"models that are blended by {self.method!r} have weights of its own: leave yours out")
+        else:
             known = self._known(together)
             self.method_ = self._best_way(known) if self.method == "auto" else self.method
             self.weights_ = self._weights(self.method_, known)
-        else:
-            self.weights_ = np.full(len(together), 1 / len(together))
         return self
 
     def transform(self, models: Sequence[Predictions]) -> Predictions:
@@ -103,7 +109,7 @@ class Ensemble:
     @property
     def described(self) -> str:
         """Such as ``"likelihood: 0.61 0.39 0.00"``."""
-        if self.method_ in ("mean", "geometric", "rank"):
+        if self.method_ in FIXED and self.weights is None:
             return f"{self.method_} of {len(self.weights_)} models"
         return f"{self.method_}: {' '.join(f'{weight:.2f}' for weight in self.weights_)}"
 
@@ -165,5 +171,5 @@ class Ensemble:
 
 
 def _blended(method: str, models: Sequence[Predictions], weights: NDArray[np.float64]) -> Predictions:
-    ways = {"geometric": geometric_mean, "rank": rank_mean}
+    ways = {"geometric": geometric_mean, "rank": rank_mean, "vote": majority_vote}
     return ways.get(method, average)(models, weights.tolist())

@@ -5,13 +5,18 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from etude.core.errors import EtudeError, listed, nearest
+from etude.core.ids import match_ids
+from etude.core.labels import positive_class, spelled_as, spellings
 from etude.core.predictions import Predictions
+from etude.core.submission import checked_positive
 from etude.refine.text_tables import Table, read_table
 
 Warn = Callable[[str], object]
@@ -20,24 +25,84 @@ LABEL_NAMES = ("label", "labels", "class", "class_name", "target", "category", "
 _OFF = 1e-3  # sums farther from one than this are worth a word
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Predictions, and how the file holds them that they were read from.
+
+    Args:
+        predictions: one-hot where the file holds labels.
+        holds: a column a class, the probability of one of two classes in a single column, or predicted labels.
+        columns: names of the columns of ids and of the single one, where there is a single one.
+    """
+
+    predictions: Predictions
+    holds: Literal["classes", "probability", "labels"] = "classes"
+    columns: tuple[str, str] | None = None
+
+    @property
+    def positive(self) -> str | None:
+        """The class whose probability a single column holds."""
+        return self.predictions.classes[1] if self.holds == "probability" else None
+
+
+def read_source(
+    path: Path | str,
+    *,
+    id_column: str | None = None,
+    label_column: str | None = None,
+    warn: Warn = warnings.warn,
+) -> Source:
+    """Read predictions as :func:`read_probabilities`, or a table with a label for each id and no probabilities.
+
+    The classes of a single column of probabilities are ``0`` and ``1``; those of labels are the labels that occur.
+
+    Raises:
+        EtudeError: as :func:`read_probabilities`.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".npz":
+        return Source(Predictions.load(path))
+    return _source(read_table(path), id_column, label_column, warn)
+
+
+def in_classes(sources: Sequence[Source], paths: Sequence[Path | str], positive: str | None = None) -> list[Source]:
+    """Return the sources with the same classes, as far as those with single columns go.
+
+    A single column holds the probability of ``positive``, or of the class that it is named after, or of 1, true, yes
+    or positive, of the two classes that the other sources have. Labels are those of all sources together.
+
+    Raises:
+        EtudeError: labels are none of the classes of other sources, or a single column goes with more than two classes.
+    """
+    whole = next((source.predictions.classes for source in sources if source.holds == "classes"), None)
+    labels = [name for source in sources if source.holds == "labels" for name in source.predictions.classes]
+    known = spellings(labels)
+    classes = whole or tuple(sorted({known.get(name, name) for name in labels})) or ("0", "1")
+    return [_in_classes(source, path, classes, positive) for source, path in zip(sources, paths, strict=True)]
+
+
 def read_probabilities(
     path: Path | str,
     *,
     labels: Path | str | None = None,
     id_column: str | None = None,
     label_column: str | None = None,
+    classes: Sequence[str] = (),
     warn: Warn = warnings.warn,
 ) -> Predictions:
     """Read predictions from an ``.npz`` of etude, or probabilities from a table of any other tool.
 
     A table has a header, as a sample submission has: a column of ids (named ``id`` or alike, else the first), perhaps
     one of labels, and one column of probabilities a class, named after it. Rows whose sum is not one are divided by it.
+    A single column holds the probability of one of two classes.
 
     Args:
         path: ``.npz``, ``.csv``, ``.tsv`` or ``.parquet``.
         labels: a table with ids and labels; ids that it lacks stay unlabelled.
         id_column: name of the ids' column; found by its name when None.
         label_column: name of the labels' column, in the table or the file of labels.
+        classes: the two classes of a single column, which is named after one or holds the probability of 1, true, yes
+            or positive; by default 0 and 1.
         warn: told in a sentence what was done about sums that are not one, and about ids without a label.
 
     Raises:
@@ -50,12 +115,16 @@ def read_probabilities(
     >>> one.classes, one.probabilities().round(2).tolist(), one.labels.tolist()
     (('cat', 'dog'), [[0.25, 0.75]], [1])
     """
-    path = Path(path)
-    if path.suffix.lower() == ".npz":
-        found = Predictions.load(path)
-    else:
-        table = read_table(path)
-        found = _predictions(table, id_column, None if labels is not None else label_column, warn)
+    own = None if labels is not None else label_column
+    source = read_source(path, id_column=id_column, label_column=own, warn=warn)
+    if source.holds == "labels":
+        raise EtudeError(
+            f"{path} holds a label for each id and no probabilities, which are needed here: give one column of "
+            "probabilities for each class (etude blend takes files of labels, by majority vote)"
+        )
+    if source.holds == "probability" and classes:
+        source = _in_classes(source, path, tuple(classes), None)
+    found = source.predictions
     return found if labels is None else with_labels(found, labels, label_column=label_column, warn=warn)
 
 
@@ -68,16 +137,16 @@ def with_labels(
         EtudeError: no id is in the table, or a label is not one of the classes.
     """
     known = _labels_by_id(Path(labels), label_column)
-    there = [name for name in predictions.ids if name in known]
-    if not there:
+    match = match_ids(list(known), predictions.ids, folders=False)
+    if len(match.missing) == len(predictions):
         raise EtudeError(
             f"{labels} has a label for none of the {len(predictions):,} predicted images: it names "
             f"{listed(known, 2)}, and the predictions {listed(predictions.ids, 2)}; write the ids alike in both"
         )
-    if len(there) < len(predictions):
-        missing = [name for name in predictions.ids if name not in known]
+    if missing := match.missing:
         warn(f"{len(missing):,} of {len(predictions):,} images have no label in {labels} ({listed(missing, 2)})")
-    cells = [known.get(name) for name in predictions.ids]
+    texts = list(known.values())
+    cells = [texts[row] if row >= 0 else None for row in match.rows]
     found = _positions(cells, predictions.ids, predictions.classes, str(labels))
     return Predictions(predictions.ids, predictions.classes, predictions.logits, predictions.features, found)
 
@@ -90,20 +159,21 @@ def with_classes(predictions: Predictions, classes: tuple[str, ...], where: str)
     """
     if predictions.classes == classes:
         return predictions
-    lacks = [name for name in classes if name not in set(predictions.classes)]
-    extra = [name for name in predictions.classes if name not in set(classes)]
+    names = spelled_as(predictions.classes, classes)
+    lacks = [name for name in classes if name not in set(names)]
+    extra = [name for name in names if name not in set(classes)]
     if lacks or extra:
         parts = [f"lacks {listed(lacks)}"] if lacks else []
         parts += [f"has {listed(extra)} besides"] if extra else []
         raise EtudeError(f"the classes of {where} are not those of the labelled predictions: it {' and '.join(parts)}")
-    columns = [predictions.classes.index(name) for name in classes]
+    columns = [names.index(name) for name in classes]
     labels = predictions.labels
     if labels is not None:
         labels = np.append(np.argsort(columns), -1)[labels]  # the last entry keeps -1, unknown, as it is
     return Predictions(predictions.ids, classes, predictions.logits[:, :, columns], predictions.features, labels)
 
 
-def _predictions(table: Table, id_column: str | None, label_column: str | None, warn: Warn) -> Predictions:
+def _source(table: Table, id_column: str | None, label_column: str | None, warn: Warn) -> Source:
     ids_at = _id_position(table, id_column)
     ids = table.column(ids_at)
     _refuse_repeated(table, ids)
@@ -113,10 +183,13 @@ def _predictions(table: Table, id_column: str | None, label_column: str | None, 
     classes_at = [place for place in others if place != label_at]
     classes = [table.header[place] for place in classes_at]
     if len(classes) < 2:
-        raise EtudeError(
-            f"{table.path} must have one column of probabilities for each class besides its ids, and has "
-            f"{listed(classes) if classes else 'none'}: with two classes add the column of the other, 1 - p"
-        )
+        place = classes_at[0] if classes else label_at
+        if place is None:
+            raise EtudeError(
+                f"{table.path} must have a column of probabilities for each class besides its ids, one of two classes, "
+                "or one of labels, and has none"
+            )
+        return _single(table, ids_at, place)
     values = _values(table, ids, classes_at)
     off = np.abs(values.sum(1) - 1.0) > _OFF
     if off.any():
@@ -126,7 +199,59 @@ def _predictions(table: Table, id_column: str | None, label_column: str | None, 
             f"first is {ids[first]!r}, {values[first].sum():.4g}): each row was divided by its sum"
         )
     labels = None if label_at is None else _positions(table.column(label_at), ids, classes, str(table.path))
-    return Predictions.from_probabilities(ids, classes, values, labels)
+    return Source(Predictions.from_probabilities(ids, classes, values, labels))
+
+
+def _single(table: Table, ids_at: int, place: int) -> Source:
+    """Read the one column of a table besides its ids: probabilities when one is a fraction, and otherwise labels."""
+    ids, cells = table.column(ids_at), [cell.strip() for cell in table.column(place)]
+    columns = (table.header[ids_at], table.header[place])
+    numbers = [_number(cell) for cell in cells]
+    if all(number is not None for number in numbers) and not all(cell.lstrip("+-").isdigit() for cell in cells):
+        values = np.array(numbers, dtype=np.float64)
+        outside = (values < 0) | (values > 1)
+        if outside.any():
+            row = int(np.argmax(outside))
+            raise EtudeError(
+                f"{table.place(row)} (image {ids[row]!r}) has {cells[row]!r} in column {columns[1]!r}: the "
+                "probability of one of two classes is a number from 0 to 1"
+            )
+        both = np.stack([1 - values, values], axis=1)
+        return Source(Predictions.from_probabilities(ids, ("0", "1"), both), "probability", columns)
+    if "" in cells:
+        row = cells.index("")
+        raise EtudeError(
+            f"{table.place(row)} (image {ids[row]!r}) has an empty cell in column {columns[1]!r}: fill it in"
+        )
+    classes = sorted(set(cells))
+    index = {name: position for position, name in enumerate(classes)}
+    one_hot = np.eye(len(classes))[[index[cell] for cell in cells]]
+    return Source(Predictions.from_probabilities(ids, classes, one_hot), "labels", columns)
+
+
+def _in_classes(source: Source, path: Path | str, classes: tuple[str, ...], positive: str | None) -> Source:
+    predictions = source.predictions
+    if source.holds == "classes" or source.columns is None:
+        return source
+    if source.holds == "labels":
+        known = spellings(predictions.classes, classes)
+        names = [known.get(name, name) for name in predictions.classes]
+        if unknown := [name for name in names if name not in classes]:
+            raise EtudeError(
+                f"{path} holds the label {unknown[0]!r}, and the other models' classes are {listed(classes)}."
+                f"{nearest(unknown[0], classes)}"
+            )
+        table = predictions.probabilities() @ (np.array(names)[:, None] == np.array(classes))
+        return replace(source, predictions=Predictions.from_probabilities(predictions.ids, classes, table))
+    named = spelled_as([source.columns[1]], classes)[0]
+    positive = positive or (named if named in classes else positive_class(classes))
+    if len(classes) != 2 or positive is None:
+        raise EtudeError(
+            f"{path} holds one column, {source.columns[1]!r}, and it is not clear of which class it is the probability "
+            f"({listed(classes)}): with two classes name it with --positive, with more give a column for each"
+        )
+    other = next(name for name in classes if name != checked_positive(positive, classes))
+    return replace(source, predictions=replace(predictions, classes=(other, positive)))
 
 
 def _id_position(table: Table, asked: str | None) -> int:
@@ -214,6 +339,7 @@ def _positions(
     cells: Sequence[str | None], ids: Sequence[str], classes: Sequence[str], where: str
 ) -> NDArray[np.int64]:
     position = {name: place for place, name in enumerate(classes)}
+    position |= {text: position[name] for text, name in spellings({cell or "" for cell in cells}, classes).items()}
     found = np.full(len(cells), -1, np.int64)
     for row, cell in enumerate(cells):
         if cell is None or not cell.strip():

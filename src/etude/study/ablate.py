@@ -12,6 +12,9 @@ from etude.core.metrics import Metric
 from etude.core.paired import FEWEST_SEEDS, paired_metric
 from etude.data.survey import survey
 from etude.journal.record import RunRecord, read_run
+from etude.journal.record_lock import working_on
+from etude.journal.record_read import FILE_NAME
+from etude.journal.record_state import is_complete
 from etude.journal.screen import Screen
 from etude.models.backbones import required_size
 from etude.recipe import ImageFacts, Recipe, load_recipe, resolve
@@ -27,8 +30,9 @@ from etude.study.hand_over import send
 from etude.study.look_back import report
 from etude.study.plan import at_trained_sizes
 from etude.study.request import Request, claim_run_folder
-from etude.study.resume import refuse_other_settings, resumable_folder
-from etude.study.session import open_record
+from etude.study.resume import refuse_other_inputs, refuse_other_settings, resumable_folder
+from etude.study.session import naming_resume, open_record
+from etude.study.sources import inputs_of
 from etude.timeline import parse_length
 
 _SECTION = "ablation"  # of the record: what a resumed ablation goes on with
@@ -80,7 +84,7 @@ class _Prepared:
     Args:
         recipe: resolved for the images.
         recipes: of the arms, resolved.
-        fingerprint: of the images.
+        inputs: fingerprints of images, labels and so on.
     """
 
     begun: _Begun
@@ -91,7 +95,7 @@ class _Prepared:
     design: Design
     recipes: Mapping[str, Recipe]
     subject: Subject
-    fingerprint: str
+    inputs: Mapping[str, str]
 
 
 def ablate(asked: AblationRequest, screen: Screen) -> Outcome:
@@ -110,19 +114,23 @@ def ablate(asked: AblationRequest, screen: Screen) -> Outcome:
     prepared = _prepare(asked, screen)
     division = _division(asked, prepared, budget)
     request, folder = asked.request, prepared.begun.folder or claim_run_folder(_named_after(asked.request.train))
-    record = open_record(folder, request, load_recipe(request.recipe, request.settings), kind="ablate")
-    try:
-        record.set(_SECTION, _section(prepared, division))
-        show_plan(screen, request, prepared.design, prepared.tricks, prepared.mode, division, asked.budget)
-        outcome = _run(prepared, division, budget, request, record, screen)
-    except BaseException as error:
-        record.close("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", error)
+    with working_on(folder, screen.warn), naming_resume(folder):
+        record = open_record(folder, request, load_recipe(request.recipe, request.settings), kind="ablate")
+        try:
+            record.set(_SECTION, _section(prepared, division))
+            record.set("inputs", prepared.inputs)
+            show_plan(screen, request, prepared.design, prepared.tricks, prepared.mode, division, asked.budget)
+            outcome = _run(prepared, division, budget, request, record, screen)
+        except BaseException as error:
+            record.close("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", error)
+            report(record.folder, screen)
+            raise
+        record.set("reported", False)
+        record.close("finished")
         report(record.folder, screen)
-        raise
-    record.close("finished")
-    report(record.folder, screen)
-    if request.mlflow is not None:
-        send(record, request.mlflow, screen)
+        if request.mlflow is not None:
+            send(record, request.mlflow, screen)
+        record.set("reported", True)
     show_outcome(screen, outcome)
     return outcome
 
@@ -170,12 +178,10 @@ def _prepare(asked: AblationRequest, screen: Screen) -> _Prepared:
     recipes = {name: at_trained_sizes(resolve(recipe, facts), lambda text: None) for name, recipe in arms.items()}
     assert subject.images is not None
     fingerprint = survey(subject.images, screen).fingerprint
-    if known and known["fingerprint"] != fingerprint:
-        raise EtudeError(
-            f"the images of {request.train} have changed since {begun.folder} was begun, and its runs would not "
-            "compare with new ones: bring the old ones back, or leave out --resume and begin a new ablation"
-        )
-    return _Prepared(begun, subject.recipe, tricks, mode, metric, design, recipes, subject, fingerprint)
+    inputs = {**inputs_of(subject.images, len(subject.images)), "images": fingerprint}
+    if begun.folder is not None and known:
+        refuse_other_inputs(begun.folder, read_run(begun.folder).get, inputs)
+    return _Prepared(begun, subject.recipe, tricks, mode, metric, design, recipes, subject, inputs)
 
 
 def _begun(request: Request) -> _Begun:
@@ -186,7 +192,7 @@ def _begun(request: Request) -> _Begun:
     """
     if not request.resume:
         return _Begun(request.out, {}, 0.0)
-    finished = request.out is not None and request.out.is_dir() and read_run(request.out)["state"] == "finished"
+    finished = request.out is not None and (request.out / FILE_NAME).is_file() and is_complete(read_run(request.out))
     # One that has finished can have more seeds, or another metric.
     folder = request.out if finished else resumable_folder(replace(request, train=_named_after(request.train)))
     assert folder is not None
@@ -237,7 +243,7 @@ def _section(prepared: _Prepared, division: Division) -> dict[str, Any]:
         "metric": prepared.metric.name,
         "seeds": division.seeds,
         "epochs": division.epochs,
-        "fingerprint": prepared.fingerprint,
+        "fingerprint": prepared.inputs["images"],
         "arms": {arm.name: arm.changes for arm in prepared.design.arms},
     }
 

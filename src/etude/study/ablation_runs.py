@@ -10,6 +10,7 @@ from pathlib import Path
 from etude.core.metrics import Metric
 from etude.core.paired import FEWEST_SEEDS
 from etude.journal.record import FILE_NAME, RunRecord, read_run
+from etude.journal.record_state import is_complete
 from etude.journal.screen import Screen
 from etude.recipe import load_recipe
 from etude.study.ablation_arms import Arm, Design, as_settings
@@ -112,7 +113,7 @@ class Runs:
 
     def _is_finished(self, arm: Arm, seed: int) -> bool:
         folder = self._folder(arm, seed)
-        return (folder / FILE_NAME).is_file() and read_run(folder)["state"] == "finished"
+        return (folder / FILE_NAME).is_file() and is_complete(read_run(folder))
 
     def _train(self, arm: Arm, request: Request, inner: Screen) -> None:
         assert request.out is not None

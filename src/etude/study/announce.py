@@ -9,6 +9,7 @@ from etude.core.processor import usable_cores
 from etude.core.scores import accuracy, adjusted_error, log_loss
 from etude.data.dataset import seconds_to_decode
 from etude.data.survey import SurveyResult
+from etude.data.table_split import GivenSplit
 from etude.journal.screen import Screen
 from etude.recipe.settings import Recipe
 from etude.recipe.sizes import image_sizes, most_of
@@ -69,7 +70,7 @@ def show_plan(
             f"{sources.labelled.described}{sample}" + (f"; {amounts.test:,} to predict" if amounts.test else ""),
         ),
         ("classes", _short(classes)),
-        ("split", _split_in_words(request, recipe, amounts)),
+        ("split", _split_in_words(request, recipe, amounts, sources.labelled.split)),
         ("device", device),
         ("stage 1", _head_in_words(recipe, frozen)),
     ]
@@ -106,10 +107,12 @@ def show_scores(screen: Screen, rows: Sequence[Row]) -> None:
     )
 
 
-def _split_in_words(request: Request, recipe: Recipe, amounts: Amounts) -> str:
+def _split_in_words(request: Request, recipe: Recipe, amounts: Amounts, given: GivenSplit | None) -> str:
     sizes = f"{amounts.train:,} to train on, {amounts.valid:,} to validate"
     if request.valid is not None:
         return f"{sizes} (given)"
+    if given is not None:
+        return f"{sizes} ({given.described})"
     if request.folds:
         return f"{request.folds} stratified folds, each about {sizes}"
     return f"{sizes} (stratified, {recipe.data.valid:.0%} held out)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from etude.models.device import best_device, choose_precision
 from etude.models.memory import keep_large_blocks
 from etude.models.modes import AskedMode, Mode, likely_mode
 from etude.recipe import ImageFacts, Recipe, load_recipe, resolve
+from etude.recipe.lengths import value_range
 from etude.recipe.resolve import DEFAULT_BACKBONE
 from etude.recipe.sizes import image_sizes
 from etude.study.announce import stored_size
@@ -129,10 +130,12 @@ def choose_subject(
         facts = ImageFacts(_CAMERA_SIDE, 3, count=1_000, required_size=needed)
         return Subject(at_trained_sizes(resolve(asked, facts), warn), 3)
     request.check()
-    sources = read_sources(request, warn)
+    sources = read_sources(request, asked, warn)
     images = sources.labelled
     spread = np.unique(np.linspace(0, len(images) - 1, min(_SURVEYED, len(images))).astype(int))
-    surveyed = survey(images.take(spread), progress)
+    values: list[str] = []
+    surveyed = survey(images.take(spread), progress).in_range(value_range(asked.data.range), values.append)
+    images = replace(images, described="; ".join([images.described, *values]))
     if surveyed.bad:
         warn(f"{len(surveyed.bad):,} of {len(spread):,} files looked at cannot be read; etude fit lists all of them")
     facts = ImageFacts(surveyed.median_short_side, surveyed.channels, count=len(images), required_size=needed)
@@ -150,7 +153,8 @@ def examine(subject: Subject, cache: Path, progress: Progress) -> Report:
     recipe, settings = subject.recipe, subject.recipe.train
     disk = disk_speed(cache, progress) if facts.disk_free > _DISK_ROOM else None
     decoded = stored_size(recipe)
-    decode = decode_rate(_pictures(subject), decoded, subject.channels, progress)
+    known = None if subject.surveyed is None else subject.surveyed.value_range
+    decode = decode_rate(_pictures(subject), decoded, subject.channels, progress, value_range=known)
     asked = AskedMode.of(settings.precision, settings.memory_format, settings.threads, settings.micro_batch)
     frozen, trained = _networks(subject)
     backbone, size = _probed(recipe, frozen, trained)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +38,8 @@ def examine_data(request: Request, screen: Screen, warn: Say, *, most: int = MOS
     """
     request.check()
     recipe = load_recipe(request.recipe, request.settings)
-    sources = read_sources(request, warn)
-    surveys = survey_sources(sources, screen)
+    sources = read_sources(request, recipe, warn)
+    surveys = survey_sources(sources, recipe, screen)
     surveyed = surveys.labelled
     needed = required_size(recipe.model.backbone)
     facts = ImageFacts(surveyed.median_short_side, surveyed.channels, count=sources.train_count, required_size=needed)
@@ -56,8 +55,8 @@ def examine_data(request: Request, screen: Screen, warn: Say, *, most: int = MOS
     frozen = build_frozen(recipe, data.build.store.channels)
     test = None
     if sources.test is not None and surveys.test is not None:
-        # Test images take the training images' geometry and channels, as in a run.
-        alike = replace(surveys.test, channels=data.build.store.channels)
+        # Test images are read like the training images, as in a run.
+        alike = surveys.test.like(data.build.store.channels, data.build.value_range, "test images", warn)
         test = opened(sources.test, alike, data.build.fit)
     values = [_features(frozen, one, recipe, cache, screen) for one in (data, test)]
     return examine_health(

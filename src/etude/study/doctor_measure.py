@@ -19,6 +19,7 @@ from etude.core.progress import Progress
 from etude.core.seeds import rng_for
 from etude.data.decode import UnreadableImage, decode, read_image_file
 from etude.data.in_order import map_in_order
+from etude.data.value_range import ValueRange
 from etude.models.backbones import Backbone
 from etude.models.modes import Mode
 from etude.study.speed import Speed, measure_speed
@@ -86,8 +87,9 @@ def disk_speed(folder: Path, progress: Progress, *, clock: Clock = time.perf_cou
 
 
 def decode_rate(
-    pictures: Sequence[Path | bytes], size: int, channels: int, progress: Progress, *, clock: Clock = time.perf_counter
-) -> float:
+    pictures: Sequence[Path | bytes], size: int, channels: int, progress: Progress, *,
+    clock: Clock = time.perf_counter, value_range: ValueRange | None = None,
+) -> float:  # fmt: skip
     """Return images a second that are read, decoded and resized to ``size``, on all cores together.
 
     Pictures that cannot be read count as well: they take their time. It ends after about three seconds.
@@ -99,7 +101,7 @@ def decode_rate(
     def work(picture: Path | bytes) -> None:
         with suppress(UnreadableImage):
             data = picture if isinstance(picture, bytes) else read_image_file(picture)
-            decode(data, size, "squash", channels)
+            decode(data, size, "squash", channels, value_range)
 
     start, done = clock(), 0
     with progress.bar("decode", len(pictures)) as advance:

@@ -11,7 +11,7 @@ import numpy as np
 from etude.core.files import write_json
 from etude.core.predictions import Predictions
 from etude.core.scores import score_of
-from etude.core.submission import write_submission
+from etude.core.submission import Unreadable, write_submission
 from etude.data.dataset import Dataset
 from etude.inference.predict import predict
 from etude.inference.views import many_views
@@ -158,6 +158,9 @@ def _test(session: Session, candidates: Sequence[Candidate], test: Dataset) -> N
             predictions,
             probabilities=session.request.probabilities,
             sample=session.request.sample_submission,
+            positive=session.request.positive,
+            unreadable=Unreadable([bad.id for bad in test.build.bad], session.record.get("data")["classes"]),
+            warn=session.warn,
         )
 
 

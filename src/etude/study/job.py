@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +11,13 @@ import numpy as np
 
 from etude.core.lr_range import NoDescentError
 from etude.functional.policies import policy_named
+from etude.journal.record import RunRecord
+from etude.journal.record_lock import working_on
 from etude.journal.screen import Screen
 from etude.journal.timeline_figure import draw_timeline
 from etude.models.classifier import ModelCard, save_model
 from etude.models.head import LinearHead
-from etude.recipe import load_recipe
+from etude.recipe import Recipe, load_recipe
 from etude.recipe.timeline import resolved_timeline, timeline_of
 from etude.study.announce import show_scores
 from etude.study.candidates import Candidate, better, finetune_candidate, head_candidate
@@ -29,10 +32,16 @@ from etude.study.network import NO_EXTRAS, fit_head_on
 from etude.study.policy import settle_policy
 from etude.study.prepare import Prepared, prepare
 from etude.study.request import Request, claim_run_folder
-from etude.study.resume import clear_leftovers, refuse_other_settings, resumable_folder
+from etude.study.resume import (
+    clear_leftovers,
+    record_to_resume,
+    refuse_other_inputs,
+    refuse_other_settings,
+    resumable_folder,
+)
 from etude.study.rounds import Rounds
-from etude.study.session import Session, open_record
-from etude.study.sources import read_sources
+from etude.study.session import Session, naming_resume, open_record
+from etude.study.sources import Sources, inputs_of, read_sources
 from etude.study.symmetry import PolicyChoice
 from etude.study.teachers import distilled, open_teachers
 from etude.study.unlabelled import Pool, pool_of, refuse_mismatch
@@ -55,27 +64,42 @@ def fit(request: Request, screen: Screen) -> Path:
     refuse_mismatch(request, recipe)
     policy_named("none" if recipe.augment.policy == "auto" else recipe.augment.policy)
     early_warnings: list[str] = []
-    sources = read_sources(request, early_warnings.append)
-    if request.resume:
-        folder = resumable_folder(request)
-        refuse_other_settings(folder, recipe, request)
-    else:
-        folder = request.out or claim_run_folder(request.train)
-    record = open_record(folder, request, recipe, began=began)
-    session = Session(request, record, screen)
+    sources = read_sources(request, recipe, early_warnings.append)
+    inputs = inputs_of(sources.labelled, sources.train_count)
+    folder = resumable_folder(request) if request.resume else request.out or claim_run_folder(request.train)
+    with working_on(folder, early_warnings.append), naming_resume(folder):
+        record = None
+        if request.resume:
+            begun = record_to_resume(folder)
+            refuse_other_settings(folder, recipe, request)
+            refuse_other_inputs(folder, begun.get, inputs)
+            if begun["state"] == "finished":
+                record = RunRecord.reopen(folder)
+        if record is None:
+            record = open_record(folder, request, recipe, began=began)
+            session = Session(request, record, screen)
+            session.keep_inputs(inputs)
+            _run(session, recipe, sources, early_warnings)
+        clear_leftovers(folder)  # not before: a run killed in between would have to train again
+        report(folder, screen)
+        hand_over(record, request.mlflow, screen)
+        record.set("reported", True)
+    return folder
+
+
+def _run(session: Session, recipe: Recipe, sources: Sources, early_warnings: Sequence[str]) -> None:
+    """Do the work and close the record; a run that is stopped or fails is reported as it stands."""
+    record = session.record
     try:
         for text in early_warnings:
             session.warn(text)
         Job(session, prepare(session, recipe, sources)).run()
     except BaseException as error:
         record.close("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", error)
-        report(record.folder, screen)
+        report(record.folder, session.screen)
         raise
+    record.set("reported", False)
     record.close("finished")
-    clear_leftovers(record.folder)  # not before: a run killed in between would have to train again
-    report(record.folder, screen)
-    hand_over(record, request.mlflow, screen)
-    return record.folder
 
 
 class Job:

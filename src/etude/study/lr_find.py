@@ -51,7 +51,7 @@ def search(request: Request, screen: Screen, figure: Path) -> LrSuggestion:
     request.check()
     recipe = load_recipe(request.recipe, request.settings)
     refuse_idle_search(recipe, asked=True)
-    sources = read_sources(request, screen.warn)
+    sources = read_sources(request, recipe, screen.warn)
     with tempfile.TemporaryDirectory() as nowhere:
         record = RunRecord.open(
             Path(nowhere) / "run", command=request.command, recipe=recipe.name, settings={}, changed={},

@@ -22,7 +22,7 @@ def labelled_share(recipe: Recipe, labelled: int, unlabelled: int) -> float:
 
 
 def share_caution(recipe: Recipe) -> str | None:
-    """Return a word of caution where rounds train at a share of labelled images that is not known to be robust."""
+    """Return a word of caution where rounds train at another share of labelled images than competitors use."""
     asked, (low, high) = recipe.unlabeled.labeled_share, SAFE_SHARE
     if recipe.unlabeled.method != "rounds" or not isinstance(asked, float) or low <= asked <= high:
         return None

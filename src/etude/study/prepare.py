@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from etude.core.errors import EtudeError, listed
+from etude.core.files import digest_of
 from etude.data.bad_files import BadFile, write_bad_files
 from etude.data.dataset import Dataset, open_dataset
-from etude.data.sources import ImageSet
+from etude.data.sources import ImageSet, by_ending
 from etude.data.stores.device import DeviceStore, fits_on_device
 from etude.data.survey import SurveyResult
 from etude.models.backbones import required_size
@@ -32,6 +33,7 @@ from etude.study.sources import (
     bad_files,
     check_asked,
     make_folds,
+    other_files,
     planned_split,
     survey_sources,
 )
@@ -81,9 +83,9 @@ def prepare(session: Session, recipe: Recipe, sources: Sources) -> Prepared:
         EtudeError: the images allow no training, or a resumed run finds others than it began with.
     """
     with session.stage("survey"):
-        surveys = survey_sources(sources, session.screen)
+        surveys = survey_sources(sources, recipe, session.screen)
     surveyed = surveys.labelled
-    session.refuse_other_images(surveyed.fingerprint)
+    session.keep_inputs({"images": surveyed.fingerprint})
     with session.stage("plan"):
         facts = ImageFacts(
             surveyed.median_short_side,
@@ -111,6 +113,7 @@ def prepare(session: Session, recipe: Recipe, sources: Sources) -> Prepared:
     session.record.set("plan", {**plan, "mode": None if mode is None else mode.as_dict()})
     data, test, unlabelled = _store(session, recipe, sources, surveys)
     folds = make_folds(data, sources, session.request, recipe, session.warn)
+    session.keep_inputs({"validation images": digest_of(*(fold.valid.tobytes() for fold in folds))})
     _record_data(session, sources, data, test, folds, surveyed)
     features = None if frozen is None else _features(session, frozen, data, recipe, precision)
     near = None if mode is None else on_device(session, recipe, data)
@@ -152,26 +155,38 @@ def _store(
             kind=recipe.data.store, limit=recipe.data.cache_limit,
         )  # fmt: skip
 
-    def alike(images: ImageSet | None, surveyed: SurveyResult | None) -> Dataset | None:
-        """Images without labels take the labelled ones' geometry and channels, whatever they would choose alone."""
+    def alike(images: ImageSet | None, surveyed: SurveyResult | None, what: str) -> Dataset | None:
+        """Images without labels are read like the labelled ones: geometry, channels and range of values."""
         if images is None or surveyed is None:
             return None
-        return opened(images, replace(surveyed, channels=data.build.store.channels), data.build.fit)
+        like = surveyed.like(data.build.store.channels, data.build.value_range, f"{what} images", session.warn)
+        return opened(images, like, data.build.fit)
 
     with session.stage("store") as stage:
         data = opened(sources.labelled, surveys.labelled, recipe.data.fit)
         stage.note("reused", data.build.reused)
         stage.note("kind", data.build.kind_reason)
-        test, unlabelled = alike(sources.test, surveys.test), alike(sources.unlabelled, surveys.unlabelled)
+        test = alike(sources.test, surveys.test, "test")
+        unlabelled = alike(sources.unlabelled, surveys.unlabelled, "unlabelled")
     session.screen.say(f"geometry: {data.build.fit_reason}")
     session.screen.say(f"stored: {data.build.kind_reason}")
-    _list_bad(session, bad_files(data, test, unlabelled), sum(len(one or ()) for one in (data, test, unlabelled)))
+    sets = data, test, unlabelled
+    _list_bad(session, bad_files(*sets), sum(len(one or ()) for one in sets), other_files(*sets))
     if test is not None:
-        check_asked(session.request, test.images, data.images.classes)
+        _check_submission(session, test, data.images.classes)
     for what, surveyed in (("test", surveys.test), ("unlabelled", surveys.unlabelled)):
         if surveyed is not None and surveyed.channels > data.build.store.channels:
             session.warn(f"{what} images have colours, training images are grey: the {what} images are taken as grey")
     return data, test, unlabelled
+
+
+def _check_submission(session: Session, test: Dataset, classes: tuple[str, ...]) -> None:
+    """Say and record what the submission will hold; its warnings have been given when the images were listed."""
+    unreadable = [bad.id for bad in test.build.bad]
+    told = check_asked(session.request, test.images, classes, unreadable, warn=lambda text: None)
+    if told is not None:
+        session.screen.say(f"submission: {told}")
+        session.record.set("submission", {"sample": session.request.sample_submission, "holds": told})
 
 
 def _amounts(session: Session, recipe: Recipe, sources: Sources, surveys: Surveys) -> Amounts:
@@ -186,13 +201,16 @@ def _amounts(session: Session, recipe: Recipe, sources: Sources, surveys: Survey
     return Amounts(len(surveyed), train, valid, tested, folds=session.request.folds or 1, unlabelled=unlabelled)
 
 
-def _list_bad(session: Session, bad: Sequence[BadFile], readable: int) -> None:
-    if bad and not session.kept:
-        session.warn(f"{len(bad):,} of {len(bad) + readable:,} files cannot be read: {listed(file.id for file in bad)}")
-    elif bad:
-        listing = session.folder / "bad_files.csv"
-        write_bad_files(listing, bad)
-        session.warn(f"{len(bad):,} of {len(bad) + readable:,} files cannot be read; {listing} says why")
+def _list_bad(session: Session, bad: Sequence[BadFile], readable: int, others: Sequence[BadFile] = ()) -> None:
+    listing = session.folder / "bad_files.csv"
+    if (bad or others) and session.kept:
+        write_bad_files(listing, [*bad, *others])
+    if bad:
+        where = f"; {listing} says why" if session.kept else f": {listed(file.id for file in bad)}"
+        session.warn(f"{len(bad):,} of {len(bad) + readable:,} files cannot be read{where}")
+    if others:
+        where = f"; {listing} lists them" if session.kept else ""
+        session.screen.say(f"left out: {by_ending(file.path.name for file in others)}{where}")
 
 
 def _record_data(
@@ -207,11 +225,13 @@ def _record_data(
         "images": len(data),
         "classes": {name: int(count) for name, count in zip(classes, counts, strict=True)},
         "sample": session.request.sample,
+        "split": None if data.images.split is None else data.images.split.described,
         "test_images": 0 if test is None else len(test),
         "fit": data.build.fit,
         "fit_reason": data.build.fit_reason,
         "stored_size": data.build.store.size,
         "channels": data.build.store.channels,
+        "value_range": data.build.value_range,
         "folds": [{"train": len(fold.train), "valid": len(fold.valid)} for fold in folds],
     }
     session.record.set("data", described)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +13,9 @@ from etude.core.files import explained_write
 from etude.data.sources import ImageSet, read_labelled, read_unlabelled
 from etude.journal.mlflow_send import check_server
 from etude.journal.record_notes import checked_tag
+from etude.recipe.settings import DataSettings
+
+Warn = Callable[[str], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,8 @@ class Request:
         sample: a stratified sample to start with, such as ``"10%"`` or ``"500"``.
         resume: go on with a run that was stopped, in ``out`` or the newest unfinished one below ``runs/``.
         sample_submission: a file whose ids, columns and order the submission must follow.
+        probabilities: write probabilities in place of labels.
+        positive: the class whose probability the submission's one column holds.
         command: the command line, for the record.
         tags: words to find the run by.
         parent: id of the run that this one is part of.
@@ -60,6 +65,7 @@ class Request:
     columns: Columns = field(default_factory=Columns)
     sample_submission: Path | None = None
     probabilities: bool = False
+    positive: str | None = None
     resume: bool = False
     command: Sequence[str] = ()
     tags: Sequence[str] = ()
@@ -85,6 +91,8 @@ class Request:
             raise EtudeError(f"--folds is {self.folds}; give 2 or more, or leave it out for a single hold-out")
         if self.sample_submission is not None and self.test is None:
             raise EtudeError("--sample-submission needs --test with the images that the submission is about")
+        if self.positive is not None and self.test is None:
+            raise EtudeError("--positive needs --test with images whose probability of that class is to be written")
         if self.seed < 0:
             raise EtudeError(f"--seed is {self.seed}; give 0 or a positive whole number")
         for tag in self.tags:
@@ -92,7 +100,7 @@ class Request:
         if self.mlflow is not None:
             check_server(self.mlflow)
 
-    def read_train(self) -> ImageSet:
+    def read_train(self, settings: DataSettings, warn: Warn) -> ImageSet:
         """Read the labelled training images."""
         columns = self.columns
         return read_labelled(
@@ -101,9 +109,12 @@ class Request:
             label_column=columns.label,
             weight_column=columns.weight,
             image_root=columns.image_root,
+            split_column=settings.split_column,
+            spelling=settings.labels,
+            warn=warn,
         )
 
-    def read_valid(self, classes: Sequence[str]) -> ImageSet | None:
+    def read_valid(self, classes: Sequence[str], settings: DataSettings, warn: Warn) -> ImageSet | None:
         """Read the validation images, whose labels must be among ``classes``."""
         if self.valid is None:
             return None
@@ -114,7 +125,10 @@ class Request:
             image_column=columns.image,
             label_column=columns.label,
             image_root=columns.image_root,
+            split_column="none",
             classes=classes,
+            spelling=settings.labels,
+            warn=warn,
         )
 
     def read_test(self) -> ImageSet | None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from etude.core.errors import EtudeError
-from etude.journal.record import read_run
-from etude.journal.record_state import is_alive
+from etude.journal.record_lock import at_work
+from etude.journal.record_read import read_record, read_run
+from etude.journal.record_state import is_complete
 from etude.recipe import Recipe, flat
 from etude.study.request import Request, run_folders
 
@@ -21,16 +22,15 @@ def resumable_folder(request: Request) -> Path:
     """Return the folder of the run to go on with: ``--out``, or the newest unfinished run on these images.
 
     Raises:
-        EtudeError: there is none, it has finished, or another process is still at work on it.
+        EtudeError: there is none, or another process is still at work on it.
     """
     if request.out is not None:
         folder = request.out
         if not (folder / "run.json").is_file():
             raise EtudeError(f"{folder} holds no run to resume: give the --out of the run that was stopped")
     else:
-        unfinished = [
-            folder for folder in _runs_on(request.train) if _content(folder).get("state", "finished") != "finished"
-        ]
+        runs = [(folder, _content(folder)) for folder in _runs_on(request.train)]
+        unfinished = [folder for folder, content in runs if content and not is_complete(content)]
         if not unfinished:
             raise EtudeError(
                 f"no unfinished run on {request.train} stands below runs/: give its folder with --out, or leave out "
@@ -38,12 +38,21 @@ def resumable_folder(request: Request) -> Path:
             )
         folder = unfinished[-1]
     record = read_run(folder)
-    if record["state"] == "finished":
-        raise EtudeError(f"{folder} is finished, so nothing is left to resume: leave out --resume for a new run")
-    # A record of this very process is that of a run which ended here without a word: nobody is at work on it.
-    if record["state"] == "running" and record["pid"] != os.getpid() and is_alive(record["pid"]):
-        raise EtudeError(f"process {record['pid']} is still at work on {folder}: wait for it, or stop it first")
+    if record["state"] == "running":
+        raise at_work(folder, record["pid"], record["host"])
     return folder
+
+
+def record_to_resume(folder: Path) -> dict[str, Any]:
+    """Return the record of the run in ``folder``, whose lock is held.
+
+    Raises:
+        EtudeError: nothing is left to do.
+    """
+    record = read_record(folder)
+    if is_complete(record):
+        raise EtudeError(f"{folder} is finished, so nothing is left to resume: leave out --resume for a new run")
+    return record
 
 
 def refuse_other_settings(folder: Path, recipe: Recipe, request: Request) -> None:
@@ -63,6 +72,30 @@ def refuse_other_settings(folder: Path, recipe: Recipe, request: Request) -> Non
         raise EtudeError(
             f"{folder} was begun with {listed_plainly(differ)}: give the same settings again to resume it, or leave "
             "out --resume to start a new run"
+        )
+
+
+def refuse_other_inputs(folder: Path, begun: Callable[[str], Any], now: Mapping[str, str]) -> None:
+    """Refuse to go on with a run on other images, labels and so on than those it began with.
+
+    Args:
+        folder: of the run.
+        begun: returns a section of its record, or None; what an older etude did not write is not compared.
+        now: fingerprints by the name of what they are of, and perhaps ``described``: the training data in words.
+
+    Raises:
+        EtudeError: with what has changed.
+    """
+    data, unlabelled = begun("data") or begun("ablation") or {}, begun("unlabelled") or {}
+    known = {"images": data.get("fingerprint"), "unlabelled images": unlabelled.get("fingerprint")}
+    known |= begun("inputs") or {}
+    other = [name for name, value in now.items() if name != "described" and known.get(name) not in (None, value)]
+    if other:
+        was, described = known.get("described"), now.get("described")
+        words = f" (with {was}, and now there is {described})" if was and described and was != described else ""
+        raise EtudeError(
+            f"the {' and the '.join(other)} have changed since {folder} was begun{words}, and a resumed run would mix "
+            "both: bring the old ones back, or leave out --resume and start a new run"
         )
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import shlex
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from etude.core.errors import EtudeError
 from etude.core.predictions import Predictions
 from etude.core.scores import score_of
 from etude.journal.record import RunRecord, Stage
@@ -17,6 +17,7 @@ from etude.journal.screen import Screen
 from etude.models.modes import Mode
 from etude.recipe import Recipe, changed_settings, flat
 from etude.study.request import Request, default_cache
+from etude.study.resume import refuse_other_inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,18 +71,14 @@ class Session:
         with self.record.stage(name) as stage:
             yield stage
 
-    def refuse_other_images(self, fingerprint: str) -> None:
-        """Refuse to go on with a run on other images than those it began with.
+    def keep_inputs(self, now: Mapping[str, str]) -> None:
+        """Write fingerprints of inputs into the record, by name; a resumed run must have begun with the same.
 
         Raises:
-            EtudeError: with what to do.
+            EtudeError: with what has changed.
         """
-        known = (self.record.get("data") or {}).get("fingerprint")
-        if self.request.resume and known is not None and known != fingerprint:
-            raise EtudeError(
-                f"the images of {self.request.train} have changed since {self.folder} was begun, and a resumed run "
-                "would mix both: bring the old ones back, or leave out --resume and start a new run"
-            )
+        refuse_other_inputs(self.folder, self.record.get, now)
+        self.record.set("inputs", {**(self.record.get("inputs") or {}), **now})
 
     def begun_mode(self) -> Mode | None:
         """Return the numeric mode of the run that is resumed: another one would end with other weights."""
@@ -106,6 +103,16 @@ class Session:
             rows.append(replace(row, stage=name, seconds=entry["seconds"]))
         rest, whole = self.record.get("seconds_in_no_stage"), self.record.get("seconds")
         return [*rows, *scores.values(), Row(IN_NO_STAGE, rest), Row("in all", whole)]
+
+
+@contextmanager
+def naming_resume(folder: Path) -> Generator[None]:
+    """Let a stop by hand or by SIGTERM say how to go on with the run in ``folder``."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        stop.__notes__ = [f"to go on, give the same command with --resume --out {shlex.quote(str(folder))}"]
+        raise
 
 
 def open_record(

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from etude.core.errors import EtudeError, listed
-from etude.core.progress import Progress
+from etude.core.files import digest_of
 from etude.core.seeds import derive_seed
-from etude.core.submission import check_sample
+from etude.core.submission import check_sample, checked_positive
 from etude.data.bad_files import BadFile
 from etude.data.dataset import Dataset, joined
 from etude.data.sources import ImageSet
 from etude.data.split import Split, hold_out, k_folds, sample
 from etude.data.survey import SurveyResult, survey
+from etude.data.table_split import shared_groups
+from etude.journal.screen import Screen
+from etude.recipe.lengths import value_range
 from etude.recipe.settings import Recipe
 from etude.study.fold import Fold
 from etude.study.request import Request
@@ -55,13 +58,16 @@ class Surveys:
     unlabelled: SurveyResult | None = None
 
 
-def read_sources(request: Request, warn: Warn) -> Sources:
+def read_sources(request: Request, recipe: Recipe, warn: Warn) -> Sources:
     """Read what the request names; a sample is taken before anything is decoded."""
-    train = request.read_train()
+    train = _by_request(request.read_train(recipe.data, warn), request, warn)
     if request.sample is not None:
         assert train.labels is not None
-        train = train.take(sample(train.labels, request.sample, request.seed, warn=warn))
-    valid = request.read_valid(train.classes)
+        strata = train.labels
+        if train.split is not None:  # so that the sample has validation rows too
+            _, strata = np.unique(np.stack([strata, train.split.fold_of]), axis=1, return_inverse=True)
+        train = train.take(sample(strata, request.sample, request.seed, warn=warn))
+    valid = request.read_valid(train.classes, recipe.data, warn)
     labelled = train if valid is None else joined(train, valid)
     test = request.read_test()
     if request.probabilities and request.sample_submission is None and "id" in train.classes:
@@ -70,14 +76,49 @@ def read_sources(request: Request, warn: Warn) -> Sources:
             "another name for that column, or leave out --probabilities"
         )
     if test is not None:
-        check_asked(request, test, train.classes)
+        check_asked(request, test, train.classes, warn=warn)
     return Sources(labelled, len(train), test, request.read_unlabelled())
 
 
-def survey_sources(sources: Sources, progress: Progress) -> Surveys:
-    """Read every file's header and content hash."""
-    rest = (None if images is None else survey(images, progress) for images in (sources.test, sources.unlabelled))
-    return Surveys(survey(sources.labelled, progress), *rest)
+def _by_request(train: ImageSet, request: Request, warn: Warn) -> ImageSet:
+    """Return the training images without the split of their table where the request asks for another one."""
+    split = train.split
+    if split is None or (request.valid is None and request.folds in (None, len(split.folds))):
+        return train
+    given = request.valid is not None
+    option, rows = ("--valid", "all of its rows train") if given else (f"--folds {request.folds}", "its rows are dealt")
+    warn(f"{option} goes before column {split.column!r} of {request.train}, which is not used: {rows}")
+    return replace(train, split=None)
+
+
+def inputs_of(images: ImageSet, train_count: int) -> dict[str, str]:
+    """Return fingerprints of what is known of labelled images before their files are read, and a description.
+
+    Args:
+        images: the training images, then validation images that were given.
+        train_count: how many of them are training images.
+    """
+    assert images.labels is not None
+    train, valid = images.labels[:train_count], images.labels[train_count:]
+    weights = b"" if images.weights is None else images.weights.tobytes()
+    return {
+        "described": images.described,
+        "classes": digest_of(*images.classes),
+        "labels": digest_of(*images.classes, train.tobytes()),
+        "validation labels": digest_of(*images.classes, valid.tobytes()),
+        "weights": digest_of(weights),
+    }
+
+
+def survey_sources(sources: Sources, recipe: Recipe, screen: Screen) -> Surveys:
+    """Read every file's header and content hash, and settle the range of values by the labelled images.
+
+    Raises:
+        EtudeError: not one file can be used, or the range cannot be settled.
+    """
+    labelled = survey(sources.labelled, screen).in_range(value_range(recipe.data.range), screen.say)
+    rest = (None if images is None else survey(images, screen) for images in (sources.test, sources.unlabelled))
+    return Surveys(labelled, *rest)
 
 
 def make_folds(data: Dataset, sources: Sources, request: Request, recipe: Recipe, warn: Warn) -> list[Fold]:
@@ -125,20 +166,49 @@ def _splits(
     if len(present) < len(classes):
         lost = [name for label, name in enumerate(classes) if label not in present]
         warn(f"no image of {listed(lost)} can be read: the model will know these classes by name only")
-    if request.folds is not None:
-        return k_folds(labels, hashes, request.folds, request.seed, warn=warn, classes=classes)
-    if request.valid is not None:
-        return [_given(images, kept < sources.train_count, hashes, warn)]
-    return [hold_out(labels, hashes, recipe.data.valid, request.seed, warn=warn, classes=classes)]
+    if images.split is not None:
+        pairs = images.split.pairs(all_folds=request.folds is not None)
+        splits = [_given(images, train, valid, hashes, warn) for train, valid in pairs]
+    elif request.folds is not None:
+        splits = k_folds(labels, hashes, request.folds, request.seed, warn=warn, classes=classes)
+    elif request.valid is not None:
+        is_train = kept < sources.train_count
+        splits = [_given(images, np.flatnonzero(is_train), np.flatnonzero(~is_train), hashes, warn)]
+    else:
+        splits = [hold_out(labels, hashes, recipe.data.valid, request.seed, warn=warn, classes=classes)]
+    _warn_of_groups(images, splits[0], warn)
+    return splits
 
 
-def check_asked(request: Request, test: ImageSet, classes: tuple[str, ...]) -> None:
+def _warn_of_groups(images: ImageSet, split: Split, warn: Warn) -> None:
+    """Say so where images that may belong together, such as a patient's, stand on both sides of the split."""
+    for name, values in images.groups.items():
+        shared, count = shared_groups(values, *split)
+        if shared:
+            warn(
+                f"validation shares {shared:,} of {count:,} values of {name!r} with training: if rows of one value are "
+                "alike, the validation score is too high; mark whole values for validation in a column 'is_valid'"
+            )
+
+
+def check_asked(
+    request: Request, test: ImageSet, classes: tuple[str, ...], unreadable: Sequence[str] = (), *, warn: Warn
+) -> str | None:
     """Refuse a sample submission that does not fit these test images and classes, before hours of training.
 
-    It is asked twice: of the images that are listed, and of those that could be read.
+    It is asked twice: of the images that are listed, and of those that could be read and the unreadable ones.
+
+    Returns:
+        What the submission will hold, in words; None without a sample.
     """
-    if request.sample_submission is not None:
-        check_sample(request.sample_submission, test.ids, classes, probabilities=request.probabilities)
+    if request.positive is not None:
+        checked_positive(request.positive, classes)
+    if request.sample_submission is None:
+        return None
+    return check_sample(
+        request.sample_submission, test.ids, classes,
+        probabilities=request.probabilities, positive=request.positive, unreadable=unreadable, warn=warn,
+    )  # fmt: skip
 
 
 def bad_files(*sets: Dataset | None) -> list[BadFile]:
@@ -146,8 +216,12 @@ def bad_files(*sets: Dataset | None) -> list[BadFile]:
     return [bad for one in sets if one is not None for bad in one.build.bad]
 
 
-def _given(images: ImageSet, is_train: np.ndarray, hashes: Sequence[str], warn: Warn) -> Split:
-    train, valid = np.flatnonzero(is_train), np.flatnonzero(~is_train)
+def other_files(*sets: Dataset | None) -> list[BadFile]:
+    """Return the files that were left out because they are no images, or stand outside the class folders."""
+    return [other for one in sets if one is not None for other in one.images.left_out()]
+
+
+def _given(images: ImageSet, train: np.ndarray, valid: np.ndarray, hashes: Sequence[str], warn: Warn) -> Split:
     if not len(train) or not len(valid):
         raise EtudeError(
             "no readable image is left on one side of the split; see bad_files.csv and mend or replace them"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from etude.core.errors import EtudeError, listed
-from etude.core.files import read_json
+from etude.core.files import digest_of, read_json
+from etude.core.ids import match_ids
+from etude.core.labels import spelled_as
 from etude.core.predictions import Predictions
 from etude.data.batches import TrainingRows
 from etude.data.compact import Digests
@@ -59,18 +61,25 @@ def open_teachers(session: Session, prepared: Prepared) -> Teachers | None:
     classes = prepared.data.images.classes
     for path in session.request.teachers:
         if path.is_dir():
-            runs.append((path, trained_models(path)))
+            models = trained_models(path)
+            runs.append(
+                (path, [(one, replace(card, classes=spelled_as(card.classes, classes))) for one, card in models])
+            )
             _check_classes(path, runs[-1][1][0][1].classes, classes)
             _warn_of_seen_labels(session, prepared, path)
         else:
-            files.append((path, read_probabilities(path)))
+            said = read_probabilities(path, classes=classes)
+            files.append((path, replace(said, classes=spelled_as(said.classes, classes))))
             _check_classes(path, files[-1][1].classes, classes)
     if files and prepared.recipe.distill.views == "same":
         raise EtudeError(
             f"--teacher {files[0][0]} is a file of probabilities, which cannot look at the views of a student: "
             "--set distill.views=cached"
         )
-    return Teachers(tuple(runs), tuple(files)) if runs or files else None
+    if not runs and not files:
+        return None
+    session.keep_inputs({"teachers": digest_of(*(one.read_bytes() for one in _files_of(session.request.teachers)))})
+    return Teachers(tuple(runs), tuple(files))
 
 
 def trained_models(folder: Path) -> Models:
@@ -79,8 +88,20 @@ def trained_models(folder: Path) -> Models:
     Raises:
         EtudeError: the folder is not a run, or holds no trained model.
     """
-    names: Sequence[str] = (read_run(folder).get("result") or {}).get("models") or ["."]
-    return [load_model(folder / name) for name in names]
+    return [load_model(folder / name) for name in _models_of(folder)]
+
+
+def _models_of(folder: Path) -> Sequence[str]:
+    return (read_run(folder).get("result") or {}).get("models") or ["."]
+
+
+def _files_of(teachers: Sequence[Path]) -> Iterator[Path]:
+    """Yield the files that decide what the teachers say."""
+    for path in teachers:
+        if path.is_dir():
+            yield from (path / name / file for name in _models_of(path) for file in ("model.safetensors", "model.json"))
+        else:
+            yield path
 
 
 def distilled(session: Session, prepared: Prepared, teachers: Teachers, pool: Pool | None) -> Extras:
@@ -148,9 +169,12 @@ def _predicted(
     """Return what a network says about images, decoded anew where it wants them otherwise than the student does."""
     shape, store = card.preprocessing, data.build.store
     gather, ids = store.gather, [data.images.ids[row] for row in rows]
-    if (shape.stored_size, shape.fit, shape.channels) != (store.size, data.build.fit, store.channels):
+    own_range = data.build.value_range
+    if (shape.stored_size, shape.fit, shape.channels, shape.value_range) != (
+        store.size, data.build.fit, store.channels, own_range,
+    ):  # fmt: skip
         images = data.images.take(rows)
-        surveyed = replace(survey(images, session.screen), channels=shape.channels)
+        surveyed = survey(images, session.screen).like(shape.channels, shape.value_range, "images", session.warn)
         own = open_dataset(
             images, surveyed, shape.stored_size, fit=shape.fit,
             cache=session.cache, progress=session.screen, warn=session.warn,
@@ -161,8 +185,7 @@ def _predicted(
 
 def _of_file(predictions: Predictions, ids: Sequence[str], classes: tuple[str, ...]) -> np.ndarray:
     """Return probabilities of the images in the student's order of classes, float64 (N, C); NaN where unknown."""
-    place = {name: row for row, name in enumerate(predictions.ids)}
-    rows = np.array([place.get(name, -1) for name in ids])
+    rows = np.array(match_ids(predictions.ids, ids, folders=False).rows)
     found = predictions.probabilities()[rows][:, [predictions.classes.index(name) for name in classes]]
     return np.where(rows[:, None] >= 0, found, np.nan)
 

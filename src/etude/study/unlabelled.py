@@ -191,12 +191,7 @@ def pool_of(session: Session, prepared: Prepared) -> Pool | None:
 
 def _record(session: Session, parts: list[Part], pool: Pool) -> None:
     fingerprint = digest_of(*(part.data.build.content_hashes[row] for part in pool.parts for row in part.rows))
-    known = session.record.get("unlabelled")
-    if known is not None and known["fingerprint"] != fingerprint:
-        raise EtudeError(
-            f"the unlabelled images have changed since {session.folder} was begun, and a resumed run would mix both: "
-            "bring the old ones back, or leave out --resume and start a new run"
-        )
+    session.keep_inputs({"unlabelled images": fingerprint})
     copies = sum(len(part.data) - len(part.rows) for part in parts)
     counts = {part.name: len(part.rows) for part in parts}
     session.record.set("unlabelled", {"images": len(pool), "of": counts, "copies": copies, "fingerprint": fingerprint})

@@ -15,6 +15,9 @@ import etude.compat  # noqa: F401  (before lightning)
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from etude.core.errors import Terminated
 
 
 def build_trainer(
@@ -66,13 +69,15 @@ def build_trainer(
 
 @contextmanager
 def passing_interrupts() -> Generator[None]:
-    """Let Ctrl-C through as it is: Lightning turns it into an exit and leaves further ones ignored."""
+    """Let Ctrl-C and SIGTERM through: Lightning turns them into exits, of code 0 for SIGTERM, and leaves Ctrl-C off."""
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from None
+            raise stop.__context__ from None
+        if isinstance(stop, SIGTERMException):
+            raise Terminated from None
         raise
     finally:
         if threading.current_thread() is threading.main_thread():

@@ -28,6 +28,7 @@ from etude.data.stores.protocol import Store
 from etude.data.stores.record import STORE_VERSION
 from etude.data.stores.wording import told_bytes
 from etude.data.survey import SurveyResult
+from etude.data.value_range import ValueRange
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class StoreBuild:
         kind_reason: one sentence for the screen, with what was measured.
         content_hashes: (N,) hash of the file behind each row; equal files have equal hashes.
         reused: whether the store was already there.
+        value_range: values that became black and white in images deeper than 8 bits, where known.
+        dull: (id, what) of the images that are nearly black, nearly white or of one colour.
     """
 
     store: Store
@@ -55,6 +58,8 @@ class StoreBuild:
     kind_reason: str
     content_hashes: Digests
     reused: bool
+    value_range: ValueRange | None = None
+    dull: tuple[tuple[str, str], ...] = ()
 
 
 def build_store(
@@ -72,9 +77,9 @@ def build_store(
 ) -> StoreBuild:
     """Decode the surveyed images at one size into ``cache/stores/<key>``, or reuse the store that is there.
 
-    The key covers the files' contents in order, size, fit, channels, the decoder's version and the kind, not the
-    files' names. A store appears under its key when it is whole. A run that is killed leaves partial work beside it,
-    from which the next run goes on; of two runs at once the second waits for the first.
+    The key covers the files' contents in order, size, fit, channels, the range of values, the decoder's version and
+    the kind, not the files' names. A store appears under its key when it is whole. A run that is killed leaves partial
+    work beside it, from which the next run goes on; of two runs at once the second waits for the first.
 
     Args:
         images: the image set that was surveyed.
@@ -100,7 +105,8 @@ def build_store(
     with explained_write(stores):
         stores.mkdir(parents=True, exist_ok=True)
     versions = f"{STORE_VERSION}.{DECODER_VERSION}"
-    key = digest_of(versions, str(size), fit, str(survey.channels), *survey.content_hashes)
+    values = "" if survey.deep is None else str(survey.value_range)
+    key = digest_of(versions, str(size), fit, str(survey.channels) + values, *survey.content_hashes)
     work = _Work(images, survey, size, fit, Places(stores, key), progress, warn, threads or usable_cores())
     store, made = work.store(kind, limit)
     return StoreBuild(
@@ -113,6 +119,8 @@ def build_store(
         kind_reason=made or f"{store.kind}: {told_bytes(store.record.total_bytes)}, already there",
         content_hashes=store.record.content_hashes,
         reused=made is None,
+        value_range=survey.value_range,
+        dull=tuple((images.ids[int(survey.kept[position])], what) for position, what in store.record.dull),
     )
 
 

@@ -16,7 +16,7 @@ from etude.core.files import digest_of, explained_write
 from etude.core.progress import Progress
 from etude.data.bad_files import BadFile
 from etude.data.compact import Digests
-from etude.data.decode import UnreadableImage, decode, read_image_file
+from etude.data.decode import UnreadableImage, decode, dullness, read_image_file
 from etude.data.in_order import map_in_order
 from etude.data.sources import ImageSet
 from etude.data.stores.disk import DiskStore
@@ -92,29 +92,28 @@ def _fill(
     done, total = store.done, len(survey)
     if target.store is RawStore:
         store.reserve(total - done, target.size**2 * survey.channels)
-    read = partial(_read_row, target=target, channels=survey.channels)
-    files = ((images.paths[survey.kept[at]], survey.content_hashes[at]) for at in range(done, total))
+    read = partial(_read_row, images=images, survey=survey, target=target)
     saved = time.monotonic()
     with progress.bar(f"decode (resumed at {done:,})" if done else "decode", total - done) as advance:
-        for row in map_in_order(read, files, threads):
+        for row in map_in_order(read, range(done, total), threads):
             if isinstance(row, str):
                 store.skip(row)
             else:
-                store.append(row)
+                store.append(*row)
             advance()
             if time.monotonic() - saved >= SAVE_SECONDS:
                 store.save()
                 saved = time.monotonic()
 
 
-def _read_row(file: tuple[Path, str], target: Target, channels: int) -> bytes | str:
-    """Return what is kept of one file, or the reason why nothing is."""
-    path, content = file
+def _read_row(at: int, images: ImageSet, survey: SurveyResult, target: Target) -> tuple[bytes, str] | str:
+    """Return what is kept of one file and whether it shows hardly anything, or the reason why nothing is kept."""
     try:
-        data = read_image_file(path)
-        if digest_of(data) != content:  # otherwise the store would be kept under another file's hash
+        data = read_image_file(images.paths[survey.kept[at]])
+        if digest_of(data) != survey.content_hashes[at]:  # otherwise the store would be kept under another file's hash
             return "changed while it was being read"
-        return target.store.encode(decode(data, target.size, target.fit, channels))
+        pixels = decode(data, target.size, target.fit, survey.channels, survey.value_range)
+        return target.store.encode(pixels), dullness(pixels, target.fit, (survey.widths[at], survey.heights[at]))
     except UnreadableImage as problem:
         return str(problem)
 
@@ -122,7 +121,7 @@ def _read_row(file: tuple[Path, str], target: Target, channels: int) -> bytes | 
 def _record(store: PartialStore, survey: SurveyResult, target: Target) -> StoreRecord:
     hashes = Digests(np.delete(survey.content_hashes.values, [position for position, _ in store.bad], axis=0))
     shape = (len(hashes), target.size, target.size, survey.channels)
-    return StoreRecord(target.store.kind, shape, target.fit, hashes, store.bad, store.complete())
+    return StoreRecord(target.store.kind, shape, target.fit, hashes, store.bad, store.complete(), store.dull)
 
 
 def _all_bad(images: ImageSet, survey: SurveyResult, store: PartialStore) -> list[BadFile]:
@@ -149,7 +148,7 @@ def sample_rows(images: ImageSet, survey: SurveyResult, target: Target, threads:
     def decoded(position: int) -> np.ndarray | None:
         try:
             data = read_image_file(images.paths[survey.kept[position]])
-            return decode(data, target.size, target.fit, survey.channels)
+            return decode(data, target.size, target.fit, survey.channels, survey.value_range)
         except UnreadableImage:  # the store names what it cannot read
             return None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,9 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, SoftFileLock, Timeout
 
-from etude.core.files import explained_write
-
-_NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL})
+from etude.core.files import NO_LOCKS, explained_write
 
 
 @contextmanager
@@ -51,7 +48,7 @@ def _acquired(lock: FileLock, warn: Callable[[str], None]) -> bool:
     except NotImplementedError:
         return False
     except OSError as error:
-        if error.errno in _NO_LOCKS:
+        if error.errno in NO_LOCKS:
             return False
         raise
     if not isinstance(lock, SoftFileLock):

@@ -37,11 +37,13 @@ class Begun:
         done: images that were read, good or bad, in the survey's order.
         bad: (position in the survey, reason) of those that could not be decoded.
         files: how far the files have come.
+        dull: (position in the survey, what) of images that show hardly anything.
     """
 
     done: int
     bad: tuple[tuple[int, str], ...]
     files: dict[str, FileSum]
+    dull: tuple[tuple[int, str], ...] = ()
 
     @property
     def rows(self) -> int:
@@ -59,7 +61,8 @@ class Begun:
             value = read_json(folder / PROGRESS_NAME)
             files = {str(name): FileSum.parse(held) for name, held in value["files"].items()}
             bad = tuple((int(position), str(reason)) for position, reason in value["bad"])
-            begun = Begun(int(value["done"]), bad, files)
+            dull = tuple((int(position), str(what)) for position, what in value.get("dull", ()))
+            begun = Begun(int(value["done"]), bad, files, dull)
         except (EtudeError, OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
         return begun if value.get("version") == STORE_VERSION and set(files) == set(store.file_names) else None
@@ -78,7 +81,7 @@ class PartialStore:
     def __init__(self, folder: Path, store: type[DiskStore], begun: Begun | None) -> None:
         self.folder, self.store = folder, store
         self._state = begun or Begun(0, (), {name: FileSum(0, 0) for name in store.file_names})
-        self._bad = list(self._state.bad)
+        self._bad, self._dull = list(self._state.bad), list(self._state.dull)
         self._files: dict[str, IO[bytes]] = {}
         self._closing = ExitStack()
 
@@ -106,6 +109,11 @@ class PartialStore:
         """(position in the survey, reason) of the images that could not be decoded."""
         return tuple((position, reason) for position, reason in self._bad if position < self.done)
 
+    @property
+    def dull(self) -> tuple[tuple[int, str], ...]:
+        """(position in the survey, what) of images that show hardly anything."""
+        return tuple((position, what) for position, what in self._dull if position < self.done)
+
     def reserve(self, rows: int, row_bytes: int) -> None:
         """Take the disk space of more ``rows`` at once: a full disk shows now, not after an hour of decoding."""
         file = self._files[self.store.file_names[0]]
@@ -119,13 +127,15 @@ class PartialStore:
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):  # file systems that cannot reserve
                 raise
 
-    def append(self, row: bytes) -> None:
-        """Add the next image."""
+    def append(self, row: bytes, dull: str = "") -> None:
+        """Add the next image; ``dull`` says what it is like where it shows hardly anything."""
         files = dict(self._state.files)
         rows_name, *ends_names = self.store.file_names
         files[rows_name] = self._written(rows_name, row)
         for name in ends_names:
             files[name] = self._written(name, np.array(files[rows_name].bytes, ENDS_TYPE).tobytes())
+        if dull:
+            self._dull.append((self.done, dull))
         # One assignment: an interrupt finds the row either done or not begun.
         self._state = replace(self._state, done=self.done + 1, files=files)
 
@@ -136,7 +146,7 @@ class PartialStore:
 
     def save(self) -> None:
         """Write the files through to the disk, then the record of how far they have come."""
-        state = replace(self._state, bad=self.bad)
+        state = replace(self._state, bad=self.bad, dull=self.dull)
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())

@@ -52,6 +52,7 @@ class StoreRecord:
         content_hashes: (N,) hash of the file behind each row.
         bad: (position in the survey, reason) of the files that could be surveyed but not decoded.
         files: the store's other files, by name.
+        dull: (position in the survey, what) of the images that are nearly black, nearly white or of one colour.
         version: layout of the folder.
     """
 
@@ -61,6 +62,7 @@ class StoreRecord:
     content_hashes: Digests
     bad: tuple[tuple[int, str], ...]
     files: dict[str, FileSum]
+    dull: tuple[tuple[int, str], ...] = ()
     version: int = STORE_VERSION
 
     @property
@@ -113,6 +115,7 @@ def _parse(value: dict[str, Any]) -> StoreRecord:
         fit=str(value["fit"]),
         content_hashes=Digests.from_hex(hashes if isinstance(hashes, str) else "".join(hashes)),
         bad=tuple((int(position), str(reason)) for position, reason in value["bad"]),
+        dull=tuple((int(position), str(what)) for position, what in value.get("dull", ())),
         files={str(name): FileSum.parse(held) for name, held in value["files"].items()},
     )
     if min(record.shape) < 1 or height != width or len(record.content_hashes) != count:

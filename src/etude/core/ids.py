@@ -1,0 +1,92 @@
+"""Ids of the same images as two files write them: with or without folders and endings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+
+@dataclass(frozen=True, slots=True)
+class IdMatch:
+    """Which of our ids the wanted ones are.
+
+    Args:
+        rows: for each wanted id its position among ours, -1 where it is missing.
+        missing: wanted ids that are none of ours.
+        extra: ids of ours that are not wanted.
+    """
+
+    rows: list[int]
+    missing: list[str]
+    extra: list[str]
+
+
+def match_ids(ours: Sequence[str], wanted: Sequence[str], *, folders: bool = True) -> IdMatch:
+    """Find the wanted ids among ours: exactly as they are, else without ending, else without folders, else neither.
+
+    One way is taken for all ids: the strictest of those that leave the fewest over. A way that makes two ids of one
+    side the same is never taken. Both sides hold unique ids.
+
+    Args:
+        ours: ids, such as those of predictions.
+        wanted: ids to find among them.
+        folders: whether images in different folders may be the same. Not where some may rightly be missing, since
+            different images with equal names are then found in their place.
+
+    >>> match_ids(["a/1.png", "a/2.png"], ["2", "1", "3"])
+    IdMatch(rows=[1, 0, -1], missing=['3'], extra=[])
+    >>> match_ids(["a/1.png", "b/1.png"], ["1"]).missing
+    ['1']
+    """
+    closest: IdMatch | None = None
+    for own_key, wanted_key in _WAYS if folders else _WAYS[:3]:
+        own_keys, wanted_keys = [own_key(name) for name in ours], [wanted_key(name) for name in wanted]
+        position = {key: index for index, key in enumerate(own_keys)}
+        distinct = set(wanted_keys)
+        if len(position) < len(ours) or len(distinct) < len(wanted):
+            continue
+        rows = [position.get(key, -1) for key in wanted_keys]
+        found = IdMatch(
+            rows,
+            missing=[name for name, row in zip(wanted, rows, strict=True) if row < 0],
+            extra=[name for name, key in zip(ours, own_keys, strict=True) if key not in distinct],
+        )
+        if closest is None or len(found.missing) + len(found.extra) < len(closest.missing) + len(closest.extra):
+            closest = found
+        if not closest.missing and not closest.extra:
+            break
+    assert closest is not None  # the first way compares unique ids, so it is never ambiguous
+    return closest
+
+
+def _path_of(name: str) -> PurePosixPath:
+    return PurePosixPath(name.replace("\\", "/"))
+
+
+def _same(name: str) -> str:
+    return name
+
+
+def _without_suffix(name: str) -> str:
+    return str(_path_of(name).with_suffix("")) if _path_of(name).name else name
+
+
+def _file_name(name: str) -> str:
+    return _path_of(name).name
+
+
+def _stem(name: str) -> str:
+    return _path_of(name).stem
+
+
+# How an id of ours and a wanted one may come to be the same text, from the strictest way on.
+_WAYS: tuple[tuple[Callable[[str], str], Callable[[str], str]], ...] = (
+    (_same, _same),
+    (_without_suffix, _same),
+    (_same, _without_suffix),
+    (_file_name, _file_name),
+    (_stem, _file_name),
+    (_file_name, _stem),
+    (_stem, _stem),
+)
