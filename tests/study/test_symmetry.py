@@ -27,10 +27,10 @@ def right(count: int, plain: int, **lost: int) -> dict[str, np.ndarray]:
         (right(192, 180, turn_180=17), "photos", "images upside down lose"),  # 9 points
         (right(192, 180, flip=10), "none", "mirror images lose"),
         (right(192, 180, flip=1, turn_180=1, turn_90=1), "symmetric", ""),
-        (right(16, 15), "none", "so few images cannot tell"),
-        (right(16, 15, flip=1, turn_180=1), "none", "so few images cannot tell"),
-        (right(60, 55, turn_180=3), "photos", "images upside down keep their class"),
-        (right(192, 100), "none", "cannot tell"),  # a head near chance knows nothing of symmetries
+        (right(16, 15), "none", "too few to tell whether mirror"),
+        (right(16, 15, flip=1, turn_180=1), "none", "too few to tell whether mirror"),
+        (right(60, 55, turn_180=3), "photos", "too few to tell whether images upside down"),
+        (right(192, 100), "none", "too few"),  # a head near chance knows nothing of symmetries
     ],
 )
 def test_a_symmetry_is_taken_only_where_it_is_seen_to_hold(seen: dict[str, np.ndarray], policy: str, told: str):

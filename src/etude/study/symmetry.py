@@ -84,8 +84,7 @@ def decide(right: Mapping[str, NDArray[np.bool_]], chance: float) -> PolicyChoic
         if high < 0.0:
             return PolicyChoice(policy, f"{reason}; {named} lose their class", measured=True)
         if low < -_TOLERANCE * max(0.0, float(plain.mean()) - chance):
-            told = f"{reason}; whether {named} keep their class, so few images cannot tell, so none are made"
-            return PolicyChoice(policy, told, measured=True)
+            return PolicyChoice(policy, f"{reason}; too few to tell whether {named} keep their class", measured=True)
         policy = wider
     return PolicyChoice(policy, reason, measured=True)
 
