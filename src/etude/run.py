@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from etude.core.errors import EtudeError
+from etude.core.errors import EtudeError, listed
 from etude.core.predictions import Predictions
 from etude.core.progress import Progress, Silent
 from etude.core.submission import Unreadable, write_submission
@@ -22,6 +22,7 @@ from etude.data.survey import survey
 from etude.inference.predict import predict
 from etude.inference.views import MOST_VIEWS, ViewLike, input_size, many_views, views_of
 from etude.journal.record import read_run
+from etude.journal.record_read import model_files, models_of, verify
 from etude.models.classifier import Classifier, ModelCard, load_model
 from etude.models.features import Gather
 from etude.refine.blend import average
@@ -90,9 +91,13 @@ class Run:
         run.predict("test/").to_csv("submission.csv")
     """
 
-    def __init__(self, folder: Path | str) -> None:
+    def __init__(
+        self, folder: Path | str, *, trust: bool = False, warn: Callable[[str], object] = warnings.warn
+    ) -> None:
         self.folder = Path(os.path.expanduser(folder))
         self.record: dict[str, Any] = read_run(self.folder)
+        self._trust, self._warn = trust, warn
+        self._verified: set[str] = set()
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r}, {self.record['state']}, accuracy {self.accuracy})"
@@ -109,6 +114,7 @@ class Run:
 
     def validation(self) -> Predictions:
         """Return the labelled predictions of the validation images (out-of-fold with several folds)."""
+        self._verify("valid.npz")
         return Predictions.load(self.folder / "valid.npz")
 
     def predict(
@@ -192,17 +198,31 @@ class Run:
         folds = sorted(
             self.folder.glob("fold-*/model.json"), key=lambda path: int(path.parent.name.removeprefix("fold-"))
         )
-        asked = (self.record.get("result") or {}).get("models")
+        asked = models_of(self.record)
         names = asked or [path.parent.name for path in folds] or ["."]
+        if unknown := self._verify(*model_files(names)):
+            self._warn(f"{self.folder}/run.json holds no hash of {listed(unknown)}: not checked for damage")
         return [load_model(self.folder / name) for name in names]
 
+    def _verify(self, *names: str) -> list[str]:
+        """Compare files with the run's hashes, each once; return those without one."""
+        fresh = [] if self._trust else [name for name in names if name not in self._verified]
+        unknown = verify(self.folder, fresh, self.record)
+        self._verified.update(fresh)
+        return unknown
 
-def load(folder: Path | str) -> Run:
+
+def load(folder: Path | str, *, trust: bool = False, warn: Callable[[str], object] = warnings.warn) -> Run:
     """Open the run in ``folder``.
+
+    Args:
+        folder: the run's folder.
+        trust: read its files also where they are not those that the run wrote.
+        warn: is told of files that cannot be checked.
 
     Raises:
         EtudeError: the folder is not a run.
     """
     if not os.path.isdir(os.path.expanduser(folder)):
         raise EtudeError(f"there is no run folder {folder}; give the folder that `etude fit` printed at its end")
-    return Run(folder)
+    return Run(folder, trust=trust, warn=warn)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import warnings
 from collections import namedtuple
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +15,9 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from etude.callbacks import AugmentRamp, CutMix, Distill, LabelSmoothing, MixUp, ProgressiveResize, PseudoLabels
 from etude.callbacks.batches import BatchTransform, ImageBatch, Occasion, closed, opened
 from etude.callbacks.clock import Clock
 from etude.core.errors import EtudeError
@@ -265,3 +268,107 @@ def test_batches_that_bypass_lightning_are_refused(fit_images, image_module):
 
     with pytest.raises(EtudeError, match="training_step draws from dataloader_iter itself"):
         fit_images(Drawing(), [Add(1.0)])
+
+
+TRICKS = {
+    "AugmentRamp": lambda: AugmentRamp(rise=0.0),
+    "ProgressiveResize": lambda: ProgressiveResize(multiple=8),
+    "MixUp": MixUp,
+    "CutMix": CutMix,
+    "LabelSmoothing": LabelSmoothing,
+    "Distill": lambda: Distill([torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 3))], share=0.5),
+    "PseudoLabels": PseudoLabels,
+}
+KINDS: dict[str, Callable[..., Any]] = {
+    "tuple": lambda *parts: parts,
+    "list": lambda *parts: [*parts],
+    "dict": lambda image, target, *more: {"image": image, "target": target} | dict(enumerate(more)),
+}
+
+
+class Collated(Dataset[Any]):
+    """One batch after another, as they are."""
+
+    def __init__(self, batch: Any) -> None:
+        self.batch = batch
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> Any:
+        return self.batch
+
+
+def fit_batches(module: pl.LightningModule, callbacks: list[pl.Callback], batch: Any) -> None:
+    trainer = pl.Trainer(
+        max_epochs=2, accelerator="cpu", callbacks=callbacks, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(module, DataLoader(Collated(batch), batch_size=None))
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("shape", [(6, 16, 16), (6, 1, 16, 16), (6, 3, 16, 16)])
+@pytest.mark.parametrize("make", TRICKS.values(), ids=TRICKS)
+def test_targets_that_are_images_are_refused(make, shape: tuple[int, ...], kind, image_module):
+    for dtype in (torch.long, torch.float32):
+        batch = kind(torch.rand(6, 3, 16, 16), torch.zeros(shape, dtype=dtype))
+        with pytest.raises(EtudeError, match=rf"targets \({shape[0]}, {shape[1]}, .* no masks or images"):
+            fit_batches(image_module(), [make()], batch)
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("shape", [(6, 16, 16), (6, 1, 16, 16), (6, 16, 16, 1)])
+@pytest.mark.parametrize("name", TRICKS)
+def test_masks_beside_labels_are_refused_where_images_change(name: str, shape: tuple[int, ...], kind, image_module):
+    class Reading(image_module):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            parts = list(batch.values()) if isinstance(batch, dict) else batch
+            return super().training_step(parts[:2], batch_idx)
+
+    batch = kind(torch.rand(6, 3, 16, 16), torch.arange(6) % 3, torch.zeros(shape))
+    changes = name in ("AugmentRamp", "ProgressiveResize", "MixUp", "CutMix")
+    refused = pytest.raises(EtudeError, match=rf"holds \({shape[0]}, {shape[1]}, ")
+    with refused if changes else nullcontext(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit_batches(Reading(), [TRICKS[name]()], batch)
+
+
+def test_other_parts_of_a_batch_are_left_alone():
+    image = torch.zeros(2, 1, 8, 8)
+    for part in (torch.zeros(2, 4), torch.zeros(2, 4, 4), torch.zeros(8, 8, 2), torch.zeros(3, 8, 8), "name"):
+        batch = (image, torch.zeros(2), part)
+        assert closed(batch, replace(opened(batch), image=image + 1))[2] is part
+
+
+LOSSES = {
+    "nll": lambda logits, labels: torch.nn.functional.nll_loss(logits.log_softmax(1), labels),
+    "bce": lambda logits, labels: torch.nn.functional.binary_cross_entropy_with_logits(logits[:, 0], labels.float()),
+    "one hot": lambda logits, labels: (logits * torch.nn.functional.one_hot(labels, 3)).sum(),
+    "gather": lambda logits, labels: logits.gather(1, labels[:, None]).mean(),
+    "index": lambda logits, labels: torch.eye(3)[labels].mean() + logits.mean(),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+@pytest.mark.parametrize("name", ["MixUp", "CutMix", "LabelSmoothing", "Distill"])
+def test_a_step_that_wants_labels_is_told_who_made_them_dense(name: str, loss, fit_images, image_module):
+    class Labels(image_module):
+        def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:
+            return loss(self(batch[0]), batch[1])
+
+    module = Labels()
+    with pytest.raises(EtudeError, match=f"training_step of Labels failed .* labels {name} made dense targets"):
+        fit_images(module, [TRICKS[name]()])
+    assert "training_step" not in vars(module)
+    assert fit_images(Labels(), [AugmentRamp()]).global_step == 8
+
+
+@pytest.mark.parametrize("callbacks", [[AugmentRamp], []])
+def test_other_errors_of_a_step_stay_as_they_are(callbacks: list[Any], fit_images, image_module):
+    class Wrong(image_module):
+        def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:
+            raise ValueError("my own mistake")
+
+    with pytest.raises(ValueError, match="^my own mistake$"):
+        fit_images(Wrong(), [kind() for kind in callbacks])

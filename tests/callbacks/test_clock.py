@@ -285,6 +285,17 @@ def test_what_a_phase_leaves_alone_stays_as_the_user_set_it(fit, plain_module, o
         assert module.optimizers().param_groups[0]["betas"][1] == 0.99
 
 
+@pytest.mark.parametrize("fail_at", [-1, 1])
+def test_layers_get_their_own_back_after_training(fail_at: int, fit, plain_module):
+    plan, module = Timeline((Phase("all", 1.0, lr=0.1, dropout=0.0, drop_path=0.0),)), None
+    for kind in range(2):
+        module = module or with_layers(plain_module, torch.optim.SGD, lr=1.0)
+        module.fail_at = fail_at if kind == 0 else -1
+        with pytest.raises(RuntimeError, match="cable") if module.fail_at > 0 else nullcontext():
+            fit(module, [Clock(plan)], steps=2)
+        assert (module.drop.p, module.shallow.drop_prob, module.deep.drop_prob) == (0.4, 0.1, 0.2)
+
+
 @pytest.mark.parametrize("quantity", ["dropout", "drop_path"])
 def test_scheduling_what_the_network_lacks_is_refused(fit, plain_module, quantity: str):
     plan = Timeline((Phase("all", 1.0, **{quantity: 0.2}),))

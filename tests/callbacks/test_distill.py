@@ -166,3 +166,24 @@ def test_a_student_cannot_be_its_own_teacher(fit_images, image_module):
     for one in (module, module.head):
         with pytest.raises(EtudeError, match="is part of the module that is trained; give it a copy"):
             fit_images(module, [Distill([one], share=0.5)])
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true", "64-true", "bf16-mixed"])
+@pytest.mark.parametrize("own", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("share", [None, 0.5])
+def test_teachers_answer_in_any_precision(precision: Any, own: torch.dtype, share: float | None, fit_images, images):
+    class Shown(Student):
+        def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+            self.seen.append(batch)
+            return torch.nn.functional.cross_entropy(self(batch["image"]), batch["target"])
+
+    teacher, student = Teacher().to(own), Shown()
+    before = [weight.clone() for weight in teacher.parameters()]
+    expected = teacher.eval()(images.tensors[0][:6].to(own)).float().softmax(1)
+    settings = {"data": Dicts(images), "precision": precision, "limit_val_batches": 0}
+    assert fit_images(student, [Distill([teacher], share)], **settings).global_step == 8
+    label, batch = torch.nn.functional.one_hot(images.tensors[1][:6], 3), student.seen[0]
+    answer = batch["teacher"] if share is None else 2 * batch["target"].float() - label
+    coarse = "bf16" in precision or own == torch.bfloat16
+    torch.testing.assert_close(answer.float(), expected, atol=0.03 if coarse else 1e-5, rtol=0.0)
+    assert all(torch.equal(weight, kept) for weight, kept in zip(teacher.parameters(), before, strict=True))

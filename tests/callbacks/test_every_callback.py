@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import etude.compat  # noqa: F401  (before lightning)
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.data import Dataset
 
 from etude.callbacks.augment import AugmentRamp
 from etude.callbacks.averaging import EMA, SWA
@@ -121,3 +123,53 @@ def test_all_together(fit_images, image_module, tmp_path: Path):
     assert {images.shape[2] for images, _ in module.seen} == {8, 16}
     # Mixed in warmup and grow, labels as they are in the finish phase: the last 20% of eight steps.
     assert [labels.is_floating_point() for _, labels in module.seen] == [True] * 6 + [False] * 2
+
+
+class AnyBatches(Dataset[Any]):
+    """24 images, of each four the last unlabelled, as tuples, lists or dicts."""
+
+    def __init__(self, kind: str, labelled: bool) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.kind, self.images, self.labels = kind, torch.rand(24, 3, 16, 16, generator=generator), torch.arange(24) % 3
+        if not labelled:
+            self.labels[3::4] = -1
+
+    def __len__(self) -> int:
+        return 24
+
+    def __getitem__(self, index: int) -> Any:
+        image, label = self.images[index], self.labels[index]
+        return {"tuple": (image, label), "list": [image, label], "dict": {"image": image, "target": label}}[self.kind]
+
+
+def reading(image_module: type[pl.LightningModule]) -> pl.LightningModule:
+    class Reading(image_module):
+        """Reads batches of any kind; a weight, where there is one, is each image's share of the loss."""
+
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            parts = (batch["image"], batch["target"]) if isinstance(batch, dict) else batch
+            weight = batch.get("weight") if isinstance(batch, dict) else None
+            loss = torch.nn.functional.cross_entropy(self(parts[0]), parts[1], reduction="none")
+            return loss.mean() if weight is None else (loss * weight).mean()
+
+    torch.manual_seed(0)
+    return Reading()
+
+
+@pytest.mark.parametrize(("precision", "kind"), [("32-true", "dict"), ("bf16-true", "tuple"), ("64-true", "list")])
+@pytest.mark.parametrize("name", BESIDE_A_CLOCK)
+def test_a_second_fit_and_a_resumed_one_end_with_the_same_weights(
+    name: str, kind: str, precision: Any, fit_images, image_module, tmp_path: Path
+):
+    callbacks = [ALONE["Clock"](), BESIDE_A_CLOCK[name]()]
+    data = AnyBatches(kind, labelled=name != "PseudoLabels")
+    settings = {"data": data, "precision": precision, "limit_val_batches": 0, "enable_checkpointing": True}
+    saving = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=4, save_top_k=-1)
+    first, second, resumed = (reading(image_module) for _ in range(3))
+    fit_images(first, [*callbacks, saving], **settings)
+    fit_images(second, callbacks, **settings)
+    fit_images(resumed, callbacks, ckpt_path=tmp_path / "step=4.ckpt", **settings)
+    near = 1e-6 if precision == "64-true" else 0.0  # Lightning itself loads the weights by way of float32
+    for weights in zip(first.parameters(), second.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(weights[0], weights[1])
+        torch.testing.assert_close(weights[0], weights[2], rtol=0.0, atol=near)

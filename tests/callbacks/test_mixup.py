@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch.utils.data import Dataset, TensorDataset
 
-from etude.callbacks.batches import ImageBatch
+from etude.callbacks.batches import ImageBatch, Occasion
 from etude.callbacks.clock import Clock
 from etude.callbacks.mixup import CutMix, MixUp, dense_targets
 from etude.core.errors import EtudeError
@@ -195,3 +196,26 @@ def test_regression_targets_are_mixed_as_they_are(fit_images, image_module):
     for images, targets in module.seen:
         assert torch.allclose(images.mean((1, 2, 3)), targets, atol=1e-4)
     assert ImageBatch(*module.seen[0]).target.shape == (6,)
+
+
+@BOTH
+def test_float_targets_are_mixed_with_weights_and_teachers(kind: type[MixUp], image_module):
+    """Once (B,) targets times (B, 1) weights silently became (B, B)."""
+    module, trainer = image_module(), SimpleNamespace(global_rank=0, callbacks=[])
+    trick = kind(alpha=1.0, seed=3)
+    trainer.callbacks.append(trick)
+    occasion = Occasion(trainer, module, 5, 1, None)  # type: ignore[arg-type]
+    images, values = torch.arange(4.0)[:, None, None, None].expand(4, 3, 8, 8), torch.arange(4.0)
+    plain = trick.changed(ImageBatch(images, values), occasion)
+    torch.testing.assert_close(plain.target, plain.image.mean((1, 2, 3)))
+    even = trick.changed(ImageBatch(images, values, torch.full((4,), 2.0)), occasion)
+    assert even.weight is not None
+    torch.testing.assert_close(even.target, plain.target)
+    assert even.weight.tolist() == [2.0] * 4
+    teacher = torch.eye(4)
+    taught = trick.changed(ImageBatch(images, values, teacher=teacher), occasion)
+    column = trick.changed(ImageBatch(images, values[:, None], teacher=teacher), occasion)
+    torch.testing.assert_close(taught.target, plain.target)
+    torch.testing.assert_close(column.target, plain.target[:, None])
+    assert taught.teacher is not None
+    torch.testing.assert_close(taught.teacher @ values, plain.target)

@@ -163,11 +163,36 @@ def test_labels_of_minus_one_are_unlabelled_and_weights_go_into_the_targets(fit_
     rule = PseudoLabels(0.5, weights="none", threshold=0.3)
     fit_images(module, [rule], data=data, **PLAIN)
     for _, targets in module.seen:
+        # 6 images / 4 labelled, for a mean over the labelled; of the others 0.5 · 4 labelled / 2 unlabelled
         torch.testing.assert_close(
-            targets[LABELLED], torch.nn.functional.one_hot(images.tensors[1][:6][LABELLED], 3).float()
+            targets[LABELLED], 1.5 * torch.nn.functional.one_hot(images.tensors[1][:6][LABELLED], 3)
         )
-        assert targets[~LABELLED].amax(1).tolist() == [1.0, 1.0]  # 0.5 · 4 labelled / 2 unlabelled
-        assert targets[~LABELLED].sum(1).tolist() == [1.0, 1.0]
+        assert targets[~LABELLED].amax(1).tolist() == [1.5, 1.5]
+        assert targets[~LABELLED].sum(1).tolist() == [1.5, 1.5]
+
+
+@pytest.mark.parametrize("labelled", [1, 2, 5])
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 3.0])
+def test_the_mean_loss_over_a_batch_is_that_of_the_labelled_plus_alpha_times_the_rest(
+    labelled: int, alpha: float, fit_images, image_module, images
+):
+    labels = images.tensors[1].clone().reshape(4, 6)
+    labels[:, labelled:] = -1
+    module = image_module()
+    rule = PseudoLabels(alpha, kind="soft", teacher="self", weights="none")
+    fit_images(module, [rule], steps=1, data=TensorDataset(images.tensors[0], labels.flatten()), **PLAIN)
+    (pictures, targets), logits = module.seen[0], torch.randn(6, 3)
+    known = torch.nn.functional.cross_entropy(logits[:labelled], labels[0, :labelled])
+    soft = targets[labelled:] / targets[labelled:].sum(1, keepdim=True).clamp_min(1e-12)
+    rest = torch.nn.functional.cross_entropy(logits[labelled:], soft)
+    torch.testing.assert_close(torch.nn.functional.cross_entropy(logits, targets), known + alpha * rest)
+    assert len(pictures) == 6
+
+
+def test_float_targets_without_columns_for_classes_are_refused(fit_images, semi, images):
+    data = Dicts(images, target=torch.rand(24))
+    with pytest.raises(EtudeError, match=r"PseudoLabels got float targets \(6,\)"):
+        fit_images(semi(), [PseudoLabels()], steps=1, data=data, **PLAIN)
 
 
 def test_batches_of_one_kind_alone(fit_images, semi, images):

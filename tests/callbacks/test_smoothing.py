@@ -4,6 +4,7 @@ import etude.compat  # noqa: F401  (before lightning)
 
 import pytest
 import torch
+from torch.utils.data import TensorDataset
 
 from etude.callbacks import Clock, CutMix, LabelSmoothing, MixUp
 from etude.core.errors import EtudeError
@@ -43,3 +44,19 @@ def test_smoothing_and_mixing_may_stand_together(fit_images, image_module):
     for _, target in module.seen:
         assert torch.allclose(target.sum(1), torch.ones(len(target)), atol=1e-5)
         assert float(target.min()) >= 0.1 - 1e-6
+
+
+@pytest.mark.parametrize("shape", [(24,), (24, 1)])
+def test_targets_without_columns_for_classes_are_refused(shape: tuple[int, ...], fit_images, image_module, images):
+    data = TensorDataset(images.tensors[0], torch.rand(shape))
+    with pytest.raises(EtudeError, match=rf"LabelSmoothing got float targets \(6,{' 1' if len(shape) > 1 else ''}\)"):
+        fit_images(image_module(), [LabelSmoothing()], data=data, limit_val_batches=0)
+
+
+def test_an_image_of_no_class_stays_without_one(fit_images, image_module, images):
+    """As PseudoLabels leaves an image that does not count: none of its mass of 0 is spread."""
+    targets = torch.nn.functional.one_hot(images.tensors[1], 3) * torch.tensor([2.0, 0.0, 1.0]).repeat(8)[:, None]
+    module = image_module()
+    fit_images(module, [LabelSmoothing(0.3)], data=TensorDataset(images.tensors[0], targets), limit_val_batches=0)
+    for _, target in module.seen:
+        torch.testing.assert_close(target.sum(1), torch.tensor([2.0, 0.0, 1.0] * 2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from etude.study.ablation_budget import Cost
 from etude.study.request import Request
 from etude.training.fit import DivergedError
 from picture_folders import picture, write_classes
+from recorded_runs import forked
 
 SMALL = ("--set", 'stages=["finetune"]', "--set", "train.epochs=1", "--set", "predict.tta=1")
 TWO = ("--tricks", "mixup,ema", "--seeds", "2", *SMALL)
@@ -183,6 +185,31 @@ def test_a_stopped_ablation_ends_as_one_that_was_not(etude, images, tmp_path, pr
     assert pretended.begun == ["full/seed-1", "without-mixup/seed-1", "without-ema/seed-1"]
     assert found_in(tmp_path / "abl") == found_in(tmp_path / "whole")
     assert (tmp_path / "abl" / "best.toml").read_bytes() == (tmp_path / "whole" / "best.toml").read_bytes()
+
+
+def test_other_labels_are_no_part_of_the_same_ablation(etude, images, pretended):
+    pretended.until(2)
+    assert etude("ablate", images, *TWO, "--out", "abl").code == 130
+    (images / "round" / "000.png").rename(images / "striped" / "a.png")
+    (images / "striped" / "000.png").rename(images / "round" / "000.png")
+    ended = etude("ablate", images, *TWO, "--out", "abl", "--resume")
+    assert ended.code == 2
+    assert "have changed since abl was begun" in ended.err
+
+
+def test_two_ablations_in_one_folder(etude, images, tmp_path, pretended, monkeypatch):
+    """The second is refused, and so it is once the first has written its record."""
+    codes: list[int] = []
+
+    def plan(*given: object) -> None:
+        for words in (("--out", "abl"), ("--out", "abl", "--resume")):
+            child = forked(lambda words=words: os._exit(etude("ablate", images, *TWO, *words).code))
+            codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+    monkeypatch.setattr("etude.study.ablate.show_plan", plan)
+    assert etude("ablate", images, *TWO, "--out", "abl").code == 0
+    assert codes == [2, 2]
+    assert record_of(tmp_path / "abl")["state"] == "finished"
 
 
 def test_seeds_are_added_to_a_finished_ablation_and_the_rest_is_remembered(etude, images, tmp_path, pretended):

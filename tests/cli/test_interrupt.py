@@ -38,12 +38,14 @@ def started(tmp_path: Path) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-def test_stop_by_hand_is_recorded_and_stage_one_can_predict(etude, tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stop_by_hand_is_recorded_and_stage_one_can_predict(etude, tmp_path, number, code):
     process = started(tmp_path)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     told, _ = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert "Traceback" not in told
+    assert "--resume --out" in told.splitlines()[-1]
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["state"] == "interrupted"
     assert record["stages"][-1]["name"] == "fine-tune"

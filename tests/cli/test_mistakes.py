@@ -60,7 +60,7 @@ MISTAKES: list[tuple[Callable[[Path], list[object]], str]] = [
     (all_missing, "none of the 2 images"),
     (out_not_empty, "not empty"),
     (with_words("--recipe", "defualt"), "Did you mean 'default'?"),
-    (with_words("--recipe", "missing.toml"), "cannot be read"),
+    (with_words("--recipe", "missing.toml"), "does not exist"),
     (with_words("--set", "train.lrr=1"), "Did you mean 'train.lr'?"),
     (with_words("--set", "train.lr=fast"), "train.lr received 'fast'"),
     (with_words("--set", "data.fit=stretch"), "data.fit"),
@@ -137,3 +137,28 @@ def test_failed_run_is_recorded_as_failed(etude, tmp_path):
     ended = etude("fit", tmp_path / "train", "--test", tmp_path / "one.png", "--recipe", "quick", "--out", "run")
     assert ended.code == 2
     assert '"state": "failed"' in (tmp_path / "run" / "run.json").read_text()
+
+
+EVIL = "a\x1b[31m\u202eb\nc[bold]"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("fit", EVIL),
+        ("fit", "x", "--seed", EVIL),
+        (EVIL,),
+        ("predict", EVIL, "x", "--out", "p.csv"),
+        ("fit", "x", EVIL),
+    ],
+)
+def test_nothing_in_a_path_commands_the_terminal(etude, words):
+    """Neither in etude's sentences nor in those about a command line that cannot be read."""
+    ended = etude(*words)
+    assert ended.code in (1, 2)
+    shown = ended.out + ended.err
+    assert r"a\x1b[31m\u202eb" in shown
+    assert "[bold]" in shown
+    assert "\x1b" not in shown
+    assert "\u202e" not in shown
+    assert "\nc[bold]" not in shown

@@ -97,7 +97,15 @@ def test_single_columns_are_blended_and_written_as_they_are(etude, tmp_path):
     assert float(rows_of(tmp_path / "geometric.csv")[1]["target"]) == pytest.approx(0.75)  # logits are averaged
     table(tmp_path / "sample.csv", "name,p", "c,0.5", "a,0.5", "b,0.5")
     words = ("--sample-submission", "sample.csv", "--positive", "0", "--out", "sampled.csv")
-    assert etude("blend", "1.csv", "2.csv", *words).code == 2  # the columns read hold the probability of 0 then too
+    assert etude("blend", "1.csv", "2.csv", *words).code == 0  # the columns that are read hold that of 0 then too
+    sampled = rows_of(tmp_path / "sampled.csv")
+    assert [(row["name"], round(float(row["p"]), 6)) for row in sampled] == [("c", 0.5), ("a", 0.7), ("b", 0.3)]
+    table(tmp_path / "sample.csv", "name,p", "c,0", "a,1", "b,0")  # labels, and so the file holds labels
+    assert etude("blend", "1.csv", "2.csv", "--sample-submission", "sample.csv", "--out", "hard.csv").code == 0
+    assert [row["p"] for row in rows_of(tmp_path / "hard.csv")] == ["0", "1", "0"]
+    words = ("--sample-submission", "sample.csv", "--probabilities", "--out", "soft.csv")
+    assert etude("blend", "1.csv", "2.csv", *words).code == 0
+    assert float(rows_of(tmp_path / "soft.csv")[1]["p"]) == pytest.approx(0.7)
     table(tmp_path / "truth.csv", "id,label", "a,1", "b,0", "c,1")
     ended = etude(
         "blend", "1.csv", "2.csv", "--labels", "truth.csv", "--method", "mean", "--out", "scored.csv", "--json"
@@ -132,7 +140,8 @@ def test_files_of_labels_are_blended_by_vote(etude, tmp_path):
 def test_a_single_column_is_refined(etude, tmp_path):
     rng = np.random.default_rng(0)
     truth = rng.integers(2, size=300)
-    said = 1 / (1 + np.exp(-(4 * truth - 2 + rng.normal(scale=2, size=300)) * 3))
+    said = 1 / (1 + np.exp(-(4 * truth - 2 + rng.normal(scale=2, size=300)) * 5))
+    said = said.clip(1e-6, 1 - 1e-6)
     for name, rows in (("v", range(200)), ("t", range(200, 300))):
         table(tmp_path / f"{name}.csv", "id,target", *(f"{row}.png,{said[row]:.6f}" for row in rows))
     table(tmp_path / "truth.csv", "id,label", *(f"{row},{truth[row]}" for row in range(200)))

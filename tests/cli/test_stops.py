@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from etude.journal import record
 from etude.journal.record_read import read_run
 from etude.journal.record_state import is_complete
 from etude.study import job
@@ -52,6 +54,8 @@ def at(monkeypatch: pytest.MonkeyPatch, images: Path) -> Moments:
 
     for name in ("read_sources", "clear_leftovers", "report", "hand_over"):
         monkeypatch.setattr(job, name, passing(name, getattr(job, name)))
+    checked = passing("check of the folder", record._content_to_go_on_with)
+    monkeypatch.setattr(record, "_content_to_go_on_with", checked)
     monkeypatch.setattr(job, "prepare", passing("prepare", lambda *given: None))
     monkeypatch.setattr(job, "Job", Job)
     return doing.__setitem__
@@ -88,9 +92,9 @@ def test_killed_after_training_the_rest_is_made_without_training_again(etude, tm
 
 def test_a_finished_run_of_an_older_etude_is_complete(etude, tmp_path, at):
     assert etude("fit", "train", "--out", "run").code == 0
-    record = json.loads((tmp_path / "run" / "run.json").read_text())
-    record.pop("reported")
-    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    content = json.loads((tmp_path / "run" / "run.json").read_text())
+    content.pop("reported")
+    (tmp_path / "run" / "run.json").write_text(json.dumps(content))
     assert "finished" in etude("fit", "train", "--out", "run", "--resume").err
 
 
@@ -152,12 +156,13 @@ def test_the_second_of_two_starts_is_refused_and_leaves_the_first_alone(etude, t
 
 @pytest.mark.parametrize("resumed", [False, True])
 def test_of_runs_that_start_at_once_one_works(etude, tmp_path, at, resumed):
-    """Each process starts within a few milliseconds of the others."""
+    """Each process has long looked at the folder when the first begins to write there."""
     run = ("fit", "train", "--out", "run")
     if resumed:
         at("training", stop_by(signal.SIGINT))
         assert etude(*run).code == 130
         run = (*run, "--resume")
+    at("end of check of the folder", lambda: time.sleep(2))
     children = [forked(lambda: os._exit(etude(*run).code)) for _ in range(4)]
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     assert sorted(codes) == [0, 2, 2, 2]
@@ -215,8 +220,8 @@ def test_other_labels_of_validation_images_are_refused(etude, images, at):
 def test_a_run_without_fingerprints_of_labels_is_gone_on_with(etude, images, at):
     at("training", stop_by(signal.SIGINT))
     assert etude("fit", images, "--out", "run").code == 130
-    record = json.loads(Path("run/run.json").read_text())
-    record.pop("inputs")
-    Path("run/run.json").write_text(json.dumps(record))
+    content = json.loads(Path("run/run.json").read_text())
+    content.pop("inputs")
+    Path("run/run.json").write_text(json.dumps(content))
     (images / "round" / "000.png").rename(images / "striped" / "009.png")
     assert etude("fit", images, "--out", "run", "--resume").code == 0

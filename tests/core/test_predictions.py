@@ -175,11 +175,11 @@ def test_files_of_another_kind_are_refused(tmp_path: Path):
     path = tmp_path / "p.npz"
     with pytest.raises(EtudeError, match="does not exist"):
         Predictions.load(path)
-    with pytest.raises(EtudeError, match="could not be read as predictions"):
+    with pytest.raises(EtudeError, match="is not a readable file of predictions"):
         Predictions.load(tmp_path)
     for content in (b"", b"P", b"id,label\na,b\n", b"PK\x03\x04 then nothing"):
         path.write_bytes(content)
-        with pytest.raises(EtudeError, match="could not be read as predictions"):
+        with pytest.raises(EtudeError, match="is not a readable file of predictions"):
             Predictions.load(path)
     np.savez(path, images=np.zeros(3))
     with pytest.raises(EtudeError, match=r"lacks 'ids', 'classes', 'logits' \(it holds 'images'\)"):
@@ -195,7 +195,7 @@ def test_files_of_another_kind_are_refused(tmp_path: Path):
 def test_pickled_objects_are_never_loaded(tmp_path: Path):
     bomb = np.array(["a", object], dtype=object)
     np.savez(tmp_path / "p.npz", ids=bomb, classes=np.array(["x", "y"]), logits=np.zeros((1, 2, 2)))
-    with pytest.raises(EtudeError, match="could not be read as predictions"):
+    with pytest.raises(EtudeError, match="is not a readable file of predictions"):
         Predictions.load(tmp_path / "p.npz")
 
 

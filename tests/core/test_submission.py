@@ -207,6 +207,13 @@ def test_the_row_of_an_image_that_cannot_be_read_is_filled_and_named(tmp_path: P
     assert repr(first[0]) in told[0]
 
 
+def test_an_unreadable_image_does_not_make_ids_ambiguous(tmp_path: Path):
+    other = Unreadable(["train/1.jpg", "test/4.jpg", "test/4.jpg", "test/1.jpg"], {})
+    assert submit(tmp_path, "id,label\n3,\n1,\n2,\n", unreadable=other)[2] == ["1", "cat"]
+    rows = submit(tmp_path, "id,cat,dog\ntest/4,0,0\ntest/1,0,0\ntest/2,0,0\ntest/3,0,0\n", unreadable=other, warn=str)
+    assert rows[1] == ["test/4", "0.5", "0.5"]
+
+
 def test_an_id_without_any_file_is_refused_beside_one_that_cannot_be_read(tmp_path: Path):
     sample = "id,label\n1.jpg,\n2.jpg,\n3.jpg,\n4.jpg,\n5.jpg,\n"
     refused(tmp_path, sample, r"1 of its 5 ids have no prediction \('5.jpg'\)", unreadable=BROKEN)
@@ -245,7 +252,7 @@ def test_a_byte_order_mark_and_empty_lines_of_the_sample_are_no_text(tmp_path: P
         ("id,label\n1,cat\n2\n", "has 1 cells in line 3, not 2"),
         ("id,label\n1,cat\n1,cat\n", "same id more than once: '1'"),
         ("id,cat,cat\n1,0,0\n", "same column more than once: 'cat'"),
-        ('id,label\n1,"cat" x\n', "could not be read as CSV"),
+        ('id,label\n1,"cat" x\n', "is not a well-formed CSV"),
     ],
 )
 def test_a_sample_that_is_no_sample(tmp_path: Path, sample: str, sentence: str):
@@ -255,7 +262,7 @@ def test_a_sample_that_is_no_sample(tmp_path: Path, sample: str, sentence: str):
 def test_a_sample_that_is_not_there(tmp_path: Path):
     with pytest.raises(EtudeError, match=r"none.csv does not exist"):
         write_submission(tmp_path / "out.csv", predictions(), sample=tmp_path / "none.csv")
-    with pytest.raises(EtudeError, match="could not be read as CSV"):
+    with pytest.raises(EtudeError, match="is not a well-formed CSV"):
         write_submission(tmp_path / "out.csv", predictions(), sample=tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -18,7 +18,7 @@ from etude.data.value_range import DeepValues, ValueRange, to_eight_bits, values
 
 
 def settled(*images: np.ndarray) -> ValueRange:
-    found = DeepValues.of({row: values_of(image) for row, image in enumerate(images)})
+    found = DeepValues.of([values_of(image) for image in images])
     assert found is not None
     return found.settled()[0]
 

@@ -157,14 +157,15 @@ def test_long_lines_are_not_broken():
 
 def test_nothing_in_a_text_commands_the_terminal():
     screen, file, _ = plain()
-    evil = "a\x1b[2Jb\rc\x07\udcff"
+    evil = "a\x1b[2Jb\rc\x07\u202e\u2066\nd\udcff"
     screen.say(evil)
     screen.plan(evil, [(evil, evil)])
     screen.table(evil, [evil], [[evil]])
     shown = file.getvalue()
     assert "\x1b" not in shown
     assert "\r" not in shown
-    assert shown.count(r"a\x1b[2Jb\x0dc\x07\udcff") == 7
+    assert "\u202e" not in shown
+    assert shown.count(r"a\x1b[2Jb\rc\x07\u202e\u2066\nd\udcff") == 7
 
 
 def test_an_output_that_is_not_unicode_gets_escapes():

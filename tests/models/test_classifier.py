@@ -143,5 +143,5 @@ def test_preprocessing_repeats_grey_where_the_network_takes_colour(preprocessing
 
 def test_description_without_a_field_is_refused_in_one_sentence(tmp_path):
     (tmp_path / "model.json").write_text('{"version": 1, "backbone": "tiny"}')
-    with pytest.raises(EtudeError, match=r"model.json is damaged"):
+    with pytest.raises(EtudeError, match=r"model.json is not the description of a model"):
         load_model(tmp_path)

@@ -58,7 +58,7 @@ def test_files(tmp_path: Path, name: str, content: str):
     [
         ("unifrom", "Did you mean 'uniform'"),
         ("prior.txt", "json or .csv"),
-        ("missing.json", "there is no file"),
+        ("missing.json", "does not exist"),
         ({"ant": 1, "bee": 1}, "lacks 'cat'"),
         ({"ant": 1, "bee": 1, "cat": 1, "cet": 1}, "Did you mean 'cat'"),
         ({"ant": 1, "bee": -1, "cat": 1}, "'bee' the share -1"),
@@ -80,13 +80,13 @@ def test_mistakes_are_told_in_one_sentence(given: Any, told: str):
     [
         ("p.json", "[1, 2, 3]", "an object"),
         ("p.json", "{}", "an object"),
-        ("p.json", "{", "cannot be read"),
+        ("p.json", "{", "is not a readable prior"),
         ("p.json", '{"ant": 1, "ant": 2, "bee": 1, "cat": 1}', "'ant' more than once"),
         ("p.json", '{"ant": null, "bee": 1, "cat": 1}', "'ant' the share None"),
         ("p.csv", "", "two columns"),
         ("p.csv", "ant,1,2\n", "two columns"),
         ("p.csv", "class,n\nant,1\nant,1\nbee,1\ncat,1\n", "'ant' more than once"),
-        ("p.csv", b"ant,1\nb\xffe,1\n", "cannot be read"),
+        ("p.csv", b"ant,1\nb\xffe,1\n", "is not a readable prior"),
     ],
 )
 def test_files_that_cannot_be_used(tmp_path: Path, name: str, content: str | bytes, told: str):

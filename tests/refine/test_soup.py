@@ -104,7 +104,7 @@ def test_mistakes_are_told_in_one_sentence(tmp_path: Path):
     with pytest.raises(EtudeError, match="does not exist"):
         greedy_soup([tmp_path / "none.safetensors"], near(0))
     (tmp_path / "text.safetensors").write_text("not weights")
-    with pytest.raises(EtudeError, match="could not be read as plain arrays"):
+    with pytest.raises(EtudeError, match="is not a readable safetensors file"):
         greedy_soup([tmp_path / "text.safetensors"], near(0))
     with pytest.raises(EtudeError, match="the score with .* is nan"):
         greedy_soup(written(tmp_path, 1.0), lambda weights: float("nan"))

@@ -102,13 +102,13 @@ def test_what_is_no_probability_is_refused_with_its_place(tmp_path: Path, cell: 
         ("id,cat,cat\na,0.2,0.8\n", "several columns named 'cat'"),
         ("id,cat,dog\na,0.2\n", "line 2 of .* has 2 fields, but its header has 3"),
         ("id,target\na,0.2\nb,1.2\n", r"line 3 of .*'b'.* has '1.2' in column 'target'.* from 0 to 1"),
-        ("id,target\na,x\nb, \n", r"line 3 of .*'b'.* has nothing in column 'target'"),
+        ("id,target\na,x\nb, \n", r"line 3 of .*'b'.* has an empty cell in column 'target'"),
         ("id,label\na,cat\nb,dog\n", "label for each id and no probabilities"),
         ("id\na\n", "and has none"),
         ("id,cat,dog\n", "has no rows"),
         ("", "has no rows"),
         ("id,cat,dog,label\na,0.2,0.8,dogg\n", r"label of 'a' .* is 'dogg'.*Did you mean 'dog'"),
-        ('id,cat,dog\n"a,0.2,0.8\n', "could not be read as a table"),
+        ('id,cat,dog\n"a,0.2,0.8\n', "is not a well-formed table"),
     ],
 )
 def test_tables_that_cannot_be_used_are_refused(tmp_path: Path, text: str, sentence: str):

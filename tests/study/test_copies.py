@@ -7,7 +7,7 @@ import numpy as np
 
 from data.storing import smooth
 from etude.data.alike import SIDE
-from etude.study.copies import Looked, find_copies, is_across, is_contradiction
+from etude.study.copies import Looked, copied_images, find_copies, is_across, is_contradiction
 
 COUNT = 120
 
@@ -93,3 +93,23 @@ def test_two_sets_keep_their_order_and_pixels():
     np.testing.assert_array_equal(both.gather(places, SIDE), pixels[places])
     assert len(both) == COUNT + 2
     assert both.ids[COUNT] == "i0"
+
+
+def pair(a: str, b: str, *splits: str) -> dict[str, object]:
+    return {"a": a, "b": b, "splits": list(splits)}
+
+
+def test_copies_of_copies_are_copied_images():
+    pairs = [pair("v1", "v2", "valid", "valid"), pair("v1", "t", "valid", "train"), pair("v2", "x", "valid", "test")]
+    assert copied_images(pairs) == {"validation": ["v1", "v2"], "test": ["x"]}
+
+
+def test_what_nothing_is_trained_on_is_no_copied_image():
+    assert copied_images([]) == {"validation": [], "test": []}
+    pairs = [pair("v", "x", "valid", "test"), pair("t", "u", "train", "train"), pair("x", "y", "test", "test")]
+    assert copied_images(pairs) == {"validation": [], "test": []}
+
+
+def test_in_a_cross_validation_the_other_folds_are_trained_on():
+    pairs = [pair("a", "b", "fold 1", "fold 2"), pair("c", "d", "fold 1", "fold 1"), pair("d", "a", "fold 1", "test")]
+    assert copied_images(pairs) == {"validation": ["a", "b"], "test": ["a"]}

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from etude.core.errors import EtudeError
 from etude.core.predictions import Predictions
@@ -24,11 +26,12 @@ from etude.models.tiny import TinyNet
 from etude.recipe import load_recipe
 from etude.study import job, look_back
 from etude.study.candidates import Candidate
-from etude.study.prepare import Prepared
+from etude.study.fold import Fold
+from etude.study.prepare import Prepared, warn_of_known
 from etude.study.request import Request
 from etude.study.session import Session
 from journal.pages import Page
-from picture_folders import write_classes
+from picture_folders import picture, write_classes, write_flat
 from recorded_runs import opened
 from study.small_data import SIDE, features_of, labelled, one_fold, unlabelled, write_faulty
 
@@ -95,6 +98,33 @@ def test_health_pictures_and_figures_are_written_and_timed(session: Session, dat
     assert shown["near_duplicates"]
     page = Page.read(write_report(session.folder))
     assert page.ids() >= {"errors", "health", "samples"}
+
+
+def test_copies_among_validation_and_test_images_are_warned_of(session: Session, data: Dataset, tmp_path: Path):
+    """By how many, which, and the accuracy without them; identical test files have been warned of before."""
+    test_root = write_flat(tmp_path / "test", count=30, side=SIDE)
+    Image.fromarray((np.asarray(picture(1, 5, SIDE)) * 0.85).astype(np.uint8)).save(test_root / "near.png")
+    picture(0, 9, SIDE).save(test_root / "same.png")
+    test = unlabelled(test_root, tmp_path / "cache")
+    names = {name: row for row, name in enumerate(data.images.ids)}
+    held = np.array(
+        [names[name] for name in ("round/001.png", "round/near.png", "striped/001.png", "striped/same.png")]
+    )
+    logits = np.array([[[1, 0], [1, 0], [1, 0], [0, 1]]], np.float32)  # wrong on striped/001.png only
+    ids = tuple(data.images.ids[row] for row in held)
+    kept = candidate(data, session.folder)
+    Predictions(ids, data.images.classes, logits, labels=data.labels[held]).save(session.folder / "valid.npz")
+    fold = Fold(np.setdiff1d(np.arange(len(data)), held), held, 0)
+    look_back.look_back(session, replace(prepared(data, test), folds=[fold]), [(".", kept)], "photos")
+    of_valid, of_test = (one["text"] for one in read_run(session.folder)["warnings"])
+    for word in ("2 of 4 validation", "round/near.png", "striped/same.png", "75.0%", "50.0% on the 2 others"):
+        assert word in of_valid
+    assert "2 of 32 test" in of_test
+    warn_of_known(session, data, test)
+    early = read_run(session.folder)["warnings"][-1]["text"]
+    assert "1 of 32 test" in early
+    assert "same.png" in early
+    assert "near.png" not in early
 
 
 def test_of_a_head_its_own_weights_are_trained_and_test_images_are_compared(

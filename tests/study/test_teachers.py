@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,12 +16,17 @@ from etude.core.files import digest_of, write_json
 from etude.core.predictions import Predictions
 from etude.data.compact import Digests
 from etude.journal.record import RunRecord
+from etude.journal.screen import Screen
 from etude.models.backbones import build_backbone
 from etude.models.classifier import Classifier, Preprocessing
+from etude.recipe import load_recipe
 from etude.study.finish import TRAINED_ON
-from etude.study.teachers import seen_in_training
+from etude.study.request import Request
+from etude.study.session import Session
+from etude.study.teachers import open_teachers, seen_in_training
 from etude.training.unlabelled import Teacher
 from picture_folders import write_classes, write_flat
+from recorded_runs import opened
 
 SMALL = ('stages=["finetune"]', "train.epochs=2", "train.batch_size=8", "predict.tta=1")
 IDS = tuple(f"{name}/{number:03d}.png" for name in ("round", "striped") for number in range(12))
@@ -61,6 +66,21 @@ def test_a_file_of_probabilities_teaches_by_names_whatever_its_order(etude, trai
     valid = Predictions.load(tmp_path / "run" / "valid.npz")
     assert valid.classes == ("round", "striped")
     assert (valid.predicted() != valid.labels).mean() > 0.7
+
+
+def test_a_resumed_student_has_the_same_teachers(tmp_path):
+    """Their files count, not their names."""
+    file = save(tmp_path / "said.npz", IDS, ("round", "striped"), np.full((24, 2), [0.9, 0.1]))
+    run = tmp_path / "run"
+    prepared = cast(Any, SimpleNamespace(data=SimpleNamespace(images=SimpleNamespace(classes=("round", "striped")))))
+    prepared.recipe = load_recipe("default")
+    record = opened(run)
+    session = Session(Request(tmp_path, teachers=[file]), record, Screen(quiet=True))
+    for _ in range(2):
+        assert open_teachers(session, prepared) is not None
+    save(file, IDS, ("round", "striped"), np.full((24, 2), [0.8, 0.2]))
+    with pytest.raises(EtudeError, match="the teachers have changed since .*run was begun"):
+        open_teachers(session, prepared)
 
 
 def test_several_teachers_are_averaged(etude, train, tmp_path):

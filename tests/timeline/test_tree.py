@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -268,3 +269,30 @@ def test_mistakes_are_told_in_one_sentence_with_their_place(written: object, tol
         timeline_from_tree(written)
     assert "\n" not in str(error.value)
     assert str(error.value).count("phase 'grow'") <= 1
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"phases": [phase(name=f"p{k}", length=1 / 201) for k in range(201)]},
+        {"phases": [phase(lr={"curve": "joined", "parts": [{"length": 1 / 201, "of": 1.0}] * 201})]},
+        {"phases": [phase(lr={"curve": "steps", "start": 1.0, "factor": 0.5, "milestones": [0.5] * 10_001})]},
+    ],
+)
+def test_lists_without_bound_are_refused_before_their_entries_are_read(tree: dict[str, Any]):
+    with pytest.raises(ValueError, match="at most") as refused:
+        timeline_from_tree(tree)
+    assert len(str(refused.value)) < 200
+
+
+def test_phases_without_bound_are_refused_from_python_too():
+    with pytest.raises(ValueError, match="201"):
+        Timeline(tuple(Phase(f"p{k}", 1 / 201) for k in range(201)))
+
+
+def test_a_steps_curve_counts_milestones_as_they_are_passed():
+    milestones = tuple(k / 1_000 for k in range(1, 1_000))
+    curve = Steps(1.0, 0.5, milestones)
+    for progress in (0.0, 0.0015, 0.5, 0.5 - 1e-12, 1.0):
+        passed = sum(milestone <= progress + 1e-9 for milestone in milestones)
+        assert curve.at(progress) == 0.5**passed

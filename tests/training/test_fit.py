@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import csv
+import os
+import signal
 from pathlib import Path
 
 import etude.compat  # noqa: F401  (before lightning)
@@ -9,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from etude.core.errors import EtudeError
+from etude.core.errors import EtudeError, Terminated
 from etude.recipe import load_recipe
 from etude.recipe.timeline import resolved_timeline
 from etude.timeline import Pace, RunSize
 from etude.training.fit import DivergedError, validation_interval
 from etude.training.optimizer import build_optimizer
-from training.digits import network, task, train
+from training.digits import KillAt, Killed, network, task, train
 
 
 def test_training_follows_its_plan(tmp_path: Path):
@@ -65,6 +67,33 @@ def test_averaged_weights_get_statistics_of_their_own(tmp_path: Path):
 def test_weights_that_are_no_numbers_are_told(tmp_path: Path):
     with pytest.raises(DivergedError, match=r"training diverged.*train\.lr=1e\+30.*lower it"):
         train(task(tmp_path, "default", ["train.lr=1e30", "train.clip=0", "train.optimizer=sgd"]))
+
+
+class Asked(KillAt):
+    """The system asks the process to end in the middle of the training."""
+
+    def advance(self, count: int = 1) -> None:
+        try:
+            super().advance(count)
+        except Killed:
+            self.images = 10**9
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("handled", [False, True])
+def test_a_request_to_end_is_a_stop(tmp_path: Path, handled: bool):
+    """Lightning alone would end the process with code 0."""
+
+    def stop(number: int, frame: object) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop if handled else signal.SIG_DFL)
+    try:
+        with pytest.raises(Terminated):
+            train(task(tmp_path), Asked(3, 16))
+        assert signal.getsignal(signal.SIGTERM) == (stop if handled else signal.SIG_DFL)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_minutes_need_a_pace(tmp_path: Path):

@@ -139,7 +139,7 @@ def test_a_damaged_plan_is_told_in_one_sentence(tmp_path: Path):
     with pytest.raises(Killed):
         train(one, KillAt(12, one.batch_size))
     (tmp_path / "checkpoints" / "plan.json").write_text('{"steps": 3}')
-    with pytest.raises(EtudeError, match=r"plan.json is damaged .*start the run anew"):
+    with pytest.raises(EtudeError, match=r"plan.json .*start the run anew"):
         train(replace(one, resume=True))
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Callable
 from typing import Any, cast
 
 import etude.compat  # noqa: F401  (before lightning)
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivateUsage]
 from torch.optim import Optimizer
@@ -41,6 +42,7 @@ class Clock(EtudeCallback):
     Args:
         timeline: the plan; lengths such as ``"3ep"`` are resolved when training starts.
         steps: optimiser steps of the whole run, which are counted in place of the trainer's limits.
+        warn: called with a sentence when too few validations fall into a phase for its plateau.
 
     Raises:
         EtudeError: the timeline does not fit the run, a plateau's metric is not logged or nothing is validated, or the
@@ -51,9 +53,11 @@ class Clock(EtudeCallback):
         trainer = Trainer(max_epochs=10, callbacks=[Clock(preset("one-cycle", Shape(peak_lr=1e-3)))])
     """
 
-    def __init__(self, timeline: Timeline, steps: int | None = None) -> None:
+    def __init__(
+        self, timeline: Timeline, steps: int | None = None, warn: Callable[[str], None] = warnings.warn
+    ) -> None:
         super().__init__()
-        self._given = (timeline, steps or 0)
+        self._given, self._warn = (timeline, steps or 0), warn
         self._start_afresh()
 
     def _start_afresh(self) -> None:
@@ -148,6 +152,16 @@ class Clock(EtudeCallback):
         self.timeline = self.timeline.with_event(event)
         self._stop_at_the_end(trainer, batches)
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Give the layers back their own dropout."""
+        super().on_exception(trainer, pl_module, exception)
+        self._give_back()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Give the layers back their own dropout, which another fit would take for theirs."""
+        super().teardown(trainer, pl_module, stage)
+        self._give_back()
+
     def state_dict(self) -> dict[str, Any]:
         """Return the events and the watches, of plain values."""
         return {
@@ -224,8 +238,8 @@ class Clock(EtudeCallback):
                     "validation_step, and let the Trainer validate within the run, or leave the plateau out"
                 )
             found, needed = cast(float, phase.length) * validations, phase.plateau.patience + 2
-            if found + 1 <= needed and not cast(Any, trainer).fast_dev_run:
-                rank_zero_warn(
+            if found + 1 <= needed and trainer.is_global_zero and not cast(Any, trainer).fast_dev_run:
+                self._warn(
                     f"{watches} with a patience of {phase.plateau.patience}, which takes {needed} validations, and has "
                     f"about {found:.1f}: it cannot fire; validate more often, or lower the patience"
                 )
@@ -254,6 +268,10 @@ class Clock(EtudeCallback):
                     group["betas"] = (momentum, *group["betas"][1:])
                 elif "momentum" in group:
                     group["momentum"] = momentum
+
+    def _give_back(self) -> None:
+        _write(self._dropouts, "p", None, relative=False)
+        _write(self._drop_paths, "drop_prob", None, relative=True)
 
     def _find_layers(self, pl_module: pl.LightningModule) -> None:
         scheduled = self.timeline.quantities()

@@ -111,4 +111,4 @@ def ablate(
     screen = Screen(quiet=quiet, file=sys.stderr if as_json else None)
     outcome = run_ablation(AblationRequest(request, names, mode, seeds, budget, metric), screen)
     if as_json:
-        print(json.dumps(outcome.as_dict(), indent=2, ensure_ascii=False, allow_nan=False))
+        print(json.dumps(outcome.as_dict(), indent=2, allow_nan=False))

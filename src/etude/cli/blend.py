@@ -40,11 +40,12 @@ def blend(
     metric: str = "accuracy",
     id_column: str | None = None,
     label_column: str | None = None,
-    probabilities: bool = True,
+    probabilities: bool | None = None,
     sample_submission: Path | None = None,
     positive: str | None = None,
     seed: int = 0,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    trust: Annotated[bool, Parameter(negative="")] = False,
     quiet: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Blend the predictions of several models of the same images.
@@ -76,7 +77,8 @@ def blend(
     label_column
         Name of the column of labels.
     probabilities
-        Write a column of probabilities a class; with --no-probabilities the predicted class.
+        Write a column of probabilities a class, as by default without a sample submission, or with --no-probabilities
+        the predicted class.
     sample_submission
         A CSV whose ids, columns and order the file must follow.
     positive
@@ -86,6 +88,8 @@ def blend(
         Of folds and bags.
     as_json
         Print JSON instead of tables.
+    trust
+        Read a run's files also where they are not those that the run wrote: changed by hand, or damaged.
     quiet
         Show warnings only.
     """
@@ -103,7 +107,7 @@ def blend(
         raise EtudeError(f"--valid came {len(valid)} times for {len(models)} models: give one for each, in their order")
 
     screen = Screen(quiet=quiet or as_json)
-    reading = _Reading(labels, id_column, label_column, positive, screen)
+    reading = _Reading(labels, id_column, label_column, positive, screen, trust)
     sources = reading.read(models, "test.npz")
     blended = [source.predictions for source in sources]
     labelled = reading.labelled(models, valid, blended)
@@ -116,7 +120,7 @@ def blend(
     write_out(written, sources[0], done, models, screen.warn)
     told = _told(models, ensemble, labelled, metric)
     if as_json:
-        print(json.dumps(told, indent=2, ensure_ascii=False))
+        print(json.dumps(told, indent=2))
         return
     _show(screen, told)
     screen.say(f"{len(done):,} predictions in {written.path}: {ensemble.described}")
@@ -146,15 +150,16 @@ class _Reading:
         label_column: str | None,
         positive: str | None,
         screen: Screen,
+        trust: bool,
     ) -> None:
         self.labels, self.id_column, self.label_column, self.screen = labels, id_column, label_column, screen
-        self.positive = positive
+        self.positive, self.trust = positive, trust
 
     def read(self, paths: Sequence[Path], name: str) -> list[Source]:
         """Read files, or the file ``name`` of a run."""
         from etude.refine.tables import in_classes, read_source
 
-        files = [file_of(path, name) for path in paths]
+        files = [file_of(path, name, self.trust) for path in paths]
         options: dict[str, Any] = {"id_column": self.id_column, "label_column": self.label_column}
         sources = [read_source(file, **options, warn=self.screen.warn) for file in files]
         return in_classes(sources, files, self.positive)

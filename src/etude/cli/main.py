@@ -10,13 +10,25 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
 
-from cyclopts import App
+from cyclopts import App, CycloptsError, CycloptsPanel
 
 import etude
 from etude.core.errors import EtudeError, Terminated
+from etude.core.text import visible
+
+
+def _panel(problem: CycloptsError) -> object:
+    """Return what is shown of a command line that cannot be read."""
+    return CycloptsPanel("\n".join(map(visible, str(problem).splitlines())))
+
+
+_LESS = "lower train.batch_size or the image size, or free some memory, and run again"
+# What libraries say when the system gives them no memory, besides Python's own MemoryError.
+_NO_MEMORY = ("allocate memory", "out of memory", "failed to map segment", "start new thread", "bad_alloc")
 
 app = App(
     name="etude",
+    error_formatter=_panel,
     suppress_keyboard_interrupt=False,  # main says what is kept and how to go on
     version=etude.__version__,
     help="Turn a folder of labelled images into an accurate classifier, and write down what each step bought.",
@@ -54,6 +66,8 @@ def main() -> None:
             app(sys.argv[1:])
     except EtudeError as error:
         _stop(f"etude: {error}", 2)
+    except MemoryError as error:
+        _stop(f"etude: there is not enough memory ({error or 'none is left'}): {_LESS}", 2)
     except KeyboardInterrupt as stop:
         kept = [*getattr(stop, "__notes__", ()), "what was finished before is kept"][0]
         how, code = ("by SIGTERM", 143) if isinstance(stop, Terminated) else ("by hand", 130)
@@ -62,6 +76,13 @@ def main() -> None:
         # The reader of a pipe (head, less) has gone; Python would complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:
+        _stop(f"etude: {error}: the system refused it; what was finished before is kept", 2)
+    except Exception as error:
+        if any(words in str(error) for words in _NO_MEMORY):
+            _stop(f"etude: there is not enough memory ({type(error).__name__}): {_LESS}", 2)
+        error.add_note("etude: this is a fault of etude, not of yours: please report it with the lines above")
+        raise
 
 
 @contextmanager
@@ -91,5 +112,5 @@ def _stoppable() -> Generator[None]:
 
 
 def _stop(sentence: str, code: int) -> None:
-    print(sentence, file=sys.stderr)
+    print(visible(sentence), file=sys.stderr)
     sys.exit(code)

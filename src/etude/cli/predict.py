@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,6 +27,7 @@ def predict(
     sample_submission: Path | None = None,
     positive: str | None = None,
     cache: Path | None = None,
+    trust: Annotated[bool, Parameter(negative="")] = False,
     quiet: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Predict images with a finished run.
@@ -52,6 +54,8 @@ def predict(
         submission has one column of fractions.
     cache
         Folder of decoded images; by default ~/.cache/etude.
+    trust
+        Read a run's files also where they are not those that the run wrote: changed by hand, or damaged.
     quiet
         Show warnings only.
     """
@@ -69,15 +73,21 @@ def predict(
     if tta is not None and tta < 1:
         raise EtudeError(f"--tta is {tta}; give the number of views, 1 or more")
 
+    from etude.core.submission import checked_positive
     from etude.data.bad_files import write_bad_files
     from etude.data.wording import counted
     from etude.run import load
 
     screen = Screen(quiet=quiet)
-    opened = load(run)
+    opened = load(run, trust=trust, warn=screen.warn)
     if opened.record["state"] != "finished":
         screen.warn(f"{run} did not finish (it is {opened.record['state']}): predicting with the models it has kept")
-    found = opened.predict(images, tta=tta, larger=larger, cache=cache, progress=screen)
+    if positive is not None:
+        checked_positive(positive, opened.classes)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", module=r"etude\.")
+        warnings.showwarning = lambda message, *rest: screen.warn(str(message))
+        found = opened.predict(images, tta=tta, larger=larger, cache=cache, progress=screen)
     for bad in found.bad[:_SHOWN]:
         screen.warn(f"left out: {bad.id} ({bad.reason})")
     if found.bad:

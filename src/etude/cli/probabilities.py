@@ -22,13 +22,14 @@ class Written:
 
     Args:
         out: a .csv or .npz file.
-        probabilities: a column a class, else the predicted class; .csv only.
+        probabilities: a column a class, else the predicted class, .csv only; None: what the sample asks for, and
+            probabilities without one.
         sample: a sample submission to follow; .csv only.
         positive: the class whose probability one column is to hold; .csv only.
     """
 
     out: Path
-    probabilities: bool = True
+    probabilities: bool | None = None
     sample: Path | None = None
     positive: str | None = None
 
@@ -49,7 +50,8 @@ def check_out(written: Written) -> None:
     ending = written.path.suffix.lower()
     if ending not in (".csv", ".npz"):
         raise EtudeError(f"--out is {written.path}; give a file that ends in .csv or .npz")
-    if ending == ".npz" and not (written.probabilities and written.sample is None and written.positive is None):
+    asked = written.probabilities is False or written.sample is not None or written.positive is not None
+    if ending == ".npz" and asked:
         raise EtudeError(
             f"--out is {written.path}, and an .npz file follows no --no-probabilities, --positive or "
             "--sample-submission: give a .csv"
@@ -72,15 +74,16 @@ def write_out(written: Written, source: Source, predictions: Predictions, of: Se
         predictions.save(written.path)
         return
     single = source.columns is not None and written.sample is None
+    wished = written.sample is None if written.probabilities is None else written.probabilities
     id_column, column = source.columns if source.columns is not None else ("id", None)
     write_submission(
         written.path,
         predictions,
-        probabilities=written.probabilities and not (single and source.holds == "labels"),
+        probabilities=wished and not (single and source.holds == "labels"),
         id_column=id_column,
         label_column=column,
         sample=written.sample,
-        positive=written.positive or (source.positive if single and written.probabilities else None),
+        positive=written.positive or (source.positive if single and wished else None),
         unreadable=_unreadable(of),
         warn=warn,
     )
@@ -105,32 +108,39 @@ def expanded(path: Path) -> Path:
     return Path(os.path.expanduser(path))
 
 
-def file_of(given: Path, name: str) -> Path:
+def file_of(given: Path, name: str, trust: bool = False) -> Path:
     """Return ``given``, or the file ``name`` in it when it is a run's folder.
 
+    Args:
+        given: a file or a folder.
+        name: of the file in the folder.
+        trust: take it also where it is not the one that the run wrote.
+
     Raises:
-        EtudeError: the folder has no such file.
+        EtudeError: the folder has no such file, or one that has changed since the run wrote it.
     """
     from etude.core.errors import EtudeError
+    from etude.journal.record_read import verify
 
     path = expanded(given)
     if not path.is_dir():
         return path
     if not (path / name).is_file():
         raise EtudeError(f"{given} holds no {name}: give the folder of a finished run, or a file of predictions")
+    if not trust:
+        verify(path, [name])
     return path / name
 
 
-def training_file(valid: Path, given: Path | None) -> Path | None:
+def training_file(valid: Path, given: Path | None, trust: bool = False) -> Path | None:
     """Return the file of the training images' features: ``given``, or the ``train.npz`` of the run ``valid``, or None.
 
     Raises:
         EtudeError: ``given`` is a folder without it.
     """
     if given is not None:
-        return file_of(given, "train.npz")
-    of_run = expanded(valid) / "train.npz"
-    return of_run if of_run.is_file() else None
+        return file_of(given, "train.npz", trust)
+    return file_of(valid, "train.npz", trust) if (expanded(valid) / "train.npz").is_file() else None
 
 
 def labelled_and_target(
@@ -142,6 +152,7 @@ def labelled_and_target(
     label_column: str | None,
     positive: str | None,
     warn: Warn,
+    trust: bool = False,
 ) -> tuple[Predictions, Source]:
     """Read the labelled predictions and those to refine, their classes in the same order.
 
@@ -155,7 +166,7 @@ def labelled_and_target(
         raise EtudeError(
             f"there is nothing to refine: give the predictions of other images after {valid} (--target FILE)"
         )
-    paths = [file_of(valid, "valid.npz"), file_of(valid if target is None else target, "test.npz")]
+    paths = [file_of(valid, "valid.npz", trust), file_of(valid if target is None else target, "test.npz", trust)]
     own = None if labels is not None else label_column
     sources = [
         read_source(path, id_column=id_column, label_column=column, warn=warn)

@@ -28,11 +28,12 @@ def refine(
     steps: str | None = None,
     id_column: str | None = None,
     label_column: str | None = None,
-    probabilities: bool = True,
+    probabilities: bool | None = None,
     sample_submission: Path | None = None,
     positive: str | None = None,
     seed: int = 0,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    trust: Annotated[bool, Parameter(negative="")] = False,
     quiet: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Improve predictions without training: each step is kept only if it helps on labelled images.
@@ -65,7 +66,8 @@ def refine(
     label_column
         Name of the column of labels.
     probabilities
-        Write a column of probabilities a class; with --no-probabilities the predicted class.
+        Write a column of probabilities a class, as by default without a sample submission, or with --no-probabilities
+        the predicted class.
     sample_submission
         A CSV whose ids, columns and order the file must follow.
     positive
@@ -75,6 +77,8 @@ def refine(
         Of folds and bootstrap.
     as_json
         Print JSON instead of a table.
+    trust
+        Read a run's files also where they are not those that the run wrote: changed by hand, or damaged.
     quiet
         Show warnings only.
     """
@@ -91,14 +95,14 @@ def refine(
     screen = Screen(quiet=quiet or as_json)
     labelled, source = labelled_and_target(
         valid, target, labels,
-        id_column=id_column, label_column=label_column, positive=positive, warn=screen.warn,
+        id_column=id_column, label_column=label_column, positive=positive, warn=screen.warn, trust=trust,
     )  # fmt: skip
     unlabelled = source.predictions
     from etude.refine.chain import Chain
     from etude.refine.chain_steps import left_out, standard_steps
     from etude.refine.tables import read_probabilities
 
-    trained_on = training_file(valid, train)
+    trained_on = training_file(valid, train, trust)
     known = None if trained_on is None else read_probabilities(trained_on, warn=screen.warn)
     names = None if steps is None else [name.strip() for name in steps.split(",") if name.strip()]
     made = standard_steps(labelled, names, unlabelled, metric=metric, prior=prior, train=known, seed=seed)
@@ -108,7 +112,7 @@ def refine(
     record = written.path.with_name("refine.json")
     chain.save(record)
     if as_json:
-        print(json.dumps(chain.to_json(), indent=2, ensure_ascii=False))
+        print(json.dumps(chain.to_json(), indent=2))
         return
     _tell(screen, chain, labelled, unlabelled)
     for sentence in left_out(labelled, unlabelled, known) if names is None else []:

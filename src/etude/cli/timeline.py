@@ -122,7 +122,7 @@ def _tell_presets(screen: Screen, as_json: bool) -> None:
     from etude.timeline import PRESETS
 
     if as_json:
-        print(json.dumps({name: preset.line for name, preset in PRESETS.items()}, indent=2, ensure_ascii=False))
+        print(json.dumps({name: preset.line for name, preset in PRESETS.items()}, indent=2))
         return
     screen.plan("Named timelines", [(name, preset.line) for name, preset in PRESETS.items()])
     screen.say("show one: etude timeline NAME --plot timeline.png")
@@ -155,4 +155,4 @@ def _print_json(name: str, plan: Timeline, size: RunSize, warnings: list[str]) -
         "timeline": timeline_to_tree(plan),
         "warnings": warnings,
     }
-    print(json.dumps(tree, indent=2, ensure_ascii=False))
+    print(json.dumps(tree, indent=2))

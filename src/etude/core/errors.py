@@ -32,6 +32,19 @@ def told(problem: BaseException) -> str:
     return f"{type(problem).__name__}: {problem}".removesuffix(": ")
 
 
+def shown(value: object, most: int = 80) -> str:
+    """Return a value that was received as a sentence shows it: cut where it is long.
+
+    >>> shown("a"), shown([1] * 1_000, most=12), shown(10**10_000)
+    ("'a'", '[1, 1, 1,...', 'a very large int')
+    """
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # too many digits, or too deep
+        return f"a very large {type(value).__name__}"
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the closest known name, or an empty string.
 

@@ -6,10 +6,11 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Generator
+import stat
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from etude.core.errors import EtudeError
 
@@ -19,6 +20,7 @@ _NO_PLACE = frozenset(
         *(errno.ENAMETOOLONG, errno.ELOOP),
     }
 )
+_CHECKSUM = "checksum"  # the key of it in a table of JSON
 
 NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL})
 """Errors of a file system that has no locks."""
@@ -62,6 +64,53 @@ def explained_write(path: Path) -> Generator[None]:
         raise
 
 
+@contextmanager
+def reading(path: Path, kind: str, hint: str = "it was damaged or is another kind of file") -> Generator[None]:
+    """Turn whatever goes wrong while ``path`` is read into one sentence that names it; every reader starts here.
+
+    A pipe or a device is refused before it is opened, since reading it may never end.
+
+    Args:
+        path: a file from outside: of a user, or one that may have been damaged.
+        kind: what it is read as, such as ``"a readable Parquet file"``.
+        hint: what it means that it cannot be read as that, or how to go on.
+
+    Raises:
+        EtudeError: the file is missing, is not a regular file, cannot be opened, or its content cannot be read.
+    """
+    try:
+        _refuse_irregular(path, kind)
+        yield
+    except FileNotFoundError as problem:
+        raise EtudeError(f"{problem.filename or path} does not exist") from None
+    except BaseException as problem:
+        # A panic of a library written in Rust, such as Polars, is no Exception.
+        foreign = isinstance(problem, Exception) or type(problem).__name__ == "PanicException"
+        if isinstance(problem, EtudeError) or not foreign:
+            raise
+        if isinstance(problem, OSError) and problem.errno is not None:
+            raise EtudeError(f"{path} cannot be read ({os.strerror(problem.errno)})") from problem
+        raise EtudeError(f"{path} is not {kind} ({_reason(problem)}): {hint}") from problem
+
+
+def _refuse_irregular(path: Path, kind: str) -> None:
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise EtudeError(f"{path} is not {kind}: it is a folder")
+    if not stat.S_ISREG(mode):
+        raise EtudeError(f"{path} is not {kind}: it is a pipe or a device, so save its content to a file and give that")
+
+
+def _reason(problem: BaseException) -> str:
+    if isinstance(problem, MemoryError):
+        return "it asks for more memory than there is"
+    if isinstance(problem, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(problem, UnicodeDecodeError):
+        return f"it is not UTF-8 text: {problem.reason}"
+    return (str(problem).strip().splitlines() or [type(problem).__name__])[0][:200]
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented UTF-8 JSON, atomically.
 
@@ -79,12 +128,39 @@ def read_json(path: Path) -> Any:
     Raises:
         EtudeError: the file is missing or is not JSON.
     """
-    try:
+    with reading(path, "valid JSON"):
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise EtudeError(f"{path} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise EtudeError(f"{path} is not valid JSON ({error}); it was damaged or is another kind of file") from None
+
+
+def write_checked_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a table as :func:`write_json` does, with a checksum in it that :func:`read_checked_json` compares."""
+    write_json(path, {**value, _CHECKSUM: _sum_of(value)})
+
+
+def read_checked_json(path: Path) -> dict[str, Any]:
+    """Read what :func:`write_checked_json` wrote; a table without a checksum, of an earlier version, is read too.
+
+    Raises:
+        EtudeError: the file is missing, is not a table in JSON, or has changed since it was written.
+    """
+    read = read_json(path)
+    if not isinstance(read, dict):
+        raise EtudeError(f"{path} holds no table of names and values: it was damaged or is another kind of file")
+    table = cast("dict[str, Any]", read)
+    known = table.pop(_CHECKSUM, None)
+    if known is not None and known != _sum_of(table):
+        raise EtudeError(f"{path} has changed since it was written: its checksum is another")
+    return table
+
+
+def _sum_of(value: Mapping[str, Any]) -> str:
+    return digest_of(json.dumps(value, sort_keys=True))
+
+
+def hash_of_file(path: Path) -> str:
+    """Return the BLAKE2b hash (16 bytes, hexadecimal) of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def digest_of(*parts: str | bytes) -> str:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from etude.core.arrays import load_arrays, save_arrays
 from etude.core.errors import EtudeError, listed
-from etude.core.files import replacing
 
 _REQUIRED = ("ids", "classes", "logits")
 _OPTIONAL = ("features", "labels")
-# What numpy and zipfile raise on bytes that are not, or no longer, an archive of plain arrays.
-_DAMAGE = (OSError, ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,8 +87,7 @@ class Predictions:
         """Write an ``.npz`` of plain arrays (names as unicode), whole or not at all; same content, same bytes."""
         arrays: dict[str, Any] = {"ids": np.array(self.ids), "classes": np.array(self.classes), "logits": self.logits}
         arrays |= {name: getattr(self, name) for name in _OPTIONAL if getattr(self, name) is not None}
-        with replacing(Path(path)) as temporary, temporary.open("wb") as file:
-            np.savez(file, **arrays)
+        save_arrays(Path(path), arrays)
 
     @classmethod
     def load(cls, path: Path | str) -> Predictions:
@@ -101,7 +96,9 @@ class Predictions:
         Raises:
             EtudeError: the file is missing, damaged, or holds something else.
         """
-        arrays = _read(Path(path))
+        arrays = load_arrays(Path(path), "predictions", _REQUIRED, _OPTIONAL)
+        for array in arrays.values():
+            array.flags.writeable = False  # so that they are not copied
         for name in ("ids", "classes"):
             if arrays[name].dtype.kind != "U" or arrays[name].ndim != 1:
                 raise EtudeError(f"{path}: {name!r} must be a list of texts, not {_shape(arrays[name])}")
@@ -236,31 +233,3 @@ def _labels(values: Any, ids: tuple[str, ...], classes: tuple[str, ...]) -> NDAr
             f"labels are positions from 0 to {len(classes) - 1} in the classes, or -1 where unknown"
         )
     return _frozen(array, np.int64)
-
-
-def _read(path: Path) -> dict[str, NDArray[Any]]:
-    foreign = "it was damaged or is another kind of file; give an .npz file that etude saved"
-    try:
-        with path.open("rb") as file:
-            if file.read(2) != b"PK":  # the first bytes of every zip archive, which an .npz is
-                raise EtudeError(f"{path} could not be read as predictions: {foreign}")
-            file.seek(0)
-            arrays = _arrays(file, path)
-    except FileNotFoundError:
-        raise EtudeError(f"{path} does not exist: give the .npz file of a run, such as valid.npz or test.npz") from None
-    except _DAMAGE as error:
-        raise EtudeError(f"{path} could not be read as predictions ({error}): {foreign}") from None
-    for array in arrays.values():
-        array.flags.writeable = False
-    return arrays
-
-
-def _arrays(file: BinaryIO, path: Path) -> dict[str, NDArray[Any]]:
-    with np.load(file, allow_pickle=False) as archive:
-        held = cast("dict[str, NDArray[Any]]", archive)
-        if missing := [name for name in _REQUIRED if name not in held]:
-            raise EtudeError(
-                f"{path} is not a file of predictions: it lacks {listed(missing)} "
-                f"(it holds {listed(held)}); give an .npz file that etude saved"
-            )
-        return {name: held[name] for name in (*_REQUIRED, *_OPTIONAL) if name in held}

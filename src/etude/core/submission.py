@@ -6,13 +6,13 @@ import csv
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from etude.core.errors import EtudeError, listed, nearest
-from etude.core.files import replacing
+from etude.core.files import reading, replacing
 from etude.core.ids import match_ids
 from etude.core.labels import positive_class, spelled_as, spellings
 from etude.core.predictions import Predictions
@@ -32,6 +32,11 @@ class Unreadable:
 
     ids: Sequence[str]
     counts: Mapping[str, int]
+
+    def without(self, ids: Sequence[str]) -> Unreadable:
+        """Return the same without these ids, and without repeats."""
+        known = set(ids)
+        return replace(self, ids=[name for name in dict.fromkeys(self.ids) if name not in known])
 
 
 def write_submission(
@@ -85,6 +90,7 @@ def write_submission(
         wanted = _read_sample(Path(sample))
         header, ids = wanted.header, wanted.ids
         asked = _classes_asked(wanted, predictions.classes, probabilities, positive, warn)
+        unreadable = None if unreadable is None else unreadable.without(predictions.ids)
         rows = _rows_in_order(wanted, predictions.ids, () if unreadable is None else unreadable.ids)
         filled = [name for name, row in zip(ids, rows, strict=True) if row >= len(predictions)]
         if unreadable is not None and filled:
@@ -159,14 +165,12 @@ def _repeated(names: Sequence[str]) -> list[str]:
 
 
 def _read_sample(path: Path) -> _Sample:
-    try:
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            rows = [(reader.line_num, row) for row in reader if row]
-    except FileNotFoundError:
-        raise EtudeError(f"the sample submission {path} does not exist") from None
-    except (OSError, csv.Error) as error:
-        raise EtudeError(f"the sample submission {path} could not be read as CSV ({error})") from None
+    with (
+        reading(path, "a well-formed CSV", "give the sample submission as it was published"),
+        path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file,
+    ):
+        reader = csv.reader(file, strict=True)
+        rows = [(reader.line_num, row) for row in reader if row]
     if len(rows) < 2 or len(rows[0][1]) < 2:
         raise EtudeError(
             f"the sample submission {path} must have a header with an id column and at least one column more, "
@@ -261,9 +265,11 @@ def _holds_fractions(cells: set[str], classes: tuple[str, ...]) -> bool:
 
 def _rows_in_order(sample: _Sample, ours: tuple[str, ...], unreadable: Sequence[str]) -> list[int]:
     """Return, for each row of the sample, the position of its id in ``ours``, followed by the unreadable ones."""
-    more = [name for name in dict.fromkeys(unreadable) if name not in set(ours)]
-    match = match_ids((*ours, *more), sample.ids)
-    extra = [name for name in match.extra if name not in set(more)]
+    match = match_ids(ours, sample.ids)
+    if match.missing and unreadable:  # only then, since their ids may be those of other images but for the folders
+        match = match_ids((*ours, *unreadable), sample.ids)
+    known = set(unreadable)
+    extra = [name for name in match.extra if name not in known]
     if match.missing or extra:
         raise EtudeError(_mismatch(sample, len(ours), match.missing, extra))
     return match.rows
@@ -271,7 +277,7 @@ def _rows_in_order(sample: _Sample, ours: tuple[str, ...], unreadable: Sequence[
 
 def _filled(predictions: Predictions, unreadable: Unreadable) -> Predictions:
     """Return the predictions with rows for the unreadable images below them, which hold the class shares."""
-    more = [name for name in dict.fromkeys(unreadable.ids) if name not in set(predictions.ids)]
+    more = unreadable.ids
     counts = [unreadable.counts.get(name, 0) for name in predictions.classes]
     shares = Predictions.from_probabilities(
         more, predictions.classes, [counts if any(counts) else [1] * len(counts)] * len(more)

@@ -79,6 +79,11 @@ def open_dataset(
     return Dataset(images if everything else images.take(build.kept), build)
 
 
+def same_files_as(known: Dataset, data: Dataset) -> np.ndarray:
+    """Return a mask (N,) of the images of ``data`` whose file has the content of one of ``known``."""
+    return np.isin(data.build.content_hashes.keys(), known.build.content_hashes.keys())
+
+
 def joined(first: ImageSet, second: ImageSet) -> ImageSet:
     """Return both sets as one, the second after the first; both are labelled with the same classes.
 

@@ -225,11 +225,11 @@ def dullness(pixels: np.ndarray, fit: str, original: tuple[int, int]) -> str:
 def _opened(data: bytes) -> Iterator[tuple[Image.Image | ImageFileDirectory_v2, Layout]]:
     """Open an image and turn whatever its decoder raises into a reason; a TIFF that Pillow does not know gives tags."""
     try:
-        if _is_webp(data):
-            _refuse_too_large(*_webp_size(data), _BYTES_A_PIXEL)  # Pillow takes the memory as it opens one
-        with _known_image(data) as image:
+        # Pillow takes the memory for a WebP image as it opens it, for others as it decodes them.
+        webp = _is_webp(data) and _refuse_too_large(*_webp_size(data), _BYTES_A_PIXEL)
+        with _one_large if webp else nullcontext(), _known_image(data) as image:
             layout = layout_of(image)
-            large = _refuse_too_large(*layout.size, _memory_a_pixel(image, layout))
+            large = not webp and _refuse_too_large(*layout.size, _memory_a_pixel(image, layout))
             with _one_large if large else nullcontext():
                 yield image, layout
     except UnreadableImage:

@@ -53,7 +53,7 @@ class Layout(NamedTuple):
 
 def tiff_directory(data: bytes) -> ImageFileDirectory_v2:
     """Read the tags of a TIFF file's first image."""
-    directory = ImageFileDirectory_v2(data[:8] if data[2] in (42, 0) else data[:16])
+    directory = ImageFileDirectory_v2(data[:16] if data[2] == 43 else data[:8])
     file = BytesIO(data)
     file.seek(directory.next)
     directory.load(file)

@@ -107,7 +107,7 @@ def survey(images: ImageSet, progress: Progress, *, threads: int | None = None) 
     sides, hashes = np.zeros((2, len(images)), np.int32), np.zeros((len(images), DIGEST_BYTES), np.uint8)
     readable, channels = np.ones(len(images), dtype=bool), 1
     bad: list[BadFile] = []
-    spare, deep = 0, dict[int, Values]()
+    spare, deep = 0, list[Values]()
     # Reading waits for the disk most of the time, so more threads than cores help.
     looked = map_in_order(_look, images.paths, threads or 2 * usable_cores())
     with progress.bar("survey", len(images)) as advance:
@@ -122,7 +122,7 @@ def survey(images: ImageSet, progress: Progress, *, threads: int | None = None) 
             channels = max(channels, header.channels)
             spare += header.spare
             if header.values is not None:
-                deep[index - len(bad)] = header.values
+                deep.append(header.values)
     if not readable.any():
         raise EtudeError(none_readable(images, bad))
     contents = Digests(hashes[readable])

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from etude.core.errors import EtudeError, listed, nearest
+from etude.core.files import reading
 from etude.data.table_images import ImageFolder, find_image_column, folder_for
 from etude.data.table_split import GivenSplit, Warn, find_groups, find_split
 from etude.data.wording import counted
@@ -151,10 +152,12 @@ def read_table(path: Path) -> Table:
     Raises:
         EtudeError: the file is damaged, empty, or has no rows.
     """
-    try:
-        columns = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_separated(path)
-    except PermissionError:
-        raise EtudeError(f"{path} cannot be read (permission denied): change its permissions") from None
+    if path.suffix.lower() == ".parquet":
+        with reading(path, "a readable Parquet file"):
+            columns = _read_parquet(path)
+    else:
+        with reading(path, "a well-formed table", "save it as UTF-8 text and check its quotes"):
+            columns = _read_separated(path)
     table = Table(path, columns)
     if not len(table):
         raise EtudeError(f"{path} has no rows; it needs a header line and one row for each image")
@@ -162,27 +165,22 @@ def read_table(path: Path) -> Table:
 
 
 def _read_separated(path: Path) -> dict[str, list[str | None]]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter=_separator(path, file.readline()), strict=True)
-            file.seek(0)
-            header = next(reader, [])
-            _check_header(path, header)
-            cells: list[list[str | None]] = [[] for _ in header]
-            for row in reader:
-                if not row:
-                    continue
-                if len(row) != len(header):
-                    raise EtudeError(
-                        f"line {reader.line_num:,} of {path} has {len(row)} fields, but its header has {len(header)}; "
-                        "put quotes around a value that contains the separator"
-                    )
-                for column, cell in zip(cells, row, strict=True):
-                    column.append(cell or None)
-    except UnicodeDecodeError as error:
-        raise EtudeError(f"{path} is not UTF-8 text ({error.reason}); save it again as UTF-8") from None
-    except csv.Error as error:
-        raise EtudeError(f"{path} is not a well-formed table ({error}); check its quotes") from None
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, delimiter=_separator(path, file.readline()), strict=True)
+        file.seek(0)
+        header = next(reader, [])
+        _check_header(path, header)
+        cells: list[list[str | None]] = [[] for _ in header]
+        for row in reader:
+            if not row:
+                continue
+            if len(row) != len(header):
+                raise EtudeError(
+                    f"line {reader.line_num:,} of {path} has {len(row)} fields, but its header has {len(header)}; "
+                    "put quotes around a value that contains the separator"
+                )
+            for column, cell in zip(cells, row, strict=True):
+                column.append(cell or None)
     # A column without a name is the row index that pandas writes; it says nothing about the images.
     return {name: column for name, column in zip(header, cells, strict=True) if name}
 
@@ -205,12 +203,8 @@ def _check_header(path: Path, header: list[str]) -> None:
 def _read_parquet(path: Path) -> dict[str, list[str | None]]:
     import polars as pl  # here, because it takes a tenth of a second and folders do not need it
 
-    try:
-        frame = pl.read_parquet(path)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        if isinstance(error, PermissionError):
-            raise
-        raise EtudeError(f"{path} is not a readable Parquet file ({str(error).splitlines()[0]})") from None
+    with path.open("rb") as file:  # not by its name, which need not be UTF-8
+        frame = pl.read_parquet(file)
     columns: dict[str, list[str | None]] = {}
     for series in frame.iter_columns():
         if series.dtype.is_nested() or series.dtype in (pl.Binary, pl.Object):

@@ -7,6 +7,7 @@ would leave sixteen grey levels. So it is chosen once, from all training images,
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -68,27 +69,22 @@ class DeepValues:
     """The values of all deep images of a set.
 
     Args:
-        rows: (K,) int64 positions of those images in the scan.
         low, high, largest: (K,) as in :class:`Values`.
         integer: (K,) bool.
     """
 
-    rows: np.ndarray
     low: np.ndarray
     high: np.ndarray
     largest: np.ndarray
     integer: np.ndarray
 
     @classmethod
-    def of(cls, found: dict[int, Values]) -> DeepValues | None:
-        """Join what was found, by position; None where no image is deep."""
-        if not found:
-            return None
-        columns = [np.array(column) for column in zip(*found.values(), strict=True)]
-        return cls(np.array([*found]), *columns)
+    def of(cls, found: Sequence[Values]) -> DeepValues | None:
+        """Join what was found; None where no image is deep."""
+        return cls(*(np.array(column) for column in zip(*found, strict=True))) if found else None
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.low)
 
     def beyond(self, value_range: ValueRange) -> np.ndarray:
         """Return (K,) whether more than 1 in 1,000 pixels of an image is outside the range."""

@@ -13,7 +13,7 @@ from etude.core.errors import EtudeError, listed
 from etude.core.metrics import Gain, metric_named, paired_bootstrap
 from etude.core.predictions import Predictions
 from etude.journal.index import RunSummary, summary_of_run
-from etude.journal.record_read import read_run
+from etude.journal.record_read import read_run, verify
 
 METRICS = ("accuracy", "log_loss")
 _FILE = "valid.npz"
@@ -142,6 +142,7 @@ def _validation(folder: Path) -> Predictions | EtudeError:
     if not (folder / _FILE).is_file():
         return EtudeError(f"{folder.name} holds no {_FILE}")
     try:
+        verify(folder, [_FILE])
         found = Predictions.load(folder / _FILE)
     except EtudeError as error:
         return error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import platform
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from etude.core.errors import EtudeError, told
-from etude.core.files import explained_write, write_json
+from etude.core.files import explained_write, hash_of_file, write_json
 from etude.journal.environment import describe_environment
 from etude.journal.record_lock import LOCK_NAME, is_locked, refuse_file
 from etude.journal.record_notes import checked_tag, now
@@ -225,14 +224,30 @@ class RunRecord:
 
     def artefact(self, path: Path) -> None:
         """Record a finished file: its place (relative to the folder when inside), its bytes, its BLAKE2b hash."""
-        inside = path.resolve().is_relative_to(self.folder.resolve())
-        name = path.resolve().relative_to(self.folder.resolve()).as_posix() if inside else str(path.resolve())
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-        entry = _plain({"name": name, "bytes": path.stat().st_size, "blake2b": digest})
+        entry = _plain({"name": self._name(path), "bytes": path.stat().st_size, "blake2b": hash_of_file(path)})
         with self.changing():
-            others = [known for known in self._content["artefacts"] if known["name"] != entry["name"]]
-            self._content["artefacts"] = [*others, entry]
+            self._content["artefacts"] = [*self._artefacts_besides([path]), entry]
+
+    @contextmanager
+    def writing(self, *paths: Path) -> Generator[None]:
+        """Write artefacts in the block; a run that is killed in it holds no hashes of the files before them."""
+        self.forget(paths)
+        yield
+        for path in paths:
+            self.artefact(path)
+
+    def forget(self, paths: Sequence[Path]) -> None:
+        """Hold no hashes of files that are about to be written anew."""
+        with self.changing():
+            self._content["artefacts"] = self._artefacts_besides(paths)
+
+    def _artefacts_besides(self, paths: Sequence[Path]) -> list[dict[str, Any]]:
+        names = [_plain(self._name(path)) for path in paths]
+        return [entry for entry in self._content["artefacts"] if entry.get("name") not in names]
+
+    def _name(self, path: Path) -> str:
+        inside = path.resolve().is_relative_to(self.folder.resolve())
+        return path.resolve().relative_to(self.folder.resolve()).as_posix() if inside else str(path.resolve())
 
     def close(self, state: str, error: BaseException | str | None = None) -> None:
         """End the run in ``state``: finished, failed or interrupted."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from etude.core.errors import EtudeError, listed
-from etude.core.files import digest_of, read_json
+from etude.core.files import digest_of, hash_of_file, read_json, reading
 from etude.journal.record_lock import LOCK_NAME
 from etude.journal.record_notes import read_notes
 from etude.journal.record_state import FILE_NAME, state_of
@@ -95,6 +95,50 @@ def read_record(folder: Path) -> dict[str, Any]:
         content = _of_schema_1(content)
     _refuse_damaged(file, content)
     return content
+
+
+def verify(folder: Path, names: Sequence[str], record: Mapping[str, Any] | None = None) -> list[str]:
+    """Compare files of a run with the hashes that its record holds of them, before they are read.
+
+    Args:
+        folder: the run's folder.
+        names: of the files, relative to it; those that are not there are passed over.
+        record: its record, where it has been read; a folder without one holds no hashes.
+
+    Returns:
+        The names of the files that the record holds no hash of: of a run of an earlier version.
+
+    Raises:
+        EtudeError: a file is not the one that the run wrote, or the record is damaged.
+    """
+    if record is None:
+        record = read_record(folder) if (folder / FILE_NAME).is_file() else {}
+    entries = [entry for entry in record.get("artefacts", ()) if isinstance(entry, dict)]
+    known = {entry.get("name"): entry.get("blake2b") for entry in entries}
+    there = [name for name in names if (folder / name).is_file()]
+    for name in there:
+        with reading(folder / name, "a file of a run"):
+            changed = name in known and hash_of_file(folder / name) != known[name]
+        if changed:
+            raise EtudeError(
+                f"{folder / name} is not the file that the run wrote: its hash is not the one in {FILE_NAME}. Bring "
+                "that file back or train again; if it was changed on purpose, give --trust (trust=True in Python)"
+            )
+    return [name for name in there if name not in known]
+
+
+def models_of(record: Mapping[str, Any]) -> list[str]:
+    """Return the folders of the models that a run kept, relative to its own; none before its end."""
+    return (record.get("result") or {}).get("models") or []
+
+
+def model_files(names: Iterable[str]) -> list[str]:
+    """Return the files of the models in these folders of a run.
+
+    >>> model_files(["."]), model_files(["fold-1"])
+    (['model.json', 'model.safetensors'], ['fold-1/model.json', 'fold-1/model.safetensors'])
+    """
+    return [Path(name, file).as_posix() for name in names for file in ("model.json", "model.safetensors")]
 
 
 def failed_with_nothing(folder: Path) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from etude.core.errors import EtudeError
-from etude.core.files import read_json
+from etude.core.files import read_json, reading
 from etude.core.predictions import Predictions
 from etude.journal.html import kind_of
 from etude.journal.index import DAMAGED, RunSummary, read_runs
@@ -90,8 +90,6 @@ class RunFolder:
                 return read(file)
             except EtudeError as error:
                 problems.append(str(error))
-            except OSError as error:
-                problems.append(f"{file} could not be read: {error}")
             return None
 
         names = [".", *sorted((p.name for p in path.glob("fold-*") if p.is_dir()), key=_fold_number)]
@@ -124,11 +122,8 @@ def read_history(path: Path) -> tuple[Row, ...]:
     Raises:
         EtudeError: it is not text, or a row has more cells than columns.
     """
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise EtudeError(f"{path} is no table of text ({error}): it was damaged") from None
+    with reading(path, "a well-formed table"), path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
     if any(None in row for row in rows):
         raise EtudeError(f"{path} has a row with more cells than columns: it was damaged")
     return tuple({name: _number(cell) for name, cell in row.items() if cell} for row in rows)
@@ -143,13 +138,10 @@ def read_shapes(path: Path) -> dict[str, list[int]]:
     Raises:
         EtudeError: the header is damaged.
     """
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(min(length, _LARGEST_HEADER)))
+    with reading(path, "a readable safetensors file"), path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(min(length, _LARGEST_HEADER)))
         shapes = {name: list(map(int, one["shape"])) for name, one in header.items() if name != "__metadata__"}
-    except (ValueError, AttributeError, KeyError, TypeError):
-        raise EtudeError(f"{path} does not begin like a safetensors file: it was damaged") from None
     return {name: shape for name, shape in shapes.items() if not name.endswith(_BUFFERS)}
 
 
@@ -161,7 +153,8 @@ def _read_table(path: Path) -> dict[str, Any]:
 
 
 def _read_picture(path: Path) -> bytes:
-    content = path.read_bytes()
+    with reading(path, "a readable picture"):
+        content = path.read_bytes()
     try:
         kind_of(content)
     except EtudeError as error:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from etude.core.errors import EtudeError, listed
+from etude.core.arrays import load_arrays
+from etude.core.errors import EtudeError
 from etude.core.files import read_json
 from etude.core.predictions import Predictions
 from etude.journal.html import data_uri, kind_of
@@ -21,7 +20,6 @@ SPLITS = ("train", "valid", "test")
 BUDGET = 1_900_000  # bytes of thumbnails; base64 makes a third more of them, and the page is to stay below 3 MB
 _MADE = "augmentation"  # sections of changed images, which keep the ids of those they were made of
 _ARRAYS = ("ids", "split", "labels", "thumb_offsets", "thumb_bytes")
-_DAMAGE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,13 +161,7 @@ class Album:
 
 
 def _arrays_of(path: Path) -> dict[str, NDArray[Any]]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            if missing := [name for name in _ARRAYS if name not in archive]:
-                raise EtudeError(f"{path} is no gallery: it lacks {listed(missing)}")
-            arrays = {name: archive[name] for name in _ARRAYS}
-    except _DAMAGE as error:
-        raise EtudeError(f"{path} could not be read as a gallery ({error}): it was damaged") from None
+    arrays = load_arrays(path, "thumbnails", _ARRAYS)
     kinds = {"ids": "U", "thumb_bytes": "u"}
     if any(array.ndim != 1 or array.dtype.kind not in kinds.get(name, "iu") for name, array in arrays.items()):
         raise EtudeError(f"{path} is no gallery: its arrays have other types")

@@ -19,12 +19,12 @@ from rich.table import Table
 from rich.text import Text
 
 from etude.core.progress import Advance, BarContext, Silent
+from etude.core.text import visible
 
 _LOG_WIDTH = 80
 _SECONDS_BETWEEN_LINES = 10.0
 _SECONDS_WORTH_A_LINE = 2.0
 _NUMBER = re.compile(r"[-+]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?( ?± ?\d[\d.]*)?( ?(%|[a-zA-Zµ/]{1,8}))?")
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class _Console(Console):
@@ -60,7 +60,7 @@ class Screen:
         self._open_bars = 0
 
     def say(self, text: str) -> None:
-        """Show one line (or several), never wrapped, so that a path can be copied."""
+        """Show one line, never wrapped, so that a path can be copied."""
         if not self._quiet:
             self._print(Text(self._safe(text)))
 
@@ -170,9 +170,8 @@ class Screen:
         self._console.print(text, soft_wrap=True)
 
     def _safe(self, text: str) -> str:
-        """Return ``text`` with control characters, and what the output's encoding lacks, as visible escapes."""
-        visible = _CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", text)
-        return visible.encode(self._console.encoding, "backslashreplace").decode(self._console.encoding)
+        """Return ``text`` with what acts on a terminal, and what the output's encoding lacks, as visible escapes."""
+        return visible(text).encode(self._console.encoding, "backslashreplace").decode(self._console.encoding)
 
 
 class _Done(ProgressColumn):
@@ -212,5 +211,5 @@ def _cell_text(cell: str | float | None) -> str:
     if cell is None:
         return ""
     if isinstance(cell, str):
-        return cell.replace("\n", "\\n")
+        return cell
     return f"{cell:,}" if isinstance(cell, int) else f"{cell:.4g}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -11,13 +12,14 @@ import torch
 from torch import nn
 
 from etude.core.errors import EtudeError
-from etude.core.files import read_json, replacing, write_json
+from etude.core.files import read_json, reading, replacing, write_json
 from etude.models.backbones import Backbone, build_backbone
 from etude.models.fold import fold_batchnorm
 from etude.models.levels import with_levels
 from etude.models.weights import read_safetensors
 
 MODEL_VERSION = 1
+LARGEST_SIDE = 16_384  # pixels of an input, which no network of today comes near
 
 
 class Pixels(Protocol):
@@ -207,10 +209,40 @@ def _read_card(path: Path) -> ModelCard:
     fields = read_json(path)
     if not isinstance(fields, dict) or fields.pop("version", None) != MODEL_VERSION:
         raise EtudeError(f"{path} was written by another version of etude; this one reads format {MODEL_VERSION}")
-    try:
+    with reading(path, "the description of a model", "bring back the file that the run wrote, or train the run again"):
         shape = fields.pop("preprocessing")
         tuples = {name: tuple(shape[name]) for name in ("mean", "std", "value_range") if shape.get(name) is not None}
         preprocessing = Preprocessing(**{**shape, **tuples})
-        return ModelCard(**{**fields, "classes": tuple(fields["classes"])}, preprocessing=preprocessing)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise EtudeError(f"{path} is damaged ({error}): restore it, or train the run again") from None
+        card = ModelCard(**{**fields, "classes": tuple(fields["classes"])}, preprocessing=preprocessing)
+        if odd := [name for name, holds in _expectations(card).items() if not holds]:
+            raise ValueError(f"it gives {odd[0]} a value that no model has")
+    return card
+
+
+def _expectations(card: ModelCard) -> dict[str, bool]:
+    """Return for each field whether it has a value that a model can have."""
+    seen, classes = card.preprocessing, card.classes
+    named = [*classes, card.backbone, card.policy]
+    return {
+        "size": _whole(seen.size, 1, LARGEST_SIDE),
+        "stored_size": _whole(seen.stored_size, 1, LARGEST_SIDE),
+        "fit": seen.fit in ("squash", "crop", "letterbox"),
+        "channels": _whole(seen.channels, 1, 3) and seen.channels != 2,
+        "in_channels": seen.in_channels in (seen.channels, 3),
+        "mean": len(seen.mean) == seen.in_channels and all(map(math.isfinite, seen.mean)),
+        "std": len(seen.std) == seen.in_channels and all(0 < value < math.inf for value in seen.std),
+        "value_range": seen.value_range is None or _rises(*seen.value_range),
+        "classes": all(isinstance(name, str) and name for name in named) and len({*classes}) == len(classes) > 1,
+        "precision": card.precision in ("fp32", "bf16"),
+        "tta": _whole(card.tta, 1, 128),
+        "levels": _whole(card.levels, 0, 8),
+        "folded": isinstance(card.folded, bool),
+    }
+
+
+def _whole(value: object, least: int, most: int) -> bool:
+    return type(value) is int and least <= value <= most
+
+
+def _rises(low: float, high: float) -> bool:
+    return -math.inf < low < high < math.inf

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import zipfile
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from etude.core.ahead import made_ahead
-from etude.core.files import digest_of, replacing
+from etude.core.arrays import load_arrays, save_arrays
+from etude.core.errors import EtudeError
+from etude.core.files import digest_of
 from etude.core.progress import Progress
 from etude.core.seeds import rng_for
 from etude.models.classifier import Preprocessing
@@ -171,14 +173,10 @@ def cached(path: Path, compute: Callable[[], np.ndarray], rows: int) -> tuple[np
         The features, and whether they came from the cache.
     """
     if path.is_file():
-        try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
-                features = held["features"]
-            if len(features) == rows:
+        with suppress(EtudeError):  # a damaged cache entry costs a recomputation, never an error
+            features = load_arrays(path, "features", ["features"])["features"]
+            if features.ndim == 2 and len(features) == rows:
                 return features, True
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            path.unlink(missing_ok=True)  # a damaged cache entry costs a recomputation, never an error
     features = compute()
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, features=features)
+    save_arrays(path, {"features": features})
     return features, False

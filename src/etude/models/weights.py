@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from etude.core.errors import EtudeError
+from etude.core.files import reading
 
 BUNDLED_BACKBONE = "tf_efficientnet_lite0"
 _STAGE_LENGTHS = (1, 2, 2, 3, 3, 4, 1)  # blocks in each stage of EfficientNet-Lite0
@@ -53,17 +54,14 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         EtudeError: missing, damaged or another kind of file.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
-    if not path.is_file():
+    if not path.exists():
         raise EtudeError(
             f"the weights file {path} does not exist; give a .safetensors file, 'bundled', 'hub' or 'none'"
         )
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise EtudeError(f"{path} is not a readable safetensors file ({error})") from None
+    with reading(path, "a readable safetensors file", "give a .safetensors file of weights"):
+        return load(path.read_bytes())
 
 
 def _place(flat: int) -> tuple[int, int]:

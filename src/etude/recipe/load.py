@@ -10,7 +10,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from etude.core.errors import EtudeError, nearest
+from etude.core.errors import EtudeError, nearest, shown
+from etude.core.files import reading
 from etude.recipe.phases import timeline_of
 from etude.recipe.settings import Recipe, Settings
 
@@ -40,6 +41,8 @@ NAMED: dict[str, dict[str, Any]] = {
     "distill": {"distill": {"views": "same", "weight": 0.9}, "predict": {"tta": 4}},
 }
 """The recipes by name: what each changes of the settings' own defaults."""
+
+_LARGEST_FILE = 200_000  # bytes of a recipe; reading takes about a second a megabyte
 
 PRESET_ONLY = ("preset", "start_size", "warmup", "finish", "cycle", "fade", "batch_growth")
 """Settings of the timeline that shape a preset, and so have no say in phases of one's own."""
@@ -74,6 +77,8 @@ def validate(tree: Mapping[str, Any], origin: str) -> Recipe:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
         raise EtudeError(_sentence(error, origin)) from None
+    except (OverflowError, RecursionError, ValueError) as error:  # of numbers and nesting that are no settings
+        raise EtudeError(f"{origin}: a value is too large or nested too deeply ({type(error).__name__})") from None
     _refuse_contradictions(recipe, origin)
     return recipe
 
@@ -109,12 +114,10 @@ def _tree_of(name_or_file: str) -> dict[str, Any]:
         raise EtudeError(
             f"there is no recipe {name_or_file!r}; the named ones are {', '.join(NAMED)}, or give a .toml file.{hint}"
         )
-    try:
+    with reading(path, "valid TOML", "correct it, or give the name of a recipe"):
+        if path.stat().st_size > _LARGEST_FILE:
+            raise ValueError(f"a recipe has at most {_LARGEST_FILE:,} bytes")
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise EtudeError(f"the recipe file {path} cannot be read ({error.strerror})") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise EtudeError(f"the recipe file {path} is not valid TOML: {error}") from None
     base = tree.pop("base", "default")
     if not isinstance(base, str) or base not in NAMED:
         raise EtudeError(
@@ -151,7 +154,7 @@ def _parse_value(text: str) -> Any:
     """Read a value as TOML would; whatever is not TOML is plain text."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # what Python cannot hold as a number or a list is text too
         return text
 
 
@@ -181,8 +184,9 @@ def _sentence(error: ValidationError, origin: str) -> str:
     where = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
     if first["type"] == "extra_forbidden":
         return f"{origin}: there is no setting {where!r}.{nearest(where, flat(Recipe()))}"
+    received = shown(first["input"])
     if first["type"] == "model_type":
-        return f"{origin}: {where} received {first['input']!r}, but it is a section that holds settings of its own."
+        return f"{origin}: {where} received {received}, but it is a section that holds settings of its own."
     message = first["msg"].partition(" ")[2]  # pydantic's sentences begin with "Input" or with the type's name
     end = "" if message.endswith("?") else "."
-    return f"{origin}: {where} received {first['input']!r}, but it {message}{end}"
+    return f"{origin}: {where} received {received}, but it {message}{end}"

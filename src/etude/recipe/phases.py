@@ -29,7 +29,7 @@ def timeline_of(recipe: Recipe) -> Timeline:
     try:
         timeline = _of_own_phases(recipe) if recipe.timeline.phases else _of_preset(recipe)
         return _completed(timeline, recipe)
-    except (ValueError, OverflowError) as error:
+    except (ValueError, ArithmeticError) as error:
         where = ", timeline.phases" if recipe.timeline.phases else ""
         raise EtudeError(f"recipe {recipe.name!r}{where}: {error}") from None
 

@@ -18,6 +18,7 @@ from etude.recipe.base import Settings
 from etude.recipe.lengths import DiskSpace, Interval, Part, RunLength, Time, ValueRange, refused
 from etude.recipe.unlabeled_settings import DistillSettings, UnlabeledSettings
 from etude.timeline import PRESETS
+from etude.timeline.lengths import MOST_PARTS
 
 Fit = Literal["auto", "squash", "crop", "letterbox"]
 Stage = Literal["head", "finetune"]
@@ -184,7 +185,9 @@ class TimelineSettings(Settings):
         default=None, ge=1, description="batch size that train.lr is meant for; none: train.batch_size"
     )
     phases: tuple[dict[str, Any], ...] = Field(
-        default=(), description="phases of your own in place of the preset's; lr counts in multiples of train.lr"
+        default=(),
+        max_length=MOST_PARTS,
+        description="phases of your own in place of the preset's; lr counts in multiples of train.lr",
     )
 
     @field_validator("preset")

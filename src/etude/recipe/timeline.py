@@ -81,7 +81,7 @@ def resolved_run(recipe: Recipe, images: int, pace: Pace | None = None) -> tuple
         )
     try:
         plan, size = _fixed_point(timeline, recipe, images, pace)
-    except (ValueError, OverflowError) as error:
+    except (ValueError, ArithmeticError) as error:
         raise EtudeError(f"recipe {recipe.name!r}: {error} ({_length_in_words(recipe, timeline)})") from None
     _check_sizes(recipe, plan)
     if recipe.unlabeled.method == "online":
@@ -230,7 +230,7 @@ def _check_sizes(recipe: Recipe, plan: Timeline) -> None:
     sizes = [moment.image_size or SMALLEST_SIZE for moment in plan.moments(SAMPLES)]
     if min(sizes) < SMALLEST_SIZE or max(sizes) > LARGEST_SIZE:
         raise EtudeError(
-            f"recipe {recipe.name!r} takes images from {min(sizes):,} to {max(sizes):,} px; "
+            f"recipe {recipe.name!r} takes images from {min(sizes):,.6g} to {max(sizes):,.6g} px; "
             f"give sizes from {SMALLEST_SIZE} to {LARGEST_SIZE:,}"
         )
 

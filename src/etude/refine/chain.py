@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 
+from etude.core.arrays import Arrays, load_arrays, save_arrays
 from etude.core.errors import EtudeError, listed
-from etude.core.files import read_json, replacing, write_json
+from etude.core.files import read_checked_json, reading, write_checked_json
 from etude.core.metrics import Gain, metric_named, paired_bootstrap
 from etude.core.predictions import Predictions
 from etude.core.tally import FloatArray
@@ -21,7 +21,7 @@ from etude.refine.chain_folds import Folds, resampled, weights_of
 from etude.refine.chain_rows import COLUMNS, StepRow, table_rows
 from etude.refine.cross_fit import FEWEST_ROWS
 from etude.refine.rows import known_rows, without_labels
-from etude.refine.saved import Arrays, decoded, encoded
+from etude.refine.saved import decoded, encoded
 
 DEFAULT_ORDER = (
     "views",  # first: everything after works on one view
@@ -148,9 +148,8 @@ class Chain(Refiner):
         path = Path(path)
         arrays: Arrays = {}
         kept = [[name, encoded(step, arrays)] for name, step in self.kept_]
-        with replacing(path.with_suffix(".npz")) as temporary, temporary.open("wb") as file:
-            np.savez(file, **cast("dict[str, Any]", arrays))
-        write_json(path, {"format": _FORMAT, **self.to_json(), "kept": kept})
+        save_arrays(path.with_suffix(".npz"), arrays)
+        write_checked_json(path, {"format": _FORMAT, **self.to_json(), "kept": kept})
 
     @classmethod
     def load(cls, path: Path | str) -> Chain:
@@ -161,18 +160,13 @@ class Chain(Refiner):
         """
         path = Path(path)
         tree = _tree_in(path)
-        try:
-            with np.load(path.with_suffix(".npz"), allow_pickle=False) as held:
-                arrays = dict(cast("dict[str, Any]", held))
+        arrays = load_arrays(path.with_suffix(".npz"), "fitted steps", optional=None)
+        with reading(path, "fitted steps", "it was damaged: refine again"):
             kept = [(str(name), cast(Refiner, decoded(step, arrays))) for name, step in tree["kept"]]
             made = cls(kept, tree["metric"], tree["folds"], tree["seed"], level=tree["level"])
             made.rows_, made.total_ = [StepRow(**row) for row in tree["steps"]], StepRow(**tree["all_kept"])
             made.kept_, made.classes_ = tuple(kept), tuple(tree["classes"])
             made.labelled_images_ = tree["labelled_images"]
-        except FileNotFoundError:
-            raise EtudeError(f"{path.with_suffix('.npz')} is missing: it holds the numbers of {path}") from None
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-            raise EtudeError(f"{path} or the .npz beside it is damaged ({error}): refine again") from None
         return made
 
 
@@ -237,10 +231,10 @@ class _Progress:
 
 
 def _tree_in(path: Path) -> dict[str, Any]:
-    read: Any = read_json(path)
-    if not isinstance(read, dict) or cast("dict[str, Any]", read).get("format") != _FORMAT:
+    tree = read_checked_json(path)
+    if tree.get("format") != _FORMAT:
         raise EtudeError(f"{path} is no chain of this version of etude: give the .json that etude refine wrote")
-    return cast("dict[str, Any]", read)
+    return tree
 
 
 def in_order(steps: Sequence[tuple[str, Refiner]]) -> list[tuple[str, Refiner]]:

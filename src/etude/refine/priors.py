@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from etude.core.errors import EtudeError, listed, nearest
+from etude.core.files import reading
 from etude.refine.base import normalised
 
 PriorSpec = str | Path | Mapping[str, float] | Sequence[float] | NDArray[np.float64]
@@ -82,12 +83,8 @@ def _read(path: Path) -> list[tuple[str, Any]]:
             f"a prior is 'uniform', 'estimate' or the path of a .json or .csv file, not {str(path)!r}."
             f"{nearest(str(path), ['uniform', 'estimate'])}"
         )
-    try:
+    with reading(path, "a readable prior", "give a class and its share or count for each class"):
         return readers[path.suffix.lower()](path)
-    except FileNotFoundError:
-        raise EtudeError(f"there is no file {path} to read the prior from") from None
-    except (OSError, UnicodeDecodeError, ValueError, csv.Error) as error:
-        raise EtudeError(f"the prior cannot be read from {path}: {error}") from None
 
 
 def _read_json(path: Path) -> list[tuple[str, Any]]:

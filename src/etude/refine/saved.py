@@ -12,9 +12,8 @@ from typing import Any, cast
 
 import numpy as np
 
+from etude.core.arrays import Arrays
 from etude.core.errors import EtudeError
-
-Arrays = dict[str, np.ndarray[Any, Any]]
 
 # Objects of these rooms only are made again, attribute by attribute; a file cannot name anything else.
 _ROOMS = ("etude.refine.", "etude.core.")

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from etude.core.errors import EtudeError, listed
-from etude.core.files import replacing
+from etude.core.files import reading, replacing
 
 Weights = dict[str, NDArray[Any]]
 Score = Callable[[Weights], float]
@@ -82,15 +82,9 @@ def greedy_soup(checkpoints: Sequence[Path | str], score: Score) -> Soup:
 
 
 def _read(path: Path) -> Weights:
-    if not path.is_file():
-        raise EtudeError(f"{path} does not exist: give the .safetensors files of trained models")
-    try:
-        return _safetensors().load_file(str(path))
-    except Exception as error:  # the library's own error class derives from Exception alone; bfloat16 is a KeyError
-        raise EtudeError(
-            f"{path} could not be read as plain arrays ({error}): give a .safetensors file of float16, float32 or "
-            "float64 weights"
-        ) from error
+    hint = "give a .safetensors file of float16, float32 or float64 weights"  # bfloat16 is a KeyError
+    with reading(path, "a readable safetensors file", hint):
+        return _safetensors().load(path.read_bytes())
 
 
 def _safetensors() -> Any:

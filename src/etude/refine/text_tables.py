@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from etude.core.errors import EtudeError, listed, nearest
+from etude.core.files import reading
 
 Row = list[str]
 
@@ -54,14 +55,12 @@ def read_table(path: Path) -> Table:
     """
     if path.suffix.lower() not in SUFFIXES:
         raise EtudeError(f"{path} is no table that can be read: give a file that ends in {', '.join(SUFFIXES)}")
-    try:
-        table = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_separated(path)
-    except FileNotFoundError:
-        raise EtudeError(f"{path} does not exist") from None
-    except UnicodeDecodeError as error:
-        raise EtudeError(f"{path} is not UTF-8 text ({error.reason}); save it again as UTF-8") from None
-    except (OSError, csv.Error) as error:
-        raise EtudeError(f"{path} could not be read as a table ({error})") from None
+    if path.suffix.lower() == ".parquet":
+        with reading(path, "a readable Parquet file"):
+            table = _read_parquet(path)
+    else:
+        with reading(path, "a well-formed table", "save it as UTF-8 text and check its quotes"):
+            table = _read_separated(path)
     if not table.rows:
         raise EtudeError(f"{path} has no rows; it needs a header line and one row for each image")
     if repeated := sorted({name for name in table.header if table.header.count(name) > 1}):
@@ -93,10 +92,8 @@ def _separator(path: Path, header: str) -> str:
 def _read_parquet(path: Path) -> Table:
     import polars as pl  # here, because it takes a tenth of a second and CSVs do not need it
 
-    try:
-        frame = pl.read_parquet(path)
-        text = frame.cast(pl.String).fill_null("")
-    except pl.exceptions.PolarsError as error:
-        raise EtudeError(f"{path} is not a readable Parquet file ({str(error).splitlines()[0]})") from None
+    with path.open("rb") as file:  # not by its name, which need not be UTF-8
+        frame = pl.read_parquet(file)
+    text = frame.cast(pl.String).fill_null("")
     rows = [[str(cell) for cell in row] for row in text.iter_rows()]
     return Table(path, frame.columns, rows, list(range(1, len(rows) + 1)))

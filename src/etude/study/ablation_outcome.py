@@ -13,6 +13,7 @@ from etude.core.paired import LEVEL, Comparison, Scored, Verdict, compare, score
 from etude.core.predictions import Predictions
 from etude.core.scores import score_of
 from etude.journal.record import read_run
+from etude.journal.record_read import verify
 from etude.study.ablation_arms import Contrast, Design
 
 _SHARED = ("survey", "plan", "store", "features")  # stages whose work the runs share, so whoever came first paid
@@ -108,7 +109,9 @@ def read_arm(folder: Path, metric: Metric) -> ArmRun:
     Raises:
         EtudeError: its record or its validation predictions are missing or damaged.
     """
-    record, predictions = read_run(folder), Predictions.load(folder / "valid.npz")
+    record = read_run(folder)
+    verify(folder, ["valid.npz"], record)
+    predictions = Predictions.load(folder / "valid.npz")
     right, negative_loss = score_of(predictions)
     own = sum(stage["seconds"] for stage in record["stages"] if stage["name"] not in _SHARED)
     return ArmRun(scored(predictions, metric), right, -negative_loss, own)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from etude.data.alike import SIDE, coarse, differences, reliefs
 from etude.data.dataset import Dataset
@@ -105,6 +108,33 @@ def is_across(pair: dict[str, Any]) -> bool:
 def is_contradiction(pair: dict[str, Any]) -> bool:
     """Whether both labels are known and differ."""
     return None not in pair["labels"] and pair["labels"][0] != pair["labels"][1]
+
+
+def copied_images(pairs: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+    """Return the ids of ``validation`` and ``test`` images that are copies of images which are trained on.
+
+    Copies of copies count too. In a cross-validation an image is trained on by the other folds.
+
+    >>> pair = {"a": "x", "b": "y", "splits": ["train", "valid"]}
+    >>> copied_images([pair, {"a": "y", "b": "x", "splits": ["valid", "test"]}])
+    {'validation': ['y'], 'test': ['x']}
+    """
+    places: dict[tuple[str, str], int] = {}  # a test image may have the name of another
+    ends = [
+        [places.setdefault(end, len(places)) for end in zip((pair["a"], pair["b"]), pair["splits"], strict=True)]
+        for pair in pairs
+    ]
+    first, second = np.array(ends, np.int64).reshape(-1, 2).T
+    links = coo_array((np.ones(len(pairs), bool), (first, second)), shape=(len(places), len(places)))
+    groups: list[int] = connected_components(links, directed=False)[1].tolist()
+    splits: dict[int, set[str]] = defaultdict(set)
+    for group, (_, split) in zip(groups, places, strict=True):
+        splits[group].add(split)
+    found: dict[str, list[str]] = {"validation": [], "test": []}
+    for group, (name, split) in zip(groups, places, strict=True):
+        if split != "train" and splits[group] - {split, "valid", "test"}:
+            found["test" if split == "test" else "validation"].append(name)
+    return found
 
 
 def _near(images: Looked) -> list[tuple[int, int, float]]:

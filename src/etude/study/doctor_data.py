@@ -75,7 +75,7 @@ def _features(
 
 def health_json(health: Mapping[str, Any], warnings: Sequence[str]) -> str:
     """Return health and warnings as one JSON object."""
-    return json.dumps({**health, "warnings": list(warnings)}, indent=2, ensure_ascii=False, allow_nan=False)
+    return json.dumps({**health, "warnings": list(warnings)}, indent=2, allow_nan=False)
 
 
 def show_health(screen: Screen, health: Mapping[str, Any]) -> None:

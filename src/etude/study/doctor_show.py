@@ -60,7 +60,7 @@ def show_report(screen: Screen, report: Report) -> None:
 
 def report_json(report: Report, warnings: list[str]) -> str:
     """Return the report as one JSON object."""
-    return json.dumps({**report.as_dict(), "warnings": warnings}, indent=2, ensure_ascii=False, allow_nan=False)
+    return json.dumps({**report.as_dict(), "warnings": warnings}, indent=2, allow_nan=False)
 
 
 def machine_rows(report: Report) -> list[tuple[str, str]]:

@@ -15,7 +15,6 @@ from etude.core.submission import Unreadable, write_submission
 from etude.data.dataset import Dataset
 from etude.inference.predict import predict
 from etude.inference.views import many_views
-from etude.models.classifier import save_model
 from etude.refine.blend import average
 from etude.refine.views import gain_by_views
 from etude.study.candidates import Candidate
@@ -38,7 +37,9 @@ def finish(session: Session, kept: Sequence[tuple[str, Candidate]], prepared: Pr
     if harm:
         valid, kept = replace(valid, logits=valid.logits[:1]), _with_plain_view(session, kept, harm)
     candidates = [candidate for _, candidate in kept]
-    valid.save(session.folder / "valid.npz")
+    written = [session.folder / name for name in ("valid.npz", "train.npz", "test.npz", "submission.csv")]
+    session.record.forget(written)
+    valid.save(written[0])
     _train(session, candidates, data)
     trained = np.unique(np.concatenate([fold.train for fold in prepared.folds]))
     write_json(session.folder / TRAINED_ON, {"files": data.build.content_hashes.take(trained).hex()})
@@ -56,7 +57,7 @@ def finish(session: Session, kept: Sequence[tuple[str, Candidate]], prepared: Pr
             "validation_images": len(valid),
         },
     )
-    for path in sorted(_written(session.folder)):
+    for path in sorted([*_written(session.folder), session.folder / TRAINED_ON]):
         session.record.artefact(path)
     return list(kept)
 
@@ -111,7 +112,7 @@ def _with_plain_view(
     )
     plain = [(name, replace(candidate, card=replace(candidate.card, tta=1))) for name, candidate in kept]
     for name, candidate in plain:
-        save_model(session.folder / name, candidate.model, candidate.card)
+        session.save_model(name, candidate.model, candidate.card)
     return plain
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from etude.core.files import replacing, write_json
+from etude.core.arrays import save_arrays
+from etude.core.files import write_json
 from etude.core.predictions import Predictions
 from etude.core.seeds import rng_for
 from etude.data.dataset import Dataset
@@ -129,8 +130,7 @@ class _Album:
             "thumb_offsets": np.cumsum([0, *map(len, thumbnails)], dtype=np.int64),
             "thumb_bytes": np.frombuffer(b"".join(thumbnails), np.uint8),
         }
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, **arrays)
+        save_arrays(path, arrays)
 
     def _images(self, split: str) -> ImageSet:
         source = self.data if split != "test" or self.test is None else self.test

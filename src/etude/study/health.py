@@ -18,7 +18,7 @@ from etude.data.health import corrupt_files, imbalance, tiny_images
 from etude.data.leaks import leaks_of
 from etude.refine.label_errors import LabelSuspects, suspect_labels
 from etude.refine.shift import tell_apart
-from etude.study.copies import Looked, find_copies, is_across
+from etude.study.copies import Looked, copied_images, find_copies, is_across
 from etude.study.fold import Fold
 
 MOST = 5_000
@@ -59,8 +59,9 @@ def examine_health(
         ``tiny``, ``near_duplicates`` (see :func:`~etude.study.copies.find_copies`), ``label_errors`` (``id``,
         ``label``, ``suggested``, ``score``), ``labels`` (how they were judged: ``agreement``, ``doubted``, ``most``,
         ``told``, or None), ``imbalance``, ``shift`` (``auc``, ``interval``, ``images``, ``told``, or None), ``leaks``
-        (``kind``, ``told``, ``accuracy``, ``chance``) and ``counts``: how many of each were found, where at most 200
-        are listed.
+        (``kind``, ``told``, ``accuracy``, ``chance``), ``copied`` (ids; see
+        :func:`~etude.study.copies.copied_images`) and ``counts``: how many of each were found, where at most 200 are
+        listed; of ``copied`` all are.
     """
     shared = 0 if test is None else min(len(test), most // _TEST_SHARE)
     rows = _drawn(len(data), folds, most - shared, seed)
@@ -97,6 +98,7 @@ def examine_health(
         "labels": None if judged is None else _about_labels(judged),
         "imbalance": imbalance(data.labels, classes),
         "shift": _shift(features, test_features, notes, seed),
+        "copied": copied_images(found["near_duplicates"]),
         "counts": counts,
     }
 

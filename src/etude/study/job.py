@@ -15,7 +15,7 @@ from etude.journal.record import RunRecord
 from etude.journal.record_lock import working_on
 from etude.journal.screen import Screen
 from etude.journal.timeline_figure import draw_timeline
-from etude.models.classifier import ModelCard, save_model
+from etude.models.classifier import ModelCard
 from etude.models.head import LinearHead
 from etude.recipe import Recipe, load_recipe
 from etude.recipe.timeline import resolved_timeline, timeline_of
@@ -137,17 +137,17 @@ class Job:
                 candidates.append(head_candidate(self.prepared, fold, head, session.screen))
             session.scored(stage, candidates[-1].valid)
             # So that a run killed in stage 2 can already predict.
-            save_model(folder, candidates[-1].model, candidates[-1].card)
+            session.save_model(name, candidates[-1].model, candidates[-1].card)
         policy = self._settled_policy(fold, head)
         if "finetune" in self.recipe.stages:
             candidates += self._finetuned(fold, policy, folder, suffix, candidates)
         kept = better(candidates)
         if self.pool is not None and self.recipe.unlabeled.is_on:
-            save_model(folder, kept.model, kept.card)
+            session.save_model(name, kept.model, kept.card)
             prepared = replace(self.prepared, recipe=self.recipe)
             kept = Rounds(session, prepared, fold, self.pool, policy, folder, suffix).run(kept)
         card: ModelCard = replace(kept.card, policy=policy, tta=self.recipe.predict.tta)
-        save_model(folder, kept.model, card)
+        session.save_model(name, kept.model, card)
         if len(candidates) > 1:
             session.screen.say(f"kept{suffix}: {kept.stage}, the best of the stages on the validation images")
         return name, replace(kept, card=card)

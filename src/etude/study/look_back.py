@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from etude.core.errors import told
+from etude.core.errors import listed, told
 from etude.core.files import write_json
 from etude.core.predictions import Predictions
+from etude.data.dataset import same_files_as
 from etude.functional.policies import policy_named
 from etude.journal.report import write_report
 from etude.journal.screen import Screen
@@ -23,6 +25,8 @@ from etude.study.session import Session
 from etude.training.batches import changes_of
 
 T = TypeVar("T")
+
+_WORTH_A_WARNING = 0.01  # of the images: fewer copies cannot move a score by more than one point
 
 
 def look_back(session: Session, prepared: Prepared, kept: Sequence[tuple[str, Candidate]], policy: str) -> None:
@@ -48,6 +52,8 @@ def look_back(session: Session, prepared: Prepared, kept: Sequence[tuple[str, Ca
             data, features, folds,
             test=test, test_features=_test_features(folder, candidates), seed=seed, progress=session.screen,
         )))  # fmt: skip
+        if health is not None:
+            _warn_of_copies(session, health, Predictions.load(folder / "valid.npz"), prepared)
         _tried(session, "pictures", lambda: write_gallery(
             folder, data, Predictions.load(folder / "valid.npz"), folds,
             features=features, health=health, test=test,
@@ -77,6 +83,30 @@ def architecture(candidate: Candidate) -> dict[str, Any]:
         "flops": counter.get_total_flops(),
         "image_size": seen.size,
     }
+
+
+def _warn_of_copies(session: Session, health: Mapping[str, Any], valid: Predictions, prepared: Prepared) -> None:
+    """Warn of validation and test images that are copies of training images; a few among many change no score."""
+    copied: Mapping[str, list[str]] = health["copied"]
+    looked = f"; {', '.join(health['notes'])}" if health["looked_at"] < health["images"] else ""
+    own = np.isin(valid.ids, copied["validation"])
+    if own.mean() >= _WORTH_A_WARNING:
+        assert valid.labels is not None
+        right = valid.predicted() == valid.labels
+        without = f"{right[~own].mean():.1%} on the {(~own).sum():,} others" if not own.all() else "no others are left"
+        session.warn(
+            f"{own.sum():,} of {len(own):,} validation images are copies or near-duplicates of training images "
+            f"({listed(copied['validation'], 3)}), so their scores say little about new images: accuracy is "
+            f"{right.mean():.1%} with them, {without}{looked}"
+        )
+    data, test = prepared.data, prepared.test
+    if test is None or len(copied["test"]) / len(test) < _WORTH_A_WARNING:
+        return
+    if len(copied["test"]) > same_files_as(data, test).sum():  # identical files have been warned of at the beginning
+        session.warn(
+            f"{len(copied['test']):,} of {len(test):,} test images are copies or near-duplicates of training images "
+            f"({listed(copied['test'], 3)}): scores on them say little about new images{looked}"
+        )
 
 
 def _written(path: Path, content: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 from etude.core.errors import EtudeError, listed
 from etude.core.files import digest_of
 from etude.data.bad_files import BadFile, write_bad_files
-from etude.data.dataset import Dataset, open_dataset
+from etude.data.dataset import Dataset, open_dataset, same_files_as
 from etude.data.sources import ImageSet, by_ending
 from etude.data.stores.device import DeviceStore, fits_on_device
 from etude.data.survey import SurveyResult
@@ -174,10 +174,21 @@ def _store(
     _list_bad(session, bad_files(*sets), sum(len(one or ()) for one in sets), other_files(*sets))
     if test is not None:
         _check_submission(session, test, data.images.classes)
+        warn_of_known(session, data, test)
     for what, surveyed in (("test", surveys.test), ("unlabelled", surveys.unlabelled)):
         if surveyed is not None and surveyed.channels > data.build.store.channels:
             session.warn(f"{what} images have colours, training images are grey: the {what} images are taken as grey")
     return data, test, unlabelled
+
+
+def warn_of_known(session: Session, data: Dataset, test: Dataset) -> None:
+    """Warn of test images whose files are also among the labelled ones."""
+    known = np.flatnonzero(same_files_as(data, test))
+    if len(known):
+        session.warn(
+            f"{len(known):,} of {len(test):,} test images are also among the labelled images "
+            f"({listed((test.images.ids[row] for row in known), 3)}): scores on them say little about new images"
+        )
 
 
 def _check_submission(session: Session, test: Dataset, classes: tuple[str, ...]) -> None:

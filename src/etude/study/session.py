@@ -14,6 +14,7 @@ from etude.journal.record import RunRecord, Stage
 from etude.journal.record_notes import add_tags
 from etude.journal.record_read import IN_NO_STAGE, was_kept
 from etude.journal.screen import Screen
+from etude.models.classifier import Classifier, ModelCard, save_model
 from etude.models.modes import Mode
 from etude.recipe import Recipe, changed_settings, flat
 from etude.study.request import Request, default_cache
@@ -64,6 +65,12 @@ class Session:
         """Show a warning and keep it in the record."""
         self.screen.warn(text)
         self.record.warn(text)
+
+    def save_model(self, name: str, model: Classifier, card: ModelCard) -> None:
+        """Write a model into the folder ``name`` of the run, its hashes into the record."""
+        folder = self.folder / name
+        with self.record.writing(folder / "model.safetensors", folder / "model.json"):
+            save_model(folder, model, card)
 
     @contextmanager
     def stage(self, name: str) -> Generator[Stage]:

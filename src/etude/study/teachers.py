@@ -19,6 +19,7 @@ from etude.data.dataset import Dataset, open_dataset
 from etude.data.survey import survey
 from etude.inference.predict import predict
 from etude.journal.record import read_run
+from etude.journal.record_read import model_files, models_of, verify
 from etude.models.classifier import Classifier, ModelCard, load_model
 from etude.refine.tables import read_probabilities
 from etude.study.finish import TRAINED_ON
@@ -88,18 +89,17 @@ def trained_models(folder: Path) -> Models:
     Raises:
         EtudeError: the folder is not a run, or holds no trained model.
     """
-    return [load_model(folder / name) for name in _models_of(folder)]
-
-
-def _models_of(folder: Path) -> Sequence[str]:
-    return (read_run(folder).get("result") or {}).get("models") or ["."]
+    record = read_run(folder)
+    names = models_of(record) or ["."]
+    verify(folder, model_files(names), record)
+    return [load_model(folder / name) for name in names]
 
 
 def _files_of(teachers: Sequence[Path]) -> Iterator[Path]:
     """Yield the files that decide what the teachers say."""
     for path in teachers:
         if path.is_dir():
-            yield from (path / name / file for name in _models_of(path) for file in ("model.safetensors", "model.json"))
+            yield from (path / name for name in model_files(models_of(read_run(path)) or ["."]))
         else:
             yield path
 
@@ -228,6 +228,7 @@ def seen_in_training(folder: Path, prepared: Prepared, fingerprint: str | None) 
         EtudeError: what the run wrote of it is damaged.
     """
     data, valid = prepared.data, np.unique(np.concatenate([fold.valid for fold in prepared.folds]))
+    verify(folder, [TRAINED_ON, "train.npz", "valid.npz"])
     if (file := folder / TRAINED_ON).is_file():
         try:
             trained = Digests.from_hex(read_json(file)["files"])

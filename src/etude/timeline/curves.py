@@ -5,6 +5,7 @@ Every curve is a frozen dataclass, so its settings can be printed, compared, pic
 
 from __future__ import annotations
 
+import bisect
 import math
 from dataclasses import dataclass
 from numbers import Real
@@ -191,7 +192,7 @@ class Steps:
 
     def at(self, progress: float) -> float:
         """Return ``start * factor ** (number of milestones at or before progress)``."""
-        passed = sum(milestone <= progress + ROUNDING for milestone in self.milestones)
+        passed = bisect.bisect_right(self.milestones, progress + ROUNDING)
         return self.start * self.factor**passed
 
 

@@ -12,6 +12,9 @@ Length = float | str
 
 ACCEPTED = "a length is a share such as 0.25 or '25%', epochs '3ep', steps '500st', or time '10m' or '90s'"
 
+MOST_PARTS = 200
+"""Phases of a timeline, and parts of a curve, that follow each other at most: each takes milliseconds to read."""
+
 _WRITTEN = re.compile(r"\s*(\d+\.?\d*(?:e[+-]?\d+)?|\.\d+)\s*(ep|st|s|m|h|%)?\s*")
 _FACTOR_AND_UNIT = {
     None: (1.0, "share"),
@@ -154,8 +157,10 @@ def check_shares(lengths: Sequence[Length]) -> None:
     """Check what can be known of ``lengths`` in a row before the run is: the shares among them sum to 1.
 
     Raises:
-        ValueError: a malformed length, or shares that do not sum to 1 (within 1e-6).
+        ValueError: too many lengths, a malformed one, or shares that do not sum to 1 (within 1e-6).
     """
+    if len(lengths) > MOST_PARTS:
+        raise ValueError(f"{len(lengths):,} phases or parts of a curve follow each other; give at most {MOST_PARTS}")
     shares = [amount for amount, unit in map(parse_length, lengths) if unit == "share"]
     if shares and not math.isclose(sum(shares), 1.0, abs_tol=1e-6):
         listed = " + ".join(f"{share:g}" for share in shares)

@@ -68,14 +68,17 @@ def as_table(value: object, where: str, accepted: str) -> Mapping[str, object]:
     raise ValueError(f"{where} must be {accepted}, got {value!r}")
 
 
-def as_list(value: object, where: str, accepted: str) -> Sequence[object]:
-    """Return ``value`` if it is a list or a tuple.
+def as_list(value: object, where: str, accepted: str, most: int = 10_000) -> Sequence[object]:
+    """Return ``value`` if it is a list or a tuple of at most ``most`` entries.
 
     Raises:
         ValueError: it is not.
     """
     if isinstance(value, list | tuple):
-        return cast(Sequence[object], value)
+        entries = cast(Sequence[object], value)
+        if len(entries) > most:
+            raise ValueError(f"{where} has {len(entries):,} entries, and at most {most:,} are accepted")
+        return entries
     raise ValueError(f"{where} must be {accepted}, got {value!r}")
 
 

@@ -8,6 +8,7 @@ from typing import Any, cast
 from etude.timeline.composed import Joined, Scaled, Warmup
 from etude.timeline.curves import Constant, Cosine, Curve, Exponential, Linear, OneCycle, Steps
 from etude.timeline.cyclic import ExpRange, Triangular, Triangular2
+from etude.timeline.lengths import MOST_PARTS
 from etude.timeline.moment import QUANTITIES
 from etude.timeline.phase import Phase
 from etude.timeline.plan import Timeline
@@ -171,7 +172,7 @@ def _flat(settings: Timeline | Plateau | Event) -> dict[str, Any]:
 def _parts(value: object, where: str) -> tuple[tuple[float | str, Curve], ...]:
     accepted = "a list of tables such as {length = 0.5, of = {curve = 'linear', start = 0.0, end = 1.0}}"
     parts: list[tuple[float | str, Curve]] = []
-    for count, part in enumerate(as_list(value, where, accepted), 1):
+    for count, part in enumerate(as_list(value, where, accepted, MOST_PARTS), 1):
         place = f"{where} {count}"
         table = as_table(part, place, "a table with the keys 'length' and 'of'")
         if set(table) != {"length", "of"}:
@@ -185,7 +186,7 @@ def _milestones(value: object, where: str) -> tuple[float, ...]:
 
 
 def _phases(value: object, where: str) -> tuple[Phase, ...]:
-    written = as_list(value, where, "a list of tables, one a phase")
+    written = as_list(value, where, "a list of tables, one a phase", MOST_PARTS)
     return tuple(phase_from_tree(phase, f"phase {count}") for count, phase in enumerate(written, 1))
 
 

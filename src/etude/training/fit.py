@@ -99,7 +99,7 @@ def fine_tune(
 
     Args:
         progress: draws the bar.
-        warn: told when a checkpoint cannot be written.
+        warn: told when a checkpoint cannot be written, or a plateau cannot fire.
         name: shown before the bar.
 
     Raises:
@@ -119,7 +119,7 @@ def fine_tune(
         model.eval()
         return done
     plan = _plan(task, kept)
-    clock = Clock(plan.timeline, plan.steps)
+    clock = Clock(plan.timeline, plan.steps, warn)
     module = build_module(lay_out(model, task.mode), task, clock)
     history, averaging = History(task.folder / "history.csv", plan.epoch_steps), _averaging(task.recipe, plan.timeline)
     callbacks: list[pl.Callback] = [clock, history, *averaging, *_mixing(task, plan.timeline), *teaching(task)]
@@ -128,7 +128,7 @@ def fine_tune(
         Checkpoints(kept.folder, every_steps=round(plan.epoch_steps), every_seconds=_seconds(task), warn=warn),
     ]
     # A new run's processes do not wait for the first to clear the folder, so an older checkpoint may still be there.
-    checkpoint, start = (kept.checkpoint, kept.step) if task.resume else (None, None)
+    checkpoint, start = (kept.checkpoint, kept.step_for(module)) if task.resume else (None, None)
     with quiet_lightning():
         trainer = build_trainer(
             steps=plan.steps, validate_every=plan.validate_every, clip=task.recipe.train.clip,
