@@ -18,6 +18,7 @@ from etude.core.errors import EtudeError
 from etude.core.predictions import Predictions
 from etude.data.dataset import Dataset
 from etude.journal.record import read_run
+from etude.journal.record_read import IN_NO_STAGE
 from etude.journal.report import write_report
 from etude.journal.screen import Screen
 from etude.models.classifier import Classifier, ModelCard, Preprocessing
@@ -88,7 +89,7 @@ def test_health_pictures_and_figures_are_written_and_timed(session: Session, dat
     (stage,) = record["stages"]
     assert (stage["name"], stage["state"]) == ("look back", "finished")
     assert 0 < stage["seconds"] <= record["seconds"]
-    assert [row.stage for row in session.rows] == ["look back"]
+    assert [row.stage for row in session.table()] == ["look back", IN_NO_STAGE, "in all"]
     assert record["warnings"] == []
     assert record["architecture"]["image_size"] == SIDE
     assert record["architecture"]["trainable"] == record["architecture"]["parameters"] > 0

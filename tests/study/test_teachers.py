@@ -12,14 +12,18 @@ import pytest
 import torch
 
 from etude.core.errors import EtudeError
+from etude.core.files import digest_of, write_json
 from etude.core.predictions import Predictions
+from etude.data.compact import Digests
+from etude.journal.record import RunRecord
 from etude.journal.screen import Screen
 from etude.models.backbones import build_backbone
 from etude.models.classifier import Classifier, Preprocessing
 from etude.recipe import load_recipe
+from etude.study.finish import TRAINED_ON
 from etude.study.request import Request
 from etude.study.session import Session
-from etude.study.teachers import open_teachers
+from etude.study.teachers import open_teachers, seen_in_training
 from etude.training.unlabelled import Teacher
 from picture_folders import write_classes, write_flat
 from recorded_runs import opened
@@ -125,8 +129,49 @@ def test_teachers_of_another_size_and_split(etude, train, tmp_path):
         assert ended.code == 0, ended.err
         (told,) = warnings_of(tmp_path / views)
         assert "of the images that validate here, so the validation scores are too high" in told
+    unseen = {*Predictions.load(tmp_path / "teacher" / "valid.npz").ids}
+    seen = {*Predictions.load(tmp_path / "cached" / "valid.npz").ids} - unseen
+    assert f"was trained on {len(seen)} of the images" in told
     assert (tmp_path / "cached" / "teacher" / "labelled.npz").is_file()
     assert not (tmp_path / "same" / "teacher").exists()
+
+
+def prepared_of(files: dict[str, str], folds: list[tuple[list[int], list[int]]]) -> Any:
+    """Return as much of a prepared run as tells which images train and validate; ``files`` are contents by id."""
+    hashes = Digests.from_hex("".join(digest_of(content) for content in files.values()))
+    images = SimpleNamespace(ids=list(files), classes=("a", "b"))
+    made = [SimpleNamespace(train=np.array(train), valid=np.array(valid)) for train, valid in folds]
+    return SimpleNamespace(
+        data=SimpleNamespace(images=images, build=SimpleNamespace(content_hashes=hashes)), folds=made
+    )
+
+
+def test_a_teacher_that_trained_on_the_validation_images_is_noticed_whatever_they_are_called(tmp_path: Path):
+    student = prepared_of({"a/1": "one", "a/2": "two", "b/1": "three"}, [([0], [1, 2])])
+    write_json(tmp_path / TRAINED_ON, {"files": digest_of("two") + digest_of("another")})
+    assert seen_in_training(tmp_path, student, "other images") == 1
+    write_json(tmp_path / TRAINED_ON, {"files": digest_of("one") + digest_of("another")})
+    assert seen_in_training(tmp_path, student, "other images") == 0
+    write_json(tmp_path / TRAINED_ON, {"files": "no hash"})
+    with pytest.raises(EtudeError, match=TRAINED_ON):
+        seen_in_training(tmp_path, student, "other images")
+
+
+@pytest.mark.parametrize(
+    ("held", "folds", "fingerprint", "seen"),
+    [
+        ("train.npz", [{}], "other", 1),  # the names of its training images are known
+        ("valid.npz", [{}], "same", 1),  # it trained on all but those that it held out
+        ("valid.npz", [{}, {}], "same", 2),  # each image was trained on in all folds but one
+        ("valid.npz", [{}], "other", 0),
+    ],
+)
+def test_of_older_runs_the_names_tell(tmp_path: Path, held: str, folds: list, fingerprint: str, seen: int):
+    student = prepared_of({"a/1": "one", "a/2": "two", "b/1": "three"}, [([0], [1, 2])])
+    record = RunRecord.open(tmp_path, command=["etude"], recipe="quick", settings={}, changed={}, seed=0)
+    record.set("data", {"fingerprint": "same", "folds": folds})
+    save(tmp_path / held, ("a/2", "x"), ("a", "b"), np.full((2, 2), 0.5))
+    assert seen_in_training(tmp_path, student, fingerprint) == seen
 
 
 def test_the_teacher_of_a_students_view_takes_its_own_size_and_order():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from etude.core.files import write_json
 from etude.core.predictions import Predictions
 from etude.core.scores import score_of
 from etude.core.submission import Unreadable, write_submission
@@ -20,10 +21,13 @@ from etude.study.candidates import Candidate
 from etude.study.prepare import Prepared
 from etude.study.session import Row, Session
 
+TRAINED_ON = "trained_on.json"
+"""The file that tells which images a run was trained on, by the hashes of their contents."""
+
 
 def finish(session: Session, kept: Sequence[tuple[str, Candidate]], prepared: Prepared) -> list[tuple[str, Candidate]]:
     """Write ``valid.npz`` (out-of-fold with several folds), ``train.npz`` with the training images' features where they
-    are wanted, ``test.npz`` and ``submission.csv``; record all files.
+    are wanted, ``test.npz``, ``submission.csv``, and :data:`TRAINED_ON`; record all files.
 
     Returns:
         The kept models; where views did harm on the validation images, their cards ask for the plain one alone.
@@ -37,6 +41,8 @@ def finish(session: Session, kept: Sequence[tuple[str, Candidate]], prepared: Pr
     session.record.forget(written)
     valid.save(written[0])
     _train(session, candidates, data)
+    trained = np.unique(np.concatenate([fold.train for fold in prepared.folds]))
+    write_json(session.folder / TRAINED_ON, {"files": data.build.content_hashes.take(trained).hex()})
     if test is not None:
         _test(session, candidates, test)
     right, negative_loss = score_of(valid)
@@ -51,7 +57,7 @@ def finish(session: Session, kept: Sequence[tuple[str, Candidate]], prepared: Pr
             "validation_images": len(valid),
         },
     )
-    for path in sorted(_written(session.folder)):
+    for path in sorted([*_written(session.folder), session.folder / TRAINED_ON]):
         session.record.artefact(path)
     return list(kept)
 

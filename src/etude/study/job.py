@@ -245,6 +245,6 @@ class Job:
             self.policy = settle_policy(self.session, self.prepared, fold, head)
             choice = {"policy": self.policy.policy, "reason": self.policy.reason}
             self.session.record.set("augmentation", choice)
-            if self.policy.policy != "none":
+            if self.policy.measured or self.policy.policy != "none":
                 self.session.screen.say(f"augmentation: {self.policy.policy} ({self.policy.reason})")
         return self.policy.policy

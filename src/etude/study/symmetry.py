@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from etude.core.progress import Progress
-from etude.core.scores import standard_error
+from etude.core.scores import matched_interval
 from etude.core.seeds import rng_for
 from etude.data.dataset import Dataset
 from etude.inference.views import SYMMETRIES, seen_through
@@ -17,16 +19,17 @@ from etude.study.fold import Fold
 from etude.study.frozen import FrozenFeatures
 
 _IMAGES = 192  # judged at most; a few seconds on a CPU
-_TOLERANCE = 0.15  # of the plain view's accuracy beyond chance that a view may lose, plus one standard error
+_TOLERANCE = 0.15  # of the plain view's accuracy beyond chance that a view may lose, by the lower end of its interval
 _PROBES = ("flip", "turn 180", "turn 90")
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyChoice:
-    """An augmentation policy and why it was chosen."""
+    """An augmentation policy and why it was chosen; ``measured`` on validation images or not."""
 
     policy: str
     reason: str
+    measured: bool = False
 
 
 def choose_policy(
@@ -39,40 +42,52 @@ def choose_policy(
     seed: int,
     progress: Progress,
 ) -> PolicyChoice:
-    """Return the widest policy whose symmetries leave the labels recognisable.
+    """Return the widest policy whose symmetries are seen to leave the labels recognisable.
 
     The head has never seen a turned or mirrored image; where it still knows the classes, the symmetry keeps the label.
     """
     rows = fold.valid[np.sort(rng_for(seed, "symmetry").permutation(len(fold.valid))[:_IMAGES])]
     truth = data.labels[rows]
-    kept = {"plain": _accuracy(head, features.values[rows], truth)}
+    right = {"plain": _right(head, features.values[rows], truth)}
     for view in SYMMETRIES:
         if view.name in _PROBES:
             seen = extract_features(
                 features.frozen.backbone.module, seen_through(view, data.build.store.gather), rows,
                 features.preprocessing, progress=progress, precision=precision, name=f"symmetry ({view.name})",
             )  # fmt: skip
-            kept[view.name] = _accuracy(head, seen, truth)
-    return decide(kept, chance=float(np.bincount(truth).max() / len(truth)), count=len(truth))
+            right[view.name] = _right(head, seen, truth)
+    return decide(right, chance=float(np.bincount(truth).max() / len(truth)))
 
 
-def decide(accuracy: dict[str, float], chance: float, count: int) -> PolicyChoice:
-    """Return the policy for the accuracies of the plain view and the probed ones.
+def decide(right: Mapping[str, NDArray[np.bool_]], chance: float) -> PolicyChoice:
+    """Return the policy, by which of the same images the head gets right in the plain view and in each probed one.
 
-    >>> decide({"plain": 0.9, "flip": 0.9, "turn 180": 0.5, "turn 90": 0.4}, chance=0.1, count=192).policy
+    A symmetry is taken where two things hold of the 90% interval of its gain in accuracy over the plain view: it does
+    not lie below zero, and even its lower end is a loss of at most 15% of the plain view's accuracy beyond chance.
+    Where few images leave that open, images are left as they are.
+
+    >>> known = np.arange(192) < 180
+    >>> right = {"plain": known, "flip": known, "turn 180": known[::-1] & known, "turn 90": ~known}
+    >>> decide(right, chance=0.1).policy
     'photos'
+    >>> decide({name: hits[:16] for name, hits in right.items()}, chance=0.5).policy
+    'none'
     """
-    plain = accuracy["plain"]
-    margin = _TOLERANCE * max(0.0, plain - chance) + standard_error(plain, count)
-    holds = {name: value >= plain - margin for name, value in accuracy.items()}
-    measured = ", ".join(f"{name} {value:.1%}" for name, value in accuracy.items())
+    plain, count = right["plain"], len(right["plain"])
+    measured = ", ".join(f"{name} {hits.mean():.1%}" for name, hits in right.items())
     reason = f"stage 1 accuracy on {count} validation images: {measured}"
-    if not holds["flip"]:
-        return PolicyChoice("none", f"{reason}; mirror images lose their class")
-    if not holds["turn 180"]:
-        return PolicyChoice("photos", f"{reason}; images have an up and a down")
-    return PolicyChoice("symmetric" if holds["turn 90"] else "flips", reason)
+    policy = "none"
+    steps = (("flip", "photos", "mirror images"), ("turn 180", "flips", "images upside down"))
+    for name, wider, named in (*steps, ("turn 90", "symmetric", "quarter turns")):
+        wins, losses = int((right[name] & ~plain).sum()), int((plain & ~right[name]).sum())
+        low, high = matched_interval(wins, losses, count)
+        if high < 0.0:
+            return PolicyChoice(policy, f"{reason}; {named} lose their class", measured=True)
+        if low < -_TOLERANCE * max(0.0, float(plain.mean()) - chance):
+            return PolicyChoice(policy, f"{reason}; too few to tell whether {named} keep their class", measured=True)
+        policy = wider
+    return PolicyChoice(policy, reason, measured=True)
 
 
-def _accuracy(head: LinearHead, features: np.ndarray, truth: np.ndarray) -> float:
-    return float((head.logits(features).argmax(1) == truth).mean())
+def _right(head: LinearHead, features: np.ndarray, truth: np.ndarray) -> NDArray[np.bool_]:
+    return head.logits(features).argmax(1) == truth

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from etude.core.errors import EtudeError, listed
-from etude.core.files import digest_of
+from etude.core.files import digest_of, read_json
 from etude.core.ids import match_ids
 from etude.core.labels import spelled_as
 from etude.core.predictions import Predictions
 from etude.data.batches import TrainingRows
+from etude.data.compact import Digests
 from etude.data.dataset import Dataset, open_dataset
 from etude.data.survey import survey
 from etude.inference.predict import predict
@@ -21,6 +22,7 @@ from etude.journal.record import read_run
 from etude.journal.record_read import model_files, models_of, verify
 from etude.models.classifier import Classifier, ModelCard, load_model
 from etude.refine.tables import read_probabilities
+from etude.study.finish import TRAINED_ON
 from etude.study.network import Extras
 from etude.study.prepare import Prepared
 from etude.study.session import Session
@@ -205,17 +207,40 @@ def _check_classes(path: Path, given: tuple[str, ...], wanted: tuple[str, ...]) 
 
 def _warn_of_seen_labels(session: Session, prepared: Prepared, path: Path) -> None:
     """Say so where a teacher was trained on labels of images that validate here: the scores are then too high."""
-    record, held = read_run(path), path / "valid.npz"
-    if not held.is_file() or (record.get("data") or {}).get("fingerprint") is None:
-        return
-    if record["data"]["fingerprint"] != (session.record.get("data") or {}).get("fingerprint"):
-        return
-    own: Callable[[np.ndarray], set[str]] = lambda rows: {prepared.data.images.ids[row] for row in rows}  # noqa: E731
-    verify(path, [held.name], record)
-    unseen = set(Predictions.load(held).ids)
-    seen = sum(len(own(fold.valid) - unseen) for fold in prepared.folds)
-    if seen:
+    fingerprint = (session.record.get("data") or {}).get("fingerprint")
+    if seen := seen_in_training(path, prepared, fingerprint):
         session.warn(
             f"--teacher {path} was trained on {seen:,} of the images that validate here, so the validation scores are "
-            f"too high: train it by the same --seed and --folds"
+            "too high: train it by the same --seed and without --folds, or validate on other images with --valid"
         )
+
+
+def seen_in_training(folder: Path, prepared: Prepared, fingerprint: str | None) -> int:
+    """Return how many of the validation images a run was trained on.
+
+    Files are told by their contents, whatever their names and folders; those of runs that did not write what they were
+    trained on, by their names.
+
+    Args:
+        fingerprint: of the images that validate and train here.
+
+    Raises:
+        EtudeError: what the run wrote of it is damaged.
+    """
+    data, valid = prepared.data, np.unique(np.concatenate([fold.valid for fold in prepared.folds]))
+    verify(folder, [TRAINED_ON, "train.npz", "valid.npz"])
+    if (file := folder / TRAINED_ON).is_file():
+        try:
+            trained = Digests.from_hex(read_json(file)["files"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise EtudeError(f"{file} is damaged ({error}): train the teacher again, or delete the file") from None
+        return int(np.isin(data.build.content_hashes.take(valid).keys(), trained.keys()).sum())
+    held = "train.npz" if (folder / "train.npz").is_file() else "valid.npz"
+    ids = {data.images.ids[row] for row in valid}
+    if held == "train.npz":
+        return len(ids & {*Predictions.load(folder / held).ids})
+    described = read_run(folder).get("data") or {}
+    if not (folder / held).is_file() or described.get("fingerprint") != fingerprint:
+        return 0
+    folds = len(described.get("folds") or [None])
+    return len(ids if folds > 1 else ids - {*Predictions.load(folder / held).ids})
