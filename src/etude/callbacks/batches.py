@@ -280,6 +280,8 @@ def closed(batch: Any, images: ImageBatch) -> Any:
 
 
 def _check_other_images(batch: Any, images: ImageBatch) -> None:
+    if len(batch) == 2:  # images and targets alone
+        return
     parts: dict[Any, Any] = dict(batch) if isinstance(batch, Mapping) else dict(enumerate(batch))
     before = opened(batch)
     if before.image is images.image:

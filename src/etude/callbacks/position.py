@@ -26,10 +26,10 @@ def run_size(trainer: pl.Trainer, name: str, steps: int = 0) -> RunSize:
     Raises:
         EtudeError: the trainer has no limit.
     """
-    epochs, of_epoch = trainer.max_epochs or -1, steps_of_epoch(trainer, trainer.accumulate_grad_batches)
+    epochs, of_epoch = trainer.max_epochs or -1, _steps_of_epoch(trainer, trainer.accumulate_grad_batches)
     limits = [trainer.max_steps] if trainer.max_steps > 0 else []
     if epochs > 0 and of_epoch < math.inf:
-        whole = int(sum(steps_of_epoch(trainer, _parts(trainer, epoch)) for epoch in range(epochs)))
+        whole = int(sum(_steps_of_epoch(trainer, _parts(trainer, epoch)) for epoch in range(epochs)))
         limits.append(whole)
         of_epoch = whole / epochs
     if not (steps or limits):
@@ -52,14 +52,14 @@ def position(trainer: pl.Trainer, batches: int, steps: int = 0) -> tuple[int, in
     """
     limit, epochs, parts = steps or trainer.max_steps, trainer.max_epochs or -1, trainer.accumulate_grad_batches
     by_steps = (trainer.global_step, limit)
-    if steps or epochs <= 0 or (of_epoch := steps_of_epoch(trainer, parts)) == math.inf:
+    if steps or epochs <= 0 or (of_epoch := _steps_of_epoch(trainer, parts)) == math.inf:
         return by_steps
     within = of_epoch if batches >= trainer.num_training_batches else batches // parts
     by_epochs = (int(trainer.current_epoch * of_epoch + within), int(epochs * of_epoch))
     return max(by_epochs, by_steps, key=lambda pair: step_progress(*pair)) if limit > 0 else by_epochs
 
 
-def steps_of_epoch(trainer: pl.Trainer, parts: int) -> float:
+def _steps_of_epoch(trainer: pl.Trainer, parts: int) -> float:
     """Return the optimiser steps of an epoch as long as the present one, each of ``parts`` batches."""
     batches = trainer.num_training_batches  # infinite for a loader without a length
     return math.ceil(batches / parts) if batches < math.inf else math.inf

@@ -141,7 +141,7 @@ class PseudoLabels(BatchTransform):
             probabilities = self._predicted(batch.image[unlabelled], target.shape[1], occasion)
             labels, sure = self._made(probabilities, occasion.trainer)
             target[unlabelled] = labels.to(target.dtype)
-            weight[unlabelled] = (sure * (share * labelled / max(1, len(labels)))).to(weight.dtype)
+            weight[unlabelled] = (sure * (share * (labelled / max(1, len(labels))))).to(weight.dtype)
             image = _student_view(batch, unlabelled)
         else:
             weight[unlabelled] = 0.0
