@@ -104,9 +104,9 @@ class KNN(OnTrainingRows):
         features, labels, ids = self.known_rows(labelled)
         self.index_ = NeighbourIndex(features, ids, self.method)
         self._scales = own_scales(self.index_) if self.local_scaling else None
-        self.learned_ = occurring(self.columns_in(labelled)[labels], len(labelled.classes))
         if len(labelled.classes) > 1:  # one class is certain already
             self._columns = self.columns_in(labelled)[labels]
+            self.learned_ = occurring(self._columns, len(labelled.classes))
             assert labelled.labels is not None
             self._choose(labelled.take(labelled.labels >= 0))
         return self
