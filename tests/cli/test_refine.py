@@ -188,6 +188,27 @@ def test_a_run_is_refined_with_its_own_predictions(etude, tmp_path):
     np.testing.assert_array_equal(again.logits, refined.logits)
 
 
+def test_a_class_without_labelled_images_is_named_and_kept(etude, tmp_path):
+    rng = np.random.default_rng(0)
+
+    def written(name: str, kinds: int, labelled: bool) -> Predictions:
+        labels = rng.integers(0, kinds, 200)
+        logits = rng.normal(size=(1, 200, 3)) + 2 * np.eye(3)[labels]
+        one = Predictions([f"{name}{row}" for row in range(200)], ("ant", "bee", "cow"), logits, labels=labels)
+        as_csv(tmp_path / f"{name}.csv", one, labels=labelled)
+        return one
+
+    written("valid", 2, labelled=True)
+    target = written("target", 3, labelled=False)
+    ended = etude("refine", tmp_path / "valid.csv", tmp_path / "target.csv", "--out", tmp_path / "out.csv", "--quiet")
+    assert ended.code == 0, ended.err
+    assert "'cow'" in ended.out + ended.err
+    assert "'ant'" not in ended.out + ended.err
+    best = [max(target.classes, key=lambda name: float(row[name])) for row in rows_of(tmp_path / "out.csv")]
+    before = target.predicted() == 2
+    assert (np.array(best) == "cow")[before].all()
+
+
 def test_labels_may_come_from_a_file_of_their_own(etude, tmp_path, shifted):
     _, target, _ = shifted
     valid = model_output(0, 500)

@@ -5,9 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 
-from etude.refine.head import Head, Standardised, fit_head
+from etude.refine.head import Head, fit_head
 
 
 def drawn(seed: int = 0, n: int = 80, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -27,13 +26,6 @@ def test_it_is_scikit_learns_regression(classes: int, strength: float, weighted:
     same = 2 * strength if classes == 2 else strength
     theirs = LogisticRegression(C=same, tol=1e-9, max_iter=2000).fit(rows, labels, importance)
     np.testing.assert_allclose(np.exp(ours), theirs.predict_proba(rows), atol=1e-4)
-
-
-def test_standardised_columns_are_scikit_learns():
-    rows, _ = drawn()
-    np.testing.assert_allclose(Standardised.of(rows).apply(rows), StandardScaler().fit_transform(rows), atol=1e-12)
-    still = np.full((7, 2), 0.1, np.float32)
-    assert np.abs(Standardised.of(still).apply(still)).max() < 1e-6
 
 
 def test_a_start_changes_where_the_search_begins_and_not_where_it_ends():

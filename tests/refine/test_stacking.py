@@ -167,7 +167,7 @@ def test_a_class_that_the_trees_never_saw_keeps_the_means_share(trees: FakeTrees
     stack = Stacking("lightgbm", weights=(0.5,)).fit(two)
     assert stack.stacked_
     out = stack.transform(train).probabilities()
-    np.testing.assert_allclose(out[:, 2], average(train).probabilities()[:, 2] / 2, atol=1e-6)
+    np.testing.assert_allclose(out[:, 2], average(train).probabilities()[:, 2], atol=1e-6)
 
 
 def test_a_missing_lightgbm_is_told_in_one_sentence(monkeypatch: pytest.MonkeyPatch):

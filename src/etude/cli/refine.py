@@ -82,7 +82,7 @@ def refine(
     quiet
         Show warnings only.
     """
-    from etude.core.errors import EtudeError
+    from etude.core.errors import EtudeError, listed
 
     written = Written(out, probabilities, sample_submission, positive)
     check_out(written)
@@ -100,8 +100,14 @@ def refine(
     unlabelled = source.predictions
     from etude.refine.chain import Chain
     from etude.refine.chain_steps import left_out, standard_steps
+    from etude.refine.rows import unlabelled_classes
     from etude.refine.tables import read_probabilities
 
+    if without := unlabelled_classes(labelled):
+        screen.warn(
+            f"no labelled image is of class {listed(without)}: steps that learn from labels leave the probabilities of "
+            "such classes as they are, and no gain here tells how well they are predicted"
+        )
     trained_on = training_file(valid, train, trust)
     known = None if trained_on is None else read_probabilities(trained_on, warn=screen.warn)
     names = None if steps is None else [name.strip() for name in steps.split(",") if name.strip()]

@@ -1,4 +1,4 @@
-"""The processor as this process may use it: its name, its cores, its memory, and who else uses it."""
+"""The processor as this process may use it: its name, cores, memory and threads, and who else uses it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,18 @@ import math
 import os
 import platform
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Generator
+from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
 from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import threadpoolctl  # pyright: ignore[reportMissingTypeStubs]
 
 _ROOT = Path("/")
+_threadpoolctl: Any = threadpoolctl
 
 
 def cpu_model(root: Path = _ROOT) -> str:
@@ -119,3 +127,39 @@ def seconds_of_others(root: Path = _ROOT) -> float | None:
         if words and words[0] in own and len(words) > 8
     ]
     return sum(used) / ticks - time.process_time() if used and ticks else None
+
+
+_WORTH_SHARING = 10**9
+"""Multiplications of one matrix product below which threads wait for each other for longer than they save."""
+
+
+@contextmanager
+def blas_threads_for(multiplications: int) -> Generator[None]:
+    """Let BLAS, which computes the matrix products of numpy and scipy, work on one thread if the products are small.
+
+    Threads wait for each other at every product: where other programs use the cores too, a small fit on two of them
+    takes many times as long as on one. The limit holds for the process, so one block sets and lifts it; blocks inside
+    it, or in other threads meanwhile, leave it as it is.
+
+    Args:
+        multiplications: of the largest product inside, such as N D C for (N, D) features and C classes.
+    """
+    if multiplications >= _WORTH_SHARING or not _limited.acquire(blocking=False):
+        yield
+        return
+    try:
+        with _blas().limit(limits=1, user_api="blas"):
+            yield
+    finally:
+        _limited.release()
+
+
+_limited = Lock()
+
+
+@cache
+def _blas() -> Any:
+    """Return what sets the threads of every BLAS library of the process; to find these takes some 20 ms."""
+    import_module("scipy.linalg")  # loads the library that scipy brings besides numpy's
+
+    return _threadpoolctl.ThreadpoolController()

@@ -11,7 +11,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 
+from etude.core.processor import blas_threads_for
 from etude.core.seeds import derive_seed, rng_for
+from etude.core.standardise import FLOOR, Standardised
 
 _ITERATIONS = 200
 
@@ -46,6 +48,7 @@ def fit_head(
     folds: int = 3,
     search_rows: int = 5_000,
     weights: np.ndarray | None = None,
+    floor: float = FLOOR,
     seed: int = 0,
 ) -> LinearHead:
     """Fit multinomial logistic regression on standardised features.
@@ -58,6 +61,7 @@ def fit_head(
             1/V of its image, all views of an image stand in the same fold, and held-out images are judged as they are.
         labels: int (N,), in [0, num_classes).
         weights: per-image weights (N,), or None for equal ones.
+        floor: of the standardisation; see :class:`~etude.core.standardise.Standardised`.
 
     >>> rng = np.random.default_rng(0)
     >>> labels = np.arange(60) % 2
@@ -66,34 +70,15 @@ def fit_head(
     True
     """
     views = features if features.ndim == 3 else features[None]
-    mean, scale = _moments(views.reshape(-1, views.shape[2]))
-    x = _standardised(views, mean, scale)
+    scaling = Standardised.of(views.reshape(-1, views.shape[2]), floor)
     sample_weight = np.ones(len(labels)) if weights is None else np.asarray(weights, np.float64)
     rows = _search_rows(labels, search_rows, seed)
-    chosen, loss = _search(x[:, rows], labels[rows], sample_weight[rows], candidates, folds, seed)
-    weight, bias = _fit(*_rows_of_views(x, labels, sample_weight), chosen, num_classes)
-    weight = weight / scale
-    return LinearHead(weight.astype(np.float32), (bias - weight @ mean).astype(np.float32), chosen, loss)
-
-
-def _moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation per feature, by blocks: float16 sums overflow, a float32 copy costs memory."""
-    total = np.zeros(features.shape[1])
-    squares = np.zeros(features.shape[1])
-    for start in range(0, len(features), 4096):
-        block = features[start : start + 4096].astype(np.float64)
-        total += block.sum(0)
-        squares += (block**2).sum(0)
-    mean = total / len(features)
-    spread = np.sqrt(np.maximum(squares / len(features) - mean**2, 0.0))
-    return mean, np.where(spread > 1e-6, spread, 1.0)
-
-
-def _standardised(features: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    x = features.astype(np.float32)
-    x -= mean.astype(np.float32)
-    x /= scale.astype(np.float32)
-    return x
+    with blas_threads_for(views.size * num_classes):
+        x = scaling.apply(views, np.float32)
+        chosen, loss = _search(x[:, rows], labels[rows], sample_weight[rows], candidates, folds, seed)
+        weight, bias = _fit(*_rows_of_views(x, labels, sample_weight), chosen, num_classes)
+    weight = weight / scaling.deviation
+    return LinearHead(weight.astype(np.float32), (bias - weight @ scaling.mean).astype(np.float32), chosen, loss)
 
 
 def _rows_of_views(x: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

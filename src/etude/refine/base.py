@@ -131,6 +131,33 @@ def normalised(log_weights: NDArray[np.float64]) -> NDArray[np.float64]:
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
+def occurring(labels: NDArray[np.int64], classes: int) -> NDArray[np.bool_]:
+    """Return which of the classes have a label among ``labels``, (N,) of zero or more: (C,)."""
+    return np.bincount(labels, minlength=classes) > 0
+
+
+def only_among(
+    learned: NDArray[np.bool_], after: NDArray[np.float64], before: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return log p, (N, C): what is left by classes that are not ``learned``, (C,), is shared as ``after`` says.
+
+    A step that never saw a labelled image of a class has nothing to say about it: the class keeps its probability in
+    ``before``, (N, C) normalised, and images that are predicted to be of it there stay as they are. ``after`` is (N, C)
+    log weights.
+
+    >>> p = np.log([[0.4, 0.4, 0.2]])
+    >>> moved = only_among(np.array([True, True, False]), p + np.log([3.0, 1.0, 0.1]), p)
+    >>> np.exp(moved).round(2).tolist()
+    [[0.6, 0.2, 0.2]]
+    """
+    if learned.all() or not learned.any():
+        return normalised(after if learned.all() else before)
+    found = before.copy()
+    whole = np.logaddexp.reduce(before[:, learned], axis=1, keepdims=True)
+    found[:, learned] = normalised(after[:, learned]) + whole
+    return np.where(learned[before.argmax(axis=1)][:, None], found, before)
+
+
 def with_log_probabilities(predictions: Predictions, log_probabilities: NDArray[np.float64]) -> Predictions:
     """Return ``predictions`` with one view of these log probabilities, (N, C); the rest is kept.
 

@@ -13,10 +13,19 @@ import numpy as np
 import scipy.optimize  # pyright: ignore[reportMissingTypeStubs]
 from numpy.typing import ArrayLike, NDArray
 
-from etude.core.errors import EtudeError
+from etude.core.errors import EtudeError, listed
 from etude.core.predictions import Predictions
+from etude.core.processor import blas_threads_for
 from etude.core.scores import log_loss
-from etude.refine.base import Refiner, normalised, require_classes, require_labelled, with_log_probabilities
+from etude.refine.base import (
+    Refiner,
+    normalised,
+    occurring,
+    only_among,
+    require_classes,
+    require_labelled,
+    with_log_probabilities,
+)
 
 _optimize: Any = scipy.optimize
 # Log temperatures beyond this are not tried: T from 1/1100 to 1100.
@@ -63,15 +72,17 @@ class Temperature(Refiner):
 class VectorScaling(Refiner):
     """softmax(z / T + b): a temperature and a bias for each class, called bias-corrected temperature scaling (BCTS).
 
-    T and b minimise Σ -log p(label) + (log T)² / 2 + ridge Σ b² / 2. The ridge gives the biases their mean of zero
-    and keeps those of classes without examples finite.
+    T and b minimise Σ -log p(label) + (log T)² / 2 + ridge Σ b² / 2. The ridge gives the biases their mean of zero.
+    Labels cannot tell how often a class occurs that none of them is of: they would only teach never to predict it. So
+    T and b are fitted among the other classes, and such a class keeps its share in softmax(z / T).
 
     Args:
         ridge: precision of the prior b ~ N(0, 1 / ridge).
 
     Attributes:
         temperature_: T.
-        bias_: b, (C,) float64, of mean zero.
+        bias_: b, (C,) float64, of mean zero; 0 for a class without labelled images.
+        learned_: (C,) bool, the classes with labelled images.
 
     Raises:
         EtudeError: the ridge is not above zero.
@@ -88,22 +99,29 @@ class VectorScaling(Refiner):
             raise EtudeError(f"the ridge of VectorScaling must be above zero, not {self.ridge}: the default is 0.1")
         z, labels = require_labelled(labelled, "VectorScaling")
         assert labelled is not None
-        self.temperature_, self.bias_ = _temperature_and_bias(z, labels, self.ridge)
+        self.learned_ = occurring(labels, z.shape[1])
+        columns = np.cumsum(self.learned_) - 1  # of each class among those with labels
+        self.bias_ = np.zeros(z.shape[1])
+        self.temperature_, self.bias_[self.learned_] = _temperature_and_bias(
+            normalised(z[:, self.learned_]), columns[labels], self.ridge
+        )
         self.classes_ = labelled.classes
         return self
 
     def transform(self, predictions: Predictions) -> Predictions:
-        """Return softmax(z / T + b)."""
+        """Return softmax(z / T + b); classes without labelled images keep their share in softmax(z / T)."""
         self.require_fitted()
         require_classes(self.classes_, predictions, "VectorScaling")
-        z = predictions.log_probabilities()
-        return with_log_probabilities(predictions, z / self.temperature_ + self.bias_)
+        z = predictions.log_probabilities() / self.temperature_
+        return with_log_probabilities(predictions, only_among(self.learned_, z + self.bias_, normalised(z)))
 
     @property
     def described(self) -> str:
-        """Such as ``"T = 1.32, b from -0.40 to 0.31"``."""
+        """Such as ``"T = 1.32, b from -0.40 to 0.31, none for 'cat' (no labels)"``."""
         self.require_fitted()
-        return f"T = {self.temperature_:.2f}, b from {self.bias_.min():.2f} to {self.bias_.max():.2f}"
+        without = [name for name, learned in zip(self.classes_, self.learned_, strict=True) if not learned]
+        rest = f", none for {listed(without)} (no labels)" if without else ""
+        return f"T = {self.temperature_:.2f}, b from {self.bias_.min():.2f} to {self.bias_.max():.2f}{rest}"
 
 
 def calibration_error(
@@ -187,7 +205,8 @@ def _temperature_and_bias(
     start = np.concatenate([[_log_temperature(z, labels)], np.zeros(classes)])
     bounds = [(-_WIDEST, _WIDEST)] + [(None, None)] * classes
     options = {"maxiter": 1000, "maxcor": 20, "ftol": 1e-15, "gtol": 1e-9}
-    found: NDArray[np.float64] = _optimize.minimize(
-        loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options
-    ).x
+    with blas_threads_for(z.size):
+        found: NDArray[np.float64] = _optimize.minimize(
+            loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options
+        ).x
     return float(np.exp(found[0])), found[1:] - found[1:].mean()

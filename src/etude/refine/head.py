@@ -3,44 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import scipy.optimize  # pyright: ignore[reportMissingTypeStubs]
 from numpy.typing import NDArray
 
+from etude.core.processor import blas_threads_for
+from etude.core.standardise import Standardised as Standardised  # saved refiners name it by this module
 from etude.refine.base import normalised
-from etude.refine.distances import Floats
 
 _optimize: Any = scipy.optimize
 Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True, eq=False)
-class Standardised:
-    """Columns of mean zero and deviation one; a column that never changes becomes zero.
-
-    Args:
-        mean: (D,).
-        deviation: (D,), 1 where a column never changes.
-    """
-
-    mean: Array
-    deviation: Array
-
-    @classmethod
-    def of(cls, table: Floats) -> Self:
-        """Return what standardises ``table``, (N, D)."""
-        mean, deviation = table.mean(axis=0, dtype=np.float64), table.std(axis=0, dtype=np.float64)
-        still = deviation <= 1e-6 * np.abs(mean) + 1e-12  # what is left is rounding
-        return cls(mean, np.where(still, 1.0, deviation))
-
-    def apply(self, table: Floats) -> Array:
-        """Return (table - mean) / deviation, (N, D) float64."""
-        done = table.astype(np.float64)
-        done -= self.mean
-        done /= self.deviation
-        return done
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +82,7 @@ def fit_head(
 
     first = np.zeros(ridge.shape) if start is None else np.concatenate([start.weights, start.bias[None]])
     options = {"maxiter": most, "ftol": 1e-11, "gtol": 1e-7}
-    found: Array = _optimize.minimize(loss, first.ravel(), jac=True, method="L-BFGS-B", options=options).x
+    with blas_threads_for(rows.size * classes):
+        found: Array = _optimize.minimize(loss, first.ravel(), jac=True, method="L-BFGS-B", options=options).x
     table = found.reshape(ridge.shape)
     return Head(table[:-1], table[-1])

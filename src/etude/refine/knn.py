@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from etude.core.errors import EtudeError, nearest
 from etude.core.predictions import Predictions
-from etude.refine.base import require_features, require_labelled
+from etude.refine.base import occurring, require_features, require_labelled
 from etude.refine.cross_fit import NOISE, choose, fold_numbers, fold_sums
 from etude.refine.knn_votes import SCALE_OF, Metric, expanded, locally_scaled, own_scales, row_gains, votes
 from etude.refine.neighbours import Method, NeighbourIndex, Neighbours
@@ -106,6 +106,7 @@ class KNN(OnTrainingRows):
         self._scales = own_scales(self.index_) if self.local_scaling else None
         if len(labelled.classes) > 1:  # one class is certain already
             self._columns = self.columns_in(labelled)[labels]
+            self.learned_ = occurring(self._columns, len(labelled.classes))
             assert labelled.labels is not None
             self._choose(labelled.take(labelled.labels >= 0))
         return self
@@ -155,14 +156,15 @@ class KNN(OnTrainingRows):
         assert labels is not None
         classes = len(known.classes)
         sums = [
-            fold_sums(row_gains(vote, network, labels, self.weights, self.metric), numbers)
+            fold_sums(row_gains(self.completed(vote, network), network, labels, self.weights, self.metric), numbers)
             for temperature in self.temperatures
             for vote in votes(found, self._columns, classes, temperature, ks)
         ]
 
         def gains_of(candidate: int) -> NDArray[np.float64]:
             k, temperature, weight = grid[candidate]
-            return row_gains(self._vote(found, temperature, k), network, labels, (weight,), self.metric)[0]
+            vote = self.completed(self._vote(found, temperature, k), network)
+            return row_gains(vote, network, labels, (weight,), self.metric)[0]
 
         choice = choose(np.concatenate(sums), gains_of, numbers, self.noise)
         self.gain_, self.error_ = choice.gain, choice.error

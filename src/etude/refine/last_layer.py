@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from etude.core.errors import EtudeError
 from etude.core.predictions import Predictions
 from etude.refine.base import (
+    occurring,
     require_classes,
     require_features,
     require_labelled,
@@ -172,6 +173,7 @@ class LastLayer(OnTrainingRows):
                 f"features of the training images have {features.shape[1]:,} columns and those of the target "
                 f"{sure.shape[1]:,}: take both from the same network"
             )
+        self.learned_ = occurring(columns, len(known.classes))
         corrected = target if self.prior is None else self._corrected(self.prior, known, target)
         importance = shift_weights(columns, self.prior_) if self.corrects_ else np.ones(len(columns))
         occurs = importance > 0  # a class without weight would drive its bias to minus infinity
@@ -198,7 +200,8 @@ class LastLayer(OnTrainingRows):
         network, numbers = known.probabilities(), fold_numbers(known, self.folds)
         importance = shift_weights(known.labels, self.prior_) if self.corrects_ else np.ones(len(known))
         heads = self._heads(rows)
-        told = [self._told(head, known) for head in heads]
+        self.learned_[self.present_] = True  # those of pseudo-labels too
+        told = [self.completed(self._told(head, known), network) for head in heads]
         grid = list(product(range(len(heads)), self.weights))
 
         def gains(head: int, weights: Sequence[float]) -> Array:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from etude.core.processor import blas_threads_for
 from etude.core.seeds import rng_for
 from etude.refine.distances import Floats
 
@@ -40,13 +41,14 @@ def principal(features: Floats, most: int, seed: int = 0) -> NDArray[np.float32]
     kept = max(1, min(most, count - 1, columns))
     tried = min(kept + _OVERSAMPLED, count, columns)
     basis: Floats = rng_for(seed, "principal").standard_normal((columns, tried)).astype(np.float32)
-    for _ in range(2):
-        basis = x.T @ _linalg.qr(x @ basis)[0]
-    axes: Floats = _linalg.qr(basis)[0]
-    scores = x @ axes
-    wide = scores.astype(np.float64)
-    turn = _linalg.eigh(wide.T @ wide)[1][:, ::-1]  # the right singular vectors alone, at a tenth of the cost of all
-    return np.asarray(wide @ turn[:, :kept], np.float32)
+    with blas_threads_for(x.size * tried):
+        for _ in range(2):
+            basis = x.T @ _linalg.qr(x @ basis)[0]
+        axes: Floats = _linalg.qr(basis)[0]
+        scores = x @ axes
+        wide = scores.astype(np.float64)
+        turn = _linalg.eigh(wide.T @ wide)[1][:, ::-1]  # the right singular vectors alone, a tenth of the cost of all
+        return np.asarray(wide @ turn[:, :kept], np.float32)
 
 
 def whitened(rows: Floats, most: int) -> NDArray[np.float32]:
@@ -60,10 +62,11 @@ def whitened(rows: Floats, most: int) -> NDArray[np.float32]:
     [1.0, 1.0]
     """
     x = rows.astype(np.float64) - rows.mean(axis=0, dtype=np.float64)
-    values, vectors = _linalg.eigh(x.T @ x / len(x))
-    values, vectors = values[::-1][:most], vectors[:, ::-1][:, :most]
-    real = values > 1e-9 * max(float(values.max(initial=0.0)), 1e-30)
-    return np.asarray(x @ (vectors * np.where(real, 1 / np.sqrt(np.maximum(values, 1e-300)), 0.0)), np.float32)
+    with blas_threads_for(x.size * x.shape[1]):
+        values, vectors = _linalg.eigh(x.T @ x / len(x))
+        values, vectors = values[::-1][:most], vectors[:, ::-1][:, :most]
+        real = values > 1e-9 * max(float(values.max(initial=0.0)), 1e-30)
+        return np.asarray(x @ (vectors * np.where(real, 1 / np.sqrt(np.maximum(values, 1e-300)), 0.0)), np.float32)
 
 
 def landmark_features(z: Floats, most: int, width: float, seed: int = 0) -> NDArray[np.float32]:
@@ -89,13 +92,14 @@ def landmark_features(z: Floats, most: int, width: float, seed: int = 0) -> NDAr
     drawn = rng_for(seed, "landmarks").permutation(len(z))[:most]
     rows = z.astype(np.float32)
     squares = np.einsum("nd,nd->n", rows, rows)
-    apart = np.maximum(squares[:, None] + squares[drawn] - 2 * (rows @ rows[drawn].T), 0)
-    middle = max(float(np.median(apart)), 1e-30)
-    kernel: Floats = np.exp(apart * np.float32(-width / middle))
-    among = kernel[drawn].astype(np.float64)
-    values, vectors = _linalg.eigh((among + among.T) / 2)
-    kept = values > _ROUNDING * values[-1]
-    return np.asarray(kernel @ (vectors[:, kept] / np.sqrt(values[kept])).astype(np.float32), np.float32)
+    with blas_threads_for(len(z) * len(drawn) * max(len(drawn), z.shape[1])):
+        apart = np.maximum(squares[:, None] + squares[drawn] - 2 * (rows @ rows[drawn].T), 0)
+        middle = max(float(np.median(apart)), 1e-30)
+        kernel: Floats = np.exp(apart * np.float32(-width / middle))
+        among = kernel[drawn].astype(np.float64)
+        values, vectors = _linalg.eigh((among + among.T) / 2)
+        kept = values > _ROUNDING * values[-1]
+        return np.asarray(kernel @ (vectors[:, kept] / np.sqrt(values[kept])).astype(np.float32), np.float32)
 
 
 def leave_one_out(z: Floats, targets: Array) -> Array:
@@ -112,18 +116,19 @@ def leave_one_out(z: Floats, targets: Array) -> Array:
     >>> leave_one_out(z, np.array([[0.0], [0.0], [1.0], [1.0]])).round(1).ravel().tolist()[1:]
     [0.1, 1.1, 0.9]
     """
-    u, eigenvalues, mean = _decomposed(z, targets)
-    inner = u.T @ (targets - mean)
-    best, least = targets, np.inf
-    for penalty in PENALTIES:
-        shrunk = eigenvalues / (eigenvalues + penalty * eigenvalues.sum() / max(1, len(eigenvalues)))
-        residual = targets - mean - u @ (shrunk[:, None] * inner)
-        leverage = (u**2) @ shrunk + 1 / len(z)
-        residual = residual / np.maximum(1 - leverage, _OWN)[:, None]
-        error = float((residual**2).mean())
-        if error < least:
-            best, least = targets - residual, error
-    return best
+    with blas_threads_for(z.size * z.shape[1]):
+        u, eigenvalues, mean = _decomposed(z, targets)
+        inner = u.T @ (targets - mean)
+        best, least = targets, np.inf
+        for penalty in PENALTIES:
+            shrunk = eigenvalues / (eigenvalues + penalty * eigenvalues.sum() / max(1, len(eigenvalues)))
+            residual = targets - mean - u @ (shrunk[:, None] * inner)
+            leverage = (u**2) @ shrunk + 1 / len(z)
+            residual = residual / np.maximum(1 - leverage, _OWN)[:, None]
+            error = float((residual**2).mean())
+            if error < least:
+                best, least = targets - residual, error
+        return best
 
 
 def predict_ridge(z: Floats, targets: Array, fresh: Floats, penalty: float = 0.1) -> Array:
@@ -133,12 +138,13 @@ def predict_ridge(z: Floats, targets: Array, fresh: Floats, penalty: float = 0.1
     >>> predict_ridge(z, 2 * z + 1, np.array([[4.0]]), penalty=1e-9).round(3).ravel().tolist()
     [9.0]
     """
-    u, eigenvalues, mean = _decomposed(z, targets)
     middle = z.mean(axis=0, dtype=np.float64)
-    shrunk = eigenvalues / (eigenvalues + penalty * eigenvalues.sum() / max(1, len(eigenvalues)))
-    # z - middle = u sqrt(eigenvalues) vᵀ, so v sqrt(eigenvalues) = (z - middle)ᵀ u
-    turned = (fresh.astype(np.float64) - middle) @ ((z.astype(np.float64) - middle).T @ u) / eigenvalues
-    return mean + (turned * shrunk) @ (u.T @ (targets - mean))
+    with blas_threads_for(z.size * z.shape[1]):
+        u, eigenvalues, mean = _decomposed(z, targets)
+        shrunk = eigenvalues / (eigenvalues + penalty * eigenvalues.sum() / max(1, len(eigenvalues)))
+        # z - middle = u sqrt(eigenvalues) vᵀ, so v sqrt(eigenvalues) = (z - middle)ᵀ u
+        turned = (fresh.astype(np.float64) - middle) @ ((z.astype(np.float64) - middle).T @ u) / eigenvalues
+        return mean + (turned * shrunk) @ (u.T @ (targets - mean))
 
 
 def _decomposed(z: Floats, targets: Array) -> tuple[Array, Array, Array]:

@@ -21,6 +21,17 @@ def without_labels(predictions: Predictions) -> Predictions:
     return Predictions(predictions.ids, predictions.classes, predictions.logits, predictions.features)
 
 
+def unlabelled_classes(predictions: Predictions) -> tuple[str, ...]:
+    """Return the names of the classes that no labelled image has.
+
+    >>> one = Predictions(("a", "b"), ("x", "y", "z"), np.zeros((1, 2, 3)), labels=np.array([1, -1]))
+    >>> unlabelled_classes(one)
+    ('x', 'z')
+    """
+    known = set(labels_of(predictions).tolist())
+    return tuple(name for place, name in enumerate(predictions.classes) if place not in known)
+
+
 def known_rows(predictions: Predictions) -> Predictions:
     """Return the labelled rows in the order of their ids, so that no draw depends on the order they came in."""
     labels = labels_of(predictions)

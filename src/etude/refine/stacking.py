@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from etude.core.errors import EtudeError, listed, nearest
 from etude.core.predictions import Predictions
 from etude.core.seeds import derive_seed
-from etude.refine.base import require_classes, with_log_probabilities
+from etude.refine.base import normalised, occurring, only_among, require_classes, with_log_probabilities
 from etude.refine.blend import aligned, average, common_labels, geometric_mean
 from etude.refine.cross_fit import choose, fold_numbers, fold_sums
 from etude.refine.head import Standardised, fit_head
@@ -163,23 +163,28 @@ class Stacking:
             module, seed = lightgbm_module(), derive_seed(self.seed, "stacking") % 2**31
             trees = module.LGBMClassifier(**_TREES, random_state=seed, deterministic=True, verbosity=-1, n_jobs=1)
             return trees.fit(columns, labels)
-        scaling, offset = Standardised.of(columns), geometric_mean(models).log_probabilities()
-        rows = scaling.apply(columns)
+        scaling = Standardised.of(columns, alike=len(models) * len(self.classes_))  # extra columns have other units
+        offset = geometric_mean(models).log_probabilities()
+        rows, learned = scaling.apply(columns), occurring(labels, offset.shape[1])
+        places, among = np.cumsum(learned) - 1, normalised(offset[:, learned])
         heads = {
-            strength: fit_head(rows, labels, offset.shape[1], strength, offset=offset) for strength in self.strengths
+            strength: fit_head(rows, places[labels], among.shape[1], strength, offset=among)
+            for strength in self.strengths
         }
-        return scaling, heads
+        return scaling, heads, learned
 
     def _answer(self, learned: Any, models: Sequence[Predictions], columns: Array, candidate: float) -> Array:
         if learned is None:  # trees need two classes to tell apart
             return average(models).log_probabilities()
         if self.learner == "lightgbm":
-            told = np.zeros((len(columns), len(self.classes_)))
+            told, mean = np.zeros((len(columns), len(self.classes_))), average(models).log_probabilities()
             told[:, np.asarray(learned.classes_, dtype=np.int64)] = learned.predict_proba(columns)
-            return mixed(told, average(models).log_probabilities(), candidate)
-        scaling, heads = learned
+            return only_among(occurring(learned.classes_, len(self.classes_)), mixed(told, mean, candidate), mean)
+        scaling, heads, known = learned
         offset = geometric_mean(models).log_probabilities()
-        return heads[candidate].log_probabilities(scaling.apply(columns), offset)
+        after = np.zeros(offset.shape)
+        after[:, known] = heads[candidate].log_probabilities(scaling.apply(columns), normalised(offset[:, known]))
+        return only_among(known, after, offset)
 
 
 def lightgbm_module() -> Any:

@@ -12,11 +12,19 @@ from etude.core.errors import EtudeError
 from etude.core.metrics import METRICS, Metric, metric_named, paired_bootstrap
 from etude.core.predictions import Predictions
 from etude.core.tally import FloatArray, IntArray, Tally, squared_distance
-from etude.refine.base import Refiner, require_classes, require_labelled, with_log_probabilities
+from etude.refine.base import (
+    Refiner,
+    occurring,
+    only_among,
+    require_classes,
+    require_labelled,
+    with_log_probabilities,
+)
 from etude.refine.cross_fit import FEWEST_ROWS, fold_numbers
 from etude.refine.rows import known_rows, labels_of
 
 _WIDEST = 8.0  # a larger offset would be fitted to a handful of images
+_NEVER = -1e6  # log probability of a class that may not be predicted
 _CANDIDATES = 256  # offsets tried for a class in one sweep
 _ROUNDS = 5
 
@@ -57,6 +65,8 @@ class Thresholds(Refiner):
     def fit(self, labelled: Predictions | None = None, target: Predictions | None = None) -> Self:
         """Search the offsets on ``labelled``; ``offsets_`` (C,) stays zero where the gain is no more than noise.
 
+        A class without labelled images keeps its probability; the offsets move images among the others.
+
         Raises:
             EtudeError: there are no labels, or the metric is not one of decisions.
         """
@@ -69,13 +79,16 @@ class Thresholds(Refiner):
         rows = known_rows(labelled)
         log_p, labels = rows.log_probabilities(), labels_of(rows)
         self.classes_ = labelled.classes
-        self.offsets_ = np.zeros(log_p.shape[1])
+        self.offsets_, self.learned_ = np.zeros(log_p.shape[1]), occurring(labels, log_p.shape[1])
         self.gain_ = None
         if len(labels) >= FEWEST_ROWS and log_p.shape[1] > 1:
             folds = fold_numbers(rows, self.folds, self.seed)
             moved = log_p.copy()
             for fold in range(int(folds.max()) + 1):
-                moved[folds == fold] += offsets_for(metric, log_p[folds != fold], labels[folds != fold])
+                out = folds == fold
+                learned = occurring(labels[~out], log_p.shape[1])
+                offsets = offsets_for(metric, log_p[~out], labels[~out])
+                moved[out] = only_among(learned, log_p[out] + offsets, log_p[out])
             level = 0.9 if self.level is None else self.level
             self.gain_ = paired_bootstrap(metric, log_p, moved, labels, self.draws, self.seed, level=level)
             if self.level is None or self.gain_.beyond_noise:
@@ -86,7 +99,8 @@ class Thresholds(Refiner):
         """Return the predictions with the offsets added to the log probabilities, normalised again."""
         self.require_fitted()
         require_classes(self.classes_, predictions, "Thresholds")
-        return with_log_probabilities(predictions, predictions.log_probabilities() + self.offsets_)
+        log_p = predictions.log_probabilities()
+        return with_log_probabilities(predictions, only_among(self.learned_, log_p + self.offsets_, log_p))
 
     @property
     def described(self) -> str:
@@ -101,7 +115,8 @@ def offsets_for(metric: Metric, log_probabilities: FloatArray, labels: IntArray)
     """Return offsets (C,) that maximise a metric of decisions on these (N, C) log probabilities and (N,) labels.
 
     The search starts at zero and at minus the log of the class shares, which is where balanced accuracy has its
-    maximum when the probabilities are true; the better end is returned, and zero unless something is better.
+    maximum when the probabilities are true; the better end is returned, and zero unless something is better. A class
+    without labels has the offset zero, and no image is lost to it: labels only speak for never predicting it.
 
     >>> p = np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4]])
     >>> offsets = offsets_for(metric_named("macro_f1"), np.log(p), np.array([0, 0, 1, 1]))
@@ -109,12 +124,14 @@ def offsets_for(metric: Metric, log_probabilities: FloatArray, labels: IntArray)
     [0, 0, 1, 1]
     """
     assert metric.of_tally is not None
-    share = (np.bincount(labels, minlength=log_probabilities.shape[1]) + 0.5) / len(labels)
-    balanced = np.clip(np.log(share).mean() - np.log(share), -_WIDEST, _WIDEST)
-    order = _order_of_classes(log_probabilities, labels)
-    found = [_climbed(metric.of_tally, log_probabilities, labels, start, order) for start in (0.0 * balanced, balanced)]
+    learned = occurring(labels, log_probabilities.shape[1])
+    log_p = np.where(learned, log_probabilities, _NEVER)
+    share = (np.bincount(labels, minlength=len(learned)) + 0.5) / len(labels)
+    balanced = np.clip(np.log(share[learned]).mean() - np.log(share), -_WIDEST, _WIDEST) * learned
+    order = [c for c in _order_of_classes(log_p, labels) if learned[c]]
+    found = [_climbed(metric.of_tally, log_p, labels, start, order) for start in (0.0 * balanced, balanced)]
     best = max(found, key=lambda one: one[1])
-    plain = metric.value(log_probabilities, labels)
+    plain = metric.value(log_p, labels)
     return best[0] if best[1] > plain + 1e-12 else np.zeros_like(balanced)
 
 

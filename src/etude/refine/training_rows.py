@@ -26,6 +26,7 @@ class OnTrainingRows(Refiner):
         train_classes: names of the classes; None when they are those of the predictions, in that order.
         classes_: of the predictions it was fitted on.
         weight_: λ, the share of the training rows' vote; 0 where nothing is gained.
+        learned_: (C,) bool, the classes with training rows; the others keep the network's probability.
     """
 
     needs_features = True
@@ -35,6 +36,7 @@ class OnTrainingRows(Refiner):
     train_classes: Sequence[str] | None
     classes_: tuple[str, ...]
     weight_: float
+    learned_: NDArray[np.bool_]
 
     @abstractmethod
     def vote(self, predictions: Predictions) -> NDArray[np.float64]:
@@ -51,7 +53,19 @@ class OnTrainingRows(Refiner):
         network = predictions.log_probabilities()
         if not self.weight_:
             return with_log_probabilities(predictions, network)
-        return with_log_probabilities(predictions, mixed(self.vote(predictions), network, self.weight_))
+        vote = self.completed(self.vote(predictions), np.exp(network))
+        return with_log_probabilities(predictions, mixed(vote, network, self.weight_))
+
+    def completed(self, vote: NDArray[np.float64], network: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the vote, (N, C), within what the network, (N, C), leaves for the classes that have training rows.
+
+        Nobody votes on an image that the network predicts to be of another class.
+        """
+        if self.learned_.all():
+            return vote
+        share = network[:, self.learned_].sum(axis=1, keepdims=True)
+        counts = vote.any(axis=1) & self.learned_[network.argmax(axis=1)]
+        return np.where(self.learned_, vote * share, network) * counts[:, None]
 
     def __repr__(self) -> str:
         rest = [f"{name}={value!r}" for name, value in self.params().items() if not name.startswith("train_")]

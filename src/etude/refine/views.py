@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from etude.core.errors import EtudeError, listed, nearest
 from etude.core.metrics import METRICS, mean_gain, metric_named, paired_bootstrap
 from etude.core.predictions import Predictions
+from etude.core.processor import blas_threads_for
 from etude.core.tally import FloatArray, IntArray
 from etude.refine.base import Refiner, normalised, require_classes, require_labelled, with_log_probabilities
 from etude.refine.cross_fit import FEWEST_ROWS, fold_numbers
@@ -268,6 +269,7 @@ def _geometric_weights(views: FloatArray, labels: IntArray) -> FloatArray:
         gradient = weights * (slope - weights @ slope) + len(weights) * weights - 1.0
         return float(value) / count, gradient / count
 
-    found = _optimize.minimize(loss, np.zeros(len(views)), jac=True, method="L-BFGS-B", options={"maxiter": 200})
+    with blas_threads_for(views.size):
+        found = _optimize.minimize(loss, np.zeros(len(views)), jac=True, method="L-BFGS-B", options={"maxiter": 200})
     weights = np.exp(found.x - found.x.max())
     return weights / weights.sum()
