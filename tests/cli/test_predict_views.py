@@ -106,12 +106,12 @@ def test_a_run_keeps_to_the_views_that_it_used(etude, tmp_path, data):
     etude("fit", data[0], "--test", data[1], *PHOTOS, "--set", "predict.tta=1", "--out", "one")
     for name, views in (("two", 2), ("one", 1)):
         edited(tmp_path / name / "model.json", tta=4)
-        assert etude("predict", name, data[1], "--out", f"{name}.npz").code == 0
+        assert etude("predict", name, data[1], "--trust", "--out", f"{name}.npz").code == 0
         first = Predictions.load(tmp_path / name / "test.npz")
         assert len(first.logits) == views
         np.testing.assert_array_equal(Predictions.load(tmp_path / f"{name}.npz").logits, first.logits)
     edited(tmp_path / "one" / "run.json", state="interrupted")
-    assert etude("predict", "one", data[1], "--out", "four.npz").code == 0
+    assert etude("predict", "one", data[1], "--trust", "--out", "four.npz").code == 0
     assert len(Predictions.load(tmp_path / "four.npz").logits) == 4
 
 

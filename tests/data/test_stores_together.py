@@ -6,6 +6,7 @@ import errno
 import signal
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,10 +61,10 @@ def test_the_second_run_says_that_it_waits(images: ImageSet, tmp_path: Path) -> 
     told: list[str] = []
     append = PartialStore.append
 
-    def held_up(store: PartialStore, row: bytes) -> None:
+    def held_up(store: PartialStore, *row: Any) -> None:
         first_begun.set()
         assert go_on.wait(30)
-        append(store, row)
+        append(store, *row)
 
     def second_warned(sentence: str) -> None:
         told.append(sentence)

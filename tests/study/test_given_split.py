@@ -9,8 +9,8 @@ from typing import Any, cast
 
 import pytest
 
-from etude.core.progress import Silent
 from etude.data.dataset import Dataset
+from etude.journal.screen import Screen
 from etude.recipe import load_recipe
 from etude.study.request import Request
 from etude.study.sources import make_folds, planned_split, read_sources, survey_sources
@@ -34,7 +34,7 @@ def split(tmp_path: Path) -> Callable[..., tuple[Folds, list[str]]]:
         told: list[str] = []
         request, recipe = Request(table, **asked), load_recipe("quick")
         sources = read_sources(request, recipe, told.append)
-        surveyed = survey_sources(sources, Silent()).labelled
+        surveyed = survey_sources(sources, recipe, Screen(quiet=True)).labelled
         images = sources.labelled.take(surveyed.kept)
         build = SimpleNamespace(kept=surveyed.kept, content_hashes=surveyed.content_hashes)
         data = cast("Dataset", SimpleNamespace(images=images, build=build))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -47,6 +48,9 @@ class FakeSession:
         self.record = SimpleNamespace(get=self.sections.get, set=self.sections.__setitem__)
         self.screen = SimpleNamespace(say=self.said.append)
         self.folder = Path("run")
+
+    def keep_inputs(self, now: Mapping[str, str]) -> None:
+        Session.keep_inputs(cast(Session, self), now)
 
 
 def pool(session: FakeSession, *, method: str = "rounds", use_test: bool = True, **data: Dataset | None) -> Pool | None:

@@ -30,9 +30,9 @@ def working_on(folder: Path, warn: Callable[[str], None]) -> Generator[None]:
     Raises:
         EtudeError: another process holds the lock, or the folder cannot be written.
     """
-    refuse_file(folder)
     path = folder / LOCK_NAME
     with explained_write(path):
+        refuse_file(folder)
         folder.mkdir(parents=True, exist_ok=True)
         handle = _locked(path)
     if handle is None:

@@ -124,7 +124,7 @@ def require_classes(expected: tuple[str, ...], predictions: Predictions, who: st
 def normalised(log_weights: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the log of each row's weights over their sum: x - log Σ exp x, (N, C) float64, finite for finite x.
 
-    >>> np.exp(normalised(np.log([[1.0, 3.0]]))).tolist()
+    >>> np.exp(normalised(np.log([[1.0, 3.0]]))).round(6).tolist()
     [[0.25, 0.75]]
     """
     shifted = log_weights - log_weights.max(axis=1, keepdims=True)

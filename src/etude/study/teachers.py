@@ -69,7 +69,7 @@ def open_teachers(session: Session, prepared: Prepared) -> Teachers | None:
             _check_classes(path, runs[-1][1][0][1].classes, classes)
             _warn_of_seen_labels(session, prepared, path)
         else:
-            said = read_probabilities(path, classes=classes)
+            said = read_probabilities(path, classes=classes, warn=session.warn)
             files.append((path, replace(said, classes=spelled_as(said.classes, classes))))
             _check_classes(path, files[-1][1].classes, classes)
     if files and prepared.recipe.distill.views == "same":
