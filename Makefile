@@ -37,7 +37,7 @@ lint: $(VENV)/.installed  ## Check style, format and types.
 	$(BIN)/pyright
 
 test: lint  ## Check style, format and types, then run every test, the slow ones too.
-	$(TEST_ENV) $(BIN)/python -m pytest -n auto
+	$(TEST_ENV) $(BIN)/python -m pytest -n auto --dist worksteal
 
 test-browser: $(VENV)/.installed  ## Open reports and the site of all runs in headless Chromium.
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
