@@ -130,7 +130,8 @@ def verify(folder: Path, names: Sequence[str], record: Mapping[str, Any] | None 
         if changed:
             raise EtudeError(
                 f"{folder / name} is not the file that the run wrote: its hash is not the one in {FILE_NAME}. Bring "
-                "that file back or train again; if it was changed on purpose, give --trust (trust=True in Python)"
+                "that file back or train again; if it was changed on purpose, etude predict, refine and blend read it "
+                "with --trust (trust=True in Python)"
             )
     return [name for name in there if name not in known]
 
