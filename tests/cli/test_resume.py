@@ -192,6 +192,16 @@ def test_another_command_is_refused(etude, stopped, tmp_path, more, told):
     assert etude(*stopped).code == 0
 
 
+def test_a_run_of_a_version_that_knew_fewer_settings_is_refused(etude, stopped, tmp_path):
+    record = record_of(tmp_path / "run")
+    del record["settings"]["data.range"]
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    ended = etude(*stopped)
+    assert ended.code == 2
+    assert "data.range" in sentence_of(ended)
+    assert "earlier version" in sentence_of(ended)
+
+
 def test_changed_images_are_refused(etude, stopped, images, tmp_path):
     picture(0, 999, 24).save(images / "round" / "new.png")
     assert "have changed since run was begun" in sentence_of(etude(*stopped))

@@ -247,3 +247,12 @@ def test_an_image_without_weight_does_not_count():
     weights = np.repeat([1.0, 0.0], 30)
     found = paired_bootstrap(metric_named("accuracy"), log_p, after, labels, draws=50, weights=weights)
     assert found == Gain(0.0, 0.0, 0.0, 0.5)
+
+
+@pytest.mark.parametrize(("centre", "spread"), [(0.0, 0.003), (-4.6, 0.05), (0.0, 1.0)])
+def test_many_close_scores_are_no_tie(centre: float, spread: float):
+    rng = np.random.default_rng(0)
+    labels = (rng.random(100_000) < 0.3).astype(np.int64)
+    odds = rng.normal(centre, spread, len(labels)) + spread * labels
+    log_p = np.stack([-np.logaddexp(0.0, odds), -np.logaddexp(0.0, -odds)], axis=1)
+    assert metric_named("auc").value(log_p, labels) == pytest.approx(sk.roc_auc_score(labels, odds), abs=1e-5)

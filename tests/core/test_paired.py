@@ -167,3 +167,12 @@ def test_power_is_kept():
         stated.append(one.power(0.35))
     assert found / 300 == pytest.approx(np.mean(stated), abs=0.1)
     assert 0.5 < np.mean(stated) < 1.0
+
+
+@pytest.mark.parametrize("images", [24, 40])
+def test_all_images_won_by_all_seeds_is_a_gain(images: int):
+    ids = tuple(f"i{row}" for row in range(images))
+    before, after = ([Scored(ids, np.full(images, value))] * 3 for value in (0.0, 1.0))
+    found = compare(before, after)
+    assert found.p < 0.05
+    assert verdicts([found])[0][1] == "helps"

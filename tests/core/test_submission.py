@@ -282,3 +282,17 @@ def test_any_ids_match_or_are_refused_in_one_sentence(
         assert set(ours) != set(theirs)
     else:
         assert [row[0] for row in rows_of(folder / "out.csv")[1:]] == theirs
+
+
+@pytest.mark.parametrize(("classes", "column", "cells"), [(("cat", "dog"), "dog", "000"), (("0", "1"), "1", "000")])
+def test_a_column_named_after_a_class_and_filled_with_a_number_holds_its_probability(
+    tmp_path: Path, classes: tuple[str, str], column: str, cells: str
+):
+    sample = f"id,{column}\n" + "".join(f"{name},{cell}\n" for name, cell in zip(IDS, cells, strict=True))
+    written = submit(tmp_path, sample, predictions(classes=classes))
+    assert [float(row[1]) for row in written[1:]] == pytest.approx(TABLE[:, 1])
+
+
+def test_a_column_named_after_a_class_may_hold_labels(tmp_path: Path):
+    sample = "id,dog\n" + "".join(f"{name},{cell}\n" for name, cell in zip(IDS, ("cat", "dog", "cat"), strict=True))
+    assert [row[1] for row in submit(tmp_path, sample)[1:]] == ["cat", "dog", "cat"]

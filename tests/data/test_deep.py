@@ -137,3 +137,12 @@ def test_a_deep_image_without_a_range_is_no_guess() -> None:
     Image.fromarray(gradient(8, 8, 1, "u2")[..., 0]).save(buffer, "PNG")
     with pytest.raises(UnreadableImage, match=r"data\.range"):
         decode(buffer.getvalue(), 8, "squash", 1)
+
+
+def test_a_transparent_value_of_deep_grey_is_read_as_any_other() -> None:
+    """Pillow and GDAL write it for "no data"."""
+    values = gradient(8, 8, 1, "u2")[..., 0]
+    file = BytesIO()
+    Image.fromarray(values).save(file, format="PNG", transparency=0)
+    assert survey_image(file.getvalue())[:3] == (8, 8, 1)
+    np.testing.assert_allclose(read(file.getvalue(), 8, 1, "u2")[..., 0], grey_levels(values), atol=1)

@@ -151,3 +151,12 @@ def test_columns_that_look_like_groups(table):
     images = read_labelled(path)
     assert set(images.groups) == {"patient_id", "Site"}
     assert tuple(images.take(np.array([5, 0])).groups["patient_id"]) == ("r", "p")
+
+
+@pytest.mark.parametrize(
+    ("name", "cells"), [("split", ["train", "train", "test"] * 2), ("is_valid", ["0"] * 6), ("set", ["train"] * 6)]
+)
+def test_a_split_column_that_is_not_used_is_no_label(table, name: str, cells: list[str]):
+    path = table(**{name: cells})
+    path.write_text(path.read_text().replace("label", "kind"))
+    assert "label column 'kind'" in read_labelled(path, warn=len).described

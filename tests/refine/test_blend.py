@@ -72,7 +72,7 @@ def test_labels_come_from_any_model_that_has_them():
     assert blended.labels.tolist() == [0, 1, 2]
     assert average([one, one]).labels is None
     with pytest.raises(EtudeError, match=r"different labels for 1 images \(the first is 'c'\)"):
-        average([other, made(np.eye(3)[None], labels=np.array([0, 1, -1]))])
+        average([other, made(np.eye(3)[None], labels=np.array([0, 1, 1]))])
 
 
 @pytest.mark.parametrize(
@@ -223,3 +223,11 @@ def test_only_the_order_of_probabilities_counts_for_ranks():
     ids = tuple(f"{row}" for row in range(50))
     calm, shrill = Predictions(ids, ("x", "y"), logits), Predictions(ids, ("x", "y"), logits * 3)
     np.testing.assert_allclose(rank_mean([calm, shrill]).probabilities(), rank_mean([calm]).probabilities(), atol=1e-6)
+
+
+def test_labels_that_one_model_lacks_come_from_another():
+    one = made(np.zeros((1, 3, 3), np.float32), labels=np.array([0, -1, 2]))
+    other = made(np.zeros((1, 3, 3), np.float32), labels=np.array([-1, 1, 2]))
+    mean = average([one, other])
+    assert mean.labels is not None
+    assert mean.labels.tolist() == [0, 1, 2]

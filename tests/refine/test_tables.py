@@ -229,3 +229,9 @@ def test_columns_are_brought_into_the_order_of_the_classes():
     np.testing.assert_allclose(turned.probabilities(), ONE.probabilities()[:, ::-1])
     with pytest.raises(EtudeError, match=r"classes of here .* lacks 'cow' and has 'dog' besides"):
         with_classes(ONE, ("cat", "cow"), "here")
+
+
+def test_whole_numbers_with_a_point_are_labels_where_they_are_no_probabilities(tmp_path: Path):
+    (tmp_path / "labels.csv").write_text("id,label\na,0.0\nb,2.0\nc,1.0\n")
+    found = read_source(tmp_path / "labels.csv")
+    assert (found.holds, found.predictions.classes) == ("labels", ("0.0", "1.0", "2.0"))

@@ -25,10 +25,11 @@ def split(tmp_path: Path) -> Callable[..., tuple[Folds, list[str]]]:
 
     def run(columns: dict[str, Sequence[str]], **asked: Any) -> tuple[Folds, list[str]]:
         count = len(next(iter(columns.values())))
+        labels = asked.pop("labels", "xy" * count)
         rows = [["image", "label", *columns]]
         for row, cells in enumerate(zip(*columns.values(), strict=True)):
             picture(row % 2, row, 8).save(tmp_path / f"{row:02}.png")
-            rows.append([f"{row:02}.png", "xy"[row % 2], *cells])
+            rows.append([f"{row:02}.png", labels[row], *cells])
         table = tmp_path / "t.csv"
         table.write_text("".join(",".join(row) + "\n" for row in rows))
         told: list[str] = []
@@ -98,3 +99,9 @@ def test_validation_images_go_before_the_column(split, tmp_path):
 def test_a_sample_has_validation_rows_too(split):
     folds, _ = split({"is_valid": FLAGS * 3}, sample="12")
     assert [(len(train), len(valid)) for train, valid in folds] == [(8, 4)]  # two of each class on either side
+
+
+def test_a_class_that_only_validates_is_named(split):
+    valid = ["True" if row in (1, 3) else "False" for row in range(12)]
+    _, told = split({"is_valid": valid}, labels="xzxyxyxyxyxy")
+    assert any("'z'" in text for text in told)

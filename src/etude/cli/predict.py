@@ -110,8 +110,13 @@ def predict(
 
 def _tell_views(screen: Screen, opened: Run) -> None:
     """Say what views bought on the run's validation images, if it has averaged over some there."""
+    from etude.core.errors import EtudeError
     from etude.refine.views import gain_by_views
 
-    valid = opened.validation()
+    try:
+        valid = opened.validation()
+    except EtudeError as problem:  # the predictions are whole, and do not need it
+        screen.warn(f"what views bought is not known: {problem}")
+        return
     if len(valid.logits) > 1:
         screen.say(f"views, on the run's {len(valid):,} validation images: {gain_by_views(valid).told}")

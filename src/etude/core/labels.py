@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 # The positive word of a pair, and its counterpart.
 _COUNTERPARTS = {"true": "false", "yes": "no", "positive": "negative", "pos": "neg", "t": "f", "y": "n"}
@@ -56,14 +57,17 @@ def spelled_as(names: Sequence[str], classes: Sequence[str]) -> tuple[str, ...]:
 
 
 def look_alikes(classes: Iterable[str]) -> list[tuple[str, ...]]:
-    """Return the classes that differ from each other by case, white space or width of characters only.
+    """Return the classes that differ only by case, white space, width of characters or how a number is written.
 
-    >>> look_alikes(["box", "Box", "polar bear", "polar  bear", "cat"])
-    [('Box', 'box'), ('polar  bear', 'polar bear')]
+    >>> look_alikes(["box", "Box", "polar bear", "polar  bear", "cat", "1", "1.0"])
+    [('1', '1.0'), ('Box', 'box'), ('polar  bear', 'polar bear')]
     """
     alike: defaultdict[str, list[str]] = defaultdict(list)
     for name in sorted(set(classes)):
-        alike[" ".join(unicodedata.normalize("NFKC", name).casefold().split())].append(name)
+        key = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+        with suppress(ValueError):
+            key = str(float(key))
+        alike[key].append(name)
     return [tuple(names) for names in alike.values() if len(names) > 1]
 
 

@@ -176,7 +176,8 @@ def compare(before: Sequence[Scored], after: Sequence[Scored]) -> Comparison:
         degrees = variance**2 / (between**2 / (seeds - 1) + shared**2 / (rows - 1))
     gain, error, exact_p = float(means.mean()), math.sqrt(variance), 0.0
     shares = _by_image(ids, list(differences.values()))
-    if len(changed := shares[:, shares.any(0)].sum(0) / seeds) < FEW:
+    changed = shares[:, shares.any(0)].sum(0) / seeds
+    if len(changed) < FEW or variance == 0.0:  # every image changed alike: seeds and images tell no spread
         exact = sign_flips(changed * (-1.0 if gain < 0 else 1.0), LEVEL)
         error = max(error, (exact.high - exact.low) / 2.0 / _student_point(degrees, (1.0 + LEVEL) / 2.0))
         exact_p = min(1.0, 2.0 * exact.p)

@@ -215,7 +215,9 @@ def _single_column(
 ) -> tuple[str] | None:
     """One column is the label, or the probability of one class: that asked for, named so, or positive by its name."""
     cells = {row[1].strip() for row in sample.rows} - {""}
-    if positive is None and not wished and not _holds_fractions(cells, classes):
+    # A column named after a class and filled with a number holds its probability, even where the number is a class too.
+    filled = column in classes and len(cells.intersection(classes)) < 2 and all(map(_is_number, cells))
+    if positive is None and not wished and not filled and not _holds_fractions(cells, classes):
         _compare_labels(sample, cells, classes, warn)
         return None
     chosen = positive or (column if column in classes else positive_class(classes))

@@ -96,7 +96,9 @@ def layout_of(image: Image.Image | ImageFileDirectory_v2) -> Layout:
     deep = image.mode in WIDE_GREY_MODES or any(";16" in str(args) for *_, args in tile)
     if tags is None:
         kind = "f" if image.mode == "F" else "i" if image.mode == "I" else "u"
-        return Layout(image.size, grey, 8 if deep else 4, deep and image.has_transparency_data, False, deep, kind)
+        # The one transparent value of a deep grey image, for which there is no band, is read as any other.
+        alpha = deep and image.mode not in WIDE_GREY_MODES and image.has_transparency_data
+        return Layout(image.size, grey, 8 if deep else 4, alpha, False, deep, kind)
     return tiff_layout(tags)._replace(size=image.size, grey=grey, deep=deep)
 
 

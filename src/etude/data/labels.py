@@ -98,6 +98,7 @@ def _warn_of_look_alikes(source: Path, labels: Sequence[str], classes: Sequence[
     groups = [" and ".join(f"{name!r} ({sizes[name]:,})" for name in names) for names in alike]
     more = f"; and {len(groups) - _SHOWN:,} more" if len(groups) > _SHOWN else ""
     warn(
-        f"{source} has classes that differ only by case or white space: {'; '.join(groups[:_SHOWN])}{more}. They are "
-        "kept as different classes; where they mean the same, write them alike"
+        f"{source} has classes that differ only by case, white space or how a number is written: "
+        f"{'; '.join(groups[:_SHOWN])}{more}. They are kept as different classes; where they mean the same, write them "
+        "alike"
     )

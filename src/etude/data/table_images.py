@@ -81,7 +81,7 @@ def find_image_column(
         named = sum(is_image_name(cell) for cell in sampled)
         if named > 0.9 * len(sampled) or found > 0.5 * len(sampled):
             fitting[name] = folders
-    usual = [name for name in fitting if name.lower() in _IMAGE_NAMES]
+    usual = [name for name in fitting if name.strip().lower() in _IMAGE_NAMES]
     chosen = list(fitting) if len(fitting) == 1 else usual
     if len(chosen) == 1:
         return chosen[0], _only(fitting[chosen[0]], table, columns[chosen[0]])

@@ -29,7 +29,7 @@ _FLAGS |= {"1": True, "1.0": True, "0": False, "0.0": False}
 _FLAG_NAMES = ("is_valid", "is_validation", "is_val", "isvalid", "validation", "val")
 _PART_NAMES = ("split", "subset", "partition", "set", "usage")
 _FOLD_NAMES = ("fold", "folds", "kfold", "cv_fold", "fold_id")
-_SPLIT_NAMES = (*_PART_NAMES, *_FLAG_NAMES, *_FOLD_NAMES)
+SPLIT_NAMES = (*_PART_NAMES, *_FLAG_NAMES, *_FOLD_NAMES)
 _MOST_FOLDS = 20
 _GROUPS = ("patient", "subject", "group", "case", "site", "person", "animal", "slide", "lesion", "scene", "video")
 _GROUPS += ("camera", "donor", "plate", "batch", "study", "series", "session", "location", "hospital", "center")
@@ -92,8 +92,8 @@ def find_split(
             f"data.split_column is {asked!r}, which is no column of {table}: give auto, none or one of "
             f"{listed(columns, 12)}.{nearest(asked, columns)}"
         )
-    named = [name for name in columns if name not in taken and name.strip().lower() in _SPLIT_NAMES]
-    named.sort(key=lambda name: _SPLIT_NAMES.index(name.strip().lower()))
+    named = [name for name in columns if name not in taken and name.strip().lower() in SPLIT_NAMES]
+    named.sort(key=lambda name: SPLIT_NAMES.index(name.strip().lower()))
     found: GivenSplit | None = None
     for name in named if asked == "auto" else [asked]:
         read = _read_column(name, columns[name], any_name=asked != "auto")
@@ -121,7 +121,7 @@ def find_groups(columns: Mapping[str, Cells], taken: set[str], labels: Sequence[
     for name, cells in columns.items():
         word = name.strip().lower()
         grouped = word.endswith("_id") or word.removesuffix("id").rstrip("_") in _GROUPS
-        if name in taken or word in _SPLIT_NAMES or not grouped:
+        if name in taken or word in SPLIT_NAMES or not grouped:
             continue
         values = [cell or "" for cell in cells]
         distinct = set(values)

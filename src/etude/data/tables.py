@@ -16,7 +16,7 @@ import numpy as np
 from etude.core.errors import EtudeError, listed, nearest
 from etude.core.files import reading
 from etude.data.table_images import ImageFolder, find_image_column, folder_for
-from etude.data.table_split import GivenSplit, Warn, find_groups, find_split
+from etude.data.table_split import SPLIT_NAMES, GivenSplit, Warn, find_groups, find_split
 from etude.data.wording import counted
 
 _TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".parquet"})
@@ -122,7 +122,7 @@ def read_rows(
         table = table if used.all() else table.take(used)
         taken |= {split.column} if split else set()
     else:
-        taken |= {name for name in table.columns if name.lower() in _LABEL_NAMES}
+        taken |= {name for name in table.columns if name.strip().lower() in _LABEL_NAMES}
     if asked.image is not None:
         image_name, folder = asked.image, folder_for(path, table.columns[asked.image], image_root)
     else:
@@ -222,7 +222,8 @@ def _read_parquet(path: Path) -> dict[str, list[str | None]]:
 
 def _named_label_column(table: Table, asked: Columns) -> str | None:
     """Return the one column that is named like a label, or None when no name says so."""
-    named = [name for name in table.columns if name.lower() in _LABEL_NAMES and name not in (asked.image, asked.weight)]
+    named = [name for name in table.columns if name.strip().lower() in _LABEL_NAMES]
+    named = [name for name in named if name not in (asked.image, asked.weight)]
     if len(named) > 1:
         raise EtudeError(
             f"{table.path} has several columns that may hold the label ({listed(named)}); "
@@ -233,6 +234,8 @@ def _named_label_column(table: Table, asked: Columns) -> str | None:
 
 def _only_other_column(table: Table, taken: set[str], image_name: str) -> str:
     others = [name for name in table.columns if name not in taken]
+    # A column that is named like a split and not used as one is the label only where there is no other.
+    others = [name for name in others if name.strip().lower() not in SPLIT_NAMES] or others
     if len(others) == 1:
         return others[0]
     if not others:

@@ -161,15 +161,18 @@ def common_labels(together: Sequence[Predictions]) -> NDArray[np.int64] | None:
     Raises:
         EtudeError: two of them carry different ones.
     """
-    known = [one.labels for one in together if one.labels is not None]
-    for labels in known[1:]:
-        if (differ := labels != known[0]).any():
+    merged: NDArray[np.int64] | None = None
+    for labels in (one.labels for one in together if one.labels is not None):
+        if merged is None:
+            merged = labels
+        if (differ := (labels >= 0) & (merged >= 0) & (labels != merged)).any():
             where = together[0].ids[int(np.argmax(differ))]
             raise EtudeError(
                 f"the predictions to blend carry different labels for {int(differ.sum()):,} images (the first is "
                 f"{where!r}): they were made from different label files, so predict again from one of them"
             )
-    return known[0] if known else None
+        merged = np.where(merged >= 0, merged, labels)
+    return merged
 
 
 def _made(values: NDArray[np.float64], together: Sequence[Predictions]) -> Predictions:

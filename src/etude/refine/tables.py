@@ -206,9 +206,11 @@ def _single(table: Table, ids_at: int, place: int) -> Source:
     """Read the one column of a table besides its ids: probabilities when one is a fraction, and otherwise labels."""
     ids, cells = table.column(ids_at), [cell.strip() for cell in table.column(place)]
     columns = (table.header[ids_at], table.header[place])
-    numbers = [_number(cell) for cell in cells]
-    if all(number is not None for number in numbers) and not all(cell.lstrip("+-").isdigit() for cell in cells):
-        values = np.array(numbers, dtype=np.float64)
+    values = np.array([_number(cell) for cell in cells], dtype=np.float64)  # NaN where a cell is none
+    whole = not (values % 1).any() and (
+        values.max(initial=0.0) > 1 or all(cell.lstrip("+-").isdigit() for cell in cells)
+    )
+    if not whole and not np.isnan(values).any():
         outside = (values < 0) | (values > 1)
         if outside.any():
             row = int(np.argmax(outside))

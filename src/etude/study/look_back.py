@@ -53,7 +53,8 @@ def look_back(session: Session, prepared: Prepared, kept: Sequence[tuple[str, Ca
             test=test, test_features=_test_features(folder, candidates), seed=seed, progress=session.screen,
         )))  # fmt: skip
         if health is not None:
-            _warn_of_copies(session, health, Predictions.load(folder / "valid.npz"), prepared)
+            valid = Predictions.load(folder / "valid.npz")
+            _tried(session, "a warning of copies", lambda: _warn_of_copies(session, health, valid, prepared))
         _tried(session, "pictures", lambda: write_gallery(
             folder, data, Predictions.load(folder / "valid.npz"), folds,
             features=features, health=health, test=test,

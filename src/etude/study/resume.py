@@ -67,6 +67,11 @@ def refuse_other_settings(folder: Path, recipe: Recipe, request: Request) -> Non
     if data := record.get("data"):  # written once the images were split
         began |= {"folds": len(data["folds"]), "sample": data["sample"]}
         asks |= {"folds": request.folds or 1, "sample": request.sample}
+    if new := sorted(asks.keys() - began.keys()):
+        raise EtudeError(
+            f"{folder} was begun by an earlier version of etude, which did not know {listed_plainly(new)}, and a "
+            "resumed run would mix both: leave out --resume to start a new run"
+        )
     differ = [f"{key} {began.get(key)!r} (now {value!r})" for key, value in asks.items() if began.get(key) != value]
     if differ:
         raise EtudeError(

@@ -239,6 +239,12 @@ def _given(images: ImageSet, train: np.ndarray, valid: np.ndarray, hashes: Seque
             f"only class {images.classes[known[0]]!r} has readable training images; a classifier needs two "
             "classes or more: see bad_files.csv and mend or replace them"
         )
+    if len(lost := np.setdiff1d(images.labels[valid], known)):
+        warn(
+            f"validation holds {int(np.isin(images.labels[valid], lost).sum()):,} images of "
+            f"{listed((images.classes[one] for one in lost), 3)}, and no training image is of such a class: they count "
+            "as errors, so mark some of them for training"
+        )
     trained = {hashes[row] for row in train.tolist()}
     copies = [images.ids[row] for row in valid.tolist() if hashes[row] in trained]
     if copies:
