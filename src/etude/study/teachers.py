@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from etude.core.errors import EtudeError, listed
-from etude.core.files import digest_of, read_json
+from etude.core.files import digest_of, hash_of_file, read_json, reading
 from etude.core.ids import match_ids
 from etude.core.labels import spelled_as
 from etude.core.predictions import Predictions
@@ -79,7 +79,7 @@ def open_teachers(session: Session, prepared: Prepared) -> Teachers | None:
         )
     if not runs and not files:
         return None
-    session.keep_inputs({"teachers": digest_of(*(one.read_bytes() for one in _files_of(session.request.teachers)))})
+    session.keep_inputs({"teachers": digest_of(*map(hash_of_file, _files_of(session.request.teachers)))})
     return Teachers(tuple(runs), tuple(files))
 
 
@@ -230,10 +230,8 @@ def seen_in_training(folder: Path, prepared: Prepared, fingerprint: str | None) 
     data, valid = prepared.data, np.unique(np.concatenate([fold.valid for fold in prepared.folds]))
     verify(folder, [TRAINED_ON, "train.npz", "valid.npz"])
     if (file := folder / TRAINED_ON).is_file():
-        try:
+        with reading(file, "a list of trained images", "train the teacher again, or delete the file"):
             trained = Digests.from_hex(read_json(file)["files"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise EtudeError(f"{file} is damaged ({error}): train the teacher again, or delete the file") from None
         return int(np.isin(data.build.content_hashes.take(valid).keys(), trained.keys()).sum())
     held = "train.npz" if (folder / "train.npz").is_file() else "valid.npz"
     ids = {data.images.ids[row] for row in valid}
