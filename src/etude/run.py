@@ -92,7 +92,7 @@ class Run:
     """
 
     def __init__(
-        self, folder: Path | str, *, trust: bool = False, warn: Callable[[str], object] = warnings.warn
+        self, folder: Path | str, *, trust: bool = False, warn: Callable[[str], None] = warnings.warn
     ) -> None:
         self.folder = Path(os.path.expanduser(folder))
         self.record: dict[str, Any] = read_run(self.folder)
@@ -188,10 +188,10 @@ class Run:
     ) -> Dataset:
         found = read_unlabelled(images)
         shape = card.preprocessing
-        surveyed = survey(found, progress).like(shape.channels, shape.value_range, "images", warnings.warn)
+        surveyed = survey(found, progress).like(shape.channels, shape.value_range, "images", self._warn)
         return open_dataset(
             found, surveyed, shape.stored_size if size is None else size,
-            fit=shape.fit, cache=cache, progress=progress, warn=warnings.warn,
+            fit=shape.fit, cache=cache, progress=progress, warn=self._warn,
         )  # fmt: skip
 
     def _models(self) -> list[tuple[Classifier, ModelCard]]:
@@ -212,13 +212,13 @@ class Run:
         return unknown
 
 
-def load(folder: Path | str, *, trust: bool = False, warn: Callable[[str], object] = warnings.warn) -> Run:
+def load(folder: Path | str, *, trust: bool = False, warn: Callable[[str], None] = warnings.warn) -> Run:
     """Open the run in ``folder``.
 
     Args:
         folder: the run's folder.
         trust: read its files also where they are not those that the run wrote.
-        warn: is told of files that cannot be checked.
+        warn: is given a sentence about files that cannot be checked, and about images that are read.
 
     Raises:
         EtudeError: the folder is not a run.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -84,10 +83,7 @@ def predict(
         screen.warn(f"{run} did not finish (it is {opened.record['state']}): predicting with the models it has kept")
     if positive is not None:
         checked_positive(positive, opened.classes)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("always", module=r"etude\.")
-        warnings.showwarning = lambda message, *rest: screen.warn(str(message))
-        found = opened.predict(images, tta=tta, larger=larger, cache=cache, progress=screen)
+    found = opened.predict(images, tta=tta, larger=larger, cache=cache, progress=screen)
     for bad in found.bad[:_SHOWN]:
         screen.warn(f"left out: {bad.id} ({bad.reason})")
     if found.bad:
