@@ -91,9 +91,7 @@ class Run:
         run.predict("test/").to_csv("submission.csv")
     """
 
-    def __init__(
-        self, folder: Path | str, *, trust: bool = False, warn: Callable[[str], None] = warnings.warn
-    ) -> None:
+    def __init__(self, folder: Path | str, *, trust: bool = False, warn: Callable[[str], None] = warnings.warn) -> None:
         self.folder = Path(os.path.expanduser(folder))
         self.record: dict[str, Any] = read_run(self.folder)
         self._trust, self._warn = trust, warn
