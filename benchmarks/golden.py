@@ -3,8 +3,8 @@
 make bench-golden ARGS='--write /tmp/golden.json'      # before the change
 make bench-golden ARGS='--against /tmp/golden.json'    # after it: ends with 1 where a digest differs
 
-MNIST-5k: `quick`, `default` shortened, the same interrupted by SIGKILL and resumed, `pseudo-label`, and the refine chain
-on the predictions of `default`. ELPV, split by seed 0 and rule "half": `quick`, and `default` shortened at 96 px. One
+MNIST-5k: `quick`, `default` shortened, the same interrupted by SIGKILL and resumed, `pseudo-label`, and refine
+on `default`. ELPV, split by seed 0 and rule "half": `quick`, and `default` shortened at 96 px. One
 thread each, with precision and memory format fixed, since both are otherwise measured on the machine.
 """
 
