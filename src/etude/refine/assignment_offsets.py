@@ -19,7 +19,7 @@ Array = NDArray[np.float64]
 Logits = NDArray[np.float32]
 
 _linalg: Any = np.linalg
-_ROWS_AT_ONCE = 1024  # what fits into a processor's cache is several times faster
+_ROWS_IN_CACHE = 1024  # what fits into a processor's cache is several times faster
 # Above this many images the first steps see a part of them: they only have to come near.
 _ENOUGH = 16_384
 _SOFTNESS = (1.0, 0.3, 0.1, 0.03)
@@ -78,8 +78,8 @@ def _soft_counts(log_p: Logits, offsets: Array, softness: float) -> tuple[Array,
     """The soft counts (C,) and their derivatives by the offsets (C, C)."""
     classes = log_p.shape[1]
     counts, overlap = np.zeros(classes), np.zeros((classes, classes))
-    for start in range(0, len(log_p), _ROWS_AT_ONCE):
-        p = log_p[start : start + _ROWS_AT_ONCE] + offsets.astype(np.float32)
+    for start in range(0, len(log_p), _ROWS_IN_CACHE):
+        p = log_p[start : start + _ROWS_IN_CACHE] + offsets.astype(np.float32)
         p -= p.max(axis=1, keepdims=True)
         p *= np.float32(1 / softness)
         np.exp(p, out=p)

@@ -62,11 +62,11 @@ def table_rows(rows: list[StepRow]) -> list[tuple[str, ...]]:
 def _cells(row: StepRow) -> tuple[str, ...]:
     said = f"{row.described}: {row.reason}" if row.described and row.reason else row.described or row.reason
     if row.gain is None or row.low is None or row.high is None:
-        return row.name, _kept(row), "", "", f"{row.seconds:.2g}", said
+        return row.name, _yes_no(row), "", "", f"{row.seconds:.2g}", said
     star = "*" if row.at_target_prior else ""
     interval = f"{row.low + 0.0:+.4f} {row.high + 0.0:+.4f}"
-    return row.name, _kept(row), f"{row.gain + 0.0:+.4f}{star}", interval, f"{row.seconds:.2g}", said
+    return row.name, _yes_no(row), f"{row.gain + 0.0:+.4f}{star}", interval, f"{row.seconds:.2g}", said
 
 
-def _kept(row: StepRow) -> str:
+def _yes_no(row: StepRow) -> str:
     return "yes" if row.kept else "no"

@@ -14,7 +14,7 @@ from etude.refine.neighbours import NeighbourIndex, Neighbours, checked_features
 _AROUND = 24  # neighbours that say how far apart unrelated images lie here
 _LARGEST_GROUP = 12  # copies of one image beside itself that are told from a crowded place
 _WIDEST = 0.8  # copies lie within this part of the distance to the next image, whatever chance would allow
-_SAME = 1e-3  # distances that rounding to float16 makes of equal features
+_EQUAL = 1e-3  # distances that rounding to float16 makes of equal features
 _BLOCK = 2**24  # distances held at once: 64 MiB
 
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
@@ -100,7 +100,7 @@ def _by_neighbourhood(table: Floats, false_pairs: float) -> Pairs:
 
 def _groups(found: Neighbours, most: float) -> NDArray[np.int64]:
     """Return how many of the nearest rows are copies of each row, (N,), where log P of the gap is at most ``most``."""
-    logs = np.log(np.maximum(found.distances, _SAME))
+    logs = np.log(np.maximum(found.distances, _EQUAL))
     count, around = logs.shape
     copies, chance = np.zeros(count, np.int64), np.zeros(count)
     for m in range(1, min(_LARGEST_GROUP, around - 3) + 1):
@@ -111,7 +111,7 @@ def _groups(found: Neighbours, most: float) -> NDArray[np.int64]:
         probability = -np.minimum(dimension, 1e3) * m * gap
         better = (probability < chance) & (probability <= most) & (gap >= -np.log(_WIDEST))
         copies[better], chance[better] = m, probability[better]
-    return np.maximum(copies, (found.distances <= _SAME).sum(axis=1))
+    return np.maximum(copies, (found.distances <= _EQUAL).sum(axis=1))
 
 
 def _mutual(found: Neighbours, copies: NDArray[np.int64]) -> Pairs:
