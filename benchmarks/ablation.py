@@ -24,17 +24,16 @@ from typing import NamedTuple
 import ablation_arms
 import elpv
 from common import machine, spread
+from etude.core.metrics import accuracy
 from etude.core.paired import compare, paired_metric
 from etude.core.predictions import Predictions
 from etude.core.progress import Silent
-from etude.core.scores import accuracy
 from etude.data.digits import write_digits
 from etude.journal.record import RunRecord
 from etude.journal.screen import Screen
-from etude.study.ablation_arms import Design, as_settings
-from etude.study.ablation_outcome import ArmRun
-from etude.study.ablation_runs import Runs
-from etude.study.request import Columns, Request
+from etude.study.ablation.design import Design, as_settings
+from etude.study.ablation.runs import ArmRun, Runs
+from etude.study.run.request import Columns, Request
 
 DECIDES = paired_metric("log_loss")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from etude.study.ablation_arms import Arm, Contrast, Design
+from etude.study.ablation.design import Arm, Contrast, Design
 
 TIMELINES: dict[str, dict[str, Any]] = {
     **{

@@ -32,12 +32,10 @@ def measure(measures: int, size: int, batch_size: int) -> float:
     import torch
 
     from etude.models.backbones import build_backbone
-    from etude.models.depthwise import use_fast_depthwise
-    from etude.models.device import channels_last
+    from etude.models.device import channels_last, keep_large_blocks
     from etude.models.features import autocast
-    from etude.models.fold import fold_batchnorm
-    from etude.models.memory import keep_large_blocks
-    from etude.training.freeze import freeze_depthwise, freeze_first_layers
+    from etude.models.optimize import fold_batchnorm, use_fast_depthwise
+    from etude.training.optimizer import freeze_depthwise, freeze_first_layers
 
     network = build_backbone("tf_efficientnet_lite0", "bundled").module
     steps = (

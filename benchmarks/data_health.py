@@ -36,15 +36,14 @@ from common import machine, spread
 from etude.core.progress import Silent
 from etude.core.seeds import rng_for
 from etude.data.dataset import Dataset, open_dataset
-from etude.data.facts import read_facts
-from etude.data.leaks import find_leaks
+from etude.data.scan import read_facts, survey
 from etude.data.sources import read_labelled
-from etude.data.survey import survey
+from etude.data.split import Fold
+from etude.health.label_errors import suspect_labels
+from etude.health.leaks import find_leaks
+from etude.health.summary import examine_health
 from etude.recipe import ImageFacts, load_recipe, resolve
-from etude.refine.label_errors import suspect_labels
-from etude.study.fold import Fold
-from etude.study.frozen import build_frozen, compute_features
-from etude.study.health import examine_health
+from etude.study.run.frozen import build_frozen, compute_features
 
 WRONG = 0.02
 LOOKED_AT = 0.04

@@ -26,9 +26,9 @@ import numpy as np
 from common import machine, spread
 from elpv import NAMES, write_split
 from etude.api import fit
+from etude.core.metrics import log_loss
 from etude.core.predictions import Predictions
 from etude.core.processor import usable_cores
-from etude.core.scores import log_loss
 from refine_common import Kept, with_interval
 
 MEMBERS = 3

@@ -41,8 +41,8 @@ from etude.core.seeds import derive_seed, rng_for
 from etude.data.split import hold_out
 from etude.functional.augment import augment, policy_named
 from etude.functional.distill import distillation_loss, mean_probabilities
-from etude.functional.targets import one_hot
-from etude.models.tiny import TinyNet
+from etude.functional.mix import one_hot
+from etude.models.backbones import TinyNet
 from refine_common import Kept
 
 TEACHER, STUDENT = (16, 32, 64), (10, 20, 40)  # widths

@@ -20,8 +20,8 @@ import numpy as np
 from sklearn.model_selection import train_test_split
 
 from common import machine, run_etude, spread
+from etude.core.metrics import accuracy, log_loss
 from etude.core.predictions import Predictions
-from etude.core.scores import accuracy, log_loss
 
 ROOT = Path(elpv_dataset.__file__).parent / "data"
 NAMES = {0: "functional", 1: "defective"}

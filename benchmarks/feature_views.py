@@ -133,13 +133,11 @@ def features_epoch(features: np.ndarray, labels: torch.Tensor) -> float:
 def compare_epochs(images: int, repeats: int) -> None:
     """Print the seconds of both kinds of epoch over all cells, and their ratio."""
     from etude.core.progress import Silent
-    from etude.models.backbones import build_backbone
+    from etude.models.backbones import build_backbone, with_levels
     from etude.models.classifier import Preprocessing
-    from etude.models.device import best_device, choose_precision
+    from etude.models.device import best_device, choose_precision, keep_large_blocks
     from etude.models.features import extract_features
-    from etude.models.fold import fold_batchnorm
-    from etude.models.levels import with_levels
-    from etude.models.memory import keep_large_blocks
+    from etude.models.optimize import fold_batchnorm
     from etude.recipe import load_recipe
 
     keep_large_blocks()

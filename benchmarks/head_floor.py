@@ -43,12 +43,12 @@ from etude.core.progress import Silent
 from etude.core.seeds import derive_seed, rng_for
 from etude.core.standardise import FLOOR
 from etude.data.decode import UnreadableImage, decode
+from etude.models.backbones import BUNDLED_BACKBONE
 from etude.models.classifier import Preprocessing
 from etude.models.features import cached, extract_features
 from etude.models.head import fit_head
-from etude.models.weights import BUNDLED_BACKBONE
 from etude.recipe import load_recipe
-from etude.study.frozen import build_frozen
+from etude.study.run.frozen import build_frozen
 from refine_common import Kept
 
 SIZE = 224

@@ -45,16 +45,14 @@ from common import machine
 from etude.core.progress import Silent
 from etude.data.dataset import open_dataset
 from etude.data.loader import StepBatches, TrainingRows
+from etude.data.scan import survey
 from etude.data.sources import read_labelled
-from etude.data.survey import survey
-from etude.functional.augment import augment
-from etude.functional.policies import policy_named
+from etude.functional.augment import augment, policy_named
 from etude.models.backbones import build_backbone
 from etude.models.classifier import Classifier, Preprocessing
-from etude.models.device import best_device, channels_last, choose_precision
+from etude.models.device import best_device, channels_last, choose_precision, keep_large_blocks
 from etude.models.features import autocast
-from etude.models.fold import fold_batchnorm
-from etude.models.memory import keep_large_blocks
+from etude.models.optimize import fold_batchnorm
 from etude.timeline import Moment
 
 BATCH = 32

@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from common import machine, spread
 from digit_arrays import DigitArrays, digit_arrays, labelled_subset
 from etude.core.seeds import derive_seed, rng_for
+from etude.functional.mix import one_hot
 from etude.functional.pseudo import lee_weight
-from etude.functional.targets import one_hot
 
 LABELLED, UNLABELLED = 32, 256  # images of a batch, as in the paper
 T1, T2, FINAL = 0.1, 0.6, 3.0  # his epochs 100 and 600 as shares of a run of 1,000

@@ -35,7 +35,7 @@ from etude.core.metrics import metric_named
 from etude.core.predictions import Predictions
 from etude.core.progress import Silent
 from etude.refine import KNN, Chain, Ensemble, LastLayer, ViewWeights, gain_by_views, standard_steps
-from etude.refine.rows import without_labels
+from etude.refine.base import without_labels
 from refine_common import Kept, with_interval
 
 METRICS = ("accuracy", "log_loss")

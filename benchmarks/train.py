@@ -72,7 +72,7 @@ def write_weights(path: Path) -> None:
 
     from safetensors.torch import save_file
 
-    from etude.models.weights import bundled_lite0
+    from etude.models.backbones import bundled_lite0
 
     save_file({name: tensor.contiguous() for name, tensor in bundled_lite0().items()}, path)
 

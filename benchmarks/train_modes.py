@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from etude.models.backbones import Backbone
     from etude.models.modes import Mode
-    from etude.training.probe_result import ProbeResult
+    from etude.training.probe import ProbeResult
 
 NETWORKS = ("tf_efficientnet_lite0", "resnet18", "mobilenetv3_large_100", "convnext_atto")
 SIZES = (128, 224)
@@ -64,7 +64,7 @@ def network(name: str) -> Backbone:
     """Return the backbone as fine-tuning builds it here."""
     from etude.models.device import best_device, choose_precision
     from etude.recipe import ImageFacts, load_recipe, resolve
-    from etude.study.backbone import trainable_backbone
+    from etude.study.run.frozen import trainable_backbone
 
     weights = "auto" if name == NETWORKS[0] else "none"
     recipe = load_recipe("default", [f"model.backbone={name}", f"model.weights={weights}"])
@@ -77,8 +77,7 @@ def compare(name: str, size: int, batch_size: int, repeats: int, *, compiled: bo
     """Run the probe and time every mode, in turns."""
     from etude.models.device import best_device
     from etude.models.modes import AskedMode, Mode
-    from etude.training.probe import candidate_formats, candidate_threads, probe_modes
-    from etude.training.probe_steps import Steps
+    from etude.training.probe import Steps, candidate_formats, candidate_threads, probe_modes
 
     device, asked = best_device(), AskedMode()
     backbone = network(name)
@@ -105,7 +104,7 @@ def compilation(backbone: Backbone, size: int, batch_size: int, mode: Mode, repe
     import torch
 
     from etude.models.device import best_device
-    from etude.training.probe_steps import Steps
+    from etude.training.probe import Steps
 
     module = torch.compile(backbone.module)
     assert isinstance(module, torch.nn.Module)
@@ -156,7 +155,7 @@ def main() -> None:
     given = parser.parse_args()
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the command line sets it, before torch loads OpenMP
     from common import machine
-    from etude.models.memory import keep_large_blocks
+    from etude.models.device import keep_large_blocks
 
     keep_large_blocks()
     found: list[Compared] = []

@@ -26,9 +26,8 @@ from etude.inference.predict import predict
 from etude.inference.views import IDENTITY, ViewLike, many_views
 from etude.models.backbones import Backbone, build_backbone
 from etude.models.classifier import Classifier, ModelCard, Preprocessing
-from etude.models.device import best_device, choose_precision
-from etude.models.fold import fold_batchnorm
-from etude.models.memory import keep_large_blocks
+from etude.models.device import best_device, choose_precision, keep_large_blocks
+from etude.models.optimize import fold_batchnorm
 
 GOAL = 1.05
 

@@ -22,15 +22,14 @@ from etude.core.files import read_checked_json, read_json, write_checked_json, w
 from etude.core.predictions import Predictions
 from etude.core.submission import check_sample
 from etude.data.tables import read_table as read_images
-from etude.models.backbones import build_backbone
+from etude.models.backbones import build_backbone, read_safetensors
 from etude.models.classifier import Classifier, ModelCard, Preprocessing, load_model, save_model
 from etude.models.features import cached
-from etude.models.weights import read_safetensors
 from etude.recipe import load_recipe
 from etude.refine.calibration import Temperature
 from etude.refine.chain import Chain
-from etude.refine.priors import parse_prior
-from etude.refine.text_tables import read_table
+from etude.refine.prior.priors import parse_prior
+from etude.refine.tables import read_table
 from etude.timeline import Phase, Timeline
 from etude.training.resume import Finished, ResumeFolder, RunPlan
 

@@ -24,6 +24,7 @@ ROOMS: dict[str, set[str]] = {
     "refine": {"core"},
     "functional": {"core", "compat"},
     "data": {"core", "recipe"},
+    "health": {"core", "data", "refine"},
     "models": {"core", "recipe", "compat"},
     "callbacks": {"core", "functional", "timeline", "compat"},
     "training": {"core", "callbacks", "data", "functional", "models", "recipe", "timeline", "compat"},
@@ -49,6 +50,7 @@ FORBIDDEN: dict[str, set[str]] = {
     "refine": TORCH,
     "functional": LIGHTNING,
     "data": LIGHTNING,
+    "health": LIGHTNING,
     "models": LIGHTNING,
 }
 STANDARD_LIBRARY_ONLY = {"timeline"}

@@ -9,8 +9,8 @@ from typing import Any
 
 from etude.journal.screen import Screen
 from etude.run import Run
-from etude.study.job import fit as run_job
-from etude.study.request import Columns, Request, lr_settings
+from etude.study.run.job import fit as run_job
+from etude.study.run.request import Columns, Request, lr_settings
 
 
 def fit(

@@ -15,18 +15,17 @@ from etude.core.errors import EtudeError, listed
 from etude.core.predictions import Predictions
 from etude.core.progress import Progress, Silent
 from etude.core.submission import Unreadable, write_submission
-from etude.data.bad_files import BadFile
 from etude.data.dataset import Dataset, open_dataset
-from etude.data.sources import read_unlabelled
-from etude.data.survey import survey
+from etude.data.scan import survey
+from etude.data.sources import BadFile, read_unlabelled
 from etude.inference.predict import predict
 from etude.inference.views import MOST_VIEWS, ViewLike, input_size, many_views, views_of
 from etude.journal.record import read_run
-from etude.journal.record_read import model_files, models_of, verify
+from etude.journal.runs import model_files, models_of, verify
 from etude.models.classifier import Classifier, ModelCard, load_model
 from etude.models.features import Gather
-from etude.refine.blend import average
-from etude.study.request import default_cache
+from etude.refine.ensemble import average
+from etude.study.run.request import default_cache
 
 _Seen = tuple[Classifier, ModelCard, tuple[ViewLike, ...]]
 """A model and the views through which it sees the images."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from browser.chromium import Browser, Tab, opened
-from etude.journal.report import write_report
+from etude.journal.report.report import write_report
 from etude.journal.site import render_site
 from run_folders import HOSTILE, write_run
 

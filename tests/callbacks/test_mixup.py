@@ -11,7 +11,7 @@ from etude.callbacks.batches import ImageBatch, Occasion
 from etude.callbacks.clock import Clock
 from etude.callbacks.mixup import CutMix, MixUp, dense_targets
 from etude.core.errors import EtudeError
-from etude.functional.targets import one_hot
+from etude.functional.mix import one_hot
 from etude.timeline import Linear, Phase, Timeline
 
 BOTH = pytest.mark.parametrize("kind", [MixUp, CutMix])

@@ -22,16 +22,14 @@ from lightning.pytorch.loggers import CSVLogger
 
 from etude.callbacks.augment import AugmentRamp
 from etude.callbacks.averaging import EMA, SWA
+from etude.callbacks.base import ORDER, arrange, check_order, place_of
 from etude.callbacks.clock import Clock
 from etude.callbacks.distill import Distill
-from etude.callbacks.history import History
+from etude.callbacks.history import History, TrainingProgress
 from etude.callbacks.hooks import Hooks
-from etude.callbacks.mixup import CutMix, MixUp
-from etude.callbacks.order import ORDER, arrange, check_order, place_of
-from etude.callbacks.progress import TrainingProgress
+from etude.callbacks.mixup import CutMix, LabelSmoothing, MixUp
 from etude.callbacks.pseudo_labels import PseudoLabels
 from etude.callbacks.resize import ProgressiveResize
-from etude.callbacks.smoothing import LabelSmoothing
 from etude.core.errors import EtudeError
 from etude.core.progress import Silent
 from etude.timeline import Linear, Phase, Timeline

@@ -9,7 +9,7 @@ from torch.utils.data import TensorDataset
 from etude.callbacks.clock import Clock
 from etude.callbacks.resize import ProgressiveResize
 from etude.core.errors import EtudeError
-from etude.functional.resize import shrink
+from etude.functional.augment_tensor import shrink
 from etude.timeline import Linear, Phase, Timeline
 
 BATCH = torch.rand(2, 3, 16, 12, generator=torch.Generator().manual_seed(0))

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 
 from etude.core.errors import EtudeError
+from etude.core.metrics import score_of
 from etude.core.predictions import Predictions
-from etude.core.scores import score_of
 from etude.core.seeds import rng_for
 from etude.journal.record import RunRecord
 from etude.recipe import flat, load_recipe
-from etude.study import ablation_runs
-from etude.study.ablation_budget import Cost
-from etude.study.request import Request
+from etude.study.ablation import runs as ablation_runs
+from etude.study.ablation.design import Cost
+from etude.study.run.request import Request
 from etude.training.fit import DivergedError
 from picture_folders import picture, write_classes
 from recorded_runs import forked
@@ -74,7 +74,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> Runs:
     """Train nothing: MixUp gains 20 points and everything else nothing. Speeds are not measured either."""
     runs = Runs()
     monkeypatch.setattr(ablation_runs, "fit", runs.counted(pretended_fit))
-    monkeypatch.setattr("etude.study.ablate.costs_of", lambda recipes, subject: ({}, 0.0))
+    monkeypatch.setattr("etude.study.ablation.ablate.costs_of", lambda recipes, subject: ({}, 0.0))
     return runs
 
 
@@ -206,7 +206,7 @@ def test_two_ablations_in_one_folder(etude, images, tmp_path, pretended, monkeyp
             child = forked(lambda words=words: os._exit(etude("ablate", images, *TWO, *words).code))
             codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
-    monkeypatch.setattr("etude.study.ablate.show_plan", plan)
+    monkeypatch.setattr("etude.study.ablation.ablate.show_plan", plan)
     assert etude("ablate", images, *TWO, "--out", "abl").code == 0
     assert codes == [2, 2]
     assert record_of(tmp_path / "abl")["state"] == "finished"
@@ -284,7 +284,7 @@ def test_other_settings_or_images_are_not_mixed_with_what_is_there(etude, images
 
 def test_a_budget_shortens_the_runs_and_says_so(etude, images, tmp_path, monkeypatch, pretended):
     costs = {arm: Cost(1.0, 100.0) for arm in ARMS}
-    monkeypatch.setattr("etude.study.ablate.costs_of", lambda recipes, subject: (costs, 0.0))
+    monkeypatch.setattr("etude.study.ablation.ablate.costs_of", lambda recipes, subject: (costs, 0.0))
     words = ("--set", 'stages=["finetune"]', "--set", "train.epochs=4", "--tricks", "mixup,ema", "--seeds", "2")
     ended = etude("ablate", images, *words, "--budget", "5m", "--out", "abl")
     assert ended.code == 0, ended.err
@@ -322,8 +322,8 @@ def test_an_arm_that_diverges_is_left_out(etude, images, tmp_path, monkeypatch, 
 
 def test_an_ablation_is_tagged_and_sent_as_a_whole(etude, images, tmp_path, pretended, monkeypatch):
     sent: list[Path] = []
-    monkeypatch.setattr("etude.study.request.check_server", lambda uri: None)  # it dies after that
-    monkeypatch.setattr("etude.study.hand_over.log_to_mlflow", lambda folder, uri: refused(sent, folder))
+    monkeypatch.setattr("etude.study.run.request.check_server", lambda uri: None)  # it dies after that
+    monkeypatch.setattr("etude.study.diagnostics.log_to_mlflow", lambda folder, uri: refused(sent, folder))
     words = (*TWO, "--out", "abl", "--tag", "first-look", "--mlflow", "http://127.0.0.1:9")
     ended = etude("ablate", images, *words)
     assert ended.code == 0, ended.err
@@ -333,7 +333,9 @@ def test_an_ablation_is_tagged_and_sent_as_a_whole(etude, images, tmp_path, pret
     assert again in warning
     listed = etude("journal", "list", "--runs", tmp_path, "--tag", "first-look", "--json")
     assert [one["kind"] for one in json.loads(listed.out)] == ["ablate"]
-    monkeypatch.setattr("etude.study.hand_over.log_to_mlflow", lambda folder, uri: SimpleNamespace(told="it is there"))
+    monkeypatch.setattr(
+        "etude.study.diagnostics.log_to_mlflow", lambda folder, uri: SimpleNamespace(told="it is there")
+    )
     more = etude("ablate", images, *words, "--resume", "--tag", "second-look")
     assert more.code == 0, more.err
     assert "it is there" in more.out + more.err

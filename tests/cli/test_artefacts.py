@@ -156,14 +156,14 @@ def test_a_folder_of_predictions_that_is_no_run_needs_no_hashes(etude, place):
 
 def test_a_model_kept_on_the_way_has_its_hashes_when_the_run_is_killed(etude, place, monkeypatch):
     """Killed between the hash of one model and that of the next, the run predicts by what it has kept."""
-    from etude.study import session
+    from etude.study.run import session
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
     words = ("fit", "train", *WORDS, "--out", "killed")
     with monkeypatch.context() as patch:
-        patch.setattr("etude.study.job.finish", stop)
+        patch.setattr("etude.study.run.job.finish", stop)
         assert etude(*words).code == 130
     assert "hash" not in etude("predict", "killed", "test", "--out", "p.csv").out
     flip(place / "killed" / "model.safetensors")

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from etude.study import doctor as study
+from etude.study.doctor import doctor as study
 from etude.training import probe
 from picture_folders import write_classes
 

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
-from etude.journal.record_read import IN_NO_STAGE
-from etude.journal.report_folder import RunFolder
-from etude.journal.report_steps import steps_of
-from etude.study import job, rounds, unlabelled
+from etude.journal.report.folder import RunFolder
+from etude.journal.report.tables import steps_of
+from etude.journal.runs import IN_NO_STAGE
+from etude.study.run import job
+from etude.study.unlabelled import pool as unlabelled
+from etude.study.unlabelled import rounds
 from etude.training.fit import DivergedError
 from picture_folders import write_classes, write_flat
 

@@ -13,10 +13,10 @@ from PIL import ImageOps
 from etude.core.errors import EtudeError
 from etude.core.predictions import Predictions
 from etude.data.dataset import Dataset, open_dataset
+from etude.data.scan import SurveyResult
 from etude.data.sources import ImageSet
-from etude.data.survey import SurveyResult
 from etude.run import load
-from etude.study.guards import Seen
+from etude.study.unlabelled.guards import Seen
 from picture_folders import picture, write_classes, write_flat
 
 # Six images validate: whether views are harmless to them is a matter of luck.

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from safetensors.torch import save
 
-from etude.journal.record_lock import is_locked, working_on
-from etude.models.tiny import TinyNet
+from etude.journal.runs import is_locked, working_on
+from etude.models.backbones import TinyNet
 from picture_folders import picture, write_classes, write_flat
 from recorded_runs import forked
 
@@ -123,7 +123,7 @@ def test_stopped_in_the_second_fold_the_first_is_not_trained_again(etude, images
     assert not list((tmp_path / "run").glob("**/checkpoints"))
 
 
-@pytest.mark.parametrize("moment", ["etude.study.prepare.make_folds", "etude.study.job.finish"])
+@pytest.mark.parametrize("moment", ["etude.study.run.prepare.make_folds", "etude.study.run.job.finish"])
 def test_stopped_before_or_after_training(etude, images, tmp_path, stop_at, moment):
     run = ("fit", images, "--test", tmp_path / "test", *words(FINETUNE))
     assert etude(*run, "--out", "whole").code == 0

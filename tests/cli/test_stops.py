@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 
 from etude.journal import record
-from etude.journal.record_read import read_run
-from etude.journal.record_state import is_complete
-from etude.study import job
+from etude.journal.runs import is_complete, read_run
+from etude.study.run import job
 from picture_folders import write_classes
 from recorded_runs import forked
 

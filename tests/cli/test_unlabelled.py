@@ -12,8 +12,8 @@ import pytest
 import etude as package
 from etude.core.metrics import Gain
 from etude.core.predictions import Predictions
-from etude.study import rounds
-from etude.study.guards import Verdict
+from etude.study.unlabelled import rounds
+from etude.study.unlabelled.guards import Verdict
 from picture_folders import picture, write_classes, write_flat
 
 QUICK = ("--recipe", "quick", "--set", "unlabeled.method=rounds")

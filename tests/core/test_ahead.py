@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etude.core.ahead import made_ahead
+from etude.core.prefetch import made_ahead
 
 
 @given(st.integers(0, 20), st.integers(1, 4), st.integers(1, 5))

@@ -12,10 +12,10 @@ import threadpoolctl
 
 from etude.core.predictions import Predictions
 from etude.core.processor import blas_threads_for
+from etude.health.label_errors import suspect_labels
+from etude.health.shift import tell_apart
 from etude.models.head import fit_head
-from etude.refine.label_errors import suspect_labels
 from etude.refine.last_layer import LastLayer
-from etude.refine.shift import tell_apart
 from etude.refine.stacking import Stacking
 
 SMALL, LARGE = 1000, 10**12

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 from sklearn import metrics
 
 from etude.core.errors import EtudeError
-from etude.core.scores import accuracy, balanced_accuracy, log_loss, standard_error
+from etude.core.metrics import accuracy, balanced_accuracy, log_loss, standard_error
 
 LABELS = hnp.arrays(np.int64, 20, elements=st.integers(0, 3))
 

@@ -16,11 +16,11 @@ from PIL import Image
 
 import etude
 from etude.core.progress import Progress, Silent
+from etude.data.scan import survey
 from etude.data.sources import ImageSet, read_unlabelled
-from etude.data.stores import ingest
+from etude.data.stores import partial as ingest
 from etude.data.stores.build import StoreBuild, build_store
 from etude.data.stores.partial import PartialStore
-from etude.data.survey import survey
 
 KINDS = ("raw", "blosc2", "encoded")
 

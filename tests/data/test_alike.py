@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data.storing import smooth
-from etude.data.alike import SIDE, coarse, differences, reliefs
+from etude.health.duplicates import SIDE, coarse, differences, reliefs
 
 Change = Callable[[np.ndarray], np.ndarray]
 LARGE = 128

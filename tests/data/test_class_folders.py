@@ -14,8 +14,8 @@ from PIL import Image
 from etude.core.errors import EtudeError
 from etude.core.progress import Silent
 from etude.data import walk
+from etude.data.scan import survey
 from etude.data.sources import read_labelled, read_unlabelled
-from etude.data.survey import survey
 
 
 def test_class_folders_give_sorted_ids_labels_and_classes(class_folders: Path, save_image) -> None:

@@ -17,10 +17,10 @@ from etude.core.files import digest_of
 from etude.core.progress import Silent
 from etude.data.compact import DIGEST_BYTES, Digests, Paths, Texts
 from etude.data.dataset import joined, open_dataset
-from etude.data.groups import group_labels
+from etude.data.scan import survey
 from etude.data.sources import read_labelled, read_unlabelled
-from etude.data.stores.record import StoreRecord
-from etude.data.survey import survey
+from etude.data.split import group_labels
+from etude.data.stores.disk import StoreRecord
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=6)  # lone surrogates too, as names of files have them
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from etude.core.progress import Silent
-from etude.data.facts import FileFacts, name_of, read_facts
+from etude.data.scan import FileFacts, name_of, read_facts
 
 
 def test_headers_tell_size_kind_and_camera(tmp_path: Path):

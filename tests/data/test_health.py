@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from etude.data.bad_files import BadFile
-from etude.data.facts import FileFacts
-from etude.data.health import corrupt_files, imbalance, same_files, tiny_images
+from etude.data.scan import FileFacts
+from etude.data.sources import BadFile
+from etude.health.duplicates import corrupt_files, imbalance, same_files, tiny_images
 
 
 def sized(*sides: tuple[int, int]) -> list[FileFacts]:

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 
 from data.loading import Images, batches, training_rows
 from etude.data.batches import TrainingRows
-from etude.data.joined import joined
-from etude.data.loader import OrderedBatches
-from etude.data.mix import FixedMix
+from etude.data.loader import OrderedBatches, joined
+from etude.data.order import FixedMix
 
 
 class Fixed(Images):

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from etude.data.facts import FileFacts
-from etude.data.leaks import Leak, find_leaks, leaks_of
+from etude.data.scan import FileFacts
+from etude.health.leaks import Leak, find_leaks, leaks_of
 
 CLASSES = ("cat", "dog", "owl")
 LABELS = np.arange(300) % 3

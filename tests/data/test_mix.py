@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from data.loading import Step, batches, ids, mixed_rows, parts, training_rows
 from etude.core.errors import EtudeError
 from etude.data.batches import TrainingRows
-from etude.data.mix import FixedMix, FixedMixSampler, epoch_images, evenly, labelled_images
+from etude.data.order import FixedMix, FixedMixSampler, epoch_images, evenly, labelled_images
 
 SHARES = st.floats(0.01, 0.99)
 

@@ -12,7 +12,7 @@ import torch.distributed
 import torch.multiprocessing
 
 from data.loading import batches, mixed_rows
-from etude.data.mix import FixedMix, FixedMixSampler, labelled_images
+from etude.data.order import FixedMix, FixedMixSampler, labelled_images
 
 PROCESSES, STEPS, LABELLED, UNLABELLED = 2, 14, 13, 9
 BATCH, SHARE = 10, 0.7

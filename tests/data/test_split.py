@@ -8,8 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from etude.core.errors import EtudeError
-from etude.data.apportion import apportion, shares_with_least
-from etude.data.split import hold_out, k_folds, parse_amount, sample
+from etude.data.split import apportion, hold_out, k_folds, parse_amount, sample, shares_with_least
 
 label_lists = st.lists(st.integers(0, 4), min_size=2, max_size=120).map(lambda labels: np.array(labels))
 fractions = st.floats(0.02, 0.98)

@@ -13,9 +13,9 @@ from data.storing import KINDS, build, whole_stores, write_images
 from etude.core.errors import EtudeError
 from etude.core.progress import Silent
 from etude.data.decode import decode
+from etude.data.scan import survey
 from etude.data.sources import read_labelled, read_unlabelled
 from etude.data.stores.build import build_store
-from etude.data.survey import survey
 
 
 @pytest.fixture

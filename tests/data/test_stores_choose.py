@@ -9,12 +9,12 @@ import pytest
 from data.storing import build, flat, smooth, write_images
 from etude.core.errors import EtudeError
 from etude.core.progress import Silent
+from etude.core.text import told_bytes
+from etude.data.scan import survey
 from etude.data.sources import ImageSet
 from etude.data.stores import choose
-from etude.data.stores.blosc import Blosc2Store, bytes_per_second
 from etude.data.stores.choose import Room, choose_kind
-from etude.data.stores.wording import told_bytes
-from etude.data.survey import survey
+from etude.data.stores.formats import Blosc2Store, bytes_per_second
 
 COUNT, SIDE = 20, 32
 RAW = COUNT * SIDE * SIDE * 3

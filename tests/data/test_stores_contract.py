@@ -16,12 +16,11 @@ from hypothesis import strategies as st
 from data.storing import KINDS, build, write_images
 from etude.core.errors import EtudeError
 from etude.data.sources import ImageSet
-from etude.data.stores import blosc
+from etude.data.stores import formats as blosc
 from etude.data.stores.device import DeviceStore
-from etude.data.stores.kinds import open_store
+from etude.data.stores.disk import DamagedStoreError
+from etude.data.stores.formats import RawStore, open_store
 from etude.data.stores.protocol import Store, checked_rows
-from etude.data.stores.raw import RawStore
-from etude.data.stores.record import DamagedStoreError
 
 COUNT, SIZE = 9, 48
 SIZES = (SIZE, 32, 24, 11, 60)

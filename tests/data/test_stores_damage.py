@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from data.storing import KINDS, build, contents, write_images
-from etude.data.stores.kinds import open_store
-from etude.data.stores.record import DamagedStoreError
+from etude.data.stores.disk import DamagedStoreError
+from etude.data.stores.formats import open_store
 
 
 def shorten(path: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 from data.storing import KINDS, build, contents, start, stopped_at, whole_stores, write_images
 from etude.core.errors import EtudeError
 from etude.data.sources import ImageSet
-from etude.data.stores import ingest as ingest_module
+from etude.data.stores import partial as ingest_module
 from etude.data.stores.partial import PartialStore
 
 COUNT, SIDE = 40, 16

@@ -15,7 +15,7 @@ from filelock import FileLock, SoftFileLock
 from data.storing import build, start, stopped_at, whole_stores, write_images
 from etude.core.errors import EtudeError
 from etude.data.sources import ImageSet
-from etude.data.stores import ingest as ingest_module
+from etude.data.stores import partial as ingest_module
 from etude.data.stores.build import StoreBuild
 from etude.data.stores.partial import PartialStore
 

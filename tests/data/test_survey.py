@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 
 from etude.core.errors import EtudeError
+from etude.core.prefetch import map_in_order
 from etude.core.progress import Silent
-from etude.data.bad_files import BadFile, write_bad_files
-from etude.data.in_order import map_in_order
-from etude.data.sources import read_labelled, read_unlabelled
-from etude.data.survey import survey
+from etude.data.scan import survey
+from etude.data.sources import BadFile, read_labelled, read_unlabelled, write_bad_files
 
 
 def test_survey_reads_sizes_channels_and_hashes(class_folders: Path, save_image, progress) -> None:

@@ -12,8 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from etude.core.errors import EtudeError
-from etude.data.labels import ordered_classes
-from etude.data.sources import read_labelled, read_unlabelled
+from etude.data.sources import ordered_classes, read_labelled, read_unlabelled
 
 
 @pytest.fixture

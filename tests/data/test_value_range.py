@@ -12,8 +12,8 @@ from PIL import Image
 from etude.core.errors import EtudeError
 from etude.core.progress import Silent
 from etude.data.dataset import Dataset, open_dataset
+from etude.data.scan import SurveyResult, survey
 from etude.data.sources import read_unlabelled
-from etude.data.survey import SurveyResult, survey
 from etude.data.value_range import DeepValues, ValueRange, to_eight_bits, values_of
 
 

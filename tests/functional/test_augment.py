@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from etude.core.errors import EtudeError
 from etude.core.seeds import rng_for
-from etude.functional.augment import POLICIES, Policy, apply_changes, augment, policy_named
-from etude.functional.changes import Changes, draw_changes
+from etude.functional.augment import POLICIES, Changes, Policy, apply_changes, augment, draw_changes, policy_named
 from etude.functional.warp import resized
 
 ALL = pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)

@@ -8,11 +8,9 @@ import torch
 
 from etude.core.errors import EtudeError
 from etude.core.seeds import rng_for
-from etude.functional.augment import POLICIES, Policy, augment
-from etude.functional.augment_tensor import augment_tensor
-from etude.functional.changes import draw_changes
+from etude.functional.augment import POLICIES, Policy, augment, draw_changes
+from etude.functional.augment_tensor import area_weights, augment_tensor, resized_tensor
 from etude.functional.warp import resized
-from etude.functional.warp_tensor import area_weights, resized_tensor
 
 FIELDS = {
     "crop": Policy("crop", flip=True, crop=0.8, log_aspect=0.3),

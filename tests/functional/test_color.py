@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from etude.functional.color import LUMA, Color, chroma_matrices, color_map
-from etude.functional.tone import Tone, tone_map
+from etude.functional.color import LUMA, Color, Tone, chroma_matrices, color_map, tone_map
 
 
 def mapped(images: np.ndarray, **fields: Any) -> np.ndarray:

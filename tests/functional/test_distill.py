@@ -7,8 +7,7 @@ import torch
 
 from etude.core.errors import EtudeError
 from etude.functional.distill import distillation_loss, mean_probabilities, soften
-from etude.functional.mix import mixup
-from etude.functional.targets import cross_entropy, one_hot
+from etude.functional.mix import cross_entropy, mixup, one_hot
 
 
 @pytest.fixture

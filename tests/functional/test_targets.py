@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etude.functional.targets import cross_entropy, one_hot
+from etude.functional.mix import cross_entropy, one_hot
 
 
 @given(st.integers(1, 6), st.integers(1, 20), st.integers(0, 99))

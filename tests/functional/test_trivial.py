@@ -5,9 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etude.functional.augment import POLICIES, apply_changes, augment
-from etude.functional.changes import Changes
-from etude.functional.trivial import OPERATIONS, trivial_changes
+from etude.functional.augment import OPERATIONS, POLICIES, Changes, apply_changes, augment, trivial_changes
 
 
 def drawn(name: str, magnitude: float = 0.8, sign: float = 0.9, strength: float = 1.0) -> Changes:

@@ -10,9 +10,9 @@ import torch
 from etude.core.progress import Silent
 from etude.inference.predict import plain_view, predict
 from etude.inference.views import IDENTITY, input_size, many_views, views_of
+from etude.models.backbones import TinyNet
 from etude.models.classifier import Classifier, ModelCard, Preprocessing
 from etude.models.features import extract_features
-from etude.models.tiny import TinyNet
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (9, 16, 16, 3), dtype=np.uint8)
 ROWS = np.array([4, 2, 8, 0, 1])

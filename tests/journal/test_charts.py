@@ -13,18 +13,22 @@ from hypothesis import strategies as st
 from markupsafe import Markup
 
 from etude.core.errors import EtudeError
-from etude.journal.charts import Series, line_chart, log_ticks, thinned, ticks
-from etude.journal.charts_bars import (
+from etude.journal.report.charts import (
     LEVELS,
+    Series,
     bar_in_cell,
     interval_in_cell,
     level_of,
+    line_chart,
+    log_ticks,
     matrix_chart,
     reliability_chart,
     share_bars,
+    thinned,
+    ticks,
 )
-from etude.journal.html import asset, data_uri, element
-from etude.journal.report_scores import Bin
+from etude.journal.report.html import asset, data_uri, element
+from etude.journal.report.scores import Bin
 
 HOSTILE = "<script>\"&'</script>"
 

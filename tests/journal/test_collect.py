@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from etude.core.errors import EtudeError
-from etude.journal.collect import find_garbage, remove_garbage
-from etude.journal.record_notes import add_note, add_tags
+from etude.journal.index import find_garbage, remove_garbage
+from etude.journal.runs import add_note, add_tags
 from recorded_runs import edit_record, forked, opened, write_killed_run, write_run
 
 

@@ -11,7 +11,7 @@ from etude.core.errors import EtudeError
 from etude.core.metrics import metric_named, paired_bootstrap
 from etude.core.predictions import Predictions
 from etude.journal.compare import Comparison, compare_runs
-from etude.journal.compare_figure import draw_curves
+from etude.journal.figures.curves import draw_curves
 from recorded_runs import edit_record, opened, predictions, write_run
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from etude.journal.environment import describe_checkout, describe_environment
+from etude.journal.record import describe_checkout, describe_environment
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from etude.core.errors import EtudeError
 from etude.journal import index as index_module
 from etude.journal.index import DAMAGED, INDEX_NAME, find_run, list_runs
-from etude.journal.record_notes import add_note, add_tags
+from etude.journal.runs import add_note, add_tags
 from recorded_runs import edit_record, forked, opened, write_killed_run, write_run
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from etude.core.errors import EtudeError
-from etude.journal.lift_figure import Lift, LiftPanel, draw_lift, lift_figure
+from etude.journal.figures.lift import Lift, LiftPanel, draw_lift, lift_figure
 
 
 def row(name: str, gain: float, reach: float, verdict: str) -> Lift:

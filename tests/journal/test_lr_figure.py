@@ -9,7 +9,7 @@ from PIL import Image
 
 from etude.core.errors import EtudeError
 from etude.core.lr_range import LrSuggestion, suggest_lr
-from etude.journal.lr_figure import draw_lr_range, lr_range_figure
+from etude.journal.figures.lr_range import draw_lr_range, lr_range_figure
 
 
 def sweep(low: float = 1e-7, high: float = 10.0, count: int = 100) -> tuple[np.ndarray, np.ndarray, LrSuggestion]:

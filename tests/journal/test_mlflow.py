@@ -20,15 +20,14 @@ import pytest
 
 import recorded_runs
 from etude.core.errors import EtudeError
-from etude.journal import mlflow_plan
-from etude.journal.mlflow_plan import MlflowPlan, plan_of
-from etude.journal.mlflow_send import check_server, log_to_mlflow
+from etude.journal import mlflow as mlflow_plan
+from etude.journal.mlflow import MlflowPlan, check_server, log_to_mlflow, plan_of
 from etude.journal.notebook import write_notebook
 from etude.journal.record import read_run
-from etude.journal.record_notes import add_note, add_tags
-from etude.journal.report import write_report
+from etude.journal.report.report import write_report
+from etude.journal.runs import add_note, add_tags
 from etude.journal.screen import Screen
-from etude.study.hand_over import hand_over
+from etude.study.diagnostics import hand_over
 from picture_folders import write_classes
 from recorded_runs import edit_record, opened, write_killed_run
 from run_folders import write_run
@@ -192,7 +191,7 @@ def test_without_the_extra_it_says_how_to_install_it(etude: Any, tmp_path: Path,
 
 
 def test_mlflow_is_not_imported_before_it_is_needed():
-    code = "import sys, etude.journal.mlflow_send, etude.cli.journal_send; sys.exit('mlflow' in sys.modules)"
+    code = "import sys, etude.journal.mlflow, etude.cli.journal; sys.exit('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

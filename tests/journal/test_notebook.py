@@ -15,14 +15,12 @@ from nbclient import NotebookClient
 import recorded_runs
 from etude.core.errors import EtudeError
 from etude.core.predictions import Predictions
-from etude.journal.charts import Figure, Series, line_chart
-from etude.journal.notebook import write_notebook
-from etude.journal.notebook_show import Sheet, Table
-from etude.journal.notebook_view import RunView
+from etude.journal.notebook import RunView, Sheet, Table, write_notebook
 from etude.journal.record import read_run
+from etude.journal.report.charts import Figure, Series, line_chart
 from etude.journal.screen import Screen
-from etude.study.job import fit
-from etude.study.request import Request
+from etude.study.run.job import fit
+from etude.study.run.request import Request
 from picture_folders import write_classes
 from run_folders import CLASSES, HOSTILE, write_run
 

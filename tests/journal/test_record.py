@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from etude.core.errors import EtudeError
 from etude.journal import record as record_module
 from etude.journal.record import RunRecord, read_run
-from etude.journal.record_read import verify
+from etude.journal.runs import verify
 from recorded_runs import edit_record, opened
 
 

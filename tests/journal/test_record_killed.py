@@ -14,7 +14,7 @@ import pytest
 from etude.journal import record as record_module
 from etude.journal.index import list_runs
 from etude.journal.record import read_run
-from etude.journal.record_state import KILLED, stopped_at
+from etude.journal.runs import KILLED, stopped_at
 from recorded_runs import forked, opened
 
 MOMENTS = 50

@@ -14,11 +14,9 @@ from pathlib import Path
 import pytest
 
 from etude.core.errors import EtudeError
-from etude.journal import record_lock
+from etude.journal import runs as record_lock
 from etude.journal.index import list_runs
-from etude.journal.record_lock import LOCK_NAME, is_locked, working_on
-from etude.journal.record_read import read_run
-from etude.journal.record_state import is_alive, process_start
+from etude.journal.runs import LOCK_NAME, is_alive, is_locked, process_start, read_run, working_on
 from recorded_runs import edit_record, forked, opened
 
 

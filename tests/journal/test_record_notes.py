@@ -9,7 +9,7 @@ import pytest
 
 from etude.core.errors import EtudeError
 from etude.journal.record import read_run
-from etude.journal.record_notes import NOTES_NAME, add_note, add_tags, remove_tags
+from etude.journal.runs import NOTES_NAME, add_note, add_tags, remove_tags
 from recorded_runs import forked, opened
 
 

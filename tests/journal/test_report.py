@@ -14,9 +14,9 @@ from etude.core.errors import EtudeError
 from etude.core.files import read_json, write_json
 from etude.core.predictions import Predictions
 from etude.journal.record import RunRecord
-from etude.journal.report import write_report
-from etude.journal.report_folder import RunFolder
-from etude.journal.report_gallery import BUDGET
+from etude.journal.report.folder import RunFolder
+from etude.journal.report.gallery import BUDGET
+from etude.journal.report.report import write_report
 from journal.pages import Page
 from recorded_runs import write_killed_run
 from run_folders import CLASSES, HOSTILE, drawn_predictions, write_gallery, write_run

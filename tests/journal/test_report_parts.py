@@ -11,9 +11,8 @@ import pytest
 from etude.core.files import write_json
 from etude.journal.index import INDEX_NAME
 from etude.journal.record import RunRecord
-from etude.journal.report import write_report
-from etude.journal.report_folder import RunFolder
-from etude.journal.report_parts import lift_of, parts_of
+from etude.journal.report.folder import RunFolder
+from etude.journal.report.report import lift_of, parts_of, write_report
 from journal.pages import Page
 from recorded_runs import edit_record, opened, write_killed_run, write_run
 

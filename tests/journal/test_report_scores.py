@@ -11,7 +11,7 @@ from sklearn.metrics import precision_recall_fscore_support
 
 from etude.core.predictions import Predictions
 from etude.core.seeds import rng_for
-from etude.journal.report_scores import (
+from etude.journal.report.scores import (
     Judged,
     calibration_bins,
     calibration_error,

@@ -13,18 +13,18 @@ from safetensors.numpy import save_file
 from etude.core.errors import EtudeError
 from etude.core.files import write_json
 from etude.journal.record import RunRecord
-from etude.journal.record_read import IN_NO_STAGE
-from etude.journal.record_state import stopped_at
-from etude.journal.report_folder import RunFolder, read_history, read_shapes
-from etude.journal.report_steps import last_words, steps_of
-from etude.journal.report_tables import (
+from etude.journal.report.folder import RunFolder, read_history, read_shapes
+from etude.journal.report.tables import (
     architecture_of,
     data_facts,
     environment_facts,
+    last_words,
     recipe_to_reproduce,
     rounds_table,
     settings_of,
+    steps_of,
 )
+from etude.journal.runs import IN_NO_STAGE, stopped_at
 
 
 def stage(name: str, seconds: float = 1.0, state: str = "finished", **more: Any) -> dict[str, Any]:

@@ -10,8 +10,8 @@ import pytest
 from etude.core.errors import EtudeError
 from etude.core.predictions import Predictions
 from etude.journal.record import RunRecord
-from etude.journal.record_notes import add_note
-from etude.journal.report import write_report
+from etude.journal.report.report import write_report
+from etude.journal.runs import add_note
 from etude.journal.site import render_site
 from journal.pages import Page
 from run_folders import CLASSES, HOSTILE, accuracy, write_run

@@ -14,9 +14,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from etude.core.errors import EtudeError
-from etude.journal.timeline_axes import linear_ticks, log_ticks
-from etude.journal.timeline_figure import draw_timeline, timeline_figure
-from etude.journal.timeline_panels import panels_of
+from etude.journal.figures.timeline import draw_timeline, linear_ticks, log_ticks, panels_of, timeline_figure
 from etude.timeline import (
     PRESETS,
     Constant,
@@ -252,7 +250,7 @@ def test_unscheduled_phases_leave_a_gap():
 
 def test_pyplot_and_torch_are_not_imported():
     code = (
-        "import sys, etude.journal.timeline_figure, etude.journal.lr_figure\n"
+        "import sys, etude.journal.figures.timeline, etude.journal.figures.lr_range\n"
         "print(sorted({'matplotlib.pyplot', 'torch', 'tkinter'} & set(sys.modules)))"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

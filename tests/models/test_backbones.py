@@ -7,8 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from etude.core.errors import EtudeError
-from etude.models.backbones import build_backbone
-from etude.models.tiny import TinyNet
+from etude.models.backbones import TinyNet, build_backbone
 
 SMALL = "test_resnet"  # timm's own network for tests
 

@@ -10,9 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from etude.core.errors import EtudeError
-from etude.models.backbones import build_backbone
+from etude.models.backbones import TinyNet, build_backbone
 from etude.models.classifier import Classifier, ModelCard, Preprocessing, load_model, save_model
-from etude.models.tiny import TinyNet
 
 CLASSES = ("cat", "dog / wolf", " ünïcode 🦊")
 

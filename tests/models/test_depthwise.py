@@ -10,7 +10,7 @@ import torch
 from timm.layers.conv2d_same import Conv2dSame
 from torch import nn
 
-from etude.models.depthwise import DepthwiseConv2d, use_fast_depthwise
+from etude.models.optimize import DepthwiseConv2d, use_fast_depthwise
 
 CHANNELS = 6
 SHAPES = [

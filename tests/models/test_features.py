@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from etude.core.progress import Silent
+from etude.models.backbones import TinyNet
 from etude.models.classifier import Preprocessing
 from etude.models.features import cached, extract_features, extract_views, weights_digest
-from etude.models.tiny import TinyNet
 
 Gather = Callable[[np.ndarray, int], np.ndarray]
 

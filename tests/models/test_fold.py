@@ -10,9 +10,8 @@ import torch
 from timm.layers.std_conv import StdConv2d
 from torch import nn
 
-from etude.models.depthwise import use_fast_depthwise
-from etude.models.fold import fold_batchnorm
-from etude.models.tiny import TinyNet
+from etude.models.backbones import TinyNet
+from etude.models.optimize import fold_batchnorm, use_fast_depthwise
 
 Lively = Callable[[nn.Module], nn.Module]
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from etude.models.memory import keep_large_blocks
+from etude.models.device import keep_large_blocks
 
 SRC = Path(__file__).resolve().parents[2] / "src"
 # Parameter numbers of glibc's malloc.h.

@@ -19,10 +19,9 @@ from torch import nn
 from etude.core.errors import EtudeError
 from etude.core.progress import Silent
 from etude.models import activations as activations_module
-from etude.models.activations import extract_prefix
+from etude.models.activations import Split, extract_prefix, prefix_of
+from etude.models.backbones import TinyNet
 from etude.models.classifier import Preprocessing
-from etude.models.prefix import Split, prefix_of
-from etude.models.tiny import TinyNet
 
 Gather = Callable[[np.ndarray, int], np.ndarray]
 

@@ -11,8 +11,7 @@ import timm
 import torch
 from sklearn.datasets import load_sample_images
 
-from etude.models.backbones import build_backbone
-from etude.models.weights import BUNDLED_BACKBONE, bundled_lite0, timm_name
+from etude.models.backbones import BUNDLED_BACKBONE, build_backbone, bundled_lite0, timm_name
 
 DAISY = 985
 CHINESE_BUILDINGS = {442, 449, 483, 663, 698}  # bell cote, boathouse, castle, monastery, palace

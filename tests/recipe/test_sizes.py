@@ -6,8 +6,7 @@ import pytest
 
 from etude.core.errors import EtudeError
 from etude.recipe import ImageFacts, Recipe, load_recipe, resolve
-from etude.recipe.sizes import ImageSizes, image_sizes, most_of
-from etude.recipe.timeline import timeline_warnings
+from etude.recipe.timeline import ImageSizes, image_sizes, most_of, timeline_warnings
 
 SHORT_END = """
 [[timeline.phases]]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from etude.core.errors import EtudeError
 from etude.recipe import NAMED, Recipe, flat, load_recipe, resolved_timeline, timeline_of
-from etude.recipe.ramp import with_ramp
+from etude.recipe.timeline import with_ramp
 from etude.timeline import Phase, Timeline, timeline_from_tree, timeline_to_tree
 
 OWN = {"pseudo-label": "rounds", "consistency": "online"}

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from etude.core.seeds import rng_for
-from etude.refine.assignment import BalancedAssignment
 from etude.refine.base import Refiner
 from etude.refine.calibration import Temperature, VectorScaling
 from etude.refine.chain import Chain
-from etude.refine.knn import KNN
 from etude.refine.last_layer import LastLayer
-from etude.refine.prior_correction import PriorCorrection
+from etude.refine.neighbours.knn import KNN
+from etude.refine.prior.assignment import BalancedAssignment
+from etude.refine.prior.correction import PriorCorrection
 from etude.refine.thresholds import Thresholds
 from etude.refine.views import ViewWeights
 

@@ -11,9 +11,9 @@ from scipy.optimize import linear_sum_assignment
 from etude.core.errors import EtudeError
 from etude.core.predictions import Predictions
 from etude.core.seeds import rng_for
-from etude.refine import assignment_exact
-from etude.refine.assignment import BalancedAssignment, assign
 from etude.refine.base import normalised
+from etude.refine.prior import assignment as assignment_exact
+from etude.refine.prior.assignment import BalancedAssignment, assign
 
 
 def best_by_hungarian(log_p: np.ndarray, low: np.ndarray, high: np.ndarray) -> float:

@@ -12,7 +12,7 @@ from scipy.stats import rankdata
 
 from etude.core.errors import EtudeError
 from etude.core.predictions import Predictions
-from etude.refine.blend import average, geometric_mean, majority_vote, rank_mean
+from etude.refine.ensemble import average, geometric_mean, majority_vote, rank_mean
 
 IDS, CLASSES = ("a", "b", "c"), ("x", "y", "z")
 LOGITS = hnp.arrays(np.float32, (2, 3, 3), elements=st.floats(-8, 8, width=32))

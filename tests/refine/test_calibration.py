@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from etude.core.errors import EtudeError
+from etude.core.metrics import log_loss
 from etude.core.predictions import Predictions
-from etude.core.scores import log_loss
 from etude.core.seeds import rng_for
 from etude.refine.base import normalised
 from etude.refine.calibration import Temperature, VectorScaling, calibration_error

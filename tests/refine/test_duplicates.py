@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from etude.core.errors import EtudeError
-from etude.refine import duplicates, near_duplicates
-from etude.refine.duplicates import NearDuplicate
+from etude.health import duplicates, near_duplicates
+from etude.health.duplicates import NearDuplicate
 
 
 def table(rows: int, columns: int = 5, seed: int = 0) -> np.ndarray:

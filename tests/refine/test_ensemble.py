@@ -4,11 +4,18 @@ import numpy as np
 import pytest
 
 from etude.core.errors import EtudeError
+from etude.core.metrics import log_loss
 from etude.core.predictions import Predictions
-from etude.core.scores import log_loss
-from etude.refine.blend import average, geometric_mean, majority_vote, rank_mean
-from etude.refine.ensemble import METHODS, Ensemble
-from etude.refine.ensemble_selection import mixture_weights, select_ensemble
+from etude.refine.ensemble import (
+    METHODS,
+    Ensemble,
+    average,
+    geometric_mean,
+    majority_vote,
+    mixture_weights,
+    rank_mean,
+    select_ensemble,
+)
 
 CLASSES = ("x", "y", "z")
 

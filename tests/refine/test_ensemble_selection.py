@@ -9,13 +9,7 @@ from hypothesis import strategies as st
 from scipy import optimize
 
 from etude.core.errors import EtudeError
-from etude.refine.ensemble_selection import (
-    forward_selection,
-    mixture_ratio,
-    mixture_weights,
-    scored,
-    select_ensemble,
-)
+from etude.refine.ensemble import forward_selection, mixture_ratio, mixture_weights, scored, select_ensemble
 
 Score = Callable[[np.ndarray], float]
 SEEDS = st.integers(0, 10_000)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from etude.refine.head import Head, fit_head
+from etude.refine.last_layer import Head, fit_head
 
 
 def drawn(seed: int = 0, n: int = 80, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 
 from etude.core.errors import EtudeError
+from etude.core.metrics import accuracy, log_loss
 from etude.core.predictions import Predictions
-from etude.core.scores import accuracy, log_loss
-from etude.refine.knn import KNN
-from etude.refine.knn_votes import expanded, locally_scaled, mixed, own_scales, row_gains, votes
-from etude.refine.neighbours import NeighbourIndex, Neighbours
+from etude.refine.neighbours.index import NeighbourIndex, Neighbours
+from etude.refine.neighbours.knn import KNN, expanded, locally_scaled, mixed, own_scales, row_gains, votes
 
 CLASSES = ("x", "y", "z")
 

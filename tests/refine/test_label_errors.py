@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from etude.core.errors import EtudeError
-from etude.refine import suspect_labels
-from etude.refine.label_errors import doubts, held_out_probabilities
+from etude.health import suspect_labels
+from etude.health.label_errors import doubts, held_out_probabilities
 
 
 def clusters(classes: int, each: int, spread: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from etude.core.errors import EtudeError
+from etude.core.metrics import accuracy, log_loss
 from etude.core.predictions import Predictions
-from etude.core.scores import accuracy, log_loss
-from etude.refine.head import Standardised, fit_head
-from etude.refine.last_layer import LastLayer, shift_weights
+from etude.refine.last_layer import LastLayer, Standardised, fit_head, shift_weights
 
 CLASSES = ("x", "y", "z")
 MEANS = np.random.default_rng(42).normal(size=(3, 6))

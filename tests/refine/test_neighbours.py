@@ -12,8 +12,9 @@ from hypothesis.extra import numpy as hnp
 from sklearn.neighbors import NearestNeighbors
 
 from etude.core.errors import EtudeError
-from etude.refine import distances, neighbours
-from etude.refine.neighbours import NeighbourIndex
+from etude.refine.neighbours import index as distances
+from etude.refine.neighbours import index as neighbours
+from etude.refine.neighbours.index import NeighbourIndex
 
 
 def table(rows: int, columns: int = 5, seed: int = 0) -> np.ndarray:

@@ -5,8 +5,8 @@ import pytest
 from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
 
-from etude.refine import ridge
-from etude.refine.ridge import landmark_features, leave_one_out, predict_ridge, principal
+from etude.health import label_errors as ridge
+from etude.health.label_errors import landmark_features, leave_one_out, predict_ridge, principal
 
 
 def test_principal_axes_are_those_of_scikit_learn():

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from etude.core.errors import EtudeError
-from etude.refine import tell_apart
-from etude.refine.shift import area_and_variance
+from etude.health import tell_apart
+from etude.health.shift import area_and_variance
 
 
 def rows(count: int, seed: int, moved: float = 0.0) -> np.ndarray:

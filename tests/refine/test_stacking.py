@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from etude.core.errors import EtudeError
+from etude.core.metrics import log_loss
 from etude.core.predictions import Predictions
-from etude.core.scores import log_loss
-from etude.refine.blend import average, geometric_mean
+from etude.refine.ensemble import average, geometric_mean
 from etude.refine.stacking import Stacking
 
 CLASSES = ("x", "y", "z")

@@ -10,12 +10,12 @@ import pytest
 from etude.core.metrics import metric_named
 from etude.core.predictions import Predictions
 from etude.refine.base import Refiner
-from etude.refine.blend import average, geometric_mean
 from etude.refine.calibration import VectorScaling
 from etude.refine.chain import Chain
 from etude.refine.chain_steps import standard_steps
-from etude.refine.knn import KNN
+from etude.refine.ensemble import average, geometric_mean
 from etude.refine.last_layer import LastLayer
+from etude.refine.neighbours.knn import KNN
 from etude.refine.stacking import Stacking
 from etude.refine.thresholds import Thresholds
 

@@ -10,9 +10,9 @@ from PIL import Image
 
 from etude.core.progress import Silent
 from etude.data.dataset import Dataset, open_dataset
+from etude.data.scan import survey
 from etude.data.sources import ImageSet, read_labelled, read_unlabelled
-from etude.data.survey import survey
-from etude.study.fold import Fold
+from etude.data.split import Fold
 from picture_folders import picture, write_classes
 
 SIDE = 32

@@ -6,8 +6,7 @@ import cv2
 import numpy as np
 
 from data.storing import smooth
-from etude.data.alike import SIDE
-from etude.study.copies import Looked, copied_images, find_copies, is_across, is_contradiction
+from etude.health.duplicates import SIDE, Looked, copied_images, find_copies, is_across, is_contradiction
 
 COUNT = 120
 

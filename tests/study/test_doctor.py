@@ -13,15 +13,26 @@ from etude.core.progress import Silent
 from etude.journal.screen import Screen
 from etude.models.backbones import build_backbone
 from etude.models.modes import Mode
-from etude.study import doctor_facts
-from etude.study.doctor import DataReport, Report, choose_subject, gpu_seconds
-from etude.study.doctor_checks import Measurements, complaints
-from etude.study.doctor_facts import MachineFacts, read_facts
-from etude.study.doctor_measure import DiskSpeed, Rate, decode_rate, disk_speed, made_up_pictures, network_rates
-from etude.study.doctor_show import report_json, show_report
-from etude.study.request import Request
-from etude.study.speed import Speed, measure_speed
-from etude.training.probe_result import ProbeResult, Timed
+from etude.study.doctor import machine as doctor_facts
+from etude.study.doctor.doctor import (
+    DataReport,
+    DiskSpeed,
+    Measurements,
+    Rate,
+    Report,
+    choose_subject,
+    complaints,
+    decode_rate,
+    disk_speed,
+    gpu_seconds,
+    made_up_pictures,
+    network_rates,
+)
+from etude.study.doctor.machine import MachineFacts, read_facts
+from etude.study.doctor.show import report_json, show_report
+from etude.study.run.plan import Speed, measure_speed
+from etude.study.run.request import Request
+from etude.training.probe import ProbeResult, Timed
 from picture_folders import write_classes
 
 GOOD = MachineFacts(

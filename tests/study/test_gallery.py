@@ -12,10 +12,10 @@ import pytest
 
 from etude.core.predictions import Predictions
 from etude.data.dataset import Dataset
+from etude.data.split import Fold
 from etude.functional.augment import POLICIES, augment
-from etude.study.fold import Fold
+from etude.health.summary import examine_health
 from etude.study.gallery import write_gallery
-from etude.study.health import examine_health
 from study.small_data import features_of, labelled, one_fold, write_faulty
 
 

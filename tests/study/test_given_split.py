@@ -12,8 +12,8 @@ import pytest
 from etude.data.dataset import Dataset
 from etude.journal.screen import Screen
 from etude.recipe import load_recipe
-from etude.study.request import Request
-from etude.study.sources import make_folds, planned_split, read_sources, survey_sources
+from etude.study.run.request import Request
+from etude.study.run.sources import make_folds, planned_split, read_sources, survey_sources
 from picture_folders import picture
 
 Folds = list[tuple[list[str], list[str]]]

@@ -11,9 +11,9 @@ from PIL import Image
 from etude.core.predictions import Predictions
 from etude.core.progress import Silent
 from etude.data.dataset import Dataset, open_dataset
+from etude.data.scan import survey
 from etude.data.sources import read_unlabelled
-from etude.data.survey import survey
-from etude.study.guards import (
+from etude.study.unlabelled.guards import (
     Seen,
     apart_from_validation,
     collapsed,
@@ -22,7 +22,7 @@ from etude.study.guards import (
     label_shift,
     settled_prior,
 )
-from etude.study.unlabelled import Part, Pool
+from etude.study.unlabelled.pool import Part, Pool
 from picture_folders import picture
 
 CLASSES = ("a", "b", "c")

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from etude.data.dataset import Dataset
-from etude.study.fold import Fold
-from etude.study.health import examine_health, split_names, told_labels, told_shift
+from etude.data.split import Fold
+from etude.health.summary import examine_health, split_names, told_labels, told_shift
 from picture_folders import picture, write_classes, write_flat
 from study.small_data import features_of, labelled, one_fold, unlabelled, write_faulty
 

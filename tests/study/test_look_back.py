@@ -17,19 +17,20 @@ from PIL import Image
 from etude.core.errors import EtudeError
 from etude.core.predictions import Predictions
 from etude.data.dataset import Dataset
+from etude.data.split import Fold
 from etude.journal.record import read_run
-from etude.journal.record_read import IN_NO_STAGE
-from etude.journal.report import write_report
+from etude.journal.report.report import write_report
+from etude.journal.runs import IN_NO_STAGE
 from etude.journal.screen import Screen
+from etude.models.backbones import TinyNet
 from etude.models.classifier import Classifier, ModelCard, Preprocessing
-from etude.models.tiny import TinyNet
 from etude.recipe import load_recipe
-from etude.study import job, look_back
-from etude.study.candidates import Candidate
-from etude.study.fold import Fold
-from etude.study.prepare import Prepared, warn_of_known
-from etude.study.request import Request
-from etude.study.session import Session
+from etude.study import diagnostics as look_back
+from etude.study.run import job
+from etude.study.run.network import Candidate
+from etude.study.run.prepare import Prepared, warn_of_known
+from etude.study.run.request import Request
+from etude.study.run.session import Session
 from journal.pages import Page
 from picture_folders import picture, write_classes, write_flat
 from recorded_runs import opened
@@ -205,7 +206,7 @@ def request_of(tmp_path: Path) -> Request:
 def test_a_run_that_does_not_finish_has_a_report(
     request_of: Request, monkeypatch: pytest.MonkeyPatch, error: BaseException, state: str, told: str
 ):
-    monkeypatch.setattr("etude.study.prepare.survey_sources", fails(error))
+    monkeypatch.setattr("etude.study.run.prepare.survey_sources", fails(error))
     with pytest.raises(type(error)) as raised:
         job.fit(request_of, Screen(quiet=True))
     assert raised.value is error
@@ -218,14 +219,14 @@ def test_a_run_that_does_not_finish_has_a_report(
 
 
 def test_a_report_that_fails_does_not_hide_what_ended_the_run(request_of: Request, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("etude.study.prepare.survey_sources", fails(EtudeError("no image can be read")))
+    monkeypatch.setattr("etude.study.run.prepare.survey_sources", fails(EtudeError("no image can be read")))
     monkeypatch.setattr(look_back, "write_report", fails(KeyError("data")))
     with pytest.raises(EtudeError, match="no image can be read"):
         job.fit(request_of, Screen(quiet=True))
 
 
 def test_tags_that_come_with_a_resume_are_added(request_of: Request, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("etude.study.prepare.survey_sources", fails(EtudeError("no image can be read")))
+    monkeypatch.setattr("etude.study.run.prepare.survey_sources", fails(EtudeError("no image can be read")))
     for tags, resume in ((("baseline",), False), (("better", "baseline"), True), ((), True)):
         with pytest.raises(EtudeError, match="no image"):
             job.fit(Request(request_of.train, out=request_of.out, tags=tags, resume=resume), Screen(quiet=True))
@@ -240,7 +241,7 @@ def test_a_tag_that_is_none_is_refused_before_anything_is_made(tmp_path: Path):
 
 
 def test_a_run_knows_the_run_that_it_is_part_of(request_of: Request, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("etude.study.prepare.survey_sources", fails(EtudeError("no image can be read")))
+    monkeypatch.setattr("etude.study.run.prepare.survey_sources", fails(EtudeError("no image can be read")))
     with pytest.raises(EtudeError, match="no image"):
         job.fit(Request(request_of.train, out=request_of.out, parent="c0ffee"), Screen(quiet=True))
     assert request_of.out is not None

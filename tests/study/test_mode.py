@@ -9,11 +9,9 @@ import torch
 
 from etude.models.modes import Mode, likely_mode
 from etude.recipe import ImageFacts, load_recipe, resolve
-from etude.study import mode as study_mode
-from etude.study.mode import settle_training
-from etude.study.plan import Amounts
-from etude.study.speed import Speed
-from etude.training.probe_result import ProbeResult, Timed
+from etude.study.run import plan as study_mode
+from etude.study.run.plan import Amounts, Speed, settle_training
+from etude.training.probe import ProbeResult, Timed
 
 CPU = torch.device("cpu")
 AMOUNTS = Amounts(labelled=1250, train=1000, valid=250, test=0, folds=1)

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from etude.study import candidates, rounds
-from etude.study.guards import Seen
+from etude.study.run import network as candidates
+from etude.study.unlabelled import rounds
+from etude.study.unlabelled.guards import Seen
 from etude.training.fit import DivergedError, FineTuneTask
 from picture_folders import picture, write_classes, write_flat
 

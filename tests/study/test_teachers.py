@@ -20,11 +20,11 @@ from etude.journal.screen import Screen
 from etude.models.backbones import build_backbone
 from etude.models.classifier import Classifier, Preprocessing
 from etude.recipe import load_recipe
-from etude.study.finish import TRAINED_ON
-from etude.study.request import Request
-from etude.study.session import Session
-from etude.study.teachers import open_teachers, seen_in_training
-from etude.training.unlabelled import Teacher
+from etude.study.run.finish import TRAINED_ON
+from etude.study.run.request import Request
+from etude.study.run.session import Session
+from etude.study.unlabelled.teachers import open_teachers, seen_in_training
+from etude.training.batches import Teacher
 from picture_folders import write_classes, write_flat
 from recorded_runs import opened
 

@@ -14,14 +14,14 @@ import pytest
 from etude.core.errors import EtudeError
 from etude.core.progress import Silent
 from etude.data.dataset import Dataset, open_dataset
-from etude.data.joined import joined
+from etude.data.loader import joined
+from etude.data.scan import survey
 from etude.data.sources import read_unlabelled
-from etude.data.survey import survey
 from etude.recipe import load_recipe
-from etude.study.mixture import labelled_share, mixed_recipe, share_caution, supervised_recipe
-from etude.study.prepare import Prepared
-from etude.study.session import Session
-from etude.study.unlabelled import Part, Pool, pool_of
+from etude.recipe.settings import labelled_share, mixed_recipe, share_caution, supervised_recipe
+from etude.study.run.prepare import Prepared
+from etude.study.run.session import Session
+from etude.study.unlabelled.pool import Part, Pool, pool_of
 from picture_folders import picture
 
 

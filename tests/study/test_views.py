@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from etude.study.frozen import AugmentedViews, FrozenFeatures
+from etude.study.run.frozen import AugmentedViews, FrozenFeatures
 from picture_folders import write_classes
 
 QUICK = ("--recipe", "quick", "--set", "model.feature_size=64")

@@ -8,15 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etude.timeline.composed import Joined, Scaled, Warmup
 from etude.timeline.curves import (
     Constant,
     Cosine,
     Curve,
     Exponential,
+    Joined,
     Linear,
     OneCycle,
+    Scaled,
     Steps,
+    Warmup,
     is_resolved,
     resolved,
 )

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etude.timeline.curves import Curve, is_resolved, resolved
-from etude.timeline.cyclic import ExpRange, Triangular, Triangular2
+from etude.timeline.curves import Curve, ExpRange, Triangular, Triangular2, is_resolved, resolved
 from etude.timeline.lengths import RunSize
 
 SHARES = st.floats(0, 1)

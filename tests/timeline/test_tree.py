@@ -8,12 +8,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from etude.timeline.composed import Joined, Scaled, Warmup
-from etude.timeline.curves import Constant, Cosine, Curve, Exponential, Linear, OneCycle, Steps
-from etude.timeline.cyclic import ExpRange, Triangular, Triangular2
+from etude.timeline.curves import (
+    Constant,
+    Cosine,
+    Curve,
+    Exponential,
+    ExpRange,
+    Joined,
+    Linear,
+    OneCycle,
+    Scaled,
+    Steps,
+    Triangular,
+    Triangular2,
+    Warmup,
+)
 from etude.timeline.lengths import RunSize
-from etude.timeline.moment import QUANTITIES
-from etude.timeline.phase import Phase
+from etude.timeline.phase import QUANTITIES, Phase
 from etude.timeline.plan import Timeline
 from etude.timeline.plateau import Event, Plateau
 from etude.timeline.tree import (

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 from etude.core.progress import Advance, BarContext, Silent
 from etude.data.loader import OrderedBatches, TrainingRows
-from etude.functional.targets import cross_entropy
+from etude.functional.mix import cross_entropy
 from etude.models.classifier import Classifier
 from etude.training.fit import FineTuneTask, fine_tune
 from training.digits import network, rows, task

@@ -13,7 +13,7 @@ import torch
 
 from etude.callbacks import Clock
 from etude.functional.distill import distillation_loss
-from etude.functional.targets import cross_entropy, smoothed
+from etude.functional.mix import cross_entropy, smoothed
 from etude.models.classifier import Preprocessing
 from etude.models.modes import Mode
 from etude.recipe.settings import TrainSettings

@@ -13,8 +13,7 @@ from torch import nn
 from etude.core.errors import EtudeError
 from etude.models.modes import AskedMode, Mode
 from etude.training import probe
-from etude.training.probe import candidate_formats, candidate_threads, probe_modes
-from etude.training.probe_result import ProbeResult
+from etude.training.probe import ProbeResult, candidate_formats, candidate_threads, probe_modes
 
 CPU = torch.device("cpu")
 Cost = Callable[[Mode], float]

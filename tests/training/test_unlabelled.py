@@ -12,12 +12,12 @@ import torch
 
 from etude.core.errors import EtudeError
 from etude.data.batches import TrainingRows
-from etude.data.joined import joined
-from etude.data.mix import FixedMix
-from etude.functional.policies import POLICIES
+from etude.data.loader import joined
+from etude.data.order import FixedMix
+from etude.functional.augment import POLICIES
 from etude.training import fit
+from etude.training.batches import Teacher, images_of_epoch, strong_policy
 from etude.training.fit import FineTuneTask
-from etude.training.unlabelled import Teacher, images_of_epoch, strong_policy
 from training.digits import KillAt, Killed, rows, task, train
 
 ONLINE = ("unlabeled.method=online", "unlabeled.ramp=[0.0, 0.2]", "train.epochs=1")

@@ -2,14 +2,139 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any, cast
 
 import etude.compat  # noqa: F401  (before lightning)
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import (
+    Checkpoint,
+    LearningRateFinder,
+    LearningRateMonitor,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 
-from etude.callbacks.order import check_order, check_schedulers
+from etude.core.errors import EtudeError
+
+# Each with the reason why it stands before those below it.
+ORDER: dict[str, str] = {
+    "Clock": "it sets the moment that all others ask for",
+    "ProgressiveResize": "the tricks after it then work on fewer pixels",
+    "PseudoLabels": "its teacher sees an image before it is changed for the student",
+    "AugmentRamp": "single images are changed before they are mixed",
+    "MixUp": "it draws which of the two mixes a batch",
+    "CutMix": "targets are mixed before they are smoothed, and images before teachers see them",
+    "LabelSmoothing": "targets are smoothed before teachers add to them, and changed before anything is recorded",
+    "Distill": "batches are changed before anything is recorded of them",
+    "averaging": "what is recorded are the averaged weights' scores",
+    "History": "the row is written before other code sees it",
+    "Hooks": "the bar moves after everything of its step is done",
+    "TrainingProgress": "checkpoints hold the state of all others",
+    "checkpoints": "",
+}
+_PLACES = tuple(ORDER)
+
+
+def place_of(callback: pl.Callback) -> str | None:
+    """Return the name in ``ORDER`` that ``callback`` falls under, or None for one that may stand anywhere."""
+    if isinstance(callback, Checkpoint):
+        return "checkpoints"
+    if isinstance(callback, WeightAveraging):
+        return "averaging"
+    # By name, since the modules of these classes import this one.
+    for kind in type(callback).__mro__:
+        if kind.__module__.startswith("etude.callbacks.") and kind.__name__ in ORDER:
+            return kind.__name__
+    return None
+
+
+def arrange(callbacks: Iterable[pl.Callback]) -> list[pl.Callback]:
+    """Return the callbacks in a right order; those that may stand anywhere stay behind the one they followed.
+
+    A LearningRateMonitor that stands before the Clock comes after it.
+
+    >>> [type(callback).__name__ for callback in arrange([])]
+    []
+    """
+    rank, ranked = 0.0, []
+    for callback in callbacks:
+        place = place_of(callback)
+        rank = rank if place is None else float(_PLACES.index(place))
+        ranked.append((max(rank, 0.5) if isinstance(callback, LearningRateMonitor) else rank, callback))
+    return [callback for _, callback in sorted(ranked, key=lambda pair: pair[0])]
+
+
+def check_order(callbacks: Sequence[pl.Callback]) -> None:
+    """Refuse callbacks that stand in a wrong order or undo each other's work.
+
+    Raises:
+        EtudeError: an etude callback stands before one that must precede it, or a LearningRateMonitor before the Clock;
+            there are two Clocks or two averages of the weights; or a callback would overwrite the Clock's rate.
+    """
+    placed = [(callback, place) for callback in callbacks if (place := place_of(callback)) is not None]
+    for place, one in (("Clock", "one timeline runs a training"), ("averaging", "each swaps the network's weights")):
+        alike = StochasticWeightAveraging if place == "averaging" else ()  # which may stand anywhere
+        found = [callback for callback in callbacks if place_of(callback) == place or isinstance(callback, alike)]
+        names = [type(callback).__name__ for callback in found]
+        if len(names) > 1:
+            raise EtudeError(f"the callbacks hold {' and '.join(names)}, but {one}: keep one of them")
+    for (former, before), (latter, after) in pairwise(placed):
+        if _PLACES.index(before) > _PLACES.index(after):
+            raise EtudeError(
+                f"{type(former).__name__} stands before {type(latter).__name__} among the callbacks, and must come "
+                f"after it ({ORDER[after]}): list them as {', '.join(_names(arrange(callbacks)))}, or pass them "
+                "through etude.callbacks.arrange"
+            )
+    _check_rates(callbacks)
+    for number, callback in enumerate(callbacks):
+        if isinstance(callback, LearningRateMonitor) and _rate_clock(callbacks[number:]):
+            raise EtudeError(
+                f"{type(callback).__name__} stands before the Clock among the callbacks, and would log the rate of the "
+                "step before: put it after the Clock, or pass the callbacks through etude.callbacks.arrange"
+            )
+
+
+def check_schedulers(trainer: pl.Trainer) -> None:
+    """Refuse a learning rate scheduler beside a Clock that schedules the learning rate; call it once fit has started.
+
+    Raises:
+        EtudeError: both would set the learning rate.
+    """
+    callbacks = cast(list[pl.Callback], cast(Any, trainer).callbacks)
+    if trainer.lr_scheduler_configs and _rate_clock(callbacks):
+        name = type(trainer.lr_scheduler_configs[0].scheduler).__name__
+        raise EtudeError(
+            f"configure_optimizers returns the scheduler {name}, and the Clock's timeline schedules the learning rate "
+            "too: return the optimiser alone, or leave lr out of the timeline's phases"
+        )
+
+
+def _check_rates(callbacks: Sequence[pl.Callback]) -> None:
+    instead = {
+        StochasticWeightAveraging: "use etude's SWA, which leaves the learning rate to the timeline",
+        LearningRateFinder: "find the rate in a run of its own (etude lr-find) and give it to the timeline",
+    }
+    for callback in callbacks:
+        for kind, way_on in instead.items():
+            if isinstance(callback, kind) and _rate_clock(callbacks):
+                raise EtudeError(
+                    f"{kind.__name__} sets the learning rate, and so does the Clock's timeline: {way_on}, "
+                    "or leave lr out of the timeline's phases"
+                )
+
+
+def _rate_clock(callbacks: Sequence[pl.Callback]) -> bool:
+    clocks = (callback for callback in callbacks if place_of(callback) == "Clock")
+    return any("lr" in cast(Any, clock).timeline.quantities() for clock in clocks)
+
+
+def _names(callbacks: Iterable[pl.Callback]) -> list[str]:
+    return [type(callback).__name__ for callback in callbacks if place_of(callback)]
+
 
 _STEP_HOOKS = (
     *("on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward"),
@@ -24,7 +149,7 @@ class EtudeCallback(pl.Callback):
         """Refuse a wrong order of callbacks.
 
         Raises:
-            EtudeError: see :func:`~etude.callbacks.order.check_order`.
+            EtudeError: see :func:`~etude.callbacks.base.check_order`.
         """
         set_up(self, trainer)
 
@@ -32,7 +157,7 @@ class EtudeCallback(pl.Callback):
         """Refuse a learning rate scheduler beside a Clock that schedules the learning rate.
 
         Raises:
-            EtudeError: see :func:`~etude.callbacks.order.check_schedulers`.
+            EtudeError: see :func:`~etude.callbacks.base.check_schedulers`.
         """
         check_schedulers(trainer)
 
@@ -58,7 +183,7 @@ def set_up(callback: pl.Callback, trainer: pl.Trainer) -> None:
     callback that another one calls, and :func:`tear_down` gives the hooks back after training.
 
     Raises:
-        EtudeError: see :func:`~etude.callbacks.order.check_order`.
+        EtudeError: see :func:`~etude.callbacks.base.check_order`.
     """
     callbacks = callbacks_of(trainer)
     check_order(callbacks)

@@ -18,8 +18,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
 from etude.callbacks.base import EtudeCallback, callbacks_of
-from etude.callbacks.clock import clock_of
-from etude.callbacks.position import position, run_size
+from etude.callbacks.clock import clock_of, position, run_size
 from etude.core.errors import EtudeError, listed, nearest
 from etude.core.seeds import rng_for
 from etude.timeline import Moment, step_progress

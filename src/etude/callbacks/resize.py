@@ -10,9 +10,9 @@ import etude.compat  # noqa: F401  (before lightning)
 from etude.callbacks.batches import BatchTransform, ImageBatch, Occasion
 from etude.callbacks.clock import clock_of
 from etude.core.errors import EtudeError
-from etude.functional.resize import shrink
+from etude.functional.augment_tensor import shrink
 from etude.timeline import Linear, Phase, Timeline
-from etude.timeline.resolve import rounded
+from etude.timeline.plan import rounded
 
 
 class ProgressiveResize(BatchTransform):

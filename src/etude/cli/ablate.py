@@ -88,9 +88,9 @@ def ablate(
         Show warnings only.
     """
     from etude.journal.screen import Screen
-    from etude.study.ablate import AblationRequest
-    from etude.study.ablate import ablate as run_ablation
-    from etude.study.request import Columns, Request
+    from etude.study.ablation.ablate import AblationRequest
+    from etude.study.ablation.ablate import ablate as run_ablation
+    from etude.study.run.request import Columns, Request
 
     request = Request(
         train=train,

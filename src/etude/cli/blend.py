@@ -197,8 +197,8 @@ def _told(
     from dataclasses import asdict
 
     from etude.core.metrics import metric_named
-    from etude.refine.blend import aligned, common_labels
     from etude.refine.diversity import advice, diversity
+    from etude.refine.ensemble import aligned, common_labels
 
     together = aligned(labelled)
     labels = common_labels(together)

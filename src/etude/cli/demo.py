@@ -23,14 +23,14 @@ def demo(*, out: Path | None = None, recipe: str = "default", seed: int = 0, cac
     cache
         Folder of decoded images and features; by default ~/.cache/etude.
     """
-    from etude.cli.show import tell_run
+    from etude.cli.fit import tell_run
+    from etude.core.metrics import accuracy, standard_error
     from etude.core.predictions import Predictions
-    from etude.core.scores import accuracy, standard_error
     from etude.data.digits import write_digits
     from etude.journal.screen import Screen
     from etude.recipe import load_recipe
-    from etude.study.job import fit as run_job
-    from etude.study.request import Request, claim_run_folder, default_cache
+    from etude.study.run.job import fit as run_job
+    from etude.study.run.request import Request, claim_run_folder, default_cache
 
     load_recipe(recipe)  # a mistake in it is told before anything is written
     screen = Screen()

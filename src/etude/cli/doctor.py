@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 if TYPE_CHECKING:
     from etude.journal.screen import Screen
-    from etude.study.request import Request
+    from etude.study.run.request import Request
 
 
 def doctor(
@@ -65,7 +65,7 @@ def doctor(
     """
     from etude.core.errors import EtudeError
     from etude.journal.screen import Screen
-    from etude.study.request import Columns, Request, default_cache
+    from etude.study.run.request import Columns, Request, default_cache
 
     screen = Screen(quiet=as_json, file=sys.stderr if as_json else None)
     warnings: list[str] = []
@@ -89,8 +89,8 @@ def doctor(
         if given is not None:
             raise EtudeError(f"{name} says nothing about the machine: add --data to look at images, or leave it out")
 
-    from etude.study.doctor import choose_subject, examine
-    from etude.study.doctor_show import report_json, show_measures, show_report
+    from etude.study.doctor.doctor import choose_subject, examine
+    from etude.study.doctor.show import report_json, show_measures, show_report
 
     request = None if train is None else Request(train, recipe=recipe, cache=cache, columns=columns)
     subject = choose_subject(recipe, settings or (), request, screen, warn)
@@ -105,7 +105,7 @@ def doctor(
 def _look_at_images(
     request: Request, screen: Screen, warnings: list[str], warn: Callable[[str], None], as_json: bool
 ) -> None:
-    from etude.study.doctor_data import examine_data, health_json, show_health
+    from etude.study.doctor.data import examine_data, health_json, show_health
 
     health = examine_data(request, screen, warn)
     if as_json:

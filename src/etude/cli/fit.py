@@ -8,7 +8,29 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from etude.cli.show import tell_run
+from etude.journal.screen import Screen
+
+_WHAT = {
+    "report.html": "the report: everything below at a glance, for a browser",
+    "notebook.ipynb": "the same as a notebook, to go on from",
+    "submission.csv": "predictions of the test images",
+    "test.npz": "test predictions with features",
+    "train.npz": "the training images' features, for etude refine",
+    "valid.npz": "validation predictions",
+    "model.safetensors": "the trained model",
+    "history.csv": "training curves",
+    "timeline.png": "the schedule, as planned and as it happened",
+    "lr_find.png": "the search for the learning rate",
+    "bad_files.csv": "files that were left out, with reasons",
+    "run.json": "settings, environment, data, stages and scores",
+}
+
+
+def tell_run(screen: Screen, folder: Path) -> None:
+    """Name the files of a finished run and how to go on."""
+    there = [(name, what) for name, what in _WHAT.items() if (folder / name).is_file()]
+    screen.plan(f"Everything is in {folder}", there)
+    screen.say(f"predict other images: etude predict {folder} IMAGES --out FILE.csv")
 
 
 def fit(
@@ -102,8 +124,8 @@ def fit(
         Show warnings only.
     """
     from etude.journal.screen import Screen
-    from etude.study.job import fit as run_job
-    from etude.study.request import Columns, Request, lr_settings
+    from etude.study.run.job import fit as run_job
+    from etude.study.run.request import Columns, Request, lr_settings
 
     request = Request(
         train=train,

@@ -52,8 +52,8 @@ def lr_find(
     """
     from etude.journal.figures import check_figure_path
     from etude.journal.screen import Screen
-    from etude.study.lr_find import search
-    from etude.study.request import Columns, Request
+    from etude.study.run.lr_find import search
+    from etude.study.run.request import Columns, Request
 
     check_figure_path(plot)
     request = Request(

@@ -73,8 +73,8 @@ def predict(
         raise EtudeError(f"--tta is {tta}; give the number of views, 1 or more")
 
     from etude.core.submission import checked_positive
-    from etude.data.bad_files import write_bad_files
-    from etude.data.wording import counted
+    from etude.core.text import counted
+    from etude.data.sources import write_bad_files
     from etude.run import load
 
     screen = Screen(quiet=quiet)

@@ -92,7 +92,7 @@ def write_out(written: Written, source: Source, predictions: Predictions, of: Se
 def _unreadable(paths: Sequence[Path]) -> Unreadable | None:
     """Return the images that a run among these paths could not read, with its class counts."""
     from etude.core.submission import Unreadable
-    from etude.data.bad_files import read_bad_ids
+    from etude.data.sources import read_bad_ids
     from etude.journal.record import read_run
 
     for path in map(expanded, paths):
@@ -120,7 +120,7 @@ def file_of(given: Path, name: str, trust: bool = False) -> Path:
         EtudeError: the folder has no such file, or one that has changed since the run wrote it.
     """
     from etude.core.errors import EtudeError
-    from etude.journal.record_read import verify
+    from etude.journal.runs import verify
 
     path = expanded(given)
     if not path.is_dir():

@@ -98,9 +98,9 @@ def refine(
         id_column=id_column, label_column=label_column, positive=positive, warn=screen.warn, trust=trust,
     )  # fmt: skip
     unlabelled = source.predictions
+    from etude.refine.base import unlabelled_classes
     from etude.refine.chain import Chain
     from etude.refine.chain_steps import left_out, standard_steps
-    from etude.refine.rows import unlabelled_classes
     from etude.refine.tables import read_probabilities
 
     if without := unlabelled_classes(labelled):

@@ -13,8 +13,7 @@ import numpy as np
 
 from etude.core.errors import EtudeError, listed, nearest
 from etude.core.files import reading, replacing
-from etude.core.ids import match_ids
-from etude.core.labels import positive_class, spelled_as, spellings
+from etude.core.ids import match_ids, positive_class, spelled_as, spellings
 from etude.core.predictions import Predictions
 
 Row = list[str]

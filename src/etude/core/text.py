@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, cast
 
 # Control characters, marks and overrides of the direction of writing, separators of lines and paragraphs.
 _COMMANDS = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
@@ -15,3 +19,177 @@ def visible(text: str) -> str:
     a\x1b[31m\u202eb\nc [bold] é
     """
     return _COMMANDS.sub(lambda match: repr(match.group())[1:-1], text)
+
+
+LABELS: dict[str, str] = {
+    "lr": "learning rate",
+    "momentum": "momentum",
+    "image_size": "image size",
+    "augment": "augmentation",
+    "mixup": "MixUp α",
+    "cutmix": "CutMix α",
+    "dropout": "dropout",
+    "drop_path": "stochastic depth",
+    "batch_size": "batch size",
+    "label_smoothing": "label smoothing",
+    "unlabeled_weight": "unlabelled weight",
+}
+
+_SPOKEN = {"macro_f1": "macro F1", "auc": "ROC AUC", "lr": "learning rate", "finetune": "fine-tune"}
+
+UNITS: dict[str, str] = {"image_size": "px", "batch_size": "images"}
+
+
+def short_number(value: float) -> str:
+    """Return a number as a practitioner writes it, to three significant digits.
+
+    >>> [short_number(value) for value in (0, 0.5, 0.000123456, 0.001, 0.01, 224, 65536)]
+    ['0', '0.5', '1.23e-4', '1e-3', '0.01', '224', '65,536']
+    """
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    # Rounded first: 0.0099996 is 0.01, not 10e-3.
+    rounded = float(f"{value:.3g}")
+    if abs(rounded) >= 0.01:
+        return f"{rounded:g}"
+    mantissa, exponent = f"{rounded:e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def signed(value: float | None) -> str:
+    """Return a difference as :func:`short_number` writes it, with its sign; empty where it is not known.
+
+    >>> signed(0.0968), signed(-0.00519), signed(0.0), signed(None)
+    ('+0.0968', '−5.19e-3', '0', '')
+    """
+    if value is None:
+        return ""
+    sign = "−" if value < 0 else "+" if value > 0 else ""
+    return f"{sign}{short_number(abs(value))}"
+
+
+def count_of(value: float) -> str:
+    """Return a count with separators of thousands.
+
+    >>> count_of(5000)
+    '5,000'
+    """
+    return f"{value:,}"
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """Return a share as a percentage; a dash where it is not known.
+
+    >>> percent(0.98549), percent(None)
+    ('98.5%', '–')
+    """
+    return "–" if share is None or not math.isfinite(share) else f"{100 * share:.{digits}f}%"
+
+
+def points(difference: float | None) -> str:
+    """Return a difference of shares in percentage points, with its sign.
+
+    >>> points(0.0225), points(-0.00125), points(None)
+    ('+2.25', '−0.12', '')
+    """
+    return "" if difference is None else f"{100 * difference:+.2f}".replace("-", "−")
+
+
+def duration(seconds: float | None) -> str:
+    """Return seconds as one reads them, in at most two units.
+
+    >>> [duration(value) for value in (0.02, 4.25, 62.6, 3725, 190000, None)]
+    ['0.02 s', '4.2 s', '1 min 3 s', '1 h 2 min', '2 d 4 h', '–']
+    """
+    if seconds is None:
+        return "–"
+    if seconds < 59.95:
+        return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s"
+    whole = round(seconds)
+    for size, unit, part, of in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // part} {of}"
+    return f"{whole} s"
+
+
+def file_size(count: float | None) -> str:
+    """Return bytes as one reads them, in powers of 1000.
+
+    >>> file_size(912), file_size(1159936), file_size(None)
+    ('912 B', '1.2 MB', '–')
+    """
+    if count is None:
+        return "–"
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 99.5 else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def moment(text: str | None) -> str:
+    """Return an ISO time as ``2026-11-22 14:17 UTC``; what is no time comes back as it is.
+
+    >>> moment("2026-11-22T14:17:22+00:00"), moment(None)
+    ('2026-11-22 14:17 UTC', '–')
+    """
+    if not text:
+        return "–"
+    try:
+        read = datetime.fromisoformat(text)
+    except ValueError:
+        return text
+    return f"{read.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def spoken(name: str) -> str:
+    """Return a name of the code as one says it.
+
+    >>> spoken("log_loss"), spoken("macro_f1"), spoken("labeled_share")
+    ('log loss', 'macro F1', 'labeled share')
+    """
+    return _SPOKEN.get(name, name.replace("_", " "))
+
+
+def in_words(value: Any) -> str:
+    """Return a JSON value as one reads it: no brackets, no quotes, floats to six significant digits.
+
+    >>> in_words({"accuracy": 1, "log_loss": [0.12345678, True]}), in_words(None), in_words([])
+    ('accuracy 1, log loss 0.123457, yes', 'none', 'none')
+    """
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, Mapping):
+        table = cast(Mapping[object, object], value)
+        return ", ".join(f"{spoken(str(key))} {in_words(one)}" for key, one in table.items()) or "none"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(map(in_words, cast(Sequence[object], value))) or "none"
+    return "none" if value is None or value == "" else str(value)
+
+
+def counted(count: int, thing: str, plural: str | None = None) -> str:
+    """Return ``count`` with the right form of ``thing``.
+
+    >>> counted(1, "image"), counted(2624, "image"), counted(2, "class", "classes")
+    ('1 image', '2,624 images', '2 classes')
+    """
+    return f"{count:,} {thing if count == 1 else plural or thing + 's'}"
+
+
+def told_bytes(count: float) -> str:
+    """Return a number of bytes in units of 1000, as ``data.cache_limit`` reads them.
+
+    >>> told_bytes(812), told_bytes(48_000_000), told_bytes(1_250_000_000)
+    ('812 bytes', '48 MB', '1.2 GB')
+    """
+    if count < 1000:
+        return f"{count:.0f} bytes"
+    for unit in ("kB", "MB", "GB", "TB"):
+        count /= 1000
+        if count < 999.5 or unit == "TB":
+            break
+    return f"{count:.1f} {unit}" if count < 9.95 else f"{count:,.0f} {unit}"

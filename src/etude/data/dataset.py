@@ -16,9 +16,9 @@ from etude.core.errors import listed
 from etude.core.progress import Progress
 from etude.data.compact import Paths, Texts
 from etude.data.decode import UnreadableImage, decode, read_image_file
+from etude.data.scan import SurveyResult
 from etude.data.sources import ImageSet
 from etude.data.stores.build import StoreBuild, build_store
-from etude.data.survey import SurveyResult
 
 _RANGE_HINT = "; the range of values (data.range) may be too wide or too narrow for them"
 

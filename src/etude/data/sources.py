@@ -2,25 +2,146 @@
 
 from __future__ import annotations
 
+import csv
 import os
+import re
 import shlex
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from etude.core.errors import EtudeError, listed, nearest
+from etude.core.files import replacing
+from etude.core.ids import look_alikes, spellings
+from etude.core.text import counted
 from etude.data import tables
-from etude.data.bad_files import BadFile
 from etude.data.compact import Paths, Texts
-from etude.data.labels import Warn, encode_labels
-from etude.data.table_split import PARTS, GivenSplit
+from etude.data.tables import PARTS, GivenSplit
 from etude.data.walk import find_images, is_folder, is_image_file, is_own_folder, portable_text, visible_entries
-from etude.data.wording import counted
+
+
+@dataclass(frozen=True)
+class BadFile:
+    """An image that was left out, and why."""
+
+    id: str
+    path: Path
+    reason: str
+
+
+def read_bad_ids(path: Path) -> list[str]:
+    """Return the ids in a file that :func:`write_bad_files` wrote; none where it is something else."""
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+        return [row["id"] for row in csv.DictReader(file) if row.get("id")]
+
+
+def write_bad_files(path: Path, bad: Iterable[BadFile]) -> None:
+    """Write ``bad_files.csv`` with the columns id, path and reason, atomically.
+
+    Raises:
+        EtudeError: the disk is full or the place cannot be written.
+    """
+    # File names on Linux are bytes; those that are no UTF-8 are written as \xNN.
+    with replacing(path) as temporary, temporary.open("w", -1, "utf-8", "backslashreplace", "") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "path", "reason"])
+        writer.writerows([left_out.id, str(left_out.path), left_out.reason] for left_out in bad)
+
+
+Warn = Callable[[str], object]
+_SHOWN = 3  # labels named in a warning
+_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
+
+
+def ordered_classes(labels: Iterable[str]) -> tuple[str, ...]:
+    """Return the distinct labels in order: by value when all are numbers, otherwise by Unicode code point.
+
+    The text of a label is never changed.
+
+    >>> ordered_classes(["10", "2", "1", "2"])
+    ('1', '2', '10')
+    >>> ordered_classes(["10", "2", "b"])
+    ('10', '2', 'b')
+    """
+    distinct = set(labels)
+    if all(_NUMBER.fullmatch(label) for label in distinct):
+        return tuple(sorted(distinct, key=lambda label: (Decimal(label), label)))
+    return tuple(sorted(distinct))
+
+
+def encode_labels(
+    source: Path,
+    labels: Sequence[str],
+    allowed: Sequence[str] | None,
+    *,
+    rule: str = "tidy",
+    warn: Warn = warnings.warn,
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Turn label texts into (N,) int64 class indices; return them with the class names.
+
+    Args:
+        source: named in error messages.
+        labels: (N,) label texts.
+        allowed: the only classes that may occur, in their order; None takes the labels' own.
+        rule: ``tidy`` takes labels that differ only by outer white space or Unicode form as one, ``strict`` does not.
+        warn: is given a sentence about such labels, and about classes that differ by case only.
+
+    Raises:
+        EtudeError: a label is not allowed, or there are fewer than two classes.
+    """
+    if rule == "tidy":
+        labels = _tidied(source, labels, allowed, warn)
+    classes = tuple(allowed) if allowed is not None else ordered_classes(labels)
+    if len(classes) < 2:
+        raise EtudeError(
+            f"{source} has only one class ({listed(classes)}, {counted(len(labels), 'image')}); a classifier needs "
+            "at least two: check that the path names the folder above the class folders, or the right label column"
+        )
+    if allowed is None:
+        _warn_of_look_alikes(source, labels, classes, warn)
+    index = {label: position for position, label in enumerate(classes)}
+    unknown = sorted({label for label in labels if label not in index})
+    if unknown:
+        raise EtudeError(
+            f"{source} has {counted(len(unknown), 'label')} that the training images do not have: {listed(unknown, 3)}"
+            f"; the known classes are {listed(classes)}.{nearest(unknown[0], classes)}"
+        )
+    return np.fromiter((index[label] for label in labels), dtype=np.int64, count=len(labels)), classes
+
+
+def _tidied(source: Path, labels: Sequence[str], allowed: Sequence[str] | None, warn: Warn) -> Sequence[str]:
+    renamed = spellings(labels, allowed)
+    if not renamed:
+        return labels
+    count = sum(label in renamed for label in labels)
+    pairs = [f"{label!r} as {name!r}" for label, name in renamed.items()]
+    more = f" and {len(pairs) - _SHOWN:,} more" if len(pairs) > _SHOWN else ""
+    warn(
+        f"{counted(count, 'label')} of {source} differ from a class only by outer white space or Unicode form, and are "
+        f"read as that class: {', '.join(pairs[:_SHOWN])}{more} (--labels strict makes classes of them)"
+    )
+    return [renamed.get(label, label) for label in labels]
+
+
+def _warn_of_look_alikes(source: Path, labels: Sequence[str], classes: Sequence[str], warn: Warn) -> None:
+    alike = look_alikes(classes)
+    if not alike:
+        return
+    sizes = Counter(labels)
+    groups = [" and ".join(f"{name!r} ({sizes[name]:,})" for name in names) for names in alike]
+    more = f"; and {len(groups) - _SHOWN:,} more" if len(groups) > _SHOWN else ""
+    warn(
+        f"{source} has classes that differ only by case, white space or how a number is written: "
+        f"{'; '.join(groups[:_SHOWN])}{more}. They are kept as different classes; where they mean the same, write them "
+        "alike"
+    )
+
 
 _LABELLED_KINDS = (
     "training images are read from a folder with one sub-folder per class, or from a .csv, .tsv or .parquet table "

@@ -8,15 +8,146 @@ up to the exact count.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from etude.core.errors import EtudeError, listed
 from etude.core.seeds import rng_for
-from etude.data.apportion import apportion, shares_with_least
-from etude.data.groups import Grouped, Groups, by_class, group_labels
-from etude.data.wording import counted
+from etude.core.text import counted
+from etude.data.compact import Digests
+
+
+def apportion(shares: np.ndarray, total: int, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
+    """Round ``shares`` to whole numbers between the bounds that add up to ``total`` (largest remainders).
+
+    When the bounds forbid the total, the result is the nearest sum that they allow.
+
+    Args:
+        shares: (C,) the exact share of each class.
+        total: what the result adds up to.
+        lower: (C,) int64 least of each class.
+        upper: (C,) int64 most of each class, not below ``lower``.
+
+    Returns:
+        (C,) int64.
+
+    >>> apportion(np.array([2.4, 1.6, 1.0]), 5, np.array([1, 1, 1]), np.array([9, 9, 9]))
+    array([2, 2, 1])
+    """
+    counts = np.clip(np.floor(shares).astype(np.int64), lower, upper)
+    while (missing := total - int(counts.sum())) > 0 and (counts < upper).any():
+        _step(counts, np.where(counts < upper, counts - shares, np.inf), missing, 1)
+    while (surplus := int(counts.sum()) - total) > 0 and (counts > lower).any():
+        _step(counts, np.where(counts > lower, shares - counts, np.inf), surplus, -1)
+    return counts
+
+
+def shares_with_least(sizes: np.ndarray, total: int, least: np.ndarray) -> np.ndarray:
+    """Divide ``total`` in proportion to ``sizes``, where no class gets less than ``least``.
+
+    Args:
+        sizes: (C,) int64.
+        total: not below the sum of ``least``.
+        least: (C,) int64, not above ``sizes``.
+
+    Returns:
+        (C,) float64 that adds up to ``total``.
+
+    >>> shares_with_least(np.array([80, 20, 2]), 22, np.array([2, 2, 2]))
+    array([16.,  4.,  2.])
+    """
+    held = np.zeros(len(sizes), dtype=bool)
+    while True:  # each class that is raised to its least leaves less for the others, which may fall below theirs
+        free = sizes[~held].sum()
+        scale = (total - least[held].sum()) / free if free else 0.0
+        shares = np.where(held, least, sizes * scale)
+        below = ~held & (shares < least)
+        if not below.any():
+            return shares
+        held |= below
+
+
+def _step(counts: np.ndarray, order: np.ndarray, wanted: int, change: int) -> None:
+    """Change the count of the first ``wanted`` finite classes in ``order`` by one, in place."""
+    ranked = np.argsort(order, kind="stable")[:wanted]
+    counts[ranked[np.isfinite(order[ranked])]] += change
+
+
+Groups = Sequence[Hashable] | np.ndarray
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """Labels arranged for splitting.
+
+    Attributes:
+        labels: (N,) int64.
+        class_sizes: (C,) int64 images of each class.
+        lone: for each class, the indices of its images that are alone in their group.
+        together: the groups of two or more images, as index arrays; the largest first.
+        group_counts: (C,) int64 number of groups that hold images of each class.
+    """
+
+    labels: np.ndarray
+    class_sizes: np.ndarray
+    lone: list[np.ndarray]
+    together: list[np.ndarray]
+    group_counts: np.ndarray
+
+    def counts_in(self, members: np.ndarray) -> np.ndarray:
+        """(C,) int64 images of each class among ``members``."""
+        return np.bincount(self.labels[members], minlength=len(self.class_sizes))
+
+
+def by_class(indices: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
+    """Return, for each class, those of ``indices`` that belong to it, in their order.
+
+    >>> by_class(np.array([3, 0, 1]), np.array([0, 1, 1, 0]))
+    [array([3, 0]), array([1])]
+    """
+    chosen = labels[indices]
+    ends = np.cumsum(np.bincount(chosen, minlength=int(labels.max()) + 1))
+    return np.split(indices[np.argsort(chosen, kind="stable")], ends[:-1])
+
+
+def group_labels(labels: np.ndarray, groups: Groups, rng: np.random.Generator) -> Grouped:
+    """Arrange labels by group, shuffled by ``rng``.
+
+    Args:
+        labels: (N,) class indices.
+        groups: (N,) equal values stay together.
+        rng: shuffles the images of each class, and groups of the same size.
+    """
+    labels = np.asarray(labels, dtype=np.int64)
+    if len(groups) != len(labels):
+        raise ValueError(f"{len(labels)} labels need as many groups, not {len(groups)}")
+    codes = _numbered(groups)
+    sizes = np.bincount(codes)
+    alone = sizes[codes] == 1
+    classes = int(labels.max()) + 1
+    lone = by_class(rng.permutation(np.flatnonzero(alone)), labels)
+    shared = np.flatnonzero(~alone)
+    shared = shared[np.argsort(codes[shared], kind="stable")]
+    together = np.split(shared, np.flatnonzero(np.diff(codes[shared])) + 1) if len(shared) else []
+    together = [together[index] for index in rng.permutation(len(together))]
+    together.sort(key=len, reverse=True)
+    group_counts = np.array([len(members) for members in lone], dtype=np.int64)
+    for members in together:
+        group_counts[np.unique(labels[members])] += 1
+    return Grouped(labels, np.bincount(labels, minlength=classes), lone, together, group_counts)
+
+
+def _numbered(groups: Groups) -> np.ndarray:
+    """Return a number for each image's group, int64 (N,), counted up in the order in which groups come first."""
+    values = groups.keys() if isinstance(groups, Digests) else groups
+    if not isinstance(values, np.ndarray):
+        number: dict[Hashable, int] = {}
+        return np.array([number.setdefault(group, len(number)) for group in values], dtype=np.int64)
+    _, firsts, codes = np.unique(values, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(firsts))[codes]
+
 
 Warn = Callable[[str], None]
 Split = tuple[np.ndarray, np.ndarray]
@@ -263,3 +394,12 @@ def _deal(grouped: Grouped, splittable: np.ndarray, k: int) -> np.ndarray:
             held[fold, label] += 1
             totals[fold] += 1
     return fold_of
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """Rows of the store to train on and rows to validate on, and the seed of what is trained on them."""
+
+    train: np.ndarray
+    valid: np.ndarray
+    seed: int

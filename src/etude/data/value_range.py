@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from etude.core.errors import EtudeError
-from etude.data.wording import counted
+from etude.core.text import counted
 
 ValueRange = tuple[float, float]
 """The values that become 0 and 255."""

@@ -45,7 +45,7 @@ def distillation_loss(
         weight: (N,) per image; the mean is taken over their sum.
         teacher: (N, C) probabilities, each row of sum 1.
         temperature: T, above 0, for teacher and student alike.
-        share: of the soft term, in [0, 1]; 0 is :func:`~etude.functional.targets.cross_entropy`.
+        share: of the soft term, in [0, 1]; 0 is :func:`~etude.functional.mix.cross_entropy`.
 
     Raises:
         EtudeError: temperature or share lie outside their limits, or the teacher knows other classes.

@@ -9,7 +9,7 @@ import torch
 
 from etude.core.errors import EtudeError
 from etude.functional.distill import soften
-from etude.functional.targets import one_hot
+from etude.functional.mix import one_hot
 
 _LEAST_SHARE = 1e-6  # of a class in running predictions, as it divides
 _LEAST_VARIANCE = 1e-8  # of confidences: float32 rounds equal ones to within 1e-7 of each other

@@ -8,8 +8,8 @@ from threading import Lock
 
 import numpy as np
 
-from etude.core.ahead import made_ahead
 from etude.core.predictions import Predictions
+from etude.core.prefetch import made_ahead
 from etude.core.processor import usable_cores
 from etude.core.progress import Progress
 from etude.inference.views import IDENTITY, ViewLike, input_size, many_views

@@ -11,8 +11,7 @@ import numpy as np
 
 from etude.core.errors import EtudeError
 from etude.core.seeds import rng_for
-from etude.functional.augment import Policy, apply_changes, policy_named
-from etude.functional.changes import Changes, draw_changes
+from etude.functional.augment import Changes, Policy, apply_changes, draw_changes, policy_named
 from etude.functional.warp import Geometry, warp, warp_matrices
 
 MOST_VIEWS = 128

@@ -13,7 +13,7 @@ from etude.core.errors import EtudeError, listed
 from etude.core.metrics import Gain, metric_named, paired_bootstrap
 from etude.core.predictions import Predictions
 from etude.journal.index import RunSummary, summary_of_run
-from etude.journal.record_read import read_run, verify
+from etude.journal.runs import read_run, verify
 
 METRICS = ("accuracy", "log_loss")
 _FILE = "valid.npz"

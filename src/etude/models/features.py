@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from etude.core.ahead import made_ahead
 from etude.core.arrays import load_arrays, save_arrays
 from etude.core.errors import EtudeError
 from etude.core.files import digest_of
+from etude.core.prefetch import made_ahead
 from etude.core.progress import Progress
 from etude.core.seeds import rng_for
 from etude.models.classifier import Preprocessing

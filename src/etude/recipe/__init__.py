@@ -1,7 +1,6 @@
 """Recipes: the validated settings of a run."""
 
 from etude.recipe.load import NAMED, changed_settings, flat, load_recipe
-from etude.recipe.phases import timeline_of
 from etude.recipe.resolve import ImageFacts, resolve
 from etude.recipe.settings import Recipe
 from etude.recipe.timeline import (
@@ -10,6 +9,7 @@ from etude.recipe.timeline import (
     resolved_timeline,
     run_size,
     run_steps,
+    timeline_of,
     timeline_warnings,
 )
 

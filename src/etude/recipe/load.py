@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from etude.core.errors import EtudeError, nearest, shown
 from etude.core.files import reading
-from etude.recipe.phases import timeline_of
 from etude.recipe.settings import Recipe, Settings
+from etude.recipe.timeline import timeline_of
 
 NAMED: dict[str, dict[str, Any]] = {
     "quick": {"stages": ["head"]},

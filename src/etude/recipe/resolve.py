@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from etude.core.errors import EtudeError
-from etude.recipe.phases import timeline_of
 from etude.recipe.settings import Recipe, Settings
+from etude.recipe.timeline import timeline_of
 
 TINY_SIDE = 40  # pixels; at this side and below a pretrained network sees mostly padding and strides
 DEFAULT_BACKBONE = "tf_efficientnet_lite0"

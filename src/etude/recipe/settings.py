@@ -2,23 +2,241 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
     Field,
     ModelWrapValidatorHandler,
     PositiveFloat,
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from etude.core.errors import nearest
-from etude.recipe.base import Settings
-from etude.recipe.lengths import DiskSpace, Interval, Part, RunLength, Time, ValueRange, refused
-from etude.recipe.unlabeled_settings import DistillSettings, UnlabeledSettings
-from etude.timeline import PRESETS
+from etude.timeline import PRESETS, parse_length
 from etude.timeline.lengths import MOST_PARTS
+
+
+class Settings(BaseModel):
+    """Base of all settings: unknown names are refused, values never change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+FIXED = "epochs '3ep', steps '500st' or time '10m' or '90s'"
+
+
+def refused(sentence: str) -> PydanticCustomError:
+    """Return the error that makes pydantic refuse a value; ``sentence`` begins with ``Input``, as pydantic's do."""
+    return PydanticCustomError("refused", "{sentence}", {"sentence": sentence})  # braces in it stay as they are
+
+
+def _part(value: Any) -> float | str:
+    """A part of a whole: a share above 0 and below 1, or a fixed length."""
+    accepted = f"a share between 0 and 1, such as 0.25 or '25%', or {FIXED}"
+    amount, unit = _parsed(value, accepted)
+    if unit != "share":
+        return value.strip()
+    if amount >= 1:
+        raise refused(f"Input must be {accepted}")
+    return amount
+
+
+def _run_length(value: Any) -> str | None:
+    """The length of a whole run: a fixed length, or None for ``none``, since TOML has no word for it."""
+    if value is None or value == "none":
+        return None
+    accepted = f"{FIXED}, or 'none'"
+    if _parsed(value, accepted)[1] == "share":
+        raise refused(f"Input must be {accepted}")
+    return value.strip()
+
+
+def _interval(value: Any) -> float | str:
+    """``auto``, or a part of a run."""
+    return "auto" if value == "auto" else _part(value)
+
+
+def _time(value: Any) -> str:
+    """A duration."""
+    accepted = "a time, such as '60s' or '10m'"
+    if _parsed(value, accepted)[1] != "s":
+        raise refused(f"Input must be {accepted}")
+    return value.strip()
+
+
+def _disk_space(value: Any) -> int | None:
+    """Bytes, or None for ``auto``."""
+    if value is None or value == "auto":
+        return None
+    told = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?\s*", str(value), re.IGNORECASE)
+    if isinstance(value, bool) or told is None:
+        raise refused("Input must be a size on disk, such as 500MB or 20GB, or 'auto'")
+    return int(float(told[1]) * 1000 ** " KMGT".index(told[2].upper() or " "))
+
+
+def _value_range(value: Any) -> str:
+    """``auto``, or ``"LOW..HIGH"``."""
+    text = f"0..{value}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value).strip()
+    if text != "auto":
+        try:
+            text = text if ".." in text else f"0..{text}"
+            low, high = value_range(text) or (0.0, 0.0)
+            if not -math.inf < low < high < math.inf:
+                raise ValueError
+        except ValueError:
+            raise refused(
+                "Input must be two numbers such as 0..4095, the highest alone such as 4095, or 'auto'"
+            ) from None
+    return text
+
+
+def value_range(text: str) -> tuple[float, float] | None:
+    """Return the two ends of a :data:`ValueRange`, or None for ``auto``.
+
+    >>> value_range("-1000..3000"), value_range("auto")
+    ((-1000.0, 3000.0), None)
+    """
+    if text == "auto":
+        return None
+    low, high = text.split("..")
+    return float(low), float(high)
+
+
+def _parsed(value: Any, accepted: str) -> tuple[float, str]:
+    try:
+        return parse_length(value)
+    except ValueError:
+        raise refused(f"Input must be {accepted}") from None
+
+
+Part = Annotated[float | str, BeforeValidator(_part)]
+"""A share in (0, 1), or ``"3ep"``, ``"500st"``, ``"90s"``, ``"10m"``."""
+
+Interval = Annotated[float | str, BeforeValidator(_interval)]
+"""A :data:`Part` of the run, or ``"auto"``."""
+
+RunLength = Annotated[str | None, BeforeValidator(_run_length)]
+"""``"3ep"``, ``"500st"``, ``"90s"`` or ``"10m"``, or None."""
+
+Time = Annotated[str, BeforeValidator(_time)]
+"""``"90s"`` or ``"10m"``."""
+
+DiskSpace = Annotated[int | None, BeforeValidator(_disk_space)]
+"""Bytes: a number, ``"500MB"``, ``"20GB"`` (of 1000 each); None for ``"auto"``."""
+
+ValueRange = Annotated[str, BeforeValidator(_value_range)]
+"""``"0..4095"``, from which ``4095`` alone is made too, or ``"auto"``; :func:`value_range` reads it."""
+
+
+SAFE_SHARE = (0.65, 0.75)
+"""Labelled share of pseudo-label rounds that competitors use; any other is allowed with a warning."""
+
+
+def _none_in_words(value: Any) -> Any:
+    return None if value == "none" else value  # TOML has no word for it
+
+
+def _share(value: Any) -> float | str:
+    """``auto``, or a share of a batch."""
+    if value == "auto":
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 < value < 1.0:
+        raise refused("Input must be a share above 0 and below 1, or 'auto'")
+    return float(value)
+
+
+def _levels(value: Any) -> float | tuple[float, ...]:
+    """A confidence, or one for each class."""
+    each = list(value) if isinstance(value, list | tuple) else [value]
+    if not each or any(isinstance(one, bool) or not isinstance(one, int | float) or not 0 <= one < 1 for one in each):
+        raise refused("Input must be a confidence from 0 to below 1, or a list of them, one a class")
+    return tuple(float(one) for one in each) if isinstance(value, list | tuple) else float(value)
+
+
+class UnlabeledSettings(Settings):
+    """Pseudo-labels, in rounds or within one training."""
+
+    method: Literal["off", "rounds", "online"] = Field(
+        default="off", description="pseudo-labels in rounds of training, online within one training, or off"
+    )
+    use_test: bool = Field(default=True, description="whether the test images join the unlabelled ones")
+    labeled_share: Annotated[float | str, BeforeValidator(_share)] = Field(
+        default=0.7, description="share of each batch that is labelled, or auto: that of the images, from 0.125 to 0.7"
+    )
+    balanced: bool = Field(default=False, description="draw as many labelled images of every class")
+    length: RunLength = Field(
+        default=None, description="length of a training with unlabelled images: 500st, 3ep, 5m; none: the recipe's own"
+    )
+    batch_size: Annotated[int | None, BeforeValidator(_none_in_words)] = Field(
+        default=None, ge=2, le=65_536, description="images a step, both kinds together; none: train.batch_size"
+    )
+    rounds: int = Field(default=3, ge=1, le=20, description="rounds of pseudo-labels at most; one without gain is last")
+    start: Literal["fresh", "warm"] = Field(
+        default="fresh", description="a student starts fresh, or warm from the weights that made its pseudo-labels"
+    )
+    keep_at: float = Field(
+        default=0.8, ge=0.5, lt=1.0, description="probability of being better, on validation images, that keeps it"
+    )
+    kind: Literal["soft", "hard"] = Field(default="soft", description="probabilities, or the most probable class alone")
+    temperature: float = Field(
+        default=1.0, gt=0.0, le=10.0, description="of soft pseudo-labels: below 1 sharpens them, 1 leaves them"
+    )
+    threshold: Annotated[float | tuple[float, ...], BeforeValidator(_levels)] = Field(
+        default=0.0, description="least confidence of a pseudo-label, one number or one a class"
+    )
+    quota: Annotated[int | None, BeforeValidator(_none_in_words)] = Field(
+        default=None, ge=1, description="rounds: most pseudo-labels of each class, the surest first; none: all"
+    )
+    weights: Literal["softmatch", "none"] = Field(
+        default="softmatch", description="weigh pseudo-labels by confidence (SoftMatch), or all alike"
+    )
+    prior: Literal["estimate", "labeled", "uniform", "none"] = Field(
+        default="estimate",
+        description="class shares that pseudo-labels are aligned to: labeled, uniform, none, or estimate: the labelled "
+        "images' own unless the unlabelled ones have measurably others",
+    )
+    weight: float = Field(default=1.0, ge=0.0, le=100.0, description="online: of the loss on unlabelled images")
+    ramp: tuple[float, float] = Field(
+        default=(0.0, 0.3), description="online: shares of the run between which that weight rises from 0 (Lee 2013)"
+    )
+    ema: float = Field(
+        default=0.99, ge=0.0, lt=1.0, description="online: decay of the averaged weights that teach; 0: the student's"
+    )
+    strong: float = Field(
+        default=1.0, ge=0.0, le=1.0, description="online: strength of the changes that the student sees"
+    )
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        start, end = self.ramp
+        if not 0.0 <= start <= end <= 1.0:
+            raise refused("Input should keep 0 <= ramp start <= ramp end <= 1: shares of the run")
+        return self
+
+    @property
+    def is_on(self) -> bool:
+        """Whether unlabelled images are used."""
+        return self.method != "off"
+
+
+class DistillSettings(Settings):
+    """What a student learns from its teachers; of use with ``--teacher`` alone."""
+
+    temperature: float = Field(default=2.0, gt=0.0, le=100.0, description="that softens teacher and student alike")
+    weight: float = Field(default=0.5, gt=0.0, le=1.0, description="of the teachers' loss; the rest is the labels' own")
+    views: Literal["cached", "same"] = Field(
+        default="cached",
+        description="teachers see each image once, averaged over their views, or the very view that the student sees",
+    )
+
 
 Fit = Literal["auto", "squash", "crop", "letterbox"]
 Stage = Literal["head", "finetune"]
@@ -311,3 +529,46 @@ class Recipe(Settings):
         if stages not in (["head"], ["finetune"], ["head", "finetune"]):
             raise refused("Input must be head, finetune or head,finetune")
         return tuple(stages)
+
+
+LEAST_SHARE, MOST_SHARE = 0.125, 0.7  # of labelled images in a batch, where the share is decided by their number
+
+
+def labelled_share(recipe: Recipe, labelled: int, unlabelled: int) -> float:
+    """Return the share of each batch that is labelled; ``auto`` is the images' own, within limits.
+
+    >>> from etude.recipe import load_recipe
+    >>> [labelled_share(load_recipe("consistency"), labelled, 900) for labelled in (10, 300, 9_000)]
+    [0.125, 0.25, 0.7]
+    """
+    asked = recipe.unlabeled.labeled_share
+    if isinstance(asked, float):
+        return asked
+    return min(MOST_SHARE, max(LEAST_SHARE, labelled / (labelled + unlabelled)))
+
+
+def share_caution(recipe: Recipe) -> str | None:
+    """Return a word of caution where rounds train at another share of labelled images than competitors use."""
+    asked, (low, high) = recipe.unlabeled.labeled_share, SAFE_SHARE
+    if recipe.unlabeled.method != "rounds" or not isinstance(asked, float) or low <= asked <= high:
+        return None
+    return (
+        f"unlabeled.labeled_share={asked:g}: {low:.0%} to {high:.0%} labelled images a batch keep pseudo-labels from "
+        "taking over; fewer follow the teacher's mistakes sooner, and more use little of the unlabelled images"
+    )
+
+
+def mixed_recipe(recipe: Recipe) -> Recipe:
+    """Return the recipe of a training with unlabelled images: their own length and batch size in place of the usual."""
+    settings = recipe.unlabeled
+    train, timeline = recipe.train, recipe.timeline
+    if settings.batch_size is not None:
+        train = train.model_copy(update={"batch_size": settings.batch_size})
+    if settings.length is not None:
+        timeline = timeline.model_copy(update={"length": settings.length})
+    return recipe.model_copy(update={"train": train, "timeline": timeline})
+
+
+def supervised_recipe(recipe: Recipe) -> Recipe:
+    """Return the recipe of a training on the labelled images alone."""
+    return recipe.model_copy(update={"unlabeled": recipe.unlabeled.model_copy(update={"method": "off"})})

@@ -4,14 +4,196 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import fields, is_dataclass
-from typing import NamedTuple, cast
+from dataclasses import dataclass, fields, is_dataclass, replace
+from itertools import pairwise
+from typing import Any, NamedTuple, cast
 
-from etude.core.errors import EtudeError
-from etude.recipe.phases import timeline_of
-from etude.recipe.ramp import with_ramp
+from etude.core.errors import EtudeError, listed
 from etude.recipe.settings import PlateauSettings, Recipe, Settings
-from etude.timeline import Moment, Pace, Phase, RunSize, Timeline, parse_length
+from etude.timeline import (
+    QUANTITIES,
+    Constant,
+    Curve,
+    Joined,
+    Linear,
+    Moment,
+    Pace,
+    Phase,
+    Plateau,
+    RunSize,
+    Scaled,
+    Shape,
+    Timeline,
+    parse_length,
+    preset,
+    step_progress,
+)
+from etude.timeline.tree import phase_from_tree
+
+
+def with_ramp(timeline: Timeline, weight: float, start: float, end: float) -> Timeline:
+    """Return a resolved timeline whose ``unlabeled_weight`` rises from 0 to ``weight`` between two shares of the run.
+
+    Phases count their own progress, so each gets its piece of the rise. A timeline that schedules the weight by itself
+    stays as it is.
+
+    >>> from etude.timeline import Phase
+    >>> plan = with_ramp(Timeline((Phase("a", 0.5), Phase("b", 0.5))), 2.0, 0.25, 0.75)
+    >>> [plan.at(progress).unlabeled_weight for progress in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    [0.0, 0.0, 1.0, 2.0, 2.0]
+    """
+    if "unlabeled_weight" in timeline.quantities():
+        return timeline
+
+    def risen(progress: float) -> float:
+        if progress >= end:
+            return weight
+        return 0.0 if progress <= start else weight * (progress - start) / (end - start)
+
+    def piece(left: float, right: float) -> Iterator[tuple[float, Curve]]:
+        inner = [point for point in (start, end) if left < point < right]
+        points = [left, *dict.fromkeys(inner), right]
+        for one, other in pairwise(points):
+            # Where the weight jumps (start = end), the value just after the point is that of the whole piece.
+            low, high = (weight, weight) if one >= end else (0.0, 0.0) if other <= start else (risen(one), risen(other))
+            yield (other - one) / (right - left), Constant(low) if low == high else Linear(low, high)
+
+    phases = [
+        replace(phase, unlabeled_weight=_in_a_row([*piece(left, right)]))
+        for phase, (_, left, right) in zip(timeline.phases, timeline.spans(), strict=True)
+    ]
+    return replace(timeline, phases=tuple(phases))
+
+
+def _in_a_row(parts: list[tuple[float, Curve]]) -> Curve:
+    return parts[0][1] if len(parts) == 1 else Joined(tuple(parts))
+
+
+METRICS = ("valid_loss", "valid_accuracy")
+
+
+def timeline_of(recipe: Recipe) -> Timeline:
+    """Return the timeline that the recipe describes, its lengths as they were written.
+
+    Every phase schedules the learning rate, the image size and the augmentation, and what any phase schedules: where
+    a phase of your own leaves something out, the recipe's constant stands, so that no moment depends on the past.
+
+    Raises:
+        EtudeError: the settings make no timeline, told in one sentence.
+
+    >>> [phase.name for phase in timeline_of(Recipe()).phases]
+    ['warmup', 'grow', 'finish']
+    """
+    try:
+        timeline = _of_own_phases(recipe) if recipe.timeline.phases else _of_preset(recipe)
+        return _completed(timeline, recipe)
+    except (ValueError, ArithmeticError) as error:
+        where = ", timeline.phases" if recipe.timeline.phases else ""
+        raise EtudeError(f"recipe {recipe.name!r}{where}: {error}") from None
+
+
+def _of_preset(recipe: Recipe) -> Timeline:
+    shape, train = recipe.timeline, recipe.train
+    start, final = shape.growing_sizes(shape.model_fields_set)
+    if start > final:
+        raise ValueError(
+            f"timeline.start_size={start} is above timeline.final_size={final}; images grow during training or stay as "
+            "they are, so lower the first or raise the second"
+        )
+    base = shape.base_batch_size or train.batch_size
+    plan = preset(
+        shape.preset,
+        Shape(
+            peak_lr=train.lr,
+            start_size=start,
+            final_size=final,
+            size_multiple=shape.size_multiple,
+            warmup=shape.warmup,
+            finish=shape.finish,
+            cycle=shape.cycle,
+            fade=shape.fade,
+            mixup=recipe.augment.mixup,
+            cutmix=recipe.augment.cutmix,
+            batch_size=train.batch_size,
+            base_batch_size=base,
+            plateau=_plateau(recipe.plateau),
+        ),
+    )
+    scaling = shape.batch_scaling if "batch_scaling" in shape.model_fields_set else plan.batch_scaling
+    changes = shape.batch_growth != 1.0 or (scaling != "none" and base != train.batch_size)
+    sizes = _growing_batches(train.batch_size, shape.batch_growth, len(plan.phases))
+    phases = (
+        replace(phase, batch_size=size if changes else None) for phase, size in zip(plan.phases, sizes, strict=True)
+    )
+    return replace(plan, phases=tuple(phases), batch_scaling=scaling, base_batch_size=base)
+
+
+def _of_own_phases(recipe: Recipe) -> Timeline:
+    shape = recipe.timeline
+    phases: list[Phase] = []
+    for number, table in enumerate(shape.phases, 1):
+        phase = phase_from_tree(table, f"phase {number}")
+        if phase.plateau is not None and phase.plateau.metric not in METRICS:
+            raise ValueError(
+                f"phase {phase.name!r} watches the metric {phase.plateau.metric!r}; the metrics are {listed(METRICS)}"
+            )
+        lr = phase.curve("lr")
+        phases.append(replace(phase, lr=None if lr is None else Scaled(lr, recipe.train.lr)))
+    base = shape.base_batch_size or recipe.train.batch_size
+    return Timeline(tuple(phases), shape.size_multiple, shape.batch_scaling, base)
+
+
+def _plateau(settings: PlateauSettings) -> Plateau:
+    told = settings.model_dump()
+    if settings.mode == "auto":
+        told["mode"] = "max" if settings.metric == "valid_accuracy" else "min"
+    return Plateau(**told)
+
+
+def _growing_batches(batch_size: int, growth: float, phases: int) -> Iterator[Curve]:
+    """Yield the batch sizes of each phase: constant, growing in the last but one, and grown in the last."""
+    for left in reversed(range(phases)):
+        start, end = (1.0 if left else growth), (1.0 if left > 1 else growth)
+        yield Constant(batch_size * start) if start == end else Linear(batch_size * start, batch_size * end)
+
+
+def _completed(timeline: Timeline, recipe: Recipe) -> Timeline:
+    """Schedule in every phase what any phase schedules, and drop what changes nothing."""
+    train, augment = recipe.train, recipe.augment
+    constants: dict[str, float] = {
+        "lr": train.lr,
+        "momentum": train.momentum,
+        "image_size": recipe.timeline.growing_sizes(recipe.timeline.model_fields_set)[1],
+        "augment": 1.0,
+        "mixup": augment.mixup,
+        "cutmix": augment.cutmix,
+        "dropout": train.dropout,
+        "drop_path": train.drop_path,
+        "batch_size": train.batch_size,
+        "label_smoothing": train.label_smoothing,
+        "unlabeled_weight": recipe.unlabeled.weight,
+    }
+    given = {quantity: [phase.curve(quantity) for phase in timeline.phases] for quantity in QUANTITIES}
+    on = {quantity for quantity, curves in given.items() if any(curve is not None for curve in curves)}
+    on |= {"lr", "image_size", "augment"} | {quantity for quantity in ("mixup", "cutmix") if constants[quantity]}
+    on -= {
+        quantity
+        for quantity in ("mixup", "cutmix")
+        if not constants[quantity] and all(curve in (None, Constant(0.0)) for curve in given[quantity])
+    }
+
+    def whole(phase: Phase) -> Phase:
+        curves = {name: phase.curve(name) or constants.get(name) if name in on else None for name in QUANTITIES}
+        return replace(phase, **cast(dict[str, Any], curves))
+
+    follows = "batch_size" in on and timeline.batch_scaling != "none"
+    return replace(
+        timeline,
+        phases=tuple(whole(phase) for phase in timeline.phases),
+        batch_scaling=timeline.batch_scaling if follows else "none",
+        base_batch_size=timeline.base_batch_size if follows else None,
+    )
+
 
 __all__ = [
     "needs_pace",
@@ -254,3 +436,41 @@ def _lengths(tree: object) -> Iterator[str]:
             yield from _lengths(part)
     elif is_dataclass(tree):
         yield from _lengths(tuple(getattr(tree, field.name) for field in fields(tree)))
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSizes:
+    """Sides of the square training images, in pixels, rounded as the timeline does."""
+
+    first: int
+    final: int
+    largest: int
+
+
+def image_sizes(recipe: Recipe) -> ImageSizes:
+    """Return the first, last and largest size of the recipe's timeline.
+
+    >>> from etude.recipe import load_recipe
+    >>> image_sizes(load_recipe("progressive"))
+    ImageSizes(first=128, final=224, largest=224)
+    """
+    sizes = [moment.image_size or recipe.timeline.final_size for moment in _moments(recipe)]
+    return ImageSizes(sizes[0], sizes[-1], max(sizes))
+
+
+def most_of(recipe: Recipe, quantity: str) -> float:
+    """Return the largest value of a quantity in the recipe's timeline; 0 where it is not scheduled.
+
+    >>> from etude.recipe import load_recipe
+    >>> most_of(load_recipe("default"), "drop_path")
+    0.0
+    """
+    return max(getattr(moment, quantity) or 0.0 for moment in _moments(recipe))
+
+
+def _moments(recipe: Recipe) -> list[Moment]:
+    """Return moments of the whole run, both ends of every phase among them: a phase may last a few steps only."""
+    timeline, _ = nominal_timeline(recipe)
+    ends = [point for _, start, stop in timeline.spans() for point in (start, max(start, stop - 1e-6))]
+    between = [step_progress(step, SAMPLES) for step in range(SAMPLES)]
+    return [timeline.at(point) for point in sorted({0.0, 1.0, *ends, *between})]

@@ -8,8 +8,8 @@ from typing import Any
 
 from etude.core.errors import EtudeError, listed, nearest
 from etude.recipe.load import flat
-from etude.recipe.phases import timeline_of
 from etude.recipe.settings import Recipe
+from etude.recipe.timeline import timeline_of
 
 Changes = dict[str, Any]
 """Settings by dotted name."""

@@ -14,9 +14,9 @@ import scipy.optimize  # pyright: ignore[reportMissingTypeStubs]
 from numpy.typing import ArrayLike, NDArray
 
 from etude.core.errors import EtudeError, listed
+from etude.core.metrics import log_loss
 from etude.core.predictions import Predictions
 from etude.core.processor import blas_threads_for
-from etude.core.scores import log_loss
 from etude.refine.base import (
     Refiner,
     normalised,

@@ -2,26 +2,320 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from etude.core.arrays import Arrays, load_arrays, save_arrays
 from etude.core.errors import EtudeError, listed
 from etude.core.files import read_checked_json, reading, write_checked_json
 from etude.core.metrics import Gain, metric_named, paired_bootstrap
 from etude.core.predictions import Predictions
-from etude.core.tally import FloatArray
-from etude.refine.assignment import BalancedAssignment
-from etude.refine.base import Refiner, require_classes, require_labelled, with_log_probabilities
-from etude.refine.chain_folds import Folds, resampled, weights_of
-from etude.refine.chain_rows import COLUMNS, StepRow, table_rows
-from etude.refine.cross_fit import FEWEST_ROWS
-from etude.refine.rows import known_rows, without_labels
-from etude.refine.saved import decoded, encoded
+from etude.core.seeds import rng_for
+from etude.core.tally import FloatArray, IntArray
+from etude.refine.base import (
+    Refiner,
+    known_rows,
+    labels_of,
+    require_classes,
+    require_labelled,
+    with_log_probabilities,
+    without_labels,
+)
+from etude.refine.cross_fit import FEWEST_ROWS, fold_numbers
+from etude.refine.prior.assignment import BalancedAssignment
+
+
+@dataclass(frozen=True, slots=True)
+class StepRow:
+    """What became of one step.
+
+    Args:
+        name: of the step.
+        kept: whether it is applied.
+        described: what was fitted on all labelled images.
+        seconds: of fitting, on all labelled images and on every fold.
+        gain: cross-fitted, in the metric's unit, positive is better; None when it was not measured.
+        low: end of the interval of the gain.
+        high: its other end.
+        probability: that the step gains, as :class:`etude.core.metrics.Gain` has it.
+        at_target_prior: whether labelled images were weighted to the class shares of the target to measure it.
+        reason: why a step that was not measured is left out.
+    """
+
+    name: str
+    kept: bool
+    described: str
+    seconds: float
+    gain: float | None = None
+    low: float | None = None
+    high: float | None = None
+    probability: float | None = None
+    at_target_prior: bool = False
+    reason: str = ""
+
+    @classmethod
+    def measured(cls, name: str, gain: Gain, described: str, seconds: float, *, weighted: bool) -> StepRow:
+        """Return the row of a step whose gain is known: kept when the whole interval is above zero."""
+        numbers = (gain.gain, gain.low, gain.high, gain.probability)
+        return cls(name, gain.beyond_noise, described, seconds, *numbers, at_target_prior=weighted)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the row as JSON values."""
+        return asdict(self)
+
+
+COLUMNS = ("step", "kept", "gain", "interval", "s", "fitted")
+
+
+def table_rows(rows: list[StepRow]) -> list[tuple[str, ...]]:
+    """Return texts for :data:`COLUMNS`; a star marks gains at the target's class shares.
+
+    >>> table_rows([StepRow("knn", True, "k = 8", 0.25, 0.01, 0.002, 0.018, 0.98)])
+    [('knn', 'yes', '+0.0100', '+0.0020 +0.0180', '0.25', 'k = 8')]
+    """
+    return [_cells(row) for row in rows]
+
+
+def _cells(row: StepRow) -> tuple[str, ...]:
+    said = f"{row.described}: {row.reason}" if row.described and row.reason else row.described or row.reason
+    if row.gain is None or row.low is None or row.high is None:
+        return row.name, _yes_no(row), "", "", f"{row.seconds:.2g}", said
+    star = "*" if row.at_target_prior else ""
+    interval = f"{row.low + 0.0:+.4f} {row.high + 0.0:+.4f}"
+    return row.name, _yes_no(row), f"{row.gain + 0.0:+.4f}{star}", interval, f"{row.seconds:.2g}", said
+
+
+def _yes_no(row: StepRow) -> str:
+    return "yes" if row.kept else "no"
+
+
+_LARGEST_TARGET = 20_000  # images of a simulated target; more sharpen nothing
+
+
+@dataclass(frozen=True)
+class Part:
+    """One fold, as far as the steps that are kept have come.
+
+    Args:
+        train: labelled predictions of the other folds, refined by steps fitted on themselves.
+        held: labelled predictions of this fold, refined by the same steps.
+    """
+
+    train: Predictions
+    held: Predictions
+
+
+@dataclass(frozen=True)
+class Folds:
+    """All folds of the labelled images, in order.
+
+    Args:
+        shares: (C,) of the classes in the target, once a kept step has adapted to them; None as long as the labelled
+            images stand for it.
+    """
+
+    parts: tuple[Part, ...]
+    seed: int
+    shares: FloatArray | None = None
+
+    @classmethod
+    def of(cls, labelled: Predictions, folds: int, seed: int) -> Folds:
+        """Split labelled predictions; each class is spread evenly."""
+        numbers = fold_numbers(labelled, folds, seed)
+        return cls(
+            tuple(
+                Part(labelled.take(numbers != fold), labelled.take(numbers == fold))
+                for fold in range(int(numbers.max()) + 1)
+            ),
+            seed,
+        )
+
+    @property
+    def labels(self) -> IntArray:
+        """The labels of all held-out images."""
+        return np.concatenate([labels_of(part.held) for part in self.parts])
+
+    def log_probabilities(self) -> FloatArray:
+        """Return the held-out log probabilities, in the order of :attr:`labels`."""
+        return np.concatenate([part.held.log_probabilities() for part in self.parts])
+
+    def weights(self) -> FloatArray | None:
+        """Return the weight of each held-out image that gives its classes the target's shares; None for equal ones."""
+        return None if self.shares is None else weights_of(self.labels, self.shares)
+
+    def after(self, step: Refiner, shares: FloatArray | None, target_size: int | None) -> Folds:
+        """Return the folds refined by ``step``, fitted anew for each on the others.
+
+        A step that fits on the target gets the held-out images for one, without their labels; drawn again to
+        ``shares``, as many as the target has, where these differ from those of the labelled images.
+
+        Args:
+            shares: (C,) of the classes in the target, or None where the labelled images stand for it.
+            target_size: images of the real target; None when there is none.
+        """
+        done = [self._refined(part, step, shares, target_size, fold) for fold, part in enumerate(self.parts)]
+        return replace(self, parts=tuple(done), shares=shares)
+
+    def _refined(
+        self, part: Part, step: Refiner, shares: FloatArray | None, target_size: int | None, fold: int
+    ) -> Part:
+        target = None
+        if "target" in step.fits_on and target_size is not None:
+            target = part.held
+            if shares is not None:
+                target = resampled(target, shares, min(target_size, _LARGEST_TARGET), self.seed, f"target {fold}")
+        seen = part.train
+        if self.shares is not None:
+            seen = resampled(seen, self.shares, len(seen), self.seed, f"train {fold}")
+        fitted = step.clone().fit(labelled=seen, target=None if target is None else without_labels(target))
+        return Part(fitted.transform(part.train), fitted.transform(part.held))
+
+
+def weights_of(labels: IntArray, shares: FloatArray) -> FloatArray:
+    """Return weights (N,) under which the labelled classes have ``shares`` (C,), as far as they occur.
+
+    >>> weights_of(np.array([0, 0, 0, 1]), np.array([0.5, 0.5])).tolist()
+    [0.16666666666666666, 0.16666666666666666, 0.16666666666666666, 0.5]
+    """
+    counts = np.bincount(labels, minlength=len(shares))
+    return (shares / np.maximum(counts, 1))[labels]
+
+
+def resampled(predictions: Predictions, shares: FloatArray, size: int, seed: int, name: str) -> Predictions:
+    """Return ``size`` rows drawn with replacement so that classes have ``shares``; ids tell copies apart.
+
+    The rows as they are come back when ``shares`` gives nothing to any class that occurs.
+    """
+    weights = weights_of(labels_of(predictions), shares)
+    if weights.sum() <= 0:
+        return predictions
+    rows: NDArray[np.int64] = (
+        rng_for(seed, f"chain {name}").choice(len(predictions), size, p=weights / weights.sum()).astype(np.int64)
+    )
+    features = predictions.features
+    return Predictions(
+        tuple(f"{number}/{predictions.ids[row]}" for number, row in enumerate(rows.tolist())),
+        predictions.classes,
+        predictions.logits[:, rows],
+        None if features is None else features[rows],
+        labels_of(predictions)[rows],
+    )
+
+
+# Objects of these rooms only are made again, attribute by attribute; a file cannot name anything else.
+_ROOMS = ("etude.refine.", "etude.core.")
+
+
+def encoded(value: Any, arrays: Arrays) -> Any:
+    """Return ``value`` as JSON; its arrays are added to ``arrays``, and stand in the JSON by their names.
+
+    Args:
+        value: a refiner or another object of ours, numbers, texts, arrays, and tuples, lists and dicts of such.
+
+    Raises:
+        EtudeError: something in it is none of these.
+
+    >>> arrays = {}
+    >>> encoded((1, np.array([0.5])), arrays), list(arrays)
+    ({'tuple': [1, {'array': 'a0'}]}, ['a0'])
+    """
+    if isinstance(value, np.generic):
+        return encoded(cast("Any", value).item(), arrays)
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else {"float": repr(value)}
+    if isinstance(value, np.ndarray):
+        return _kept(cast("np.ndarray[Any, Any]", value), arrays)
+    if isinstance(value, Path):
+        return str(value)
+    return _encoded_parts(value, arrays)
+
+
+def decoded(tree: Any, arrays: Mapping[str, np.ndarray[Any, Any]]) -> Any:
+    """Return what :func:`encoded` was given.
+
+    Raises:
+        EtudeError: the JSON was not made by it.
+    """
+    if not isinstance(tree, dict):
+        return tree
+    (kind, content), *rest = cast("dict[str, Any]", tree).items()
+    makers: dict[str, Callable[[Any], Any]] = {
+        "float": float,
+        "array": lambda name: arrays[name],
+        "tuple": lambda items: tuple(decoded(item, arrays) for item in items),
+        "list": lambda items: [decoded(item, arrays) for item in items],
+        "set": lambda items: frozenset(decoded(item, arrays) for item in items),
+        "dict": lambda items: {decoded(key, arrays): decoded(item, arrays) for key, item in items},
+        "object": lambda name: _made(name, {key: decoded(item, arrays) for key, item in rest[0][1]}),
+    }
+    if kind not in makers:
+        raise EtudeError(f"{kind!r} is no part of a saved refiner: the file was damaged or is another kind of file")
+    return makers[kind](content)
+
+
+def _kept(value: np.ndarray[Any, Any], arrays: Arrays) -> dict[str, str]:
+    if value.dtype.kind not in "biufU":
+        raise EtudeError(f"an array of type {value.dtype} cannot be saved with a refiner: give numbers or texts")
+    name = next((known for known, array in arrays.items() if array is value), f"a{len(arrays)}")
+    arrays[name] = value
+    return {"array": name}
+
+
+def _encoded_parts(value: Any, arrays: Arrays) -> dict[str, Any]:
+    anything: Any = value  # what isinstance would narrow to a tuple of unknown types
+    if isinstance(value, tuple) and not hasattr(anything, "_fields"):
+        return {"tuple": [encoded(item, arrays) for item in anything]}
+    if isinstance(value, list):
+        return {"list": [encoded(item, arrays) for item in anything]}
+    if isinstance(value, frozenset):
+        return {"set": [encoded(item, arrays) for item in sorted(anything)]}
+    if isinstance(value, dict):
+        return {"dict": [[encoded(key, arrays), encoded(item, arrays)] for key, item in anything.items()]}
+    kind = cast("type[Any]", type(anything))
+    name = f"{kind.__module__}:{kind.__qualname__}"
+    if not name.startswith(_ROOMS):
+        raise EtudeError(f"{name} cannot be saved with a refiner: fit with an option that keeps plain arrays")
+    return {"object": name, "parts": [[key, encoded(item, arrays)] for key, item in _parts(anything).items()]}
+
+
+def _parts(value: Any) -> dict[str, Any]:
+    if hasattr(value, "_fields"):  # a named tuple
+        return dict(zip(value._fields, value, strict=True))
+    if dataclasses.is_dataclass(value):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return cast("dict[str, Any]", vars(value))
+
+
+def _made(name: str, parts: dict[str, Any]) -> Any:
+    module, _, qualified = name.partition(":")
+    if not name.startswith(_ROOMS) or not qualified.isidentifier():
+        raise EtudeError(f"a saved refiner may not hold an object of {name!r}: the file did not come from etude")
+    try:
+        kind: Any = getattr(import_module(module), qualified)
+    except (ImportError, AttributeError):
+        raise EtudeError(f"this version of etude has no {name!r}: apply the file with the one that wrote it") from None
+    if not inspect.isclass(kind):
+        raise EtudeError(f"a saved refiner may not hold {name!r}, which is no class: the file did not come from etude")
+    if issubclass(kind, tuple):
+        anything: Any = tuple
+        return anything.__new__(kind, parts.values())
+    made = object.__new__(kind)
+    for key, value in parts.items():
+        object.__setattr__(made, key, value)  # a frozen dataclass lets nobody else
+    return made
+
 
 DEFAULT_ORDER = (
     "views",  # first: everything after works on one view

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from etude.core.errors import EtudeError, listed, nearest
 from etude.core.predictions import Predictions
-from etude.refine.blend import aligned, common_labels
 from etude.refine.cross_fit import NOISE, SMALLEST, exceeds_noise, standard_error_of
+from etude.refine.ensemble import aligned, common_labels
 
 Array = NDArray[np.float64]
 

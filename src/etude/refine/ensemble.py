@@ -2,19 +2,340 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Self, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from etude.core.errors import EtudeError, listed, nearest
-from etude.core.metrics import Gain, metric_named, paired_bootstrap
+from etude.core.ids import match_ids, spelled_as
+from etude.core.metrics import Gain, log_odds, metric_named, paired_bootstrap, ties
 from etude.core.predictions import Predictions
-from etude.refine.base import require_classes
-from etude.refine.blend import aligned, average, common_labels, geometric_mean, majority_vote, rank_mean, shares_of
-from etude.refine.cross_fit import FEWEST_ROWS, fold_numbers
-from etude.refine.ensemble_selection import mixture_weights, select_ensemble
+from etude.core.seeds import rng_for
+from etude.refine.base import LOG_ZERO, normalised, require_classes
+from etude.refine.cross_fit import FEWEST_ROWS, SMALLEST, fold_numbers
+
+
+def average(predictions: Sequence[Predictions], weights: Sequence[float] | None = None) -> Predictions:
+    """Return the (weighted) mean of the probabilities of M models over the same images and classes.
+
+    Rows and columns are brought into the order of the first. The result has one view and no features; its labels are
+    those that any of the models' predictions carry.
+
+    Args:
+        predictions: those of each model, at least one.
+        weights: M weights of zero or more, not all zero; equal ones when None. Only their ratios count.
+
+    Raises:
+        EtudeError: there are none, the ids, classes or labels differ, or the weights are not usable.
+
+    >>> sure = Predictions.from_probabilities(["a"], ["cat", "dog"], [[1.0, 0.0]])
+    >>> unsure = Predictions.from_probabilities(["a"], ["cat", "dog"], [[0.4, 0.6]])
+    >>> average([sure, unsure]).probabilities().round(3).tolist()
+    [[0.7, 0.3]]
+    """
+    together, shares = aligned(predictions), shares_of(weights, len(predictions))
+    mean = np.zeros((len(together[0].ids), len(together[0].classes)))
+    for share, one in zip(shares, together, strict=True):
+        mean += share * one.probabilities()
+    return _made(mean, together)
+
+
+def geometric_mean(predictions: Sequence[Predictions], weights: Sequence[float] | None = None) -> Predictions:
+    """Return the (weighted) mean of the log probabilities of M models, normalised: p = Π_m p_m^w_m / Z.
+
+    A class needs every model's consent: one model that is sure of the opposite counts for more than in
+    :func:`average`. The rest is as there.
+
+    >>> sure = Predictions.from_probabilities(["a"], ["cat", "dog"], [[0.9, 0.1]])
+    >>> unsure = Predictions.from_probabilities(["a"], ["cat", "dog"], [[0.5, 0.5]])
+    >>> geometric_mean([sure, unsure]).probabilities().round(3).tolist()
+    [[0.75, 0.25]]
+    """
+    together, shares = aligned(predictions), shares_of(weights, len(predictions))
+    mean = np.zeros((len(together[0].ids), len(together[0].classes)))
+    for share, one in zip(shares, together, strict=True):
+        mean += share * np.maximum(one.log_probabilities(), LOG_ZERO)
+    return _made(np.exp(normalised(mean)), together)
+
+
+def rank_mean(predictions: Sequence[Predictions], weights: Sequence[float] | None = None) -> Predictions:
+    """Return the (weighted) mean of the ranks that M models give to the images within each class.
+
+    The image with the k-th smallest probability of a class has rank (k - 1/2) / N there, equal ones the mean of their
+    ranks; the mean ranks of each image are divided by their sum. Only the order of a model's probabilities counts, so
+    badly calibrated models can be blended for a score of orders, such as AUC with two classes. The result is no
+    probability, and one model alone does not stay as it is. The rest is as in :func:`average`.
+
+    >>> one = Predictions.from_probabilities(["a", "b"], ["cat", "dog"], [[0.9, 0.1], [0.99, 0.01]])
+    >>> rank_mean([one]).probabilities().round(3).tolist()
+    [[0.25, 0.75], [0.75, 0.25]]
+    """
+    together, shares = aligned(predictions), shares_of(weights, len(predictions))
+    mean = np.zeros((len(together[0].ids), len(together[0].classes)))
+    for share, one in zip(shares, together, strict=True):
+        mean += share * np.apply_along_axis(_ranks, 0, log_odds(one.log_probabilities()))
+    return _made(mean, together)
+
+
+def majority_vote(predictions: Sequence[Predictions], weights: Sequence[float] | None = None) -> Predictions:
+    """Return the class that most of M models predict, each with its weight; on a tie the first model in it decides.
+
+    The result's probabilities are the shares of the votes; that of a class which wins a tie is larger by a millionth.
+    The rest is as in :func:`average`.
+
+    >>> votes = [Predictions.from_probabilities(["a"], ["cat", "dog"], [p]) for p in ([1, 0], [0, 1], [0.4, 0.6])]
+    >>> majority_vote(votes).probabilities().round(2).tolist()
+    [[0.33, 0.67]]
+    >>> majority_vote(votes[:2]).predicted().tolist(), majority_vote(votes[1::-1]).predicted().tolist()
+    ([0], [1])
+    """
+    together, shares = aligned(predictions), shares_of(weights, len(predictions))
+    rows, chosen = np.arange(len(together[0].ids)), [one.predicted() for one in together]
+    votes = np.zeros((len(rows), len(together[0].classes)))
+    for share, classes in zip(shares, chosen, strict=True):
+        votes[rows, classes] += share
+    tied = votes > votes.max(axis=1, keepdims=True) - 1e-9
+    first = np.argmax(
+        [tied[rows, classes] & (share > 0) for share, classes in zip(shares, chosen, strict=True)], axis=0
+    )
+    votes[rows, np.stack(chosen)[first, rows]] += 1e-6
+    return _made(votes, together)
+
+
+def aligned(predictions: Sequence[Predictions]) -> list[Predictions]:
+    """Return the predictions of M models with rows and columns in the order of the first, without features.
+
+    Raises:
+        EtudeError: there are none, or the ids or classes differ.
+    """
+    if not predictions:
+        raise EtudeError("there is nothing to blend: give the predictions of at least one model")
+    first = predictions[0]
+    return [first, *(_aligned(other, first, number) for number, other in enumerate(predictions[1:], start=2))]
+
+
+def shares_of(weights: Sequence[float] | None, count: int) -> NDArray[np.float64]:
+    """Return ``count`` weights divided by their sum; equal ones when None.
+
+    Raises:
+        EtudeError: their number is another, one is negative or not finite, or all are zero.
+    """
+    given = np.asarray([1.0] * count if weights is None else weights, dtype=np.float64)
+    if given.shape != (count,):
+        raise EtudeError(f"a blend of {count} models needs {count} weights, and got {given.size}")
+    if not np.isfinite(given).all() or (given < 0).any() or not given.any():
+        raise EtudeError(f"blend weights must be zero or more and not all zero, not {given.tolist()}")
+    return given / given.sum()
+
+
+def _aligned(other: Predictions, first: Predictions, number: int) -> Predictions:
+    """Return ``other`` with the rows and columns of ``first``; ``number`` counts the models from 1, for messages."""
+    ids = match_ids(other.ids, first.ids)
+    _refuse_others("ids", ids.missing, ids.extra, number)
+    rows, names = ids.rows, spelled_as(other.classes, first.classes)
+    position = {name: place for place, name in enumerate(names)}
+    missing = [name for name in first.classes if name not in position]
+    _refuse_others("classes", missing, sorted(set(names) - set(first.classes)), number)
+    columns = [position[name] for name in first.classes]
+    logits = other.logits[:, rows][:, :, columns]
+    labels = None
+    if other.labels is not None:
+        new_position = np.append(np.argsort(columns), -1)  # the last entry keeps -1, unknown, as it is
+        labels = new_position[other.labels[rows]]
+    return Predictions(first.ids, first.classes, logits, labels=labels)
+
+
+def _refuse_others(what: str, missing: list[str], extra: list[str], number: int) -> None:
+    if missing or extra:
+        parts = [f"lacks {len(missing):,} of them ({listed(missing)})"] if missing else []
+        parts += [f"has {len(extra):,} others ({listed(extra)})"] if extra else []
+        raise EtudeError(
+            f"only predictions with the same {what} can be blended, and model {number} {' and '.join(parts)} "
+            "against the first: predict the same images with models of the same classes"
+        )
+
+
+def common_labels(together: Sequence[Predictions]) -> NDArray[np.int64] | None:
+    """Return the labels that any of the aligned predictions carry, or None.
+
+    Raises:
+        EtudeError: two of them carry different ones.
+    """
+    merged: NDArray[np.int64] | None = None
+    for labels in (one.labels for one in together if one.labels is not None):
+        if merged is None:
+            merged = labels
+        if (differ := (labels >= 0) & (merged >= 0) & (labels != merged)).any():
+            where = together[0].ids[int(np.argmax(differ))]
+            raise EtudeError(
+                f"the predictions to blend carry different labels for {int(differ.sum()):,} images (the first is "
+                f"{where!r}): they were made from different label files, so predict again from one of them"
+            )
+        merged = np.where(merged >= 0, merged, labels)
+    return merged
+
+
+def _made(values: NDArray[np.float64], together: Sequence[Predictions]) -> Predictions:
+    first = together[0]
+    return Predictions.from_probabilities(first.ids, first.classes, values, labels=common_labels(together))
+
+
+def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return (rank - 1/2) / N of each value, (N,), equal ones sharing the mean of their ranks."""
+    order, starts = ties(values)
+    counts = np.diff(starts, append=len(values))
+    ranks = np.empty(len(values))
+    ranks[order] = np.repeat(starts + counts / 2, counts) / len(values)
+    return ranks
+
+
+Array = NDArray[np.float64]
+Score = Callable[[Array], float]
+"""Scores the mean of what some models say; larger is better."""
+
+
+def forward_selection(models: Sequence[Array], score: Score, size: int = 50, sorted_start: bool = True) -> Array:
+    """Return the weights (M,) of a bag of up to ``size`` models, drawn greedily with replacement.
+
+    The bag starts with the best models, as many as score best together (``sorted_start``), or empty. Then, again and
+    again, the model is added that makes the mean of the bag score best. The weights are the counts in the bag at the
+    step where it scored best, divided by their sum. Ties go to the earlier model and to the smaller bag.
+
+    Args:
+        models: what each of the M models says, arrays of one shape.
+        score: of a mean of such arrays.
+        size: of the bag.
+
+    Source: Caruana et al. 2004, Ensemble selection from libraries of models.
+
+    >>> a, b, c = np.array([1.0, 0.0]), np.array([0.0, 1.0]), np.array([0.0, 0.0])
+    >>> forward_selection([c, a, b], lambda mean: -abs(mean - [0.6, 0.3]).sum(), size=4).round(2).tolist()
+    [0.25, 0.5, 0.25]
+    """
+    if size < 1 or not len(models):
+        raise EtudeError(f"forward selection needs at least one model and a size of at least 1, not {size}")
+    bag = _best_together(models, score, size) if sorted_start else []
+    total = np.sum([models[number] for number in bag], axis=0) if bag else np.zeros_like(models[0])
+    best_bag, best = list(bag), _rounded(score(total / len(bag))) if bag else -np.inf
+    while len(bag) < size:
+        scores = [_rounded(score((total + model) / (len(bag) + 1))) for model in models]
+        chosen = int(np.argmax(scores))
+        bag.append(chosen)
+        total = total + models[chosen]
+        if scores[chosen] > best:
+            best_bag, best = list(bag), scores[chosen]
+    return np.bincount(best_bag, minlength=len(models)) / len(best_bag)
+
+
+def select_ensemble(
+    probabilities: Sequence[Array],
+    labels: NDArray[np.int64],
+    *,
+    metric: str = "log_loss",
+    size: int = 50,
+    bags: int = 10,
+    share: float = 1.0,
+    sorted_start: bool = True,
+    seed: int = 0,
+) -> Array:
+    """Return the mean of the weights (M,) that :func:`forward_selection` finds in ``bags`` resamples.
+
+    Each resample draws N images with replacement and keeps every model with the probability ``share`` (Caruana's bags
+    of models: 0.5 suits libraries of dozens; with few models, leaving one out leaves most out). One bag is the plain
+    selection, on all images and models.
+
+    Args:
+        probabilities: (N, C) of each of the M models, rows and columns in the same order.
+        labels: (N,).
+        metric: a name that :func:`etude.core.metrics.metric_named` knows.
+
+    Raises:
+        EtudeError: an argument is out of range, or the metric is unknown.
+    """
+    if bags < 1 or not 0 < share <= 1:
+        raise EtudeError(
+            f"ensemble selection needs at least one bag and a share above 0 up to 1, not {bags} and {share}"
+        )
+    weights = np.zeros(len(probabilities))
+    for bag in range(bags):
+        rows, kept = np.arange(len(labels)), np.arange(len(probabilities))
+        if bags > 1:
+            rng = rng_for(seed, "bag of models", bag)
+            rows = rng.integers(len(labels), size=len(labels))
+            kept = np.flatnonzero(rng.random(len(probabilities)) < share)
+            kept = kept if len(kept) else rng.integers(len(probabilities), size=1)
+        some: list[int] = kept.tolist()
+        seen, score = scored([probabilities[number][rows] for number in some], labels[rows], metric)
+        weights[some] += forward_selection(seen, score, size, sorted_start)
+    return weights / weights.sum()
+
+
+def scored(probabilities: Sequence[Array], labels: NDArray[np.int64], metric: str) -> tuple[list[Array], Score]:
+    """Return what of each model's (N, C) the metric depends on, and the score of a mean of such arrays."""
+    chosen = metric_named(metric)
+    if chosen.name == "log_loss":
+        rows = np.arange(len(labels))
+        return [one[rows, labels] for one in probabilities], _mean_log
+    if chosen.name == "accuracy":
+        return list(probabilities), lambda mean: float((mean.argmax(axis=1) == labels).mean())
+    return list(probabilities), lambda mean: chosen.sign * chosen.value(np.log(np.maximum(mean, SMALLEST)), labels)
+
+
+def mixture_weights(given: Array, tolerance: float = 1e-6, most: int = 10_000) -> Array:
+    """Return the weights w (M,) on the simplex that maximise Σ_i log Σ_m w_m p_mi: those of the least log loss.
+
+    Expectation maximisation, whose every step raises the likelihood. It ends when no weights at all can lower the
+    mean log loss by more than ``tolerance`` (nats): the problem is concave, and max_m mean_i p_mi / Σ w p_i - 1 bounds
+    what is left to gain.
+
+    Args:
+        given: (M, N) probability that each model gives to each image's label; below 1e-15 it counts as that.
+        tolerance: in nats.
+        most: steps at most.
+
+    >>> mixture_weights(np.array([[0.9, 0.9, 0.1], [0.1, 0.1, 0.9]])).round(3).tolist()
+    [0.708, 0.292]
+    """
+    given = np.maximum(given, SMALLEST)
+    weights = np.full(len(given), 1 / len(given))
+    for _ in range(most):
+        ratio = mixture_ratio(weights, given)
+        if ratio.max() <= 1 + tolerance:
+            break
+        weights = weights * ratio
+        weights /= weights.sum()
+    return weights
+
+
+def mixture_ratio(weights: Array, given: Array) -> Array:
+    """Return mean_i p_mi / Σ_k w_k p_ki, (M,): what one step of EM multiplies each weight by.
+
+    >>> mixture_ratio(np.array([0.5, 0.5]), np.array([[0.6, 0.6], [0.2, 0.2]])).round(3).tolist()
+    [1.5, 0.5]
+    """
+    return (given / (weights @ given)).mean(axis=1)
+
+
+def _mean_log(given: Array) -> float:
+    return float(np.log(np.maximum(given, SMALLEST)).mean())
+
+
+def _best_together(models: Sequence[Array], score: Score, size: int) -> list[int]:
+    alone = [_rounded(score(model)) for model in models]
+    order = sorted(range(len(models)), key=lambda number: (-alone[number], number))
+    total, scores = np.zeros_like(models[0]), list[float]()
+    for count, number in enumerate(order[:size], start=1):
+        total = total + models[number]
+        scores.append(_rounded(score(total / count)))
+    return order[: int(np.argmax(scores)) + 1]
+
+
+def _rounded(score: float) -> float:
+    """Scores that differ by rounding only are equal."""
+    return round(score, 12)
+
 
 Method = Literal["auto", "mean", "geometric", "rank", "vote", "likelihood", "selection", "best"]
 METHODS = get_args(Method)

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from etude.core.errors import EtudeError, listed
 from etude.core.predictions import Predictions
 from etude.refine.base import LOG_ZERO, normalised, require_classes
-from etude.refine.priors import parse_prior
+from etude.refine.prior.priors import parse_prior
 
 _LEAST_SHARE = 1e-6  # of a class in the predictions, as it divides
 

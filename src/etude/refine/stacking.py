@@ -13,10 +13,10 @@ from etude.core.errors import EtudeError, listed, nearest
 from etude.core.predictions import Predictions
 from etude.core.seeds import derive_seed
 from etude.refine.base import normalised, occurring, only_among, require_classes, with_log_probabilities
-from etude.refine.blend import aligned, average, common_labels, geometric_mean
 from etude.refine.cross_fit import choose, fold_numbers, fold_sums
-from etude.refine.head import Standardised, fit_head
-from etude.refine.knn_votes import mixed, row_gains
+from etude.refine.ensemble import aligned, average, common_labels, geometric_mean
+from etude.refine.last_layer import Standardised, fit_head
+from etude.refine.neighbours.knn import mixed, row_gains
 
 Array = NDArray[np.float64]
 Learner = Literal["logistic", "lightgbm"]

@@ -14,6 +14,8 @@ from etude.core.predictions import Predictions
 from etude.core.tally import FloatArray, IntArray, Tally, squared_distance
 from etude.refine.base import (
     Refiner,
+    known_rows,
+    labels_of,
     occurring,
     only_among,
     require_classes,
@@ -21,7 +23,6 @@ from etude.refine.base import (
     with_log_probabilities,
 )
 from etude.refine.cross_fit import FEWEST_ROWS, fold_numbers
-from etude.refine.rows import known_rows, labels_of
 
 _WIDEST = 8.0  # a larger offset would be fitted to a handful of images
 _NEVER = -1e6  # log probability of a class that may not be predicted

@@ -15,9 +15,16 @@ from etude.core.metrics import METRICS, mean_gain, metric_named, paired_bootstra
 from etude.core.predictions import Predictions
 from etude.core.processor import blas_threads_for
 from etude.core.tally import FloatArray, IntArray
-from etude.refine.base import Refiner, normalised, require_classes, require_labelled, with_log_probabilities
+from etude.refine.base import (
+    Refiner,
+    known_rows,
+    labels_of,
+    normalised,
+    require_classes,
+    require_labelled,
+    with_log_probabilities,
+)
 from etude.refine.cross_fit import FEWEST_ROWS, fold_numbers
-from etude.refine.rows import known_rows, labels_of
 
 _optimize: Any = scipy.optimize
 

@@ -16,9 +16,9 @@ from etude.core.predictions import Predictions
 from etude.core.seeds import rng_for
 from etude.data.dataset import Dataset
 from etude.data.sources import ImageSet
+from etude.data.split import Fold
 from etude.models.features import Augment
-from etude.refine.neighbours import NeighbourIndex
-from etude.study.fold import Fold
+from etude.refine.neighbours.index import NeighbourIndex
 
 SIDE = 96
 """Most pixels on a side of a thumbnail; images that are stored smaller stay as they are."""
@@ -65,7 +65,7 @@ def write_gallery(
         valid: labelled predictions of validation images, by the ids of ``data``.
         folds: the splits.
         features: (N, D) of all images of ``data``; None: no neighbours.
-        health: what :func:`~etude.study.health.examine_health` returned; None: no copies and suspects.
+        health: what :func:`~etude.health.summary.examine_health` returned; None: no copies and suspects.
         test: test images, for copies that stand among them.
         augment: ``augment(images, strength, rng, size)`` as in training; None: no samples of it.
     """

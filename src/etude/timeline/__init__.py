@@ -1,11 +1,23 @@
 """The timeline: pure schedules of everything that moves during training. Standard library only."""
 
-from etude.timeline.composed import Joined, Scaled, Warmup
-from etude.timeline.curves import Constant, Cosine, Curve, Exponential, Linear, OneCycle, Steps, resolved
-from etude.timeline.cyclic import ExpRange, Triangular, Triangular2
+from etude.timeline.curves import (
+    Constant,
+    Cosine,
+    Curve,
+    Exponential,
+    ExpRange,
+    Joined,
+    Linear,
+    OneCycle,
+    Scaled,
+    Steps,
+    Triangular,
+    Triangular2,
+    Warmup,
+    resolved,
+)
 from etude.timeline.lengths import Length, Pace, RunSize, length_in_steps, parse_length
-from etude.timeline.moment import QUANTITIES, Moment, step_progress
-from etude.timeline.phase import Phase
+from etude.timeline.phase import QUANTITIES, Moment, Phase, step_progress
 from etude.timeline.plan import BatchScaling, Timeline
 from etude.timeline.plateau import Event, Plateau, PlateauWatch
 from etude.timeline.presets import PRESETS, Preset, Shape, preset

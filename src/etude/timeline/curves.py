@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import bisect
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
-from typing import Protocol, runtime_checkable
+from typing import Protocol, Self, runtime_checkable
 
-from etude.timeline.lengths import RunSize
+from etude.timeline.lengths import Length, RunSize, check_shares, divided, length_in_steps, parse_length, share_of
 
 # Arithmetic on shares errs by parts in 1e16; it must not delay a boundary by a step.
 ROUNDING = 1e-9
@@ -235,3 +235,307 @@ class OneCycle:
 
 def _half_cosine(start: float, end: float, progress: float) -> float:
     return end + (start - end) * (1.0 + math.cos(math.pi * progress)) / 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Warmup:
+    """A straight line up to where ``after`` begins, then ``after`` over the rest (Goyal et al. 2017).
+
+    Args:
+        after: the curve to warm up for; it runs from 0 to 1 over what the warmup leaves.
+        length: of the warmup: a share of the phase below 1, or epochs, steps or time.
+        start: value at the very beginning.
+
+    Raises:
+        ValueError: ``length`` is malformed or a share of 1 or more, or ``start`` is not a finite number.
+
+    >>> from etude.timeline.curves import Linear
+    >>> curve = Warmup(Linear(1.0, 0.0), length=0.2)
+    >>> curve.at(0.1), curve.at(0.2), curve.at(0.6)
+    (0.5, 1.0, 0.5)
+    """
+
+    after: Curve
+    length: Length = 0.1
+    start: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_numbers("warmup", start=self.start)
+        share = share_of(self.length)
+        if share is not None and not 0.0 < share < 1.0:
+            raise ValueError(
+                f"the length {self.length!r} of a warmup must be a share between 0 and 1, or epochs '3ep', "
+                "steps '500st' or time '1m'"
+            )
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether the length is a share and ``after`` is resolved."""
+        return share_of(self.length) is not None and is_resolved(self.after)
+
+    def resolved(self, phase_steps: float, run: RunSize) -> Warmup:
+        """Return the same curve with lengths as shares of a phase of ``phase_steps`` steps.
+
+        Raises:
+            ValueError: the warmup leaves nothing of the phase, or ``run`` lacks what its length needs.
+        """
+        steps = length_in_steps(self.length, phase_steps, run)
+        if steps >= phase_steps:
+            raise ValueError(
+                f"a warmup of {self.length!r} takes {steps:,.10g} of the {phase_steps:,.10g} steps it is part of and "
+                "leaves nothing after it: shorten the warmup or make the run longer"
+            )
+        share = share_of(self.length)
+        share = steps / phase_steps if share is None else share
+        return replace(self, after=resolved(self.after, phase_steps - steps, run), length=share)
+
+    def at(self, progress: float) -> float:
+        """Return the line before ``length``, ``after`` from there on.
+
+        Raises:
+            ValueError: the length is not a share; resolve the curve first.
+        """
+        share = resolved_share("warmup", self.length)
+        if progress < share:
+            return self.start + (self.after.at(0.0) - self.start) * progress / share
+        return self.after.at((progress - share) / (1.0 - share))
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """Curves one after the other, each over its own part of the phase.
+
+    Args:
+        parts: pairs of length and curve; epochs, steps and time come first, shares divide what they leave and sum to 1.
+
+    Raises:
+        ValueError: no part, a malformed length, or shares that do not sum to 1.
+
+    >>> from etude.timeline.curves import Constant, Linear
+    >>> curve = Joined(((0.5, Constant(1.0)), (0.5, Linear(1.0, 0.0))))
+    >>> curve.at(0.25), curve.at(0.75), curve.at(1.0)
+    (1.0, 0.5, 0.0)
+    """
+
+    parts: tuple[tuple[Length, Curve], ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", tuple((length, curve) for length, curve in self.parts))
+        if not self.parts:
+            raise ValueError("a joined curve needs at least one part: a length and a curve")
+        check_shares([length for length, _ in self.parts])
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether all lengths are shares and all parts are resolved."""
+        return all(share_of(length) is not None and is_resolved(curve) for length, curve in self.parts)
+
+    def resolved(self, phase_steps: float, run: RunSize) -> Joined:
+        """Return the same curve with lengths as shares of a phase of ``phase_steps`` steps.
+
+        Raises:
+            ValueError: the lengths exceed or do not fill the phase, or ``run`` lacks what one of them needs.
+        """
+        shares = divided([length for length, _ in self.parts], phase_steps, run)
+        curves = (
+            resolved(curve, share * phase_steps, run) for share, (_, curve) in zip(shares, self.parts, strict=True)
+        )
+        return Joined(tuple(zip(shares, curves, strict=True)))
+
+    def at(self, progress: float) -> float:
+        """Return the value of the part that ``progress`` lies in; a boundary belongs to the part it begins.
+
+        Raises:
+            ValueError: a length is not a share; resolve the curve first.
+        """
+        start = 0.0
+        for length, curve in self.parts[:-1]:
+            share = resolved_share("joined", length)
+            if progress < start + share - ROUNDING:
+                return curve.at(max(0.0, progress - start) / share)
+            start += share
+        length, curve = self.parts[-1]
+        return curve.at(min(1.0, max(0.0, progress - start) / resolved_share("joined", length)))
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """Another curve times ``factor``.
+
+    Raises:
+        ValueError: ``factor`` is not a finite number.
+
+    >>> from etude.timeline.curves import Linear
+    >>> Scaled(Linear(0.0, 1.0), 0.1).at(0.5)
+    0.05
+    """
+
+    curve: Curve
+    factor: float
+
+    def __post_init__(self) -> None:
+        check_numbers("scaled", factor=self.factor)
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether the curve within is resolved."""
+        return is_resolved(self.curve)
+
+    def resolved(self, phase_steps: float, run: RunSize) -> Scaled:
+        """Return the same curve with the lengths within it as shares of a phase of ``phase_steps`` steps."""
+        return replace(self, curve=resolved(self.curve, phase_steps, run))
+
+    def at(self, progress: float) -> float:
+        """Return ``factor`` times the curve's value."""
+        return self.curve.at(progress) * self.factor
+
+
+def resolved_share(curve: str, length: Length) -> float:
+    """Return ``length`` as the share it is.
+
+    Raises:
+        ValueError: it is in epochs, steps or time, which are no share before the run's size is known.
+    """
+    share = share_of(length)
+    if share is None:
+        raise ValueError(
+            f"the curve {curve!r} with the length {length!r} has no values before the run's size is known: "
+            "call resolved(curve, phase_steps, RunSize(...)) first"
+        )
+    return share
+
+
+@dataclass(frozen=True, slots=True)
+class Triangular:
+    """Straight lines up from ``base`` to ``peak`` and back, again and again (Smith 2015, ``triangular``).
+
+    With c the cycle as a share of the phase and p the progress, x = |2p/c - 2 floor(1 + p/c) + 1| and the value is
+    base + (peak - base) max(0, 1 - x). Smith counts iterations and calls half a cycle the step size: p/c is his
+    iteration / (2 step sizes).
+
+    Args:
+        base: value where a cycle begins and ends.
+        peak: value in the middle of a cycle; below ``base`` for momentum.
+        cycle: length of a whole cycle: a share of the phase (above 1 for part of a cycle), or epochs, steps or time.
+
+    Raises:
+        ValueError: a number is not finite or ``cycle`` is malformed.
+
+    >>> curve = Triangular(0.1, 0.5, cycle=0.5)
+    >>> curve.at(0.0), curve.at(0.25), curve.at(0.5)
+    (0.1, 0.5, 0.1)
+    """
+
+    base: float
+    peak: float
+    cycle: Length = 0.5
+
+    def __post_init__(self) -> None:
+        check_numbers(self._name(), base=self.base, peak=self.peak)
+        parse_length(self.cycle)
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether the cycle is a share."""
+        return share_of(self.cycle) is not None
+
+    def resolved(self, phase_steps: float, run: RunSize) -> Self:
+        """Return the same curve with the cycle as a share of a phase of ``phase_steps`` steps.
+
+        Raises:
+            ValueError: ``run`` lacks what the length of the cycle needs.
+        """
+        share = share_of(self.cycle)
+        return replace(
+            self, cycle=length_in_steps(self.cycle, phase_steps, run) / phase_steps if share is None else share
+        )
+
+    def at(self, progress: float) -> float:
+        """Return the value at ``progress`` in [0, 1] of the phase.
+
+        Raises:
+            ValueError: the cycle is not a share; resolve the curve first.
+        """
+        cycles = progress / resolved_share(self._name(), self.cycle)
+        number = math.floor(1.0 + cycles)
+        x = abs(2.0 * cycles - 2.0 * number + 1.0)
+        return self.base + (self.peak - self.base) * max(0.0, 1.0 - x) * self.amplitude(progress, number)
+
+    def _name(self) -> str:
+        return "triangular"
+
+    def amplitude(self, progress: float, number: int) -> float:
+        """Return the part of (peak - base) that cycle ``number``, counted from 1, reaches at ``progress``."""
+        return 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Triangular2(Triangular):
+    """:class:`Triangular` with half the amplitude in every next cycle (Smith 2015, ``triangular2``).
+
+    >>> curve = Triangular2(0.0, 1.0, cycle=0.5)
+    >>> curve.at(0.25), curve.at(0.75)
+    (1.0, 0.5)
+    """
+
+    def _name(self) -> str:
+        return "triangular2"
+
+    def amplitude(self, progress: float, number: int) -> float:
+        """Return 2 ** -(number - 1)."""
+        return 0.5 ** (number - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class ExpRange(Triangular):
+    """:class:`Triangular` with an amplitude that decays exponentially (Smith 2015, ``exp_range``).
+
+    Smith multiplies the amplitude by gamma ** iteration. Here it is decay ** progress, the same with
+    decay = gamma ** (steps of the phase), so that a longer run keeps the shape; see :meth:`from_gamma`.
+
+    Args:
+        base: value where a cycle begins and ends.
+        peak: value in the middle of the first cycle, were there no decay.
+        cycle: length of a whole cycle: a share of the phase, or epochs, steps or time.
+        decay: what is left of the amplitude at the end of the phase, above 0 and at most 1.
+
+    Raises:
+        ValueError: a number is not finite, ``cycle`` is malformed, or ``decay`` is out of bounds.
+
+    >>> round(ExpRange(0.0, 1.0, cycle=1.0, decay=0.25).at(0.5), 6)
+    0.5
+    """
+
+    decay: float = 0.1
+
+    def __post_init__(self) -> None:
+        Triangular.__post_init__(self)  # super() finds no class where slots=True has made a new one
+        check_numbers("exp_range", decay=self.decay)
+        if not 0.0 < self.decay <= 1.0:
+            raise ValueError(f"decay of an exp_range curve must be above 0 and at most 1, got {self.decay!r}")
+
+    @classmethod
+    def from_gamma(cls, base: float, peak: float, cycle: Length, gamma: float, steps: float) -> ExpRange:
+        """Return the curve whose amplitude is multiplied by ``gamma`` at every one of a phase's ``steps`` steps.
+
+        Raises:
+            ValueError: ``gamma`` lies outside (0, 1], or so many steps of it leave an amplitude of zero.
+        """
+        check_numbers("exp_range", gamma=gamma, steps=steps)
+        if not 0.0 < gamma <= 1.0:
+            raise ValueError(f"gamma of an exp_range curve must be above 0 and at most 1, got {gamma!r}")
+        if steps < 1:
+            raise ValueError(f"the steps of the phase must be at least 1, got {steps!r}")
+        if gamma**steps <= 0.0:
+            raise ValueError(
+                f"the amplitude shrinks so fast that gamma {gamma!r} leaves nothing of it after {steps!r} steps: "
+                "give a gamma nearer to 1"
+            )
+        return cls(base, peak, cycle, gamma**steps)
+
+    def _name(self) -> str:
+        return "exp_range"
+
+    def amplitude(self, progress: float, number: int) -> float:
+        """Return decay ** progress."""
+        return self.decay**progress

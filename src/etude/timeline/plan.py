@@ -3,16 +3,173 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from etude.timeline.lengths import Pace, RunSize, check_shares
-from etude.timeline.moment import QUANTITIES, Moment, step_progress
-from etude.timeline.phase import Phase, check_values
+from etude.timeline.curves import Curve, is_resolved, resolved
+from etude.timeline.lengths import Length, Pace, RunSize, check_shares, divided, length_in_steps, parse_length
+from etude.timeline.phase import QUANTITIES, Moment, Phase, check_values, step_progress
 from etude.timeline.plateau import Event
-from etude.timeline.resolve import resolve_phases, rounded, steps_of
-from etude.timeline.spans import Span, jump_between, moved_by, planned_spans, scaled_lr, span_at
+
+SIZE_SAMPLES = 32  # points at which a size curve is read for its mean area
+
+
+def resolve_phases(phases: Sequence[Phase], run: RunSize, size_multiple: int) -> tuple[Phase, ...]:
+    """Return the phases with all lengths as shares of the run.
+
+    Fixed lengths come first; shares divide what they leave.
+
+    Raises:
+        ValueError: the fixed lengths do not fit into the run, do not fill it although no phase has a share, or are
+            in a unit that ``run`` does not know.
+    """
+    lengths = [_in_steps_if_timed(phase, run, size_multiple) for phase in phases]
+    shares = divided(lengths, float(run.steps), run)
+    return tuple(_with_share(phase, share, run) for phase, share in zip(phases, shares, strict=True))
+
+
+def steps_of(phase: Phase, run: RunSize, size_multiple: int) -> float:
+    """Return the steps of a phase of fixed length; ValueError when its unit is one that ``run`` does not know."""
+    return length_in_steps(phase.length, float(run.steps), run, _mean_size(phase, run, size_multiple))
+
+
+def rounded(size: float, multiple: int) -> int:
+    """Round half up to the multiple: Python's ``round`` would send 144 and 176 in different directions."""
+    return max(multiple, math.floor(size / multiple + 0.5) * multiple)
+
+
+def _in_steps_if_timed(phase: Phase, run: RunSize, size_multiple: int) -> Length:
+    """Return the phase's length, in steps if it is in time: how many fit depends on the phase's image sizes."""
+    timed = parse_length(phase.length)[1] == "s"
+    return f"{steps_of(phase, run, size_multiple):.15g}st" if timed else phase.length
+
+
+def _with_share(phase: Phase, share: float, run: RunSize) -> Phase:
+    curves = {
+        quantity: _resolved_curve(phase, curve, share * run.steps, run) for quantity, curve in phase.curves().items()
+    }
+    return replace(phase, length=share, **cast(dict[str, Any], curves))
+
+
+def _resolved_curve(phase: Phase, curve: Curve, steps: float, run: RunSize) -> Curve:
+    try:
+        return resolved(curve, steps, run)
+    except ValueError as error:
+        raise ValueError(f"phase {phase.name!r}: {error}") from None
+
+
+def _mean_size(phase: Phase, run: RunSize, size_multiple: int) -> float | None:
+    """Return the size whose area is the phase's mean area, as a step's work grows with the area.
+
+    Only a phase in minutes asks for it. Its curve of sizes may itself hold a fixed length, which depends on the
+    steps that are sought; a few rounds settle that.
+    """
+    curve = phase.curve("image_size")
+    if curve is None or parse_length(phase.length)[1] != "s":
+        return None
+    size = None
+    for _ in range(1 if is_resolved(curve) else 4):
+        steps = length_in_steps(phase.length, float(run.steps), run, size)
+        settled = _resolved_curve(phase, curve, steps, run)
+        sizes = [rounded(settled.at((sample + 0.5) / SIZE_SAMPLES), size_multiple) for sample in range(SIZE_SAMPLES)]
+        size = math.sqrt(sum(size * size for size in sizes) / SIZE_SAMPLES)
+    return size
+
+
+# A phase's first moment belongs to it although sums of shares are rounded.
+SLACK = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A phase's place in the run.
+
+    Args:
+        phase: the phase.
+        start: progress of the run at which it begins.
+        stop: progress at which it ends.
+        length: share of the run it was planned to take; longer than ``stop - start`` when it was ended early.
+        curves: the phase's scheduled curves, by name.
+    """
+
+    phase: Phase
+    start: float
+    stop: float
+    length: float
+    curves: tuple[tuple[str, Curve], ...]
+
+
+def planned_spans(phases: Sequence[Phase]) -> tuple[Span, ...]:
+    """Return the places of resolved phases, end to end from 0 to 1."""
+    spans: list[Span] = []
+    start = 0.0
+    for number, phase in enumerate(phases, 1):
+        assert isinstance(phase.length, float)
+        stop = start + phase.length if number < len(phases) else 1.0
+        spans.append(Span(phase, start, stop, stop - start, tuple(phase.curves().items())))
+        start = stop
+    return tuple(spans)
+
+
+def moved_by(spans: tuple[Span, ...], events: Sequence[Event]) -> tuple[Span, ...]:
+    """Return the places after the ``"end"`` events: each ends its phase, and later phases move up, as long as before.
+
+    An event after its phase's end changes nothing.
+
+    Raises:
+        ValueError: the events are out of order, or one names a phase that does not exist or has not begun.
+    """
+    names, before = [span.phase.name for span in spans], 0.0
+    for event in events:
+        if event.phase not in names:
+            raise ValueError(f"an event names the phase {event.phase!r}, but the phases are {', '.join(names)}")
+        if event.progress < before:
+            raise ValueError(f"an event at progress {event.progress:g} comes after one at {before:g}; keep their order")
+        before, number = event.progress, names.index(event.phase)
+        if event.progress < spans[number].start - SLACK:
+            raise ValueError(
+                f"an event at progress {event.progress:g} belongs to phase {event.phase!r}, "
+                f"which begins only at {spans[number].start:g}"
+            )
+        if event.kind == "end" and event.progress < spans[number].stop:
+            spans = _ended(spans, number, max(event.progress, spans[number].start))
+    return spans
+
+
+def span_at(spans: tuple[Span, ...], progress: float) -> Span:
+    """Return the last span that has begun."""
+    for span in reversed(spans):
+        if span.start <= progress + SLACK:
+            return span
+    return spans[0]
+
+
+def scaled_lr(lr: float, events: Sequence[Event], progress: float) -> float:
+    """Return the learning rate after the ``"scale"`` events up to ``progress``; none takes it below its ``min_lr``."""
+    for event in events:
+        if event.progress > progress + SLACK:
+            break
+        if event.kind == "scale":
+            lr = max(lr * event.factor, min(lr, event.min_lr))
+    return lr
+
+
+def jump_between(before: float, after: float, peak: float) -> bool:
+    """Whether a learning rate moves by more than a factor 2, or from or to zero by more than 1% of the peak."""
+    low, high = sorted((before, after))
+    if high <= 0.01 * peak and low == 0.0:
+        return False
+    return low == 0.0 or (high / low > 2.0 and not math.isclose(high / low, 2.0))
+
+
+def _ended(spans: tuple[Span, ...], number: int, progress: float) -> tuple[Span, ...]:
+    moved = [*spans[:number], replace(spans[number], stop=progress)]
+    for span in spans[number + 1 :]:
+        start = moved[-1].stop
+        moved.append(replace(span, start=start, stop=min(1.0, start + (span.stop - span.start))))
+    return tuple(moved)
+
 
 BatchScaling = Literal["none", "linear", "sqrt"]
 _SCALINGS: dict[str, float] = {"none": 0.0, "linear": 1.0, "sqrt": 0.5}  # powers of the batch's ratio to the base

@@ -8,9 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from etude.timeline.composed import Joined
-from etude.timeline.curves import Constant, Cosine, Curve, Linear, OneCycle
-from etude.timeline.cyclic import ExpRange, Triangular, Triangular2
+from etude.timeline.curves import Constant, Cosine, Curve, ExpRange, Joined, Linear, OneCycle, Triangular, Triangular2
 from etude.timeline.lengths import Length, share_of
 from etude.timeline.phase import Phase
 from etude.timeline.plan import Timeline

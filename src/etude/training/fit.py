@@ -20,20 +20,19 @@ from etude.core.errors import EtudeError
 from etude.core.files import explained_write
 from etude.core.progress import Progress
 from etude.data.loader import OrderedBatches, TrainingRows
-from etude.data.mix import FixedMix
+from etude.data.order import FixedMix
+from etude.functional.augment import Policy
 from etude.functional.batchnorm import recompute_batchnorm
-from etude.functional.policies import Policy
 from etude.models.classifier import Classifier, Preprocessing
 from etude.models.device import is_first_process
 from etude.models.modes import Mode, applied, lay_out
 from etude.recipe.settings import Recipe
 from etude.recipe.timeline import resolved_run
 from etude.timeline import Pace, RunSize, Timeline, length_in_steps, parse_length
-from etude.training.batches import parts_of, step_batches, valid_batches
+from etude.training.batches import images_of_epoch, learns_online, parts_of, step_batches, teaching, valid_batches
 from etude.training.module import FineTune
 from etude.training.resume import Finished, ResumeFolder, RunPlan
 from etude.training.trainer import build_trainer, passing_interrupts, quiet_lightning, silent_writers
-from etude.training.unlabelled import images_of_epoch, learns_online, teaching
 
 _STATISTICS_IMAGES = 2_048  # seen at most to measure batch norm statistics anew
 

@@ -18,8 +18,7 @@ from etude.core.lr_range import DIVERGED
 from etude.core.progress import Progress
 from etude.models.classifier import Classifier
 from etude.models.modes import applied, lay_out
-from etude.recipe.sizes import image_sizes
-from etude.recipe.timeline import timeline_of
+from etude.recipe.timeline import image_sizes, timeline_of
 from etude.timeline import Exponential, Phase, Timeline
 from etude.training.batches import parts_of
 from etude.training.fit import FineTuneTask, build_module

@@ -14,7 +14,7 @@ from etude.callbacks import Clock
 from etude.core.seeds import derive_seed
 from etude.data.loader import OrderedBatches, StepBatches
 from etude.functional.distill import distillation_loss
-from etude.functional.targets import cross_entropy, smoothed
+from etude.functional.mix import cross_entropy, smoothed
 from etude.models.classifier import Classifier, Preprocessing
 from etude.models.features import autocast
 from etude.models.modes import Mode, lay_out_images

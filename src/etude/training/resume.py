@@ -16,8 +16,8 @@ from torch import nn
 
 from etude.callbacks.checkpoints import FILE_NAME
 from etude.core.files import hash_of_file, read_checked_json, reading, replacing, write_checked_json
+from etude.models.backbones import read_safetensors
 from etude.models.classifier import Classifier
-from etude.models.weights import read_safetensors
 from etude.timeline import Timeline, timeline_from_tree, timeline_to_tree
 
 

@@ -2,33 +2,157 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import secrets
+import shutil
+import socket
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock, SoftFileLock, Timeout
 
 from etude.core.errors import EtudeError, listed, nearest
-from etude.core.files import digest_of, explained_write
+from etude.core.files import NO_LOCKS, digest_of, explained_write
 from etude.core.processor import usable_cores
 from etude.core.progress import Progress
-from etude.data.bad_files import BadFile
+from etude.core.text import told_bytes
 from etude.data.compact import Digests
-from etude.data.decode import DECODER_VERSION, FITS
-from etude.data.geometry import choose_fit
-from etude.data.sources import ImageSet
-from etude.data.stores.choose import check_kind, choose_kind
-from etude.data.stores.disk import DiskStore
-from etude.data.stores.ingest import Target, ingest, undecoded
-from etude.data.stores.kinds import KINDS
-from etude.data.stores.lock import alone
-from etude.data.stores.partial import remove
-from etude.data.stores.places import Places
+from etude.data.decode import DECODER_VERSION, FITS, choose_fit
+from etude.data.scan import SurveyResult
+from etude.data.sources import BadFile, ImageSet
+from etude.data.stores.choose import Room, check_kind, choose_kind
+from etude.data.stores.disk import STORE_VERSION, DamagedStoreError, DiskStore
+from etude.data.stores.formats import KINDS, Blosc2Store, RawStore, has_blosc2
+from etude.data.stores.partial import Begun, Target, ingest, remove, undecoded
 from etude.data.stores.protocol import Store
-from etude.data.stores.record import STORE_VERSION
-from etude.data.stores.wording import told_bytes
-from etude.data.survey import SurveyResult
 from etude.data.value_range import ValueRange
+
+
+@contextmanager
+def alone(path: Path, warn: Callable[[str], None]) -> Iterator[bool]:
+    """Hold the lock ``path``, waiting for the run that has it; yield whether the file system has locks at all.
+
+    The system releases a lock when its process ends, however it ends. Waiting, and a file system without locks, are
+    told.
+
+    Raises:
+        EtudeError: the place cannot be written.
+    """
+    lock = FileLock(path)
+    try:
+        with explained_write(path):
+            held = _acquired(lock, warn)
+        if not held:
+            warn(
+                f"{path.parent} is on a file system without locks, so what this run decodes is kept apart from other "
+                "runs' work, and a run that is killed while it decodes begins anew"
+            )
+        yield held
+    finally:
+        lock.release()
+
+
+def _acquired(lock: FileLock, warn: Callable[[str], None]) -> bool:
+    try:
+        try:
+            with warnings.catch_warnings():  # filelock's own words for what is told above
+                warnings.simplefilter("ignore")
+                lock.acquire(timeout=0)
+        except Timeout:
+            warn(f"another run decodes the same images (it holds {lock.lock_file}); this one waits for its store")
+            lock.acquire()
+    except NotImplementedError:
+        return False
+    except OSError as error:
+        if error.errno in NO_LOCKS:
+            return False
+        raise
+    if not isinstance(lock, SoftFileLock):
+        return True
+    lock.release()  # where there are no locks, filelock takes a marker file, which outlives a killed run
+    return False
+
+
+class Places:
+    """The stores of one content key, one a kind at most.
+
+    Args:
+        stores: the folder of all stores.
+        key: of images, size and fit.
+    """
+
+    def __init__(self, stores: Path, key: str) -> None:
+        self.stores, self.key = stores, key
+
+    @property
+    def lock(self) -> Path:
+        """What the run holds that decodes these images, into whatever kind."""
+        return self.stores / f"{self.key}.lock"
+
+    def folder(self, kind: str) -> Path:
+        """Where the whole store appears."""
+        return self.stores / (self.key if kind == RawStore.kind else f"{self.key}-{kind}")
+
+    def partial(self, kind: str, locked: bool) -> Path:
+        """Where a store grows; a name of this run's own when no lock keeps others out."""
+        own = "" if locked else f".{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
+        return self.folder(kind).with_suffix(f"{own}.partial")
+
+    def usable(self, asked: str, progress: Progress, warn: Callable[[str], None] | None = None) -> DiskStore | None:
+        """Return the store of the kind ``asked`` that is already there, of any kind for ``auto``, or None.
+
+        A damaged one is moved out of the way and told; without ``warn`` it is passed over.
+        """
+        for kind in _possible() if asked == "auto" else [asked]:
+            if not self.folder(kind).exists():
+                continue
+            try:
+                store = KINDS[kind](self.folder(kind))
+                store.check(progress)
+                return store
+            except DamagedStoreError as problem:
+                if warn is not None:
+                    warn(f"the image store {problem.folder} is damaged ({problem.why}): it is built again")
+                    _discard(self.folder(kind))
+        return None
+
+    def begun(self, images: int, allowed: int) -> tuple[str, str] | None:
+        """Return the kind of the partial work that is there, and a sentence, if the whole store would be allowed."""
+        for kind in _possible():
+            begun = Begun.load(self.partial(kind, locked=True), KINDS[kind])
+            if begun is not None and begun.rows and begun.projected_bytes(images) <= allowed:
+                return kind, f"{kind}: {told_bytes(begun.projected_bytes(images))}, as an earlier run began"
+        return None
+
+    def clear(self, except_for: str) -> None:
+        """Remove partial work of other kinds, which nobody would take up, and what is left of damaged stores."""
+        for left in self.stores.glob(f".{self.key}*.discarded"):
+            shutil.rmtree(left, ignore_errors=True)
+        for kind in KINDS:
+            if kind != except_for:
+                remove(self.partial(kind, locked=True))
+
+    def room(self, limit: int | None) -> Room:
+        """Return how much a store may take; what partial work holds counts as free."""
+        work = (self.partial(kind, locked=True) for kind in KINDS)
+        held = sum(file.stat().st_size for folder in work if folder.is_dir() for file in folder.iterdir())
+        return Room(shutil.disk_usage(self.stores).free + held, limit, self.stores)
+
+
+def _possible() -> list[str]:
+    """Kinds that can be read here."""
+    return [kind for kind in KINDS if kind != Blosc2Store.kind or has_blosc2()]
+
+
+def _discard(folder: Path) -> None:
+    with explained_write(folder), suppress(FileNotFoundError):
+        discarded = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.discarded")
+        folder.rename(discarded)  # at once; a run that still reads it keeps its files
+        shutil.rmtree(discarded, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -83,7 +207,7 @@ def build_store(
 
     Args:
         images: the image set that was surveyed.
-        survey: what :func:`etude.data.survey.survey` returned for it.
+        survey: what :func:`etude.data.scan.survey` returned for it.
         size: side of the stored squares in pixels.
         fit: ``squash``, ``crop``, ``letterbox``, or ``auto`` to choose from the aspect ratios.
         cache: the cache folder.

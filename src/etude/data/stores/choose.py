@@ -10,17 +10,20 @@ import numpy as np
 
 from etude.core.errors import EtudeError, listed, nearest
 from etude.core.processor import usable_cores
+from etude.core.text import counted, told_bytes
+from etude.data.scan import SurveyResult
 from etude.data.sources import ImageSet
-from etude.data.stores.blosc import Blosc2Store, blosc2_module, bytes_per_second, has_blosc2
-from etude.data.stores.disk import DiskStore
-from etude.data.stores.encoded import EncodedStore
-from etude.data.stores.ingest import Target, sample_rows
-from etude.data.stores.kinds import KINDS
-from etude.data.stores.packed import ENDS_TYPE
-from etude.data.stores.raw import RawStore
-from etude.data.stores.wording import told_bytes
-from etude.data.survey import SurveyResult
-from etude.data.wording import counted
+from etude.data.stores.disk import ENDS_TYPE, DiskStore
+from etude.data.stores.formats import (
+    KINDS,
+    Blosc2Store,
+    EncodedStore,
+    RawStore,
+    blosc2_module,
+    bytes_per_second,
+    has_blosc2,
+)
+from etude.data.stores.partial import Target, sample_rows
 
 SMALL = 1 << 28
 """Bytes of pixels up to which nothing is measured: there is little to save."""

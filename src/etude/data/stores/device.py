@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from etude.core.progress import Progress, Silent
+from etude.core.text import told_bytes
 from etude.data.stores.protocol import Store, checked_rows
-from etude.data.stores.wording import told_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +27,7 @@ class DeviceStore:
     """A store copied to a device: uint8 (N, S, S, C).
 
     At its own size it returns the rows of the store it was copied from. At smaller and larger sizes its pixels differ
-    from those of :class:`~etude.data.stores.raw.RawStore` by 1 of 255 at most, by rounding.
+    from those of :class:`~etude.data.stores.formats.RawStore` by 1 of 255 at most, by rounding.
 
     Args:
         store: the store on disk; it stays where it is.

@@ -1,0 +1,227 @@
+"""What a file tells of its image without its pixels: name, size, format, camera."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from etude.core.errors import EtudeError
+from etude.core.files import digest_of
+from etude.core.prefetch import map_in_order
+from etude.core.processor import usable_cores
+from etude.core.progress import Progress
+from etude.core.text import counted
+from etude.data.compact import DIGEST_BYTES, Digests
+from etude.data.decode import Survey, UnreadableImage, read_image_file, survey_image
+from etude.data.sources import BadFile, ImageSet
+from etude.data.value_range import DeepValues, ValueRange, Values
+
+
+@dataclass(frozen=True)
+class SurveyResult:
+    """What the files of an image set hold, before any pixel is decoded.
+
+    Attributes:
+        kept: (R,) int64 indices into the image set of the files whose header can be read.
+        widths: (R,) int32 upright width in pixels.
+        heights: (R,) int32 upright height in pixels.
+        channels: 1 when all of them are grey, otherwise 3.
+        content_hashes: (R,) hash of each file's bytes.
+        bad: the others.
+        fingerprint: one hash over all contents in order; names do not count.
+        spare: number of images with a band that is neither colour nor transparency.
+        deep: the values of the images deeper than 8 bits, or None without any.
+        value_range: the values that become black and white in those, once it is known.
+    """
+
+    kept: np.ndarray
+    widths: np.ndarray
+    heights: np.ndarray
+    channels: int
+    content_hashes: Digests
+    bad: tuple[BadFile, ...]
+    fingerprint: str
+    spare: int = 0
+    deep: DeepValues | None = None
+    value_range: ValueRange | None = None
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    @property
+    def short_sides(self) -> np.ndarray:
+        """(R,) the smaller of width and height, in pixels."""
+        return np.minimum(self.widths, self.heights)
+
+    @property
+    def median_short_side(self) -> int:
+        """The median of :attr:`short_sides`, rounded down to a whole pixel."""
+        return int(np.median(self.short_sides))
+
+    def in_range(self, asked: ValueRange | None, say: Callable[[str], None]) -> SurveyResult:
+        """Return the scan with the range of values that was asked for, or the one that its deep images settle.
+
+        Raises:
+            EtudeError: it cannot be settled.
+        """
+        if self.spare:
+            say(f"bands: {counted(self.spare, 'image')} with a fourth band that is no transparency; it is left out")
+        if asked is None and self.deep is None:
+            return self
+        if asked is not None or self.deep is None:
+            return replace(self, value_range=asked)
+        value_range, reason = self.deep.settled()
+        say(f"values: {reason}")
+        return replace(self, value_range=value_range)
+
+    def like(
+        self, channels: int, value_range: ValueRange | None, what: str, warn: Callable[[str], None]
+    ) -> SurveyResult:
+        """Return the scan with the channels and the range of values of the training images.
+
+        Args:
+            channels: 1 or 3.
+            value_range: None where the training images have 8 bits; deeper ones cannot be used then.
+            what: these images in words, for warnings.
+            warn: is called with a sentence when values are outside the range.
+        """
+        if self.deep is not None and value_range is not None and (count := int(self.deep.beyond(value_range).sum())):
+            warn(
+                f"{count:,} of {len(self):,} {what} have values outside the training images' range "
+                f"{value_range[0]:g}..{value_range[1]:g}; they are clipped"
+            )
+        return replace(self, channels=channels, value_range=value_range)
+
+
+def survey(images: ImageSet, progress: Progress, *, threads: int | None = None) -> SurveyResult:
+    """Read every file once, in threads: hash its content and read its header.
+
+    Raises:
+        EtudeError: not one file can be used.
+    """
+    sides, hashes = np.zeros((2, len(images)), np.int32), np.zeros((len(images), DIGEST_BYTES), np.uint8)
+    readable, channels = np.ones(len(images), dtype=bool), 1
+    bad: list[BadFile] = []
+    spare, deep = 0, list[Values]()
+    # Reading waits for the disk most of the time, so more threads than cores help.
+    looked = map_in_order(_look, images.paths, threads or 2 * usable_cores())
+    with progress.bar("survey", len(images)) as advance:
+        for index, (header, content) in enumerate(looked):
+            advance()
+            if isinstance(header, str):
+                bad.append(BadFile(images.ids[index], images.paths[index], header))
+                readable[index] = False
+                continue
+            sides[:, index] = header.width, header.height
+            hashes[index] = np.frombuffer(bytes.fromhex(content), np.uint8)
+            channels = max(channels, header.channels)
+            spare += header.spare
+            if header.values is not None:
+                deep.append(header.values)
+    if not readable.any():
+        raise EtudeError(none_readable(images, bad))
+    contents = Digests(hashes[readable])
+    return SurveyResult(
+        kept=np.flatnonzero(readable),
+        widths=sides[0, readable],
+        heights=sides[1, readable],
+        channels=channels,
+        content_hashes=contents,
+        bad=tuple(bad),
+        fingerprint=digest_of(*contents),
+        spare=spare,
+        deep=DeepValues.of(deep),
+    )
+
+
+def none_readable(images: ImageSet, bad: list[BadFile]) -> str:
+    """Return the sentence for an image set of which not one file can be used."""
+    reasons = Counter(file.reason for file in bad).most_common(3)
+    told = ", ".join(f"{count:,} times {reason!r}" for reason, count in reasons)
+    return (
+        f"none of the {counted(len(images), 'image')} in {images.root} can be used ({told}); the first is "
+        f"{bad[0].path}: check the files and the path"
+    )
+
+
+def _look(path: Path) -> tuple[Survey | str, str]:
+    """Return header and content hash of a file, or the reason why it cannot be used and an empty hash."""
+    try:
+        data = read_image_file(path)
+        return survey_image(data), digest_of(data)
+    except UnreadableImage as problem:
+        return str(problem), ""
+
+
+_A_BLOCK = 64
+_CAMERA_TAGS = (0x010F, 0x0110, 0x0131)  # EXIF make, model, software
+
+
+@dataclass(frozen=True, slots=True)
+class FileFacts:
+    """What one file tells.
+
+    Args:
+        size: bytes, 0 when it cannot be opened.
+        width, height: pixels as stored, 0 when the header cannot be read.
+        kind: format and pixel mode, such as ``"PNG L"``; empty when the header cannot be read.
+        camera: make, model and software of its EXIF data; empty without any.
+    """
+
+    size: int = 0
+    width: int = 0
+    height: int = 0
+    kind: str = ""
+    camera: str = ""
+
+    @property
+    def readable(self) -> bool:
+        """Whether the header could be read."""
+        return bool(self.kind)
+
+
+def read_facts(paths: Sequence[Path], progress: Progress, *, threads: int | None = None) -> list[FileFacts]:
+    """Look at each file's size and header, in threads; no pixel is decoded and no file is read to its end."""
+    found: list[FileFacts] = []
+    # A header is read faster than it is handed over to a thread.
+    blocks = [paths[start : start + _A_BLOCK] for start in range(0, len(paths), _A_BLOCK)]
+    with progress.bar("file facts", len(paths), unit="files") as advance:
+        for facts in map_in_order(lambda block: [facts_of(path) for path in block], blocks, threads or usable_cores()):
+            found += facts
+            advance(len(facts))
+    return found
+
+
+def facts_of(path: Path) -> FileFacts:
+    """Return what the file tells; nothing where it cannot be opened."""
+    try:
+        size = os.stat(path).st_size
+        with Image.open(path) as image:
+            kind, (width, height), camera = f"{image.format} {image.mode}", image.size, _camera(image)
+    except Exception:  # decoders raise anything on damaged files; the survey tells why one cannot be used
+        return FileFacts()
+    return FileFacts(size, width, height, kind, camera)
+
+
+def _camera(image: Image.Image) -> str:
+    if "exif" not in image.info:  # of a PNG Pillow would decode everything to find some
+        return ""
+    tags = image.getexif()
+    return " ".join(str(tags[tag]).strip() for tag in _CAMERA_TAGS if tag in tags)
+
+
+def name_of(image_id: str, label: str | None = None) -> str:
+    """Return the part of an id that names the image: without its ending, and without folders named as its class.
+
+    >>> name_of("cat/garden/IMG_7.jpg", "cat"), name_of("scans/7.png", "cat")
+    ('garden/IMG_7', 'scans/7')
+    """
+    *folders, file = image_id.split("/")
+    return "/".join([*(folder for folder in folders if folder != label), re.sub(r"(?<=.)\.[^.]*$", "", file)])

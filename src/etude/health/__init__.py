@@ -1,0 +1,9 @@
+"""The health of a data set: near-duplicates, label errors, shift between sets, leaks, damaged files."""
+
+from __future__ import annotations
+
+from etude.health.duplicates import near_duplicates
+from etude.health.label_errors import suspect_labels
+from etude.health.shift import tell_apart
+
+__all__ = ["near_duplicates", "suspect_labels", "tell_apart"]

@@ -1,0 +1,568 @@
+"""Copies among the images of a run: identical files, and near-duplicates by their pixels."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import cv2
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from etude.core.errors import EtudeError, listed
+from etude.core.processor import usable_cores
+from etude.core.text import counted
+from etude.data.dataset import Dataset
+from etude.data.scan import FileFacts
+from etude.data.sources import BadFile
+from etude.health.label_errors import whitened
+from etude.refine.neighbours.index import (
+    Floats,
+    NeighbourIndex,
+    Neighbours,
+    UnitRows,
+    checked_features,
+    pair_distances,
+    squared_distances,
+)
+
+SIDE = 32
+"""Pixels on a side at which pictures are compared."""
+
+_COARSE = 16
+_MARGIN = SIDE // 12  # pixels at the border that a crop or a frame may have changed
+_FINE, _WIDE = SIDE / 40, SIDE / 8  # blurs: what is finer is noise of the file, what is wider is light
+_NOISE = 8.0  # levels: structure of less contrast than this counts for less
+_CLOSE = 0.15  # difference above which no small movement makes two pictures the same
+_STEPS = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 20, 1e-3)
+_SMALL_MOVE = 0.15  # how far from the identity a movement may go; beyond it much can be laid onto much
+_TINT = 16.0  # levels of colour, light aside, by which two pictures differ in more than a file's way of storing it
+_LEAST_SEEN = 0.4  # of the picture that must be left to compare once one is moved
+_AT_ONCE = 4_096
+_A_BLOCK = 128
+
+
+def reliefs(pictures: np.ndarray) -> np.ndarray:
+    """Return (N, S, S) float32 reliefs of (N, S, S, channels) uint8 pictures: structure without light and contrast.
+
+    Each grey picture less its surroundings, divided by their spread: (p - m) / (s + 8 levels).
+
+    >>> ramp = np.tile(np.arange(0, 160, 5, dtype=np.uint8), (32, 1))[None, ..., None]
+    >>> bool(np.abs(reliefs(ramp)[0, 8:-8, 8:-8]).max() < 0.05)  # a slope is light, not structure
+    True
+    """
+    found = np.empty(pictures.shape[:3], np.float32)
+
+    def fill(place: int) -> None:
+        grey = cv2.GaussianBlur(pictures[place].mean(axis=2, dtype=np.float32), (0, 0), _FINE)
+        above = grey - cv2.GaussianBlur(grey, (0, 0), _WIDE)
+        found[place] = above / (np.sqrt(cv2.GaussianBlur(above * above, (0, 0), _WIDE)) + _NOISE)
+
+    _for_each(fill, np.arange(len(pictures)))
+    return found
+
+
+def coarse(relief: np.ndarray) -> np.ndarray:
+    """Return (N, 256) float32: reliefs so blurred that small movements hardly change them, to find neighbours by."""
+    rows = [
+        cv2.resize(cv2.GaussianBlur(one, (0, 0), SIDE / 24), (_COARSE, _COARSE), interpolation=cv2.INTER_AREA)
+        for one in relief
+    ]
+    return np.array(rows, np.float32).reshape(len(relief), _COARSE**2)
+
+
+def differences(pictures: np.ndarray, relief: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return how much pairs of pictures differ, (P,) from 0 to 2: 1 - the correlation of their reliefs.
+
+    Where that is small, the second relief is laid onto the first by an affine movement (Evangelidis & Psarakis 2008,
+    enhanced correlation coefficient), and the smaller difference counts. Pictures of other colours differ by 1.
+
+    Args:
+        pictures: (N, S, S, channels) uint8, S = :data:`SIDE`.
+        relief: (N, S, S) of :func:`reliefs`.
+        first, second: (P,) places in both.
+    """
+    found = _plain(relief, first, second)
+    found[_tints_apart(pictures, first, second)] = 1.0
+
+    def lay(pair: int) -> None:
+        found[pair] = min(found[pair], _moved(relief[first[pair]], relief[second[pair]]))
+
+    _for_each(lay, np.flatnonzero(found <= _CLOSE))
+    return found
+
+
+def _for_each(work: Callable[[int], None], places: np.ndarray) -> None:
+    """Do ``work`` at each place, in threads; many places at once, as handing one over costs as much as some of them."""
+    blocks = [places[start : start + _A_BLOCK].tolist() for start in range(0, len(places), _A_BLOCK)]
+
+    def do(block: list[int]) -> None:
+        for place in block:
+            work(place)
+
+    with ThreadPoolExecutor(usable_cores(), thread_name_prefix="etude-alike") as pool:
+        list(pool.map(do, blocks))
+
+
+def _plain(relief: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    inner = relief[:, _MARGIN:-_MARGIN, _MARGIN:-_MARGIN].reshape(len(relief), -1)
+    inner = inner - inner.mean(axis=1, keepdims=True)
+    inner /= np.maximum(np.linalg.norm(inner, axis=1, keepdims=True), 1e-6)
+    found = np.empty(len(first))
+    for start in range(0, len(first), _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        found[part] = 1 - np.einsum("pd,pd->p", inner[first[part]], inner[second[part]])
+    return found
+
+
+def _tints_apart(pictures: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return a mask (P,) of the pairs whose colours differ, looked at in sixteen fields."""
+    count, side, _, channels = pictures.shape
+    if channels == 1:
+        return np.zeros(len(first), bool)
+    field = side // 4
+    fields = pictures.reshape(count, 4, field, 4, field, channels).mean(axis=(2, 4), dtype=np.float32)
+    tint = (fields - fields.mean(axis=3, keepdims=True)).reshape(count, -1)
+    apart = np.abs(tint[first] - tint[second]).mean(axis=1)
+    return apart > _TINT
+
+
+def _moved(first: np.ndarray, second: np.ndarray) -> float:
+    """Return the difference once ``second`` is moved onto ``first``; 2 where no small movement is found."""
+    inside = np.zeros(first.shape, np.uint8)
+    inside[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN] = 1
+    warp = np.eye(2, 3, dtype=np.float32)
+    try:
+        cv2.findTransformECC(first, second, warp, cv2.MOTION_AFFINE, _STEPS, inside, 1)
+    except cv2.error:  # it does not converge: the pictures have little in common
+        return 2.0
+    if np.abs(warp - np.eye(2, 3))[:, :2].max() > _SMALL_MOVE:
+        return 2.0
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    laid = cv2.warpAffine(second, warp, first.shape[::-1], flags=flags)
+    covered = cv2.warpAffine(np.ones_like(first), warp, first.shape[::-1], flags=flags) > 0.99
+    seen = covered & (inside > 0)
+    if seen.mean() < _LEAST_SEEN:
+        return 2.0
+    x, y = first[seen] - first[seen].mean(), laid[seen] - laid[seen].mean()
+    length = float(np.sqrt((x @ x) * (y @ y)))
+    return 1 - float(x @ y) / length if length > 0 else 2.0
+
+
+SMALLEST = 16  # pixels: less than that shows hardly anything
+_SMALL = 64
+_PART = 4  # of the median side, below which a small image is one that something went wrong with
+_SKEWED = 10.0  # images of the largest class for one of the smallest, from which it is worth a word
+_FEW = 10  # images of a class, likewise
+
+
+def corrupt_files(bad: Iterable[BadFile]) -> list[dict[str, str]]:
+    """Return ``{"id", "reason"}`` of every file that cannot be used."""
+    return [{"id": file.id, "reason": file.reason} for file in bad]
+
+
+def tiny_images(ids: Sequence[str], facts: Sequence[FileFacts]) -> list[dict[str, Any]]:
+    """Return ``{"id", "width", "height"}`` of images that show hardly anything, the smallest first.
+
+    Their shorter side is below 16 pixels, or below 64 and a quarter of the median.
+
+    >>> tiny_images(["a", "b", "c"], [FileFacts(9, side, 300, "PNG L") for side in (300, 300, 40)])
+    [{'id': 'c', 'width': 40, 'height': 300}]
+    """
+    sides = np.array([min(fact.width, fact.height) for fact in facts if fact.readable])
+    if not len(sides):
+        return []
+    least = max(SMALLEST, min(_SMALL, float(np.median(sides)) / _PART))
+    small = [
+        (min(fact.width, fact.height), name, fact)
+        for name, fact in zip(ids, facts, strict=True)
+        if fact.readable and min(fact.width, fact.height) < least
+    ]
+    small.sort(key=lambda entry: entry[:2])
+    return [{"id": name, "width": fact.width, "height": fact.height} for _, name, fact in small]
+
+
+def same_files(hashes: Sequence[str]) -> list[tuple[int, int]]:
+    """Return (first, other) of the files that are identical to an earlier one, in order.
+
+    >>> same_files(["x", "y", "x", "x"])
+    [(0, 2), (0, 3)]
+    """
+    places: dict[str, list[int]] = defaultdict(list)
+    for row, content in enumerate(hashes):
+        places[content].append(row)
+    return sorted((rows[0], other) for rows in places.values() for other in rows[1:])
+
+
+def imbalance(labels: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+    """Return how many images each class has, and what is to be said of it.
+
+    Returns:
+        ``classes`` (name to count), ``largest`` and ``smallest`` (names), ``effective`` (the number of equal classes
+        with the same entropy); ``ratio`` of the largest to the smallest, where that has an image; and ``told``, a
+        sentence, where there is something to say.
+
+    >>> imbalance(np.array([0, 0, 0, 1]), ("cat", "dog"))["ratio"]
+    3.0
+    """
+    counts = np.bincount(labels, minlength=len(classes))
+    largest, smallest = int(counts.argmax()), int(counts.argmin())
+    shares = counts[counts > 0] / max(1, counts.sum())
+    found: dict[str, Any] = {
+        "classes": {name: int(count) for name, count in zip(classes, counts, strict=True)},
+        "largest": classes[largest],
+        "smallest": classes[smallest],
+        "effective": round(float(np.exp(-(shares * np.log(shares)).sum())), 2),
+    }
+    if counts[smallest]:
+        found["ratio"] = round(float(counts[largest] / counts[smallest]), 2)
+    told = _told_of(counts, classes)
+    return found if told is None else {**found, "told": told}
+
+
+def _told_of(counts: np.ndarray, classes: Sequence[str]) -> str | None:
+    empty = [name for name, count in zip(classes, counts, strict=True) if not count]
+    if empty:
+        return f"there is no image of {listed(empty)}"
+    largest, smallest = int(counts.argmax()), int(counts.argmin())
+    ratio = counts[largest] / counts[smallest]
+    few = [name for name, count in zip(classes, counts, strict=True) if count < _FEW]
+    if few:
+        return f"{counted(len(few), 'class', 'classes')} with fewer than {_FEW} images: {listed(few, 3)}"
+    if ratio >= _SKEWED:
+        return (
+            f"{classes[largest]!r} has {ratio:.0f} times as many images as {classes[smallest]!r}: look at the scores "
+            "of each class, accuracy says little of the rare ones"
+        )
+    return None
+
+
+_AROUND = 24  # neighbours that say how far apart unrelated images lie here
+_LARGEST_GROUP = 12  # copies of one image beside itself that are told from a crowded place
+_WIDEST = 0.8  # copies lie within this part of the distance to the next image, whatever chance would allow
+_EQUAL = 1e-3  # distances that rounding to float16 makes of equal features
+_BLOCK = 2**24  # distances held at once: 64 MiB
+
+Pairs = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
+"""First rows, second rows, similarities."""
+
+
+class NearDuplicate(NamedTuple):
+    """Two rows that look like copies, and the cosine of their centred features."""
+
+    first: int
+    second: int
+    similarity: float
+
+
+def near_duplicates(
+    features_a: ArrayLike,
+    features_b: ArrayLike | None = None,
+    threshold: float | None = None,
+    *,
+    false_pairs: float = 1.0,
+    most: int = 10_000,
+) -> list[NearDuplicate]:
+    """Return pairs of near-duplicates, the most similar first; of more than ``most``, the most similar.
+
+    Without ``threshold`` the data decide, by each row's own neighbourhood. Let r_1 ≤ r_2 ≤ ... be its distances to the
+    others. Where rows are spread evenly around it in d dimensions, (r_m / r_(m+1))^d is the largest of m uniform
+    numbers, so the gap behind the m nearest rows has the probability
+
+        P(r_m / r_(m+1) ≤ c) = c^(d m)
+
+    d is estimated at each row from the distances behind the gap, and lowered by its standard error. The m that is
+    least likely is taken; its rows are copies where the probability is at most ``false_pairs`` / N, and the gap at
+    least a fifth. A pair must be each other's copies. So crowded places (ones among digits) ask for closer copies than
+    empty ones. Rows that are equal up to rounding always count.
+
+    A network's features move much with an image's light and frame: of copies that were cropped or re-encoded they find
+    some, of pictures :func:`etude.health.duplicates.find_copies` finds nearly all.
+
+    Source: the spacing of nearest neighbours and the estimate of d are those of Levina & Bickel 2004, "Maximum
+    likelihood estimation of intrinsic dimension", and Facco et al. 2017 (https://arxiv.org/abs/1803.06992).
+
+    Args:
+        features_a: (A, D) floats.
+        features_b: (B, D) floats: the pairs are then rows of ``a`` with rows of ``b``; None: rows of ``a`` among
+            themselves, the smaller row first.
+        threshold: the least similarity from -1 to 1, when it is known: every pair that reaches it is returned.
+        false_pairs: unrelated pairs that may be expected to slip in.
+
+    Raises:
+        EtudeError: the features, the threshold or ``false_pairs`` cannot be used.
+
+    >>> rows = np.random.default_rng(0).normal(size=(60, 8))
+    >>> [(pair.first, pair.second) for pair in near_duplicates(rows, rows[[7, 40]] + 0.01)]
+    [(7, 0), (40, 1)]
+    >>> near_duplicates(rows)
+    []
+    """
+    table, size_a = _stacked(features_a, features_b)
+    if threshold is None:
+        first, second, similarity = _by_neighbourhood(table, false_pairs)
+    elif -1 <= threshold <= 1:
+        first, second, similarity = _alike(table, threshold, size_a, most)
+    else:
+        raise EtudeError(f"the similarity of near-duplicates must be from -1 to 1, not {threshold}")
+    if features_b is not None:
+        across = (first < size_a) & (second >= size_a)
+        first, second, similarity = first[across], second[across] - size_a, similarity[across]
+    order = np.lexsort((second, first, -similarity))[:most]
+    return [
+        NearDuplicate(int(a), int(b), round(float(cosine), 6))
+        for a, b, cosine in zip(first[order], second[order], similarity[order], strict=True)
+    ]
+
+
+def _by_neighbourhood(table: Floats, false_pairs: float) -> Pairs:
+    if not false_pairs > 0:
+        raise EtudeError(f"false_pairs must be above 0, not {false_pairs}")
+    if len(table) < 2:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)
+    found = NeighbourIndex(table).among_themselves(min(_AROUND, len(table) - 1))
+    return _mutual(found, _groups(found, np.log(false_pairs / len(table))))
+
+
+def _groups(found: Neighbours, most: float) -> NDArray[np.int64]:
+    """Return how many of the nearest rows are copies of each row, (N,), where log P of the gap is at most ``most``."""
+    logs = np.log(np.maximum(found.distances, _EQUAL))
+    count, around = logs.shape
+    copies, chance = np.zeros(count, np.int64), np.zeros(count)
+    for m in range(1, min(_LARGEST_GROUP, around - 3) + 1):
+        behind = around - m - 1  # ratios r_K / r_j that the dimension is estimated from
+        spread = (logs[:, -1:] - logs[:, m:-1]).sum(axis=1)
+        dimension = behind / np.maximum(spread, 1e-9) * (1 - 1 / np.sqrt(behind))
+        gap = logs[:, m] - logs[:, m - 1]
+        probability = -np.minimum(dimension, 1e3) * m * gap
+        better = (probability < chance) & (probability <= most) & (gap >= -np.log(_WIDEST))
+        copies[better], chance[better] = m, probability[better]
+    return np.maximum(copies, (found.distances <= _EQUAL).sum(axis=1))
+
+
+def _mutual(found: Neighbours, copies: NDArray[np.int64]) -> Pairs:
+    """Return the pairs of rows that are each other's copies."""
+    count, around = found.positions.shape
+    near = cast("NDArray[np.bool_]", np.arange(around) < copies[:, None])
+    rows, others = np.nonzero(near)[0], found.positions[near]
+    back = np.isin(others * count + rows, rows * count + others) & (rows < others)
+    return rows[back], others[back], 1 - found.distances[near][back] ** 2 / 2
+
+
+def _alike(table: Floats, threshold: float, size_a: int, most: int) -> Pairs:
+    """Return the pairs (first, second, similarity) that reach the threshold, at most about ``most`` of them.
+
+    With fewer than N rows in ``a``, its rows are compared with the rest, otherwise all with all.
+    """
+    rows = UnitRows.of(table, table.mean(axis=0, dtype=np.float64))
+    start_of_others = size_a if size_a < len(table) else 0
+    others = rows.take(slice(start_of_others, None))
+    radius = float(np.sqrt(max(0.0, 2 - 2 * threshold)))
+    kept = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+    step = max(1, _BLOCK // len(table))
+    for start in range(0, size_a, step):
+        squared = squared_distances(rows.take(slice(start, min(start + step, size_a))), others)
+        own = np.arange(start, start + len(squared))
+        squared[np.arange(start_of_others, len(table)) <= own[:, None]] = np.inf  # each pair once, none with itself
+        close = np.flatnonzero(squared <= radius**2 + 1e-4)
+        if len(close) > most:
+            close = np.sort(close[np.argpartition(squared.ravel()[close], most)[:most]])
+        first, second = np.divmod(close, len(others.values))
+        first, second = first + start, second + start_of_others
+        far = pair_distances(rows.values, rows.values, first, second)
+        near = far <= radius
+        first, second = np.concatenate((kept[0], first[near])), np.concatenate((kept[1], second[near]))
+        similarity = np.concatenate((kept[2], 1 - far[near] ** 2 / 2))
+        order = np.lexsort((second, first, -similarity))[:most]
+        kept = first[order], second[order], similarity[order]
+    return kept
+
+
+def _stacked(features_a: ArrayLike, features_b: ArrayLike | None) -> tuple[Floats, int]:
+    """Return both tables below each other, and the rows of the first."""
+    first = checked_features(features_a, "the first images")
+    if features_b is None:
+        return first, len(first)
+    second = checked_features(features_b, "the second images")
+    if first.shape[1] != second.shape[1]:
+        raise EtudeError(
+            f"features of the first images have {first.shape[1]:,} columns and those of the second "
+            f"{second.shape[1]:,}: take both from the same network"
+        )
+    return np.concatenate([first, second]), len(first)
+
+
+_NEAREST = 4  # neighbours of each image that are compared with it
+_FEWEST = 8  # images below which there is no neighbourhood to compare with
+_AXES = 128
+# Chosen on copies of digits that were planted with other seeds than those of benchmarks/data_health.py:
+_SAME = 0.01  # difference that files of one picture have: JPEG, light, other size, a small crop
+_CLOSER = 0.22  # of the usual difference from a neighbour
+_HARDLY, _NEARLY_AS_CLOSE = 0.002, 0.4  # the same for pictures that differ less than light and JPEG alone explain
+_BOTH = 5e-4  # product of the two: what is a little farther must stand out more
+_ROUNDING = 2e-4
+
+Gather = Callable[[np.ndarray, int], np.ndarray]
+"""``gather(places, size)`` returns uint8 (B, size, size, channels)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """The images that are looked at, of one set or of two.
+
+    Args:
+        ids: of the N images.
+        splits: of each: ``train``, ``valid``, ``test``, or ``fold 1`` and so on.
+        hashes: of each file's bytes.
+        labels: the class names, None where unknown.
+        gather: ``gather(places, size)`` returns the pixels of images by their place here.
+    """
+
+    ids: tuple[str, ...]
+    splits: tuple[str, ...]
+    hashes: tuple[str, ...]
+    labels: tuple[str | None, ...]
+    gather: Gather
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @classmethod
+    def of(cls, data: Dataset, rows: np.ndarray, splits: Sequence[str]) -> Looked:
+        """Return the images at ``rows`` of a set, by the splits (N,) of all its images."""
+        images, places = data.images, list(map(int, rows))
+        labels = [None] * len(data) if images.labels is None else [images.classes[label] for label in images.labels]
+        return cls(
+            ids=tuple(images.ids[row] for row in rows),
+            splits=tuple(splits[row] for row in places),
+            hashes=tuple(data.build.content_hashes[row] for row in rows),
+            labels=tuple(labels[row] for row in rows),
+            gather=lambda places, size: data.build.store.gather(rows[places], size),
+        )
+
+    def beside(self, other: Looked) -> Looked:
+        """Return these images and, after them, others whose pixels have as many channels."""
+        count = len(self)
+
+        def gather(places: np.ndarray, size: int) -> np.ndarray:
+            parts = [self.gather(places[places < count], size), other.gather(places[places >= count] - count, size)]
+            pixels = np.empty((len(places), *parts[0].shape[1:]), np.uint8)
+            pixels[places < count], pixels[places >= count] = parts
+            return pixels
+
+        return Looked(
+            (*self.ids, *other.ids),
+            (*self.splits, *other.splits),
+            (*self.hashes, *other.hashes),
+            (*self.labels, *other.labels),
+            gather,
+        )
+
+
+def find_copies(everything: Looked, drawn: Looked) -> list[dict[str, Any]]:
+    """Return pairs of copies: those across splits first, then those of different labels, then by similarity.
+
+    Each is ``{"a", "b", "similarity", "splits", "labels", "exact"}``: two ids, how alike their pixels are (1 for
+    identical files), the split and label of each, and whether the files are identical.
+
+    Args:
+        everything: where identical files are looked for.
+        drawn: where near-duplicates are looked for.
+    """
+    told = [_told(everything, a, b, 1.0, exact=True) for a, b in same_files(everything.hashes)]
+    told += [_told(drawn, a, b, similarity, exact=False) for a, b, similarity in _near(drawn)]
+    told.sort(key=lambda pair: (not is_across(pair), not is_contradiction(pair), -pair["similarity"], pair["a"]))
+    return told
+
+
+def is_across(pair: dict[str, Any]) -> bool:
+    """Whether the pair stands on two sides of the split."""
+    return pair["splits"][0] != pair["splits"][1]
+
+
+def is_contradiction(pair: dict[str, Any]) -> bool:
+    """Whether both labels are known and differ."""
+    return None not in pair["labels"] and pair["labels"][0] != pair["labels"][1]
+
+
+def copied_images(pairs: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+    """Return the ids of ``validation`` and ``test`` images that are copies of images which are trained on.
+
+    Copies of copies count too. In a cross-validation an image is trained on by the other folds.
+
+    >>> pair = {"a": "x", "b": "y", "splits": ["train", "valid"]}
+    >>> copied_images([pair, {"a": "y", "b": "x", "splits": ["valid", "test"]}])
+    {'validation': ['y'], 'test': ['x']}
+    """
+    places: dict[tuple[str, str], int] = {}  # a test image may have the name of another
+    ends = [
+        [places.setdefault(end, len(places)) for end in zip((pair["a"], pair["b"]), pair["splits"], strict=True)]
+        for pair in pairs
+    ]
+    first, second = np.array(ends, np.int64).reshape(-1, 2).T
+    links = coo_array((np.ones(len(pairs), bool), (first, second)), shape=(len(places), len(places)))
+    groups: list[int] = connected_components(links, directed=False)[1].tolist()
+    splits: dict[int, set[str]] = defaultdict(set)
+    for group, (_, split) in zip(groups, places, strict=True):
+        splits[group].add(split)
+    found: dict[str, list[str]] = {"validation": [], "test": []}
+    for group, (name, split) in zip(groups, places, strict=True):
+        if split != "train" and splits[group] - {split, "valid", "test"}:
+            found["test" if split == "test" else "validation"].append(name)
+    return found
+
+
+def _near(images: Looked) -> list[tuple[int, int, float]]:
+    """Return (place, place, similarity) of near-duplicates among the images, one for each content.
+
+    Candidates are the nearest of each image by coarse structure. A pair are copies when their pixels differ hardly at
+    all, and by far less than either image differs from its other neighbours.
+    """
+    places = np.sort(np.unique(images.hashes, return_index=True)[1])
+    if len(places) < _FEWEST:
+        return []
+    pictures = images.gather(places, SIDE)
+    relief = reliefs(pictures)
+    # With as many axes as rows, whitening would put all rows equally far from each other.
+    first, second = _candidates(whitened(coarse(relief), min(_AXES, len(places) // _FEWEST)))
+    found = differences(pictures, relief, first, second)
+    around = _usual_difference(first, second, found, len(places))
+    least = np.minimum(around[first], around[second])
+    ratio = (found + _ROUNDING) / (least + _ROUNDING)
+    stands_out = (ratio <= _CLOSER) & (found * ratio <= _BOTH)
+    kept = (found <= _SAME) & (stands_out | ((found <= _HARDLY) & (ratio <= _NEARLY_AS_CLOSE)))
+    pairs = zip(places[first[kept]].tolist(), places[second[kept]].tolist(), found[kept].tolist(), strict=True)
+    return [(a, b, round(1 - apart, 4)) for a, b, apart in pairs]
+
+
+def _candidates(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return each row paired with its nearest others: (P,) and (P,), each pair once, the smaller row first."""
+    count = len(rows)
+    near = NeighbourIndex(rows).among_themselves(min(_NEAREST, count - 1)).positions
+    own, other = np.repeat(np.arange(count), near.shape[1]), near.ravel()
+    keys = np.unique(np.minimum(own, other) * count + np.maximum(own, other))
+    return np.divmod(keys, count)
+
+
+def _usual_difference(first: np.ndarray, second: np.ndarray, found: np.ndarray, count: int) -> np.ndarray:
+    """Return the median difference of each image from the neighbours that it was compared with, (N,)."""
+    rows, values = np.concatenate([first, second]), np.concatenate([found, found])
+    order = np.lexsort((values, rows))
+    starts = np.searchsorted(rows[order], np.arange(count + 1))
+    return values[order][(starts[:-1] + starts[1:]) // 2]
+
+
+def _told(images: Looked, a: int, b: int, similarity: float, *, exact: bool) -> dict[str, Any]:
+    return {
+        "a": images.ids[a],
+        "b": images.ids[b],
+        "similarity": similarity,
+        "splits": [images.splits[a], images.splits[b]],
+        "labels": [images.labels[a], images.labels[b]],
+        "exact": exact,
+    }

@@ -1,0 +1,178 @@
+"""Leaks: labels that can be told from file facts alone, by simple rules that are judged on held-out images."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.tree import DecisionTreeClassifier
+
+from etude.core.seeds import rng_for
+from etude.data.scan import FileFacts, name_of
+
+_FOLDS = 5
+_LEAVES = 32
+_ERRORS = 4.0  # standard errors above chance that a rule must reach: there are ten of them
+_LIFT = 0.2  # part of the way from chance to certainty from which a rule is worth a word
+_LIFT_OF_CONTENT = 0.5  # of facts that what is in the picture decides too: a picture of little takes few bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Leak:
+    """A file fact that gives the label away.
+
+    Args:
+        kind: such as ``"name pattern"`` or ``"file size"``.
+        told: a sentence for the user.
+        accuracy: mean over classes of the share of held-out images that the rule gets right.
+        chance: what guessing gets.
+    """
+
+    kind: str
+    told: str
+    accuracy: float
+    chance: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    kind: str
+    value: Callable[[str, FileFacts], object]
+    lift: float = _LIFT
+    numeric: bool = False
+
+
+def find_leaks(
+    names: Sequence[str], facts: Sequence[FileFacts], labels: np.ndarray, classes: Sequence[str], *, seed: int = 0
+) -> list[Leak]:
+    """Return the file facts that tell the label, the most telling first; of the rules about names only the best.
+
+    A rule is a vote of the training folds' images with the same value, or a small decision tree for numbers; it is
+    judged by five-fold cross-validation. Times of files are left out: they tell when a class was copied or unpacked.
+
+    Args:
+        names: (N,) of the images, without class folder and ending; see :func:`~etude.data.scan.name_of`.
+        facts: (N,) of the files.
+        labels: (N,) int64 positions in ``classes``.
+    """
+    present, coded = np.unique(labels, return_inverse=True)
+    if len(present) < 2 or np.bincount(coded).min() < 2 or len(coded) < 2 * _FOLDS:
+        return []
+    fold = rng_for(seed, "leaks").permutation(len(coded)) % _FOLDS
+    found: list[Leak] = []
+    for rule in _RULES:
+        values = [rule.value(name, fact) for name, fact in zip(names, facts, strict=True)]
+        if len(set(values)) < 2:
+            continue
+        guessed = (_by_tree if rule.numeric else _by_value)(values, coded, fold)
+        accuracy, error = _balanced(guessed, coded)
+        chance = 1 / len(present)
+        if accuracy - chance >= max(rule.lift * (1 - chance), _ERRORS * error):
+            found.append(Leak(rule.kind, _told(rule.kind, accuracy, chance), accuracy, chance))
+    found.sort(key=lambda leak: -leak.accuracy)
+    best_of_names = next((leak for leak in found if leak.kind in _NAMES), None)
+    return [leak for leak in found if leak.kind not in _NAMES or leak is best_of_names]
+
+
+def leaks_of(
+    ids: Sequence[str], facts: Sequence[FileFacts], labels: np.ndarray, classes: Sequence[str], *, seed: int = 0
+) -> list[Leak]:
+    """Return the leaks of labelled images by their ids, class folders left out."""
+    own: list[int] = labels.tolist()
+    names = [name_of(name, classes[label]) for name, label in zip(ids, own, strict=True)]
+    return find_leaks(names, facts, labels, classes, seed=seed)
+
+
+def _by_value(values: Sequence[object], labels: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """Return the most frequent class, by its share, of the other folds' images with the same value; -1 without any."""
+    codes = np.unique([repr(value) for value in values], return_inverse=True)[1]
+    count, classes = int(codes.max()) + 1, int(labels.max()) + 1
+    guessed = np.full(len(labels), -1)
+    for number in range(_FOLDS):
+        held = fold == number
+        table = np.bincount(codes[~held] * classes + labels[~held], minlength=count * classes).reshape(count, classes)
+        shares = table / np.maximum(table.sum(axis=0), 1)  # so that a rare class has as much to say as a frequent one
+        guessed[held] = np.where(table[codes[held]].any(axis=1), shares[codes[held]].argmax(axis=1), -1)
+    return guessed
+
+
+def _by_tree(values: Sequence[object], labels: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    numbers = np.array([-1.0 if value is None else value for value in values], dtype=np.float64)[:, None]
+    guessed = np.full(len(labels), -1)
+    for number in range(_FOLDS):
+        held = fold == number
+        tree = DecisionTreeClassifier(
+            max_leaf_nodes=_LEAVES, min_samples_leaf=3, class_weight="balanced", random_state=0
+        )
+        guessed[held] = tree.fit(numbers[~held], labels[~held]).predict(numbers[held])
+    return guessed
+
+
+def _balanced(guessed: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """Return the mean over classes of the share guessed right, and its standard error (never quite zero)."""
+    counts = np.bincount(labels)
+    shares = np.bincount(labels, guessed == labels) / counts
+    padded = (shares * counts + 2) / (counts + 4)
+    return float(shares.mean()), float(np.sqrt((padded * (1 - padded) / (counts + 4)).sum()) / len(counts))
+
+
+def _told(kind: str, accuracy: float, chance: float) -> str:
+    return (
+        f"{_WHAT[kind]} tells the class of {accuracy:.0%} of held-out images, where guessing gets {chance:.0%}: "
+        f"{_CARE[kind] if kind in _CARE else _CARE['']}"
+    )
+
+
+def _stem(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def _number(name: str, facts: FileFacts) -> float | None:
+    runs = re.findall(r"[0-9]{1,15}", _stem(name))
+    return float(runs[-1]) if runs else None
+
+
+def _letters(name: str, facts: FileFacts) -> str:
+    """The name with every number as ``#``."""
+    return re.sub(r"[0-9]+", "#", _stem(name).lower())
+
+
+def _first_word(name: str, facts: FileFacts) -> str:
+    return re.split(r"[^a-z]", _stem(name).lower(), maxsplit=1)[0]
+
+
+_RULES = (
+    _Rule("name pattern", _letters),
+    _Rule("name beginning", _first_word),
+    _Rule("first character", lambda name, facts: _stem(name)[:1].lower()),
+    _Rule("last character", lambda name, facts: _stem(name)[-1:].lower()),
+    _Rule("name length", lambda name, facts: len(_stem(name))),
+    _Rule("file number", _number, numeric=True),
+    _Rule("folder", lambda name, facts: name.rpartition("/")[0]),
+    _Rule("image size", lambda name, facts: (facts.width, facts.height)),
+    _Rule("shape", lambda name, facts: facts.width / max(1, facts.height), numeric=True),
+    _Rule("format", lambda name, facts: facts.kind),
+    _Rule("camera", lambda name, facts: facts.camera),
+    _Rule("file size", lambda name, facts: facts.size, lift=_LIFT_OF_CONTENT, numeric=True),
+)
+_NAMES = frozenset({"name pattern", "name beginning", "first character", "last character", "name length"})
+_WHAT = {
+    **dict.fromkeys(_NAMES, "the file name"),
+    "name length": "the length of the file name",
+    "file number": "the number in the file name",
+    "folder": "the folder below the class",
+    "image size": "the image's width and height",
+    "shape": "the image's width divided by its height",
+    "format": "the file format",
+    "camera": "the camera or program that wrote the file",
+    "file size": "the file's size in bytes",
+}
+_CARE = {
+    "": "the network sees the pixels only, but classes that come from different sources may be told apart by their "
+    "source, and new images would not be",
+    "file number": "files seem to be numbered class by class; look whether images of a class come from one series, "
+    "and whether test images are numbered on",
+    "folder": "images of one folder (a patient, a place, a day) may stand on both sides of the split",
+}

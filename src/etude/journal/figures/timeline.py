@@ -1,0 +1,454 @@
+"""The timeline as a picture: every scheduled quantity over one axis, phases shaded, the plan and what happened."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.text import Text
+from numpy.typing import NDArray
+
+from etude.core.errors import EtudeError
+from etude.core.text import LABELS, UNITS, short_number
+from etude.journal.figures import (
+    ACTUAL,
+    DPI,
+    GRID,
+    INK,
+    LINE,
+    MARK,
+    PLAN,
+    QUIET,
+    SHADES,
+    check_figure_path,
+    new_figure,
+    save_figure,
+)
+from etude.timeline import RunSize, Timeline, step_progress
+
+_SAMPLES = 1600  # over the whole run; more than the pixels across
+_BEFORE = 1e-6  # of a phase: how close to its end a line is read, since the end itself belongs to the next phase
+_SMALL = 0.05  # of the peak; a learning rate that stays below it for long shows nothing on a linear axis
+_LONG = 0.2  # of the run
+_DEEPEST = 0.05  # of a line's points may lie below a logarithmic axis
+_WHOLE = ("image_size", "batch_size")
+
+Points = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Progress (N,) in percent and values (N,); NaN breaks the line where the quantity is not scheduled."""
+
+    x: Points
+    y: Points
+
+    def values(self) -> Points:
+        """Return the values that are there."""
+        return self.y[np.isfinite(self.y)]
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One quantity.
+
+    Args:
+        quantity: its name in a Moment.
+        plan: the line as planned.
+        actual: the line as it happened, or as plateaus have changed it; None when neither is known.
+        log: whether the axis is logarithmic.
+    """
+
+    quantity: str
+    plan: Line
+    actual: Line | None
+    log: bool = False
+
+    def lowest_and_highest(self) -> tuple[float, float]:
+        """Return the extremes of all values; a logarithmic axis ends above the last bit of a decay to zero."""
+        found = [line.values() for line in (self.plan, self.actual) if line is not None]
+        highest = max(values.max() for values in found)
+        if not self.log:
+            return float(min(values.min() for values in found)), float(highest)
+        positive = [values[values > 0] for values in found if values.max() > 0]
+        floor = min(np.quantile(values, _DEEPEST) for values in positive) / 3
+        return float(max(floor, min(values.min() for values in positive))), float(highest)
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether the quantity never moves, to the eye."""
+        low, high = self.lowest_and_highest()
+        return high - low <= 1e-6 * max(abs(low), abs(high))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the values are whole numbers that step from one to the next."""
+        return self.quantity in _WHOLE
+
+
+def panels_of(timeline: Timeline, steps: int, happened: Sequence[Mapping[str, Any]] | None) -> tuple[Panel, ...]:
+    """Return a panel for each quantity that the resolved ``timeline`` schedules, in its order.
+
+    The plan is the timeline without its events; the real line comes from ``happened``, or else from the events.
+
+    Raises:
+        EtudeError: a row of ``happened`` has no step, or a value that is no number.
+    """
+    plan = replace(timeline, events=())
+    return tuple(_panel(plan, timeline, quantity, steps, happened) for quantity in timeline.quantities())
+
+
+def _panel(
+    plan: Timeline, timeline: Timeline, quantity: str, steps: int, happened: Sequence[Mapping[str, Any]] | None
+) -> Panel:
+    planned = _sampled(plan, quantity)
+    actual = _observed(happened, quantity, steps) if happened else None
+    if not happened and timeline.events:
+        actual = _sampled(timeline, quantity)
+    if actual is not None and not len(actual.values()):
+        actual = None
+    return Panel(quantity, planned, actual, quantity == "lr" and _wants_logarithm(planned, actual))
+
+
+def _sampled(timeline: Timeline, quantity: str) -> Line:
+    x: list[float] = []
+    y: list[float] = []
+    for _, start, end in timeline.spans():
+        if end <= start:
+            continue  # a plateau ended the run before this phase
+        stop = end if end >= 1.0 else end - _BEFORE * (end - start)
+        cuts = {event.progress for event in timeline.events if start < event.progress < stop}
+        sharp = {cut - _BEFORE for cut in cuts} | cuts  # a scaled learning rate falls straight down
+        for progress in sorted({*np.linspace(start, stop, max(2, round(_SAMPLES * (end - start)))), *sharp}):
+            value = getattr(timeline.at(float(progress)), quantity)
+            x.append(100.0 * float(progress))
+            y.append(math.nan if value is None else float(value))
+    return Line(np.array(x), np.array(y))
+
+
+def _observed(rows: Sequence[Mapping[str, Any]], quantity: str, steps: int) -> Line:
+    found: list[tuple[float, float]] = []
+    for row in rows:
+        value = row.get(quantity)
+        if value is None or value == "":
+            continue
+        try:
+            found.append((100.0 * step_progress(int(row["step"]), steps), float(value)))
+        except (KeyError, TypeError, ValueError):
+            raise EtudeError(
+                f"the history's row {dict(row)!r} cannot be drawn: it needs a whole number as step, "
+                f"and {quantity} must be a number"
+            ) from None
+    points = np.array(sorted(found), dtype=np.float64).reshape(-1, 2)
+    return Line(points[:, 0], points[:, 1])
+
+
+def _wants_logarithm(plan: Line, actual: Line | None) -> bool:
+    """Whether the learning rate spends so long far below its peak that only a logarithmic axis shows it."""
+    values = (plan if actual is None else actual).values()
+    peak = values.max(initial=0.0)
+    return bool(peak > 0 and np.mean((values > 0) & (values < _SMALL * peak)) > _LONG)
+
+
+_FEW_POINTS = 60  # of what happened, also shown one by one
+_TICK_DISTANCE = 0.2  # of a panel's height; ticks closer than that would touch
+
+
+def draw_panel(axes: Axes, panel: Panel, plan_color: str) -> None:
+    """Draw the lines of one quantity and the ticks that name its values."""
+    low, high = panel.lowest_and_highest()
+    if panel.is_constant:
+        unit = UNITS.get(panel.quantity, "")
+        axes.set_yticks([low], [f"{short_number(low)} {unit}".rstrip()])
+        axes.set_ylim(low - 1, low + 1)
+    elif panel.log:
+        axes.set_yscale("log")
+        axes.set_ylim(low / 1.3, high * 1.3)
+        ticks = log_ticks(low, high)
+        axes.set_yticks(ticks, [short_number(tick) for tick in ticks])
+        axes.set_yticks([], minor=True)
+    else:
+        low = 0.0 if 0.0 < low < 0.3 * high and not panel.is_whole else low
+        axes.set_ylim(low - 0.07 * (high - low), high + 0.07 * (high - low))
+        ticks = linear_ticks(panel, low, high)
+        axes.set_yticks(ticks, [short_number(tick) for tick in ticks])
+    axes.tick_params(axis="y", length=0, labelsize=8.5, labelcolor=INK, pad=5)
+    axes.grid(axis="y", color=GRID, linewidth=1.2)
+    axes.set_axisbelow(True)
+    _draw_lines(axes, panel, low if panel.log else -math.inf, plan_color)
+
+
+def _draw_lines(axes: Axes, panel: Panel, floor: float, plan_color: str) -> None:
+    def draw(line: Line, **style: Any) -> None:
+        y = np.maximum(line.y, floor)  # zero lies infinitely deep on a logarithmic axis
+        axes.plot(line.x, y, drawstyle="steps-post" if panel.is_whole else "default", clip_on=False, **style)
+
+    if plan_color == PLAN:
+        draw(panel.plan, color=PLAN, linewidth=4.0, solid_capstyle="butt")
+    else:
+        draw(panel.plan, color=plan_color, linewidth=1.4 if panel.is_constant else 2.0, solid_capstyle="butt")
+    if panel.actual is not None:
+        few = len(panel.actual.values()) <= _FEW_POINTS
+        draw(panel.actual, color=ACTUAL, linewidth=1.4, marker="o" if few else None, markersize=3.5)
+
+
+def linear_ticks(panel: Panel, low: float, high: float) -> list[float]:
+    """Return the lowest and highest value and one between; of whole numbers those that the run really has."""
+    margin = _TICK_DISTANCE * (high - low)
+    if not panel.is_whole:
+        middle = float(f"{(low + high) / 2:.2g}")
+        return [low, middle, high] if low + margin < middle < high - margin else [low, high]
+    reached = np.unique(panel.plan.values())
+    apart = np.diff(reached, prepend=-np.inf).min() if len(reached) > 1 else 0.0
+    if apart >= margin and low == reached[0] and high == reached[-1]:
+        return reached.tolist()
+    inner = reached[(reached > low + margin) & (reached < high - margin)]
+    return [low, *inner[[np.argmin(np.abs(inner - (low + high) / 2))]], high] if len(inner) else [low, high]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Return at most four powers of ten within the range, or its ends when it holds fewer than two.
+
+    >>> log_ticks(1e-5, 1e-3), log_ticks(0.2, 0.9)
+    ([1e-05, 0.0001, 0.001], [0.2, 0.9])
+    """
+    powers = range(math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9) + 1)
+    if len(powers) < 2:
+        return [low, high]
+    every = -(-len(powers) // 4)
+    return [float(f"1e{power}") for power in powers[::-1][::every]][::-1]
+
+
+# Inches; 100 pixels each.
+_WIDTH, _LEFT, _RIGHT = 12.0, 2.05, 0.45
+_LEGEND = 2.9
+_TITLE, _ROW, _PANEL, _THIN, _GAP, _AXIS_ROW = 0.42, 0.23, 1.0, 0.24, 0.2, 0.19
+_LONGEST_LABEL = 40  # characters of a phase's name
+_MOST_ROWS = 3  # of event labels; more plateaus get shorter labels
+
+
+def draw_timeline(
+    path: Path,
+    timeline: Timeline,
+    steps: int,
+    *,
+    happened: Sequence[Mapping[str, Any]] | None = None,
+    title: str = "",
+    epoch_steps: float | None = None,
+) -> None:
+    """Draw all scheduled quantities of a run of ``steps`` optimiser steps over one axis, 1200 pixels wide.
+
+    Args:
+        path: of the picture, .png or .svg.
+        timeline: the plan; its events (plateaus) are marked.
+        steps: optimiser steps of the whole run.
+        happened: what the run did, drawn over the plan: one mapping a row with ``step`` (counted from 0) and
+            quantities by their names in a Moment; None and "" are left out.
+        title: a line above the picture.
+        epoch_steps: optimiser steps of an epoch, to count epochs below the axis too.
+
+    Raises:
+        EtudeError: another ending, a row that cannot be read, a timeline that does not fit into ``steps`` or
+            schedules nothing.
+    """
+    check_figure_path(path)
+    save_figure(timeline_figure(timeline, steps, happened=happened, title=title, epoch_steps=epoch_steps), path)
+
+
+def timeline_figure(
+    timeline: Timeline,
+    steps: int,
+    *,
+    happened: Sequence[Mapping[str, Any]] | None = None,
+    title: str = "",
+    epoch_steps: float | None = None,
+) -> Figure:
+    """Return the picture that :func:`draw_timeline` writes; the arguments are the same."""
+    if not timeline.is_resolved:
+        try:
+            timeline = timeline.resolved(RunSize(steps, epoch_steps))
+        except ValueError as error:
+            raise EtudeError(f"the timeline cannot be drawn for a run of {steps} steps: {error}") from None
+    panels = panels_of(timeline, steps, happened)
+    if not panels:
+        raise EtudeError("the timeline schedules no quantity, so there is nothing to draw")
+    return _Drawing(timeline, panels, steps, title, epoch_steps, bool(happened)).figure
+
+
+@dataclass(slots=True)
+class _Flag:
+    """A text that begins at a place on the axis, or ends there when there is no room to its right."""
+
+    text: Text
+    left: float
+    right: float
+
+
+class _Drawing:
+    """Lays the figure out from the top: title, names of phases, events, panels, axis."""
+
+    def __init__(
+        self,
+        timeline: Timeline,
+        panels: Sequence[Panel],
+        steps: int,
+        title: str,
+        epoch_steps: float | None,
+        has_history: bool,
+    ) -> None:
+        self.timeline, self.panels, self.steps, self.epoch_steps = timeline, panels, steps, epoch_steps
+        names, events = self._names(), self._events()
+        self.figure = new_figure(_WIDTH, 1.0)  # the flags are measured before the height is known
+        self._has_actual = any(panel.actual is not None for panel in panels)
+        name_rows = self._rows_of(names, INK, 10)
+        event_rows = self._rows_of(events, MARK, 8.5)
+        if len(event_rows) > _MOST_ROWS:
+            for flag in (flag for row in event_rows for flag in row):
+                flag.text.remove()
+            event_rows = self._rows_of([(at, text.removeprefix("plateau: ")) for at, text in events], MARK, 8)
+        heights = [_THIN if panel.is_constant else _PANEL for panel in panels]
+        header = _ROW * (len(name_rows) + len(event_rows)) + 0.1
+        body = header + sum(heights) + _GAP * len(heights)
+        axis = _AXIS_ROW * (3 if epoch_steps else 2) + 0.16
+        self.height = _TITLE + body + axis
+        self.figure.set_size_inches(_WIDTH, self.height)
+        self._draw_background(axis, body)
+        self._draw_title(title, has_history)
+        top = self.height - _TITLE - 0.04
+        for row in (*name_rows, *event_rows):
+            for flag in row:
+                flag.text.set_y(top - _ROW / 2)
+            top -= _ROW
+        self._draw_panels(self.height - _TITLE - header, heights)
+
+    def _names(self) -> list[tuple[float, str]]:
+        names = [(start, name) for name, start, end in self.timeline.spans() if end > start]
+        if self.timeline.end < 1.0 - 1e-9:
+            names.append((self.timeline.end, f"ended early, at {100 * self.timeline.end:.0f}%"))
+        return names
+
+    def _events(self) -> list[tuple[float, str]]:
+        says = {"scale": "plateau: lr × {:g}", "end": "plateau: {} ends"}
+        return [
+            (event.progress, says[event.kind].format(event.factor if event.kind == "scale" else event.phase))
+            for event in self.timeline.events
+        ]
+
+    def _rows_of(self, labels: Sequence[tuple[float, str]], color: str, size: float) -> list[list[_Flag]]:
+        """Place texts at their progress in as few rows as keep them apart."""
+        rows: list[list[_Flag]] = []
+        for progress, label in labels:
+            flag = self._flag(progress, label, color, size)
+            for row in rows:
+                if row[-1].right + 0.08 <= flag.left:
+                    row.append(flag)
+                    break
+            else:
+                rows.append([flag])
+        return rows
+
+    def _flag(self, progress: float, label: str, color: str, size: float) -> _Flag:
+        label = label if len(label) <= _LONGEST_LABEL else f"{label[: _LONGEST_LABEL - 1]}…"
+        tag = {"facecolor": self._shade_at(progress), "edgecolor": "none", "pad": 1.2}  # lines pass below the text
+        text = self._text(0.0, 0.0, label, color=color, fontsize=size, va="center", bbox=tag)
+        width = text.get_window_extent().width / DPI
+        at = _LEFT + progress * (_WIDTH - _LEFT - _RIGHT)
+        left = at + 0.06
+        if left + width > _WIDTH - 0.05:
+            left = at - 0.06 - width
+        text.set_x(left)
+        return _Flag(text, left, left + width)
+
+    def _shade_at(self, progress: float) -> str:
+        begun = [number for number, (_, start, _) in enumerate(self.timeline.spans()) if start <= progress + 1e-9]
+        return SHADES[begun[-1] % 2] if progress < self.timeline.end - 1e-9 else "#F4F4F4"
+
+    def _text(self, x: float, y: float, text: str, **style: Any) -> Text:
+        """Write at inches from the lower left corner; a $ in a name is a $, not mathematics."""
+        return self.figure.text(x, y, text, transform=self.figure.dpi_scale_trans, parse_math=False, **style)
+
+    def _axes(self, bottom: float, height: float, **options: Any) -> Axes:
+        place = (_LEFT / _WIDTH, bottom / self.height, (_WIDTH - _LEFT - _RIGHT) / _WIDTH, height / self.height)
+        axes = self.figure.add_axes(place, facecolor="none", **options)
+        axes.set_xlim(0, 100)
+        axes.spines[:].set_visible(False)
+        return axes
+
+    def _draw_background(self, axis: float, body: float) -> None:
+        """Shade the phases behind all panels, mark the events, and write the axis below."""
+        axes = self._axes(axis, body, zorder=-1)
+        axes.set_ylim(0, 1)
+        axes.set_yticks([])
+        for number, (_, start, end) in enumerate(self.timeline.spans()):
+            axes.axvspan(100 * start, 100 * end, color=SHADES[number % 2], linewidth=0)
+            if number:
+                axes.axvline(100 * start, color="#C3C9D2", linewidth=0.8)
+        if self.timeline.end < 1.0 - 1e-9:
+            axes.axvspan(
+                100 * self.timeline.end, 100, facecolor="#F4F4F4", edgecolor="#DDDDDD", hatch="//", linewidth=0
+            )
+        for event in self.timeline.events:
+            axes.axvline(100 * event.progress, color=MARK, linewidth=1.1, linestyle=(0, (4, 3)))
+        percents = range(0, 101, 10)
+        axes.set_xticks([*percents], [self._under(percent) for percent in percents], fontsize=9, color=INK)
+        axes.tick_params(length=3, color=QUIET, pad=3)
+        caption = "\n".join(["progress", "step", *(["epoch"] if self.epoch_steps else [])])
+        axes.annotate(
+            caption, (0, 0), (12 - 72 * _LEFT, -6), "axes fraction", "offset points", va="top", fontsize=9, color=QUIET
+        )
+
+    def _under(self, percent: int) -> str:
+        step = self.steps * percent / 100
+        lines = [f"{percent}%", f"{math.floor(step + 0.5):,}"]
+        if self.epoch_steps:
+            lines.append(f"{step / self.epoch_steps:.3g}")
+        return "\n".join(lines)
+
+    def _draw_title(self, title: str, has_history: bool) -> None:
+        middle = self.height - 0.23
+        room = _WIDTH - 0.4
+        if self._has_actual:
+            room -= _LEGEND
+            self._draw_legend("as it happened" if has_history else "with plateaus", middle)
+        text = self._text(12 / 72, middle, title, fontsize=12, fontweight="bold", color=INK, va="center")
+        if text.get_window_extent().width / DPI > room:
+            text.set_fontsize(9)
+        while text.get_window_extent().width / DPI > room:
+            title = title[: max(1, int(0.95 * len(title)))]
+            text.set_text(f"{title.rstrip()} …")
+
+    def _draw_legend(self, real: str, middle: float) -> None:
+        self.figure.legend(
+            [Line2D([], [], color=PLAN, linewidth=4), Line2D([], [], color=ACTUAL, linewidth=1.4)],
+            ["plan", real],
+            loc="center right",
+            bbox_to_anchor=((_WIDTH - _RIGHT + 0.08) / _WIDTH, middle / self.height),
+            ncols=2,
+            frameon=False,
+            fontsize=9,
+        )
+
+    def _draw_panels(self, top: float, heights: Sequence[float]) -> None:
+        for panel, height in zip(self.panels, heights, strict=True):
+            axes = self._axes(top - height, height)
+            axes.set_xticks([])
+            draw_panel(axes, panel, PLAN if self._has_actual else LINE)
+            self._label(panel, top, height)
+            top -= height + _GAP
+
+    def _label(self, panel: Panel, top: float, height: float) -> None:
+        name, unit = LABELS[panel.quantity], UNITS.get(panel.quantity, "")
+        middle = top - height / 2
+        self._text(12 / 72, middle, name, fontsize=10, color=INK, va="center")
+        notes = [unit] if unit else []
+        if panel.log:
+            notes.append("log scale")
+        if notes and not panel.is_constant:
+            self._text(12 / 72, middle - 0.19, ", ".join(notes), fontsize=8, color=QUIET, va="center")

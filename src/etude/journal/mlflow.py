@@ -1,0 +1,490 @@
+"""Sending finished runs to an MLflow server (the extra ``etude[mlflow]``); a server that is away costs a run nothing.
+
+MLflow is imported when a run is to be sent, not before. Source of the interface: mlflow.org/docs/latest, MlflowClient.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shlex
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from etude.core.errors import EtudeError
+from etude.core.text import file_size
+from etude.journal.report.folder import read_history
+from etude.journal.runs import FILE_NAME, read_run
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+
+LARGEST_FILE = 50_000_000
+"""Bytes of a file above which it is not sent: weights of large networks, features of very many images."""
+
+FILES = (
+    *(FILE_NAME, "report.html", "notebook.ipynb", "history.csv", "timeline.png", "lr_find.png", "health.json"),
+    *("bad_files.csv", "submission.csv", "valid.npz", "test.npz", "model.json", "model.safetensors"),
+    *("ablation.json", "lift.png", "best.toml"),
+)
+"""What is sent of a folder, where it is there."""
+
+_STATUS = {"finished": "FINISHED", "failed": "FAILED"}  # else KILLED
+_OF_FOLD = re.compile(r"(.*) \(fold (\d+)/\d+\)")
+_TRAINED = "fine-tune"  # the stage whose curves stand in history.csv
+_NOT_IN_NAMES = re.compile(r"[^\w.\- ]")
+_LONGEST_VALUE = 5000  # characters; of tags, and a little more of params, by the limits of MLflow's REST interface
+_PLACE = ("step", "seconds")  # columns of history.csv that say where a row stands
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One value of a metric; ``at`` counts milliseconds since 1970."""
+
+    name: str
+    value: float
+    step: int
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
+class MlflowPlan:
+    """One run of MLflow's.
+
+    Args:
+        name: as its lists show it.
+        status: FINISHED, FAILED or KILLED.
+        started: milliseconds since 1970.
+        ended: likewise.
+        params: settings as they were used, and facts of the data; texts.
+        metrics: a point for each row of each curve, and one for each final score.
+        tags: texts by name.
+        files: that are sent.
+        left_out: those that are too large, with their sizes.
+        parts: the runs below it.
+    """
+
+    name: str
+    status: str
+    started: int
+    ended: int
+    params: dict[str, str] = field(default_factory=dict)
+    metrics: tuple[Point, ...] = ()
+    tags: dict[str, str] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()
+    left_out: tuple[str, ...] = ()
+    parts: tuple[MlflowPlan, ...] = ()
+
+    def all(self) -> Iterator[MlflowPlan]:
+        """Yield the run and everything below it."""
+        yield self
+        for part in self.parts:
+            yield from part.all()
+
+
+def plan_of(folder: Path, name: str = "") -> MlflowPlan:
+    """Return what the run in ``folder`` becomes; ``name`` is that of the folder where it is empty.
+
+    Raises:
+        EtudeError: the folder holds no run, the run is still at work, or what it has written is damaged.
+    """
+    record = read_run(folder)
+    if (state := record["state"]) == "running":
+        raise EtudeError(f"{folder} is still at work: send it when it has ended")
+    started = _milliseconds(record["started"])
+    ended = _milliseconds(record["ended"]) if record["ended"] else started + round(1000 * record["seconds"])
+    stages, rounds = _by_fold(record["stages"]), _by_fold(record.get("rounds") or ())
+    folds = sorted((place for place in folder.glob("fold-*") if place.is_dir()), key=_number_of)
+    span = started, ended
+    parts = [
+        _fold(place, stages.get(_number_of(place), []), rounds.get(_number_of(place), []), span) for place in folds
+    ]
+    parts += [_round(folder, entry, stages[0], span) for entry in rounds[0]]
+    below = (plan_of(place, place.relative_to(folder).as_posix()) for place in _runs_below(folder, record["id"]))
+    result = {key: value for key, value in (record.get("result") or {}).items() if key in ("accuracy", "log_loss")}
+    final = _points({**result, "seconds": record["seconds"]}, 0, ended)
+    files, left_out = _files(folder)
+    return MlflowPlan(
+        name=name or folder.resolve().name,
+        status=_STATUS.get(state, "KILLED"),
+        started=started,
+        ended=ended,
+        params=_params(record),
+        metrics=(*final, *_stage_points(stages[0], span), *_curves(folder, stages[0], _TRAINED, span)),
+        tags=_tags(record, state),
+        files=files,
+        left_out=left_out,
+        parts=(*parts, *below),
+    )
+
+
+def _fold(
+    folder: Path, stages: Sequence[dict[str, Any]], rounds: Sequence[dict[str, Any]], span: tuple[int, int]
+) -> MlflowPlan:
+    """Return what one fold of a cross-validation becomes, with its rounds below it; ``span`` is that of the run."""
+    files, left_out = _files(folder)
+    return MlflowPlan(
+        folder.name,
+        "FINISHED",
+        *_span(stages, span),
+        params={"fold": str(_number_of(folder))},
+        metrics=(*_stage_points(stages, span), *_curves(folder, stages, _TRAINED, span)),
+        tags={"etude.kind": "fold"},
+        files=files,
+        left_out=left_out,
+        parts=tuple(_round(folder, entry, stages, span) for entry in rounds),
+    )
+
+
+def _round(folder: Path, entry: dict[str, Any], stages: Sequence[dict[str, Any]], span: tuple[int, int]) -> MlflowPlan:
+    """Return what a round with unlabelled images becomes: what it is judged by, its scores and its curves."""
+    name = str(entry["name"])
+    own = [stage for stage in stages if stage["name"] == name]
+    place = folder / name.replace(" ", "-")
+    files, left_out = _files(place)
+    started, ended = _span(own, span)
+    plain = {_clean(key): value for key, value in entry.items() if key != "name" and not isinstance(value, dict | list)}
+    scores = {key: value for stage in own for key, value in {**stage["scores"], "seconds": stage["seconds"]}.items()}
+    return MlflowPlan(
+        name,
+        "FINISHED",
+        started,
+        ended,
+        params={key: _written(value) for key, value in plain.items() if not _is_number(value)},
+        metrics=(*_points({**plain, **scores}, 0, ended), *_curves(place, own, name, span)),
+        tags={"etude.kind": "round"},
+        files=files,
+        left_out=left_out,
+    )
+
+
+def _params(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return the settings as the run resolved them, or as asked where it did not come so far, and its data in short."""
+    plan, data = record.get("plan") or {}, record.get("data") or {}
+    classes, folds = data.get("classes"), data.get("folds")
+    facts = {
+        **{"recipe": record["recipe"], "seed": record["seed"], "device": plan.get("device")},
+        **{"images": data.get("images"), "classes": None if classes is None else len(classes)},
+        **{"fingerprint": data.get("fingerprint"), "folds": None if folds is None else len(folds)},
+        **{name: (record.get("architecture") or {}).get(name) for name in ("parameters", "flops")},
+    }
+    known = {key: value for key, value in facts.items() if value is not None}
+    settings = plan.get("resolved") or record["settings"]
+    return {_clean(key): _written(value) for key, value in {**settings, **known}.items()}
+
+
+def _tags(record: Mapping[str, Any], state: str) -> dict[str, str]:
+    command, git = shlex.join(map(str, record["command"])), record["environment"].get("git") or {}
+    found = {
+        **{"etude.id": record["id"], "etude.kind": record["kind"], "etude.state": state},
+        **{"etude.ended": str(record["ended"]), "etude.tags": " ".join(record["tags"])},
+        **{"etude.version": str(record["environment"].get("etude") or ""), "etude.error": str(record["error"] or "")},
+        **{"mlflow.source.name": command, "mlflow.source.type": "LOCAL"},
+        "mlflow.source.git.commit": str(git.get("commit") or ""),
+        "mlflow.note.content": "\n".join(f"- {note['at']}: {note['text']}" for note in record["notes"]),
+    }
+    return {key: _shortened(value) for key, value in found.items() if value}
+
+
+def _stage_points(stages: Iterable[dict[str, Any]], span: tuple[int, int]) -> Iterator[Point]:
+    """Yield the seconds and the scores of each stage, as ``stages/NAME/SCORE``."""
+    for stage in stages:
+        place, ended = f"stages/{_clean(stage['name'])}", _span([stage], span)[1]
+        values = {"seconds": stage["seconds"], **stage["scores"]}
+        values |= {"kept": int(stage["kept"])} if "kept" in stage else {}
+        yield from _points({f"{place}/{_clean(key)}": value for key, value in values.items()}, 0, ended)
+
+
+def _curves(folder: Path, stages: Sequence[dict[str, Any]], trained: str, span: tuple[int, int]) -> Iterator[Point]:
+    """Yield the rows of the folder's ``history.csv``, which the stage ``trained`` wrote."""
+    if not (folder / "history.csv").is_file():
+        return
+    began = _span([stage for stage in stages if stage["name"] == trained], span)[0]
+    for row in read_history(folder / "history.csv"):
+        step, seconds = (row.get(name) for name in _PLACE)
+        if isinstance(step, float) and isinstance(seconds, float):
+            values = {_clean(key): value for key, value in row.items() if key not in _PLACE}
+            yield from _points(values, int(step), began + round(1000 * seconds))
+
+
+def _points(values: Mapping[str, Any], step: int, at: int) -> list[Point]:
+    """Return a point for each value that is a finite number."""
+    return [Point(name, float(value), step, at) for name, value in values.items() if _is_number(value)]
+
+
+def _by_fold(entries: Iterable[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
+    """Return stages or rounds by the number of the fold that their names end with, without it; 0 for none."""
+    found: dict[int, list[dict[str, Any]]] = {0: []}
+    for entry in entries:
+        named = _OF_FOLD.fullmatch(str(entry["name"]))
+        plain = entry if named is None else {**entry, "name": named[1]}
+        found.setdefault(0 if named is None else int(named[2]), []).append(plain)
+    return found
+
+
+def _span(stages: Sequence[dict[str, Any]], otherwise: tuple[int, int]) -> tuple[int, int]:
+    """Return when the first of the stages began and the last one ended; without any, what is given for that."""
+    spans = [(_milliseconds(stage["started"]), 1000 * stage["seconds"]) for stage in stages]
+    if not spans:
+        return otherwise
+    return min(began for began, _ in spans), round(max(began + took for began, took in spans))
+
+
+def _files(folder: Path) -> tuple[tuple[Path, ...], tuple[str, ...]]:
+    """Return what is sent of a folder, and what is too large for that."""
+    sizes = {folder / name: (folder / name).stat().st_size for name in FILES if (folder / name).is_file()}
+    large = tuple(f"{path.name} ({file_size(size)})" for path, size in sizes.items() if size > LARGEST_FILE)
+    return tuple(path for path, size in sizes.items() if size <= LARGEST_FILE), large
+
+
+def _runs_below(folder: Path, parent: str) -> list[Path]:
+    """Return the folders of the runs that are part of the run with the id ``parent``."""
+    inner = sorted(file.parent for file in folder.rglob(FILE_NAME) if file.parent != folder)
+    return [place for place in inner if read_run(place)["parent"] == parent]
+
+
+def _number_of(fold: Path) -> int:
+    number = fold.name.removeprefix("fold-")
+    return int(number) if number.isdecimal() else 0
+
+
+def _milliseconds(time: str) -> int:
+    try:
+        return round(1000 * datetime.fromisoformat(time).timestamp())
+    except ValueError:
+        raise EtudeError(f"the record of the run is damaged: {time!r} is no time") from None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _clean(name: str) -> str:
+    """Return a name as MLflow takes it: letters, digits, spaces and . - _ only, 250 of them at most."""
+    return _NOT_IN_NAMES.sub("_", name)[:250]
+
+
+def _written(value: Any) -> str:
+    return _shortened(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 1]}…"
+
+
+EXPERIMENT = "etude"
+"""The experiment that runs go to where ``$MLFLOW_EXPERIMENT_NAME`` names no other."""
+
+_ROOT = "etude.root"  # tag of a run and of everything below it: the id in run.json of the uppermost
+_PARENT = "mlflow.parentRunId"
+_MOST = 100  # params, tags or metrics in one request, as MLflow allows
+_PAGE = 1000
+_LONGEST_CAUSE = 200
+# What MLflow would otherwise do by itself: wait for minutes for a server that is away, report its use to its makers,
+# print addresses and bars among ours. Whoever has set one of these keeps it.
+_MANNERS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What came of sending a run.
+
+    Args:
+        address: of its page.
+        run_id: MLflow's.
+        is_new: whether it was sent now; else the server had it, and its tags and notes were brought up to date.
+        runs: how many, those below it included.
+        left_out: files that are too large, with their sizes.
+    """
+
+    address: str
+    run_id: str
+    is_new: bool
+    runs: int
+    left_out: tuple[str, ...]
+
+    @property
+    def told(self) -> str:
+        """Everything in words."""
+        if not self.is_new:
+            return f"MLflow had this run; its tags and notes are up to date: {self.address}"
+        below = f", with {self.runs - 1} below it" if self.runs > 1 else ""
+        large = f"; too large to send: {', '.join(self.left_out)}" if self.left_out else ""
+        return f"sent to MLflow{below}: {self.address}{large}"
+
+
+def check_server(uri: str) -> None:
+    """Ask the MLflow server at ``uri`` for a word.
+
+    Raises:
+        EtudeError: ``uri`` is no address of a server or tells a user's name, MLflow is not installed, or no server
+            answers.
+    """
+    with _server(uri) as client:
+        client.search_experiments(max_results=1)
+
+
+def log_to_mlflow(folder: Path, uri: str) -> Sent:
+    """Send the run in ``folder``, which has ended, to the MLflow server at ``uri``.
+
+    Settings become params, the rows of ``history.csv`` and the final scores metrics, notes and tags become tags, and
+    the files of :data:`~etude.journal.mlflow.FILES` up to 50 MB artefacts; folds, rounds and parts become runs
+    below it. It goes to the experiment ``etude``, or to that of ``$MLFLOW_EXPERIMENT_NAME``. A run is on the server
+    once: what an earlier attempt has left half-done, or was sent before the run was resumed, is replaced.
+
+    Raises:
+        EtudeError: as :func:`check_server` and :func:`~etude.journal.mlflow.plan_of`.
+    """
+    plan = plan_of(folder)
+    with _server(uri) as client:
+        experiment = _experiment(client, os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT)
+        known = [*_known(client, experiment, plan.tags["etude.id"])]
+        whole = next((run for run in known if _is_whole(run, plan)), None)
+        if whole is None:
+            for run in known:
+                client.delete_run(run.info.run_id)
+            run_id = _log(client, experiment, plan, {_ROOT: plan.tags["etude.id"]})
+        else:
+            run_id = whole.info.run_id
+            _log_batches(client, run_id, "tags", plan.tags.items())
+    address = f"{uri.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
+    every = [*plan.all()]
+    return Sent(address, run_id, whole is None, len(every), tuple(name for one in every for name in one.left_out))
+
+
+def _log(client: MlflowClient, experiment: str, plan: MlflowPlan, above: dict[str, str]) -> str:
+    """Make the run and those below it, and return its id; it ends last, so that one that has ended is whole.
+
+    Args:
+        above: tags that say what it is part of.
+    """
+    run = client.create_run(experiment, start_time=plan.started, tags={**plan.tags, **above}, run_name=plan.name)
+    run_id = run.info.run_id
+    _log_batches(client, run_id, "params", plan.params.items())
+    _log_batches(client, run_id, "metrics", [(one.name, one.value, one.at, one.step) for one in plan.metrics])
+    for path in plan.files:
+        client.log_artifact(run_id, str(path))
+    for part in plan.parts:
+        _log(client, experiment, part, {_ROOT: above[_ROOT], _PARENT: run_id})
+    client.set_terminated(run_id, plan.status, plan.ended)
+    return run_id
+
+
+def _log_batches(client: MlflowClient, run_id: str, kind: str, values: Iterable[tuple[Any, ...]]) -> None:
+    """Write params, metrics or tags, as few at a time as MLflow takes."""
+    from mlflow.entities import Metric, Param, RunTag
+
+    made = [{"params": Param, "metrics": Metric, "tags": RunTag}[kind](*value) for value in values]
+    for start in range(0, len(made), _MOST):
+        client.log_batch(run_id, synchronous=True, **{kind: made[start : start + _MOST]})
+
+
+def _experiment(client: MlflowClient, name: str) -> str:
+    """Return the id of the experiment, which is made where it is not there."""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return client.create_experiment(name)
+        except MlflowException:  # made by another run in between, or refused
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage != "active":
+        raise EtudeError(
+            f"the experiment {name!r} was deleted on the MLflow server: restore it there, or set "
+            "MLFLOW_EXPERIMENT_NAME to another one"
+        )
+    return found.experiment_id
+
+
+def _known(client: MlflowClient, experiment: str, run: str) -> Iterator[Run]:
+    """Yield what the server holds of the run with that id and of everything below it."""
+    page: Any = client.search_runs([experiment], f"tags.`{_ROOT}` = '{run}'", max_results=_PAGE)
+    yield from page
+    while page.token:
+        page = client.search_runs([experiment], f"tags.`{_ROOT}` = '{run}'", max_results=_PAGE, page_token=page.token)
+        yield from page
+
+
+def _is_whole(run: Run, plan: MlflowPlan) -> bool:
+    """Whether this is the uppermost run, all of it was sent, and it has not been resumed since."""
+    tags = run.data.tags
+    return _PARENT not in tags and run.info.status != "RUNNING" and tags.get("etude.ended") == plan.tags["etude.ended"]
+
+
+@contextmanager
+def _server(uri: str) -> Generator[MlflowClient]:
+    """Yield a client; what MLflow and the network raise becomes one sentence."""
+    _refuse_other_addresses(uri)
+    with _manners():
+        try:
+            from mlflow import MlflowClient
+            from mlflow.exceptions import MlflowException
+        except ImportError:
+            raise EtudeError(
+                "sending runs to MLflow needs its client, which is not installed: pip install 'etude[mlflow]'"
+            ) from None
+        try:
+            yield MlflowClient(tracking_uri=uri)
+        except (MlflowException, OSError) as error:
+            raise EtudeError(
+                f"no MLflow server takes runs at {uri} ({_cause(error)}): start one there with `mlflow server`, or "
+                "give another address"
+            ) from error
+
+
+def _refuse_other_addresses(uri: str) -> None:
+    try:
+        parts = urlsplit(uri)
+        known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0  # a port is a number
+    except ValueError:
+        known = False
+    if not known:
+        raise EtudeError(
+            f"{uri!r} is no address of an MLflow server: give one such as http://127.0.0.1:5000, where `mlflow server` "
+            "answers"
+        )
+    if parts.username is not None:
+        raise EtudeError(
+            "the address of the MLflow server holds a user's name, and the record of the run would keep it: leave it "
+            "out, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
+
+
+@contextmanager
+def _manners() -> Generator[None]:
+    given = {name: value for name, value in _MANNERS.items() if name not in os.environ}
+    os.environ.update(given)
+    try:
+        yield
+    finally:
+        for name in given:
+            os.environ.pop(name, None)
+
+
+def _cause(error: BaseException) -> str:
+    """Return what lies at the bottom of an error: the system's word for it, else the first line of its own."""
+    below: BaseException | None = error
+    while below is not None:
+        if isinstance(below, OSError) and below.errno is not None and below.strerror:
+            return below.strerror
+        below = below.__cause__ or below.__context__
+    first = str(error).partition("\n")[0]
+    return first if len(first) <= _LONGEST_CAUSE else f"{first[: _LONGEST_CAUSE - 1]}…"

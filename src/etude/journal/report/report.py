@@ -1,0 +1,291 @@
+"""``report.html``: one page that tells a run, made from the run's folder alone; no network, readable on paper."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+from etude.core.errors import EtudeError
+from etude.core.metrics import metric_named
+from etude.core.predictions import Predictions
+from etude.core.text import duration, points, signed, spoken
+from etude.journal.index import DAMAGED, RunSummary
+from etude.journal.report.classes import balance_figure, calibration_figure, confident_errors, matrix_figure, recall_bar
+from etude.journal.report.curves import curve_figures, schedule_of
+from etude.journal.report.folder import RunFolder
+from etude.journal.report.gallery import Album, Gallery, health_of
+from etude.journal.report.html import data_uri, render_page, write_page
+from etude.journal.report.scores import Judged, class_rows, confused_pairs, scores_of
+from etude.journal.report.tables import (
+    FOLD,
+    architecture_of,
+    builds_up,
+    data_facts,
+    environment_facts,
+    last_words,
+    planned_against_taken,
+    recipe_to_reproduce,
+    rounds_table,
+    settings_of,
+    state_of_all,
+    steps_of,
+)
+from etude.journal.runs import REPORT_NAME
+
+_ROUND = re.compile(r"(round \d+|online)( \(fold \d+/\d+\))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part of a run.
+
+    Args:
+        name: the path of a run below this one, or the fold or round as its stages are called.
+        kind: the kind of run, ``fold`` or ``round``.
+        state: finished, running, failed, interrupted, killed or damaged.
+        seconds: that it took so far, or None.
+        accuracy: on its validation images, or None.
+        log_loss: likewise.
+        told: what else there is to say: where a run stopped, what a fold or a round ended with.
+        link: relative address of its own report, or empty.
+    """
+
+    name: str
+    kind: str
+    state: str
+    seconds: float | None
+    accuracy: float | None
+    log_loss: float | None
+    told: str = ""
+    link: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Lift:
+    """What an ablation found.
+
+    Args:
+        unit: of gains.
+        level: of the intervals, such as ``95%``.
+        rows: trick, mode, gain, interval, corrected p, verdict and seconds of each, in words.
+        chart: an address that holds the chart, or empty.
+    """
+
+    unit: str
+    level: str
+    rows: list[tuple[str, ...]]
+    chart: str
+
+
+def parts_of(run: RunFolder) -> list[Part]:
+    """Return the runs below this one in the order of their start, then its folds, then its rounds."""
+    return [*(_of_run(run, child) for child in run.children), *_folds(run.record), *_rounds(run.record)]
+
+
+def lift_of(run: RunFolder) -> Lift | None:
+    """Return what ``ablation.json`` says of the tricks; None where the run is no ablation that has ended."""
+    if run.ablation is None:
+        return None
+    told, shares = run.ablation, metric_named(str(run.ablation["metric"])).larger_is_better
+    written = points if shares else signed
+    rows = [
+        (
+            *(str(one["trick"]), str(one["mode"]), written(float(one["gain"]))),
+            "–" if one["low"] is None else f"{written(float(one['low']))} to {written(float(one['high']))}",
+            f"{one['p_corrected']:.3f}" if one["p_corrected"] >= 0.001 else "< 0.001",
+            *(str(one["verdict"]), _more_or_less(float(one["seconds"]))),
+        )
+        for one in told["tricks"]
+    ]
+    unit = f"points of {spoken(told['metric'])}" if shares else f"{spoken(told['metric'])} saved"
+    chart = "" if run.lift_png is None else data_uri(run.lift_png)
+    return Lift(unit, f"{told['level']:.0%}", rows, chart)
+
+
+def _of_run(run: RunFolder, child: RunSummary) -> Part:
+    there = (run.path / child.path / REPORT_NAME).is_file()
+    link = quote(os.fsencode(f"{child.path}/{REPORT_NAME}")) if there else ""
+    told = ": ".join(filter(None, (child.where, child.error)))
+    kind = "" if child.state == DAMAGED else child.kind
+    return Part(child.path, kind, child.state, child.seconds, child.accuracy, child.log_loss, told, link)
+
+
+def _folds(record: Mapping[str, Any]) -> list[Part]:
+    """Return a part for each fold, with the scores of the stage that was kept of it."""
+    stages: dict[int, list[Mapping[str, Any]]] = {}
+    for stage in record["stages"]:
+        if found := FOLD.search(stage["name"]):
+            stages.setdefault(int(found[1]), []).append(stage)
+    kept = [spoken(str(name)) for name in (record.get("result") or {}).get("kept") or []]
+    parts: list[Part] = []
+    for number, group in sorted(stages.items()):
+        own = kept[number - 1] if number <= len(kept) else ""
+        scored = [stage for stage in group if stage["scores"]]
+        best = next((stage for stage in scored if own and FOLD.sub("", stage["name"]) == own), (scored or group)[-1])
+        told = f"kept: {own}" if own else ""
+        parts.append(_of_stages(f"fold {number}", "fold", group, best["scores"], told, record["state"]))
+    return parts
+
+
+def _rounds(record: Mapping[str, Any]) -> list[Part]:
+    """Return a part for each round with unlabelled images."""
+    judged = {one["name"]: "kept" if one["kept"] else "thrown away" for one in record.get("rounds") or []}
+    return [
+        _of_stages(stage["name"], "round", [stage], stage["scores"], judged.get(stage["name"], ""), record["state"])
+        for stage in record["stages"]
+        if _ROUND.fullmatch(stage["name"])
+    ]
+
+
+def _of_stages(
+    name: str, kind: str, stages: Sequence[Mapping[str, Any]], scores: Mapping[str, Any], told: str, run: str
+) -> Part:
+    seconds = sum(float(stage["seconds"]) for stage in stages)
+    return Part(name, kind, state_of_all(stages, run), seconds, scores.get("accuracy"), scores.get("log_loss"), told)
+
+
+def _more_or_less(seconds: float) -> str:
+    return f"{'−' if seconds < 0 else '+'}{duration(abs(seconds))}"
+
+
+_MOST_ERRORS = 24
+_MOST_CLASSES = 500  # in the table
+_MOST_PAIRS = 12
+_STRENGTHS = (("0", "none"), ("0.5", "half"), ("1", "full"))
+_DAMAGE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)  # of files that no run has written so
+
+T = TypeVar("T")
+
+
+def write_report(folder: Path) -> Path:
+    """Write ``report.html`` into a run's folder and return its path.
+
+    The page holds everything it shows: it opens from a disk without a network, and is smaller than 3 MB. It is made of
+    what the folder holds: ``run.json``, and where they are there ``history.csv``, ``valid.npz``, ``test.npz``,
+    ``gallery.npz`` with ``gallery.json``, ``health.json``, ``ablation.json``, ``timeline.png``, the models, and the
+    records of the runs below it. A section without anything to show is left out; what is damaged is named on the page.
+    A run that is still at work, or was stopped or killed, has a report too.
+
+    Raises:
+        EtudeError: the folder holds no run, its record is damaged, or the page cannot be written.
+    """
+    return write_page(folder / REPORT_NAME, render_report(RunFolder.read(folder)))
+
+
+def render_report(run: RunFolder) -> str:
+    """Return the page of ``run``."""
+    problems, record = list(run.problems), run.record
+
+    def whole(what: str, make: Callable[[], T], without: T) -> T:
+        try:
+            return make()
+        except EtudeError as error:
+            problems.append(str(error))
+        except _DAMAGE as error:
+            problems.append(f"{what}: left out, since a file is damaged ({type(error).__name__}: {error})")
+        return without
+
+    judged = whole("scores", lambda: None if run.valid is None else Judged.of(run.valid), None)
+    album = whole("pictures", lambda: None if run.gallery is None else _album(run, run.gallery), None)
+    schedule = whole("timeline", lambda: schedule_of(run), None)
+    shown_png = run.timeline_png if schedule is None else None
+    values = {
+        "name": run.path.resolve().name,
+        **_told(record),
+        **whole("headline", lambda: _headline(run, judged), _NO_HEADLINE),
+        "steps": whole("steps", lambda: steps_of(record), []),
+        "parts": whole("parts", lambda: parts_of(run), []),
+        "rounds": whole("rounds", lambda: rounds_table(record), None),
+        "lift": whole("tricks", lambda: lift_of(run), None),
+        "schedule": schedule,
+        "timeline_png": "" if shown_png is None else data_uri(shown_png),
+        "curves": whole("curves", lambda: curve_figures(run.models), []),
+        "balance": whole("balance of the classes", lambda: balance_figure(record, judged, run.test), None),
+        **whole("classes", lambda: _classes(judged), _NO_CLASSES),
+        "health": whole("health", lambda: None if run.health is None else health_of(run.health, album), None),
+        **whole("pictures", lambda: _pictures(album, judged), _NO_PICTURES),
+        "data": whole("data", lambda: data_facts(record), []),
+        "architecture": whole("network", lambda: architecture_of(run), None),
+        "settings": whole("settings", lambda: settings_of(record), {}),
+        "environment": whole("environment", lambda: environment_facts(record), []),
+        "reproduce": whole("command", lambda: recipe_to_reproduce(record), ""),
+        "left_out": 0 if album is None else album.left_out,
+        "problems": problems,
+    }
+    return render_page("report.html.j2", values)
+
+
+def _told(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the record says in lists of texts; entries that are damaged say nothing."""
+
+    def entries(key: str, *names: str) -> list[tuple[Any, ...]]:
+        tables = [one for one in record[key] if isinstance(one, Mapping) and set(names) <= one.keys()]
+        return [tuple(one[name] for name in names) for one in tables]
+
+    return {
+        "record": record,
+        "state": record["state"],
+        "said": last_words(record),
+        "builds_up": builds_up(record),
+        "warnings": [text for (text,) in entries("warnings", "text")],
+        "notes": entries("notes", "text", "at"),
+        "files": entries("artefacts", "name", "bytes", "blake2b"),
+        "version": record["environment"].get("etude") or "",
+    }
+
+
+def _headline(run: RunFolder, judged: Judged | None) -> dict[str, Any]:
+    result = run.record.get("result") or {}
+    kept = list(dict.fromkeys(spoken(str(one)) for one in result.get("kept") or []))
+    backbones = list(dict.fromkeys(str(model.card["backbone"]) for model in run.models if "backbone" in model.card))
+    return {
+        "kept": " and ".join(kept),
+        "backbone": " and ".join(backbones),
+        "planned": planned_against_taken(run.record),
+        "scores": [] if judged is None else scores_of(judged),
+        "images": 0 if judged is None else len(judged.labels),
+    }
+
+
+def _classes(judged: Judged | None) -> dict[str, Any]:
+    if judged is None:
+        return _NO_CLASSES
+    rows = class_rows(judged)
+    named = [(judged.classes[label], judged.classes[guess], often) for label, guess, often in confused_pairs(judged)]
+    return {
+        "matrix": matrix_figure(judged),
+        "pairs": named[:_MOST_PAIRS],
+        "rows": [(row, recall_bar(row)) for row in rows[:_MOST_CLASSES]],
+        "more_rows": max(0, len(rows) - _MOST_CLASSES),
+        "calibration": calibration_figure(judged),
+    }
+
+
+def _album(run: RunFolder, gallery: Gallery) -> Album:
+    known: list[Predictions] = [one for one in (run.valid, run.test) if one is not None]
+    classes = (run.record.get("data") or {}).get("classes") or {}
+    return Album(gallery, known, list(classes))
+
+
+def _pictures(album: Album | None, judged: Judged | None) -> dict[str, Any]:
+    errors = [] if album is None else [picture for group in album.shown("confident_errors") for picture in group]
+    if not errors and judged is not None:
+        errors = confident_errors(judged, _MOST_ERRORS)
+    if album is None:
+        return {**_NO_PICTURES, "errors": errors}
+    return {
+        "errors": errors[:_MOST_ERRORS],
+        "pair_pictures": album.shown("confused_pairs"),
+        "samples": [picture for group in album.shown("samples") for picture in group],
+        "augmented": [(name, groups) for key, name in _STRENGTHS if (groups := album.shown(f"augmentation {key}"))],
+    }
+
+
+_NO_HEADLINE: dict[str, Any] = {"kept": "", "backbone": "", "planned": "", "scores": [], "images": 0}
+_NO_CLASSES: dict[str, Any] = {"matrix": None, "pairs": [], "rows": [], "more_rows": 0, "calibration": None}
+_NO_PICTURES: dict[str, Any] = {"errors": [], "pair_pictures": [], "samples": [], "augmented": []}

@@ -1,0 +1,399 @@
+"""What each step of a run bought and what it cost."""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from etude.core.text import duration, file_size, in_words, moment, percent, spoken
+from etude.journal.report.charts import bar_in_cell
+from etude.journal.report.folder import Model, RunFolder
+from etude.journal.runs import IN_NO_STAGE, KILLED, seconds_in_no_stage, stopped_at, was_kept
+
+_MOST_PARTS = 24  # of a network, listed one by one
+_DEPTH = 3  # of the names by which weights are put together
+_CHANNELS = {1: "1 (grey)", 3: "3 (RGB)"}
+
+Facts = list[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting: as asked for and as used; ``changed`` from what the recipe says."""
+
+    name: str
+    asked: str
+    used: str
+    changed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """The network in numbers.
+
+    Args:
+        facts: pairs of what and how much.
+        parts: name, tensors and parameters of each part, in the order of the file.
+        parameters: of the whole network.
+    """
+
+    facts: Facts
+    parts: list[tuple[str, int, int]]
+    parameters: int
+
+
+def settings_of(record: Mapping[str, Any]) -> dict[str, list[Setting]]:
+    """Return all settings by their section; those of the top level stand under ``recipe``."""
+    used = (record.get("plan") or {}).get("resolved") or {}
+    found: dict[str, list[Setting]] = {}
+    for name in [*record["settings"], *(name for name in used if name not in record["settings"])]:
+        section, _, last = name.rpartition(".")
+        asked = in_words(record["settings"].get(name))
+        one = Setting(last, asked, in_words(used[name]) if name in used else asked, name in record["changed"])
+        found.setdefault(section or "recipe", []).append(one)
+    return found
+
+
+def data_facts(record: Mapping[str, Any]) -> Facts:
+    """Return what the run was trained on; empty before the images were read."""
+    data = record.get("data") or {}
+    if not data:
+        return []
+    folds = data.get("folds") or []
+    splits = [f"{fold['train']:,} to train, {fold['valid']:,} to validate" for fold in folds]
+    facts: Iterable[tuple[str, Any]] = (
+        ("images", data.get("described")),
+        ("read from", data.get("train")),
+        ("test images", f"{data['test_images']:,}" if data.get("test_images") else None),
+        ("split", splits[0] if len(splits) == 1 else f"{len(splits)} folds of {splits[0]}" if splits else None),
+        ("sample", data.get("sample")),
+        ("decoded to", f"{data['stored_size']} px" if data.get("stored_size") else None),
+        ("channels", _CHANNELS.get(data.get("channels", 0))),
+        ("geometry", data.get("fit_reason")),
+        ("fingerprint", data.get("fingerprint")),
+    )
+    augmentation = record.get("augmentation") or {}
+    policy = f"{augmentation['policy']}: {augmentation['reason']}" if augmentation else None
+    return [(name, str(value)) for name, value in (*facts, ("augmentation", policy)) if value is not None]
+
+
+def architecture_of(run: RunFolder) -> Architecture | None:
+    """Return the kept network in numbers, from ``model.json``, the weights' file, and what ``run.json`` adds.
+
+    ``architecture`` of the record may hold ``parameters``, ``trainable`` and ``flops`` (of one image at
+    ``image_size``).
+    """
+    model = next((model for model in run.models if model.card or model.tensors), None)
+    if model is None:
+        return None
+    told, card = run.record.get("architecture") or {}, model.card
+    shape = card.get("preprocessing") or {}
+    counted = sum(map(math.prod, model.tensors.values()))
+    parameters = int(told.get("parameters") or counted)
+    trainable, flops = told.get("trainable"), told.get("flops")
+    facts: Iterable[tuple[str, Any]] = (
+        ("backbone", card.get("backbone")),
+        ("parameters", f"{parameters:,}" if parameters else None),
+        ("trained of them", None if trainable is None else f"{int(trainable):,}"),
+        ("FLOPs an image", None if flops is None else f"{_prefixed(float(flops))}{_at(told.get('image_size'))}"),
+        ("input", _input(shape) if shape else None),
+        ("normalised by", f"mean {in_words(shape['mean'])}, std {in_words(shape['std'])}" if shape else None),
+        ("classes", f"{len(card['classes']):,}" if card.get("classes") else None),
+        ("precision", card.get("precision")),
+        ("views a prediction (TTA)", card.get("tta")),
+        ("models", len(run.models) if len(run.models) > 1 else None),
+    )
+    return Architecture([(name, str(value)) for name, value in facts if value is not None], _parts(model), counted)
+
+
+def environment_facts(record: Mapping[str, Any]) -> Facts:
+    """Return the machine, the versions, the state of the code, and when the run took place."""
+    around = record["environment"]
+    git = around.get("git") or {}
+    commit = f"{git['commit']}{', with uncommitted changes' if git.get('dirty') else ''}" if git.get("commit") else None
+    facts: Iterable[tuple[str, Any]] = (
+        ("started", moment(record["started"])),
+        ("ended", moment(record["ended"]) if record["ended"] else None),
+        ("resumed", ", ".join(map(moment, record["resumed"])) or None),
+        ("trained on", (record.get("plan") or {}).get("device")),
+        ("processor", around.get("cpu")),
+        ("cores", around.get("cores")),
+        ("memory", file_size(around["memory_bytes"]) if around.get("memory_bytes") else None),
+        ("platform", around.get("platform")),
+        ("Python", around.get("python")),
+        ("etude", around.get("etude")),
+        ("git commit", commit),
+        ("uncommitted changes", git.get("diff")),
+    )
+    named = {"etude", "python", "platform", "cpu", "cores", "memory_bytes", "git", "packages"}
+    others = ((name.replace("_", " "), in_words(value)) for name, value in around.items() if name not in named)
+    packages = ((name, version) for name, version in (around.get("packages") or {}).items())
+    return [(name, str(value)) for name, value in (*facts, *others, *packages) if value is not None]
+
+
+def recipe_to_reproduce(record: Mapping[str, Any]) -> str:
+    """Return the shell commands that make the run again."""
+    around = record["environment"]
+    git, packages = around.get("git") or {}, around.get("packages") or {}
+    lines: list[str] = []
+    if git.get("commit"):
+        dirty = "  # and the changes that were not committed" if git.get("dirty") else ""
+        lines.append(f"git checkout {git['commit']}{dirty}")
+    pins = [f"{name}=={str(version).partition('+')[0]}" for name, version in packages.items()]
+    if pins:
+        lines.append("pip install " + shlex.join([f"etude=={around.get('etude')}", *pins]))
+    lines.append(shlex.join(map(str, record["command"])))
+    return "\n".join(lines)
+
+
+def planned_against_taken(record: Mapping[str, Any]) -> str:
+    """Return how long the plan had said that the run would take, or nothing."""
+    planned = sum(((record.get("plan") or {}).get("expected_seconds") or {}).values())
+    unbroken = duration(planned).replace(" ", "\N{NO-BREAK SPACE}")
+    return f"planned {unbroken}" if planned else ""
+
+
+def rounds_table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]] | None:
+    """Return columns and rows of the rounds with unlabelled images that were judged, or None."""
+    rounds = record.get("rounds")
+    if not isinstance(rounds, list) or not rounds or not all(isinstance(one, dict) for one in rounds):
+        return None
+    columns = ["round", "pseudo-labels", "labels that changed", "off the expected class shares", "verdict"]
+    return columns, [
+        [
+            str(one.get("name", "")),
+            str(one.get("pseudo_labels") or "made in training"),
+            percent(one.get("changed")),
+            percent(one.get("from_prior")),
+            str(one.get("told", "")),
+        ]
+        for one in rounds
+    ]
+
+
+def _parts(model: Model) -> list[tuple[str, int, int]]:
+    """Put the weights together by the first parts of their names, fewer of them while there are too many groups."""
+    groups: dict[str, list[int]] = {}
+    for depth in range(_DEPTH, 0, -1):
+        groups = {}
+        for name, shape in sorted(model.tensors.items(), key=lambda item: _natural(item[0])):
+            parts = name.split(".")
+            groups.setdefault(".".join(parts[: min(depth, len(parts) - 1)]) or name, []).append(math.prod(shape))
+        if len(groups) <= _MOST_PARTS:
+            break
+    return [(name, len(sizes), sum(sizes)) for name, sizes in groups.items()]
+
+
+def _natural(name: str) -> list[tuple[bool, int, str]]:
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in name.split(".")]
+
+
+def _input(shape: Mapping[str, Any]) -> str:
+    count = shape["in_channels"]
+    return f"{shape['size']} × {shape['size']} px, channels: {_CHANNELS.get(count, count)}"
+
+
+def _at(size: Any) -> str:
+    return f" at {size} px" if size else ""
+
+
+def _prefixed(value: float) -> str:
+    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if value >= size:
+            return f"{value / size:.3g} {prefix}FLOPs"
+    return f"{value:,.0f}"
+
+
+FOLD = re.compile(r" \(fold (\d+)/\d+\)$")
+"""The end of a stage's name that tells its fold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One row of the table: a stage, or the same stage of all folds together.
+
+    Args:
+        name: of the stage, without its fold.
+        state: finished, running, failed or interrupted.
+        count: how many folds it ran on.
+        seconds: of all of them, or None while it runs.
+        planned: seconds that the plan gave it, or None.
+        accuracy: mean over the folds, or None where the stage has no score.
+        log_loss: likewise.
+        gained: accuracy beyond that of what was kept before.
+        saved: log loss below that of what was kept before.
+        notes: further facts, as text.
+        error: what ended it, or None.
+        share: a bar of its share of all steps' seconds.
+        kept: whether the run went on from it, on one fold or more.
+    """
+
+    name: str
+    state: str
+    count: int
+    seconds: float | None
+    planned: float | None
+    accuracy: float | None
+    log_loss: float | None
+    gained: float | None
+    saved: float | None
+    notes: str
+    error: str | None
+    share: Markup
+    kept: bool = True
+
+
+def steps_of(record: Mapping[str, Any]) -> list[Step]:
+    """Return the run's stages in their order; a stage of several folds is one step with the mean of its scores.
+
+    A gain is the mean over the folds of what a stage has more than what was kept of its fold before. What no stage took
+    of the run's seconds is the last step.
+    """
+    stages: dict[str, list[Mapping[str, Any]]] = {}
+    for stage in record["stages"]:
+        stages.setdefault(FOLD.sub("", stage["name"]), []).append(stage)
+    planned = (record.get("plan") or {}).get("expected_seconds") or {}
+    state, each_builds_up = record["state"], builds_up(record)
+    rest = seconds_in_no_stage(record)
+    whole = rest + sum(_seconds(group) or 0.0 for group in stages.values())
+    steps: list[Step] = []
+    before = _Kept(record)
+    for name, group in stages.items():
+        step = Step(
+            name=name,
+            state=state_of_all(group, state),
+            count=len(group),
+            seconds=_seconds(group),
+            planned=planned.get(name),
+            accuracy=_mean(group, "accuracy"),
+            log_loss=_mean(group, "log_loss"),
+            gained=before.gain(group, "accuracy") if each_builds_up else None,
+            saved=before.gain(group, "log_loss") if each_builds_up else None,
+            notes=_notes(group),
+            error=next((stage["error"] for stage in group if stage.get("error")), None),
+            share=_share_bar(_seconds(group), whole),
+            kept=before.goes_on_from(group),
+        )
+        steps.append(step)
+    if rest > 0.0:
+        bar = _share_bar(rest, whole)
+        steps.append(Step(IN_NO_STAGE, "finished", 1, rest, None, None, None, None, None, "", None, bar))
+    return steps
+
+
+class _Kept:
+    """The scores of what is kept of each fold, as a run goes through its stages; fold 0 is a run without folds."""
+
+    def __init__(self, record: Mapping[str, Any]) -> None:
+        self._rounds = {one["name"]: one["kept"] for one in record.get("rounds") or []}
+        self._scores: dict[int, Mapping[str, Any]] = {}
+
+    def gain(self, group: Sequence[Mapping[str, Any]], score: str) -> float | None:
+        """Return what stages have more than what is kept of their folds, or less for a loss: positive is better."""
+        sign = -1.0 if score == "log_loss" else 1.0
+        known = [
+            (value, base)
+            for stage in group
+            if (value := stage["scores"].get(score)) is not None and (base := self._before(stage, score)) is not None
+        ]
+        return sign * sum(value - base for value, base in known) / len(known) if known else None
+
+    def goes_on_from(self, group: Sequence[Mapping[str, Any]]) -> bool:
+        """Take the scores of the stages that were kept, and return whether any was."""
+        kept = [stage for stage in group if self._was_kept(stage)]
+        self._scores |= {_fold_of(stage): stage["scores"] for stage in kept if stage["scores"]}
+        return bool(kept)
+
+    def _was_kept(self, stage: Mapping[str, Any]) -> bool:
+        """Older records do not say: rounds have a verdict of their own, and stage 2 was kept where it was better."""
+        if "kept" in stage or not was_kept(stage):
+            return was_kept(stage)
+        if stage["name"] in self._rounds:
+            return self._rounds[stage["name"]]
+        if FOLD.sub("", stage["name"]) != "fine-tune":
+            return True
+        more = [self.gain([stage], score) for score in ("accuracy", "log_loss")]
+        return more == [None, None] or next((gain for gain in more if gain), 0.0) > 0.0
+
+    def _before(self, stage: Mapping[str, Any], score: str) -> float | None:
+        """Return the score of what is kept of a stage's fold; of all folds together where it is no fold's."""
+        fold = _fold_of(stage)
+        own = [self._scores[fold]] if fold in self._scores else [] if fold else list(self._scores.values())
+        known = [float(value) for scores in own if (value := scores.get(score)) is not None]
+        return sum(known) / len(known) if known else None
+
+
+def _fold_of(stage: Mapping[str, Any]) -> int:
+    found = FOLD.search(stage["name"])
+    return 0 if found is None else int(found[1])
+
+
+def _share_bar(seconds: float | None, whole: float) -> Markup:
+    if seconds is None:
+        return Markup("")
+    share = seconds / whole if whole else 0.0
+    return bar_in_cell(share, f"{percent(share, 0)} of the time")
+
+
+def builds_up(record: Mapping[str, Any]) -> bool:
+    """Whether each stage goes on from the one before; those of a study are runs that stand side by side."""
+    return record.get("kind", "fit") == "fit"
+
+
+def last_words(record: Mapping[str, Any]) -> str:
+    """Return where a run stands that has not finished; empty for one that has."""
+    state, where = record["state"], stopped_at(record["stages"])
+    if state == "finished":
+        return ""
+    if state == "running":
+        return f"It was running when this page was written, {duration(record['seconds'])} after its start: {where}."
+    how = {"failed": "failed", "interrupted": "was interrupted"}.get(state, "was killed")
+    said = f": {record['error']}" if record["error"] else "."
+    return f"It {how} {where}{said}"
+
+
+def _seconds(group: Sequence[Mapping[str, Any]]) -> float | None:
+    known = [float(stage["seconds"]) for stage in group if stage.get("seconds") is not None]
+    return sum(known) if known else None
+
+
+def _mean(group: Sequence[Mapping[str, Any]], score: str) -> float | None:
+    known = [float(value) for stage in group if (value := stage["scores"].get(score)) is not None]
+    return sum(known) / len(known) if known else None
+
+
+def state_of_all(group: Sequence[Mapping[str, Any]], run: str) -> str:
+    """Return the state of stages together: the worst, or finished when all are; with a killed ``run`` they ended too.
+
+    >>> group = [{"state": "finished"}, {"state": "running"}]
+    >>> state_of_all(group, "running"), state_of_all(group, KILLED)
+    ('running', 'killed')
+    """
+    states = [stage["state"] for stage in group]
+    worst = next((state for state in ("failed", "interrupted", "running") if state in states), "finished")
+    return KILLED if worst == "running" and run == KILLED else worst
+
+
+def _notes(group: Sequence[Mapping[str, Any]]) -> str:
+    """Return the facts that all folds share, and how often a stage was begun."""
+    facts: dict[str, str] = {}
+    for stage in group:
+        for key, value in stage["notes"].items():
+            text = _in_a_note(key, value)
+            facts[key] = text if facts.get(key, text) == text else f"{spoken(key)} differs by fold"
+    begun = max((int(stage.get("attempts") or 1) for stage in group), default=1)
+    told = [text for text in facts.values() if text]
+    return "; ".join([*told, *([f"begun {begun} times"] if begun > 1 else [])])
+
+
+def _in_a_note(key: str, value: Any) -> str:
+    """Return a fact in words; what is not so, or not known, is not worth one."""
+    if value is None or value is False or value == []:
+        return ""
+    return spoken(key) if value is True else f"{spoken(key)} {in_words(value)}"

@@ -1,0 +1,517 @@
+"""``run.json`` as it is read: whole, of a known schema, with the notes and tags that people have added since."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import platform
+import re
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import lock_descriptor
+
+from etude.core.errors import EtudeError, listed
+from etude.core.files import NO_LOCKS, digest_of, explained_write, hash_of_file, read_json, reading
+
+LOCK_NAME = ".lock"
+_TRIES, _PAUSE = 10, 0.05  # whoever only asks whether the lock is free holds it for a moment
+
+
+@contextmanager
+def working_on(folder: Path, warn: Callable[[str], None]) -> Generator[None]:
+    """Make ``folder`` and hold its lock, which the system releases when the process ends, however it ends.
+
+    Args:
+        folder: of the run.
+        warn: receives a sentence where the file system has no locks.
+
+    Raises:
+        EtudeError: another process holds the lock, or the folder cannot be written.
+    """
+    path = folder / LOCK_NAME
+    with explained_write(path):
+        refuse_file(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = _locked(path)
+    if handle is None:
+        warn(f"{folder} is on a file system without locks: take care that no other process works on the same run")
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows removes no open file
+            path.unlink()
+        if handle is not None:
+            os.close(handle)
+
+
+def refuse_file(folder: Path) -> None:
+    """Refuse a file where the folder of a run is to be."""
+    if folder.exists() and not folder.is_dir():
+        raise EtudeError(f"{folder} is a file, and a run needs a folder: choose another --out")
+
+
+def is_locked(folder: Path) -> bool | None:
+    """Whether a process holds the lock of the run in ``folder``; None where that cannot be found out."""
+    try:
+        handle = os.open(folder / LOCK_NAME, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None
+    try:
+        return not lock_descriptor(handle, blocking=False)
+    except OSError:
+        return None
+    finally:
+        os.close(handle)
+
+
+def at_work(folder: Path, pid: int | None, host: str | None) -> EtudeError:
+    """Return the refusal of a run that a process works on."""
+    who = "another process" if pid is None else f"process {pid}"
+    where = "" if host is None else f" (on host {host})"
+    return EtudeError(f"{who} is still at work on {folder}{where}: wait for it, stop it first, or choose another --out")
+
+
+def _locked(path: Path) -> int | None:
+    """Return the file at ``path``, open and locked, with this process and host in it; None without locks."""
+    for _ in range(_TRIES):
+        handle, mine = os.open(path, os.O_RDWR | os.O_CREAT, 0o666), False
+        try:
+            # The one before may have removed the file between the two calls: a lock on it would hold nobody off.
+            mine = lock_descriptor(handle, blocking=False) and os.fstat(handle).st_nlink > 0
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                return None
+            raise
+        finally:
+            if not mine:
+                os.close(handle)
+        if mine:
+            os.ftruncate(handle, 0)
+            os.write(handle, json.dumps({"pid": os.getpid(), "host": platform.node()}).encode())
+            return handle
+        time.sleep(_PAUSE)
+    holder: dict[str, object] = {}
+    with suppress(OSError, ValueError):
+        holder = dict(json.loads(path.read_text()))
+    pid, host = holder.get("pid"), holder.get("host")
+    raise at_work(path.parent, pid if isinstance(pid, int) else None, host if isinstance(host, str) else None)
+
+
+FILE_NAME = "run.json"
+KILLED = "killed"
+"""What a run is that says ``running`` though its process is gone; no record says so of itself."""
+
+_SILENCE = 600.0  # seconds; a stage writes its record twenty times as often
+
+
+def state_of(folder: Path, run: Mapping[str, Any]) -> str:
+    """Return the state of the run in ``folder``: what its record ``run`` says, or :data:`KILLED`.
+
+    >>> state_of(Path("runs/first"), {"state": "finished", "pid": 1, "host": None})
+    'finished'
+    """
+    return KILLED if run["state"] == "running" and not _is_at_work(folder, run) else run["state"]
+
+
+def is_complete(run: Mapping[str, Any]) -> bool:
+    """Whether a run has finished, and its report was written then."""
+    return run["state"] == "finished" and run.get("reported") is not False  # an older etude writes no such word
+
+
+def _is_at_work(folder: Path, run: Mapping[str, Any]) -> bool:
+    """Whether the process of a run that says ``running`` still works on it.
+
+    Its lock decides. Where it has none (an older etude, a file system without locks) its process does, on this host;
+    on another one it is taken to work as long as it writes its record now and then, as every stage does.
+    """
+    here, locked = run["host"] in (None, platform.node()), is_locked(folder)
+    if locked or (here and locked is False and run.get("locked") is True):
+        return bool(locked)
+    if here:
+        return is_alive(run["pid"], run.get("process"))
+    try:
+        return time.time() - (folder / FILE_NAME).stat().st_mtime < _SILENCE
+    except OSError:
+        return False
+
+
+def stopped_at(stages: Sequence[Mapping[str, Any]]) -> str:
+    """Return where a run is, or was stopped, that has come through ``stages`` of its record.
+
+    >>> stages = [{"name": "head", "state": "finished", "started": "1", "seconds": 2.0},
+    ...           {"name": "fine-tune", "state": "interrupted", "started": "2", "seconds": 61.25}]
+    >>> stopped_at(stages), stopped_at(stages[:1]), stopped_at([])
+    ('in fine-tune after 61.2 s', 'after head', 'before its first stage')
+    """
+    if not stages:
+        return "before its first stage"
+    unfinished = [stage for stage in stages if stage["state"] != "finished"]
+    if not unfinished:
+        return f"after {stages[-1]['name']}"
+    # A resumed run goes through its stages again: the one it was stopped in before may still stand behind it.
+    last = max(unfinished, key=lambda stage: (stage["started"], stage["state"] == "running"))
+    return f"in {last['name']} after {last['seconds']:.1f} s"
+
+
+def process_start(pid: int) -> str | None:
+    """Return what tells the process ``pid`` from others that had or will have its number; None where unknown."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()  # its name may hold anything
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}:{fields[19].decode()}"
+    except (OSError, IndexError):
+        return None
+
+
+def is_alive(pid: int, start: object = None) -> bool:
+    """Whether the process runs on this machine and is a Python one; with ``start``: the one that began then.
+
+    After a restart of the machine, or a while, its number may be another program's.
+    """
+    if start is not None and (now := process_start(pid)) is not None:
+        return now == start
+    if pid == os.getpid() or os.name == "nt":  # where Windows would send the signal, there is no harmless question
+        return True
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().lower()
+    except OSError:
+        return True  # no /proc on this system: its number is all that is known
+    return b"python" in words or b"etude" in words
+
+
+NOTES_NAME = "notes.jsonl"
+_TAG = re.compile(r"[\w.:/=+@-]{1,40}")
+
+
+def now() -> str:
+    """Return the time as the records write it: ISO 8601, UTC, in whole seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def add_note(folder: Path, text: str) -> None:
+    """Add a note to the run in ``folder``.
+
+    Raises:
+        EtudeError: the note is empty, or the folder cannot be written.
+    """
+    if not (text := text.strip()):
+        raise EtudeError("the note is empty: give its text, in quotes, such as 'more dropout overfits less'")
+    _append(folder, [{"at": now(), "note": text}])
+
+
+def add_tags(folder: Path, tags: Sequence[str]) -> None:
+    """Give tags to the run in ``folder``.
+
+    Raises:
+        EtudeError: a tag is none, or the folder cannot be written.
+    """
+    _append(folder, [{"at": now(), "tag": checked_tag(tag)} for tag in tags])
+
+
+def remove_tags(folder: Path, tags: Sequence[str]) -> None:
+    """Take tags off the run in ``folder``; one that it does not have makes no difference.
+
+    Raises:
+        EtudeError: a tag is none, or the folder cannot be written.
+    """
+    _append(folder, [{"at": now(), "untag": checked_tag(tag)} for tag in tags])
+
+
+def checked_tag(tag: str) -> str:
+    """Return ``tag``.
+
+    Raises:
+        EtudeError: it is not one short word.
+
+    >>> checked_tag("baseline")
+    'baseline'
+    """
+    if not _TAG.fullmatch(tag):
+        raise EtudeError(
+            f"{tag!r} cannot be a tag: give one word such as baseline, "
+            "of at most 40 letters, digits and the signs . : / = + @ _ -"
+        )
+    return tag
+
+
+def read_notes(folder: Path, tags: Iterable[str] = ()) -> tuple[list[dict[str, str]], list[str]]:
+    """Return the notes, ``{"at", "text"}`` each, and the tags of a run that began with ``tags``.
+
+    A line that is cut short, since its writer was killed, is passed over.
+    """
+    notes: list[dict[str, str]] = []
+    kept = dict.fromkeys(tags)
+    for line in _lines(folder):
+        match line:
+            case {"at": str(at), "note": str(text)}:
+                notes.append({"at": at, "text": text})
+            case {"tag": str(tag)}:
+                kept[tag] = None
+            case {"untag": str(tag)}:
+                kept.pop(tag, None)
+            case _:
+                pass
+    return notes, list(kept)
+
+
+def _lines(folder: Path) -> Iterator[Any]:
+    try:
+        lines = (folder / NOTES_NAME).read_bytes().splitlines()
+    except FileNotFoundError:
+        return
+    for line in lines:
+        try:
+            yield json.loads(line)
+        except ValueError:  # not JSON, or not UTF-8
+            continue
+
+
+def _append(folder: Path, lines: Sequence[dict[str, str]]) -> None:
+    """Add all lines by one write to the end of the file: writes of several processes do not mix."""
+    # The line end before it closes what a writer that was killed has left.
+    text = "".join(f"\n{json.dumps(line)}\n" for line in lines)  # in ASCII: also lone surrogates of a command line
+    file = folder / NOTES_NAME
+    with explained_write(file):
+        handle = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            written = os.write(handle, text.encode("ascii"))
+        finally:
+            os.close(handle)
+        if written < len(text):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+SCHEMA_VERSION = 2
+REPORT_NAME = "report.html"
+REMAINS = frozenset({FILE_NAME, REPORT_NAME, "bad_files.csv", LOCK_NAME})
+"""What stands in the folder of a run that ended before it made anything."""
+
+STATES = ("running", "finished", "failed", "interrupted")
+ID_LENGTH = 10  # of hexadecimal digits: a clash among 10,000 runs has a chance of 1 in 20,000
+
+IN_NO_STAGE = "start-up and other"
+"""What the seconds are called that a run spent in none of its stages."""
+
+_ANY = object
+_NUMBER = (int, float)
+OWN: dict[str, type | tuple[type, ...]] = {
+    "schema_version": int,
+    "id": str,
+    "kind": str,
+    "parent": (str, type(None)),
+    "tags": list,
+    "notes": list,
+    "state": str,
+    "error": _ANY,
+    "started": str,
+    "ended": _ANY,
+    "seconds": _NUMBER,
+    "pid": int,
+    "host": (str, type(None)),
+    "resumed": list,
+    "command": list,
+    "recipe": str,
+    "seed": int,
+    "settings": dict,
+    "changed": dict,
+    "environment": dict,
+    "stages": list,
+    "warnings": list,
+    "artefacts": list,
+}
+"""What every record holds, and as what; the names that no section may have."""
+
+_STAGE = {"name": str, "state": str, "started": str, "seconds": _NUMBER, "attempts": int, "scores": dict, "notes": dict}
+_SECTIONS = {"data": dict, "plan": dict, "result": dict}  # written when the run has come so far
+_SCORE = (*_NUMBER, type(None))
+_PARTS: dict[str, dict[str, Any]] = {
+    "data": {"folds": list},
+    "environment": {"memory_bytes": _SCORE},
+    "plan": {"resolved": dict},
+    "result": {"accuracy": _SCORE, "log_loss": _SCORE, "validation_images": (int, type(None))},
+}
+"""What lists and comparisons read of sections, where it is there."""
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """Return the content of a run's ``run.json`` in the shape of the newest schema, whichever it was written in.
+
+    ``state`` is ``killed`` where the run says that it is running and its process is gone;
+    ``tags`` and ``notes`` include those added since the run began (see :mod:`etude.journal.runs`).
+
+    Raises:
+        EtudeError: there is no such folder, it is not a run, or its record is damaged or of a newer etude.
+    """
+    content = read_record(folder)
+    notes, tags = read_notes(folder, content["tags"])
+    state = state_of(folder, content)
+    return {**content, "state": state, "notes": [*content["notes"], *notes], "tags": tags}
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return what the run itself has written, as :func:`read_run`, without what people have added.
+
+    Raises:
+        EtudeError: as :func:`read_run`.
+    """
+    if not folder.is_dir():
+        raise EtudeError(f"{folder} is no folder: give the folder of a run, such as runs/first")
+    file = folder / FILE_NAME
+    if not file.is_file():
+        raise EtudeError(f"{folder} is not a run: it holds no {FILE_NAME}; give a folder that `etude fit` wrote")
+    content = read_json(file)
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if not isinstance(version, int):
+        raise EtudeError(f"{file} is not the record of a run: it was damaged or written by something else")
+    if version > SCHEMA_VERSION:
+        raise EtudeError(
+            f"{file} was written by a newer etude (schema {version}, and this one reads up to {SCHEMA_VERSION}): "
+            "update etude to read it"
+        )
+    if version < 2:
+        content = _of_schema_1(content)
+    _refuse_damaged(file, content)
+    return content
+
+
+def verify(folder: Path, names: Sequence[str], record: Mapping[str, Any] | None = None) -> list[str]:
+    """Compare files of a run with the hashes that its record holds of them, before they are read.
+
+    Args:
+        folder: the run's folder.
+        names: of the files, relative to it; those that are not there are passed over.
+        record: its record, where it has been read; a folder without one holds no hashes.
+
+    Returns:
+        The names of the files that the record holds no hash of: of a run of an earlier version.
+
+    Raises:
+        EtudeError: a file is not the one that the run wrote, or the record is damaged.
+    """
+    if record is None:
+        record = read_record(folder) if (folder / FILE_NAME).is_file() else {}
+    entries = [entry for entry in record.get("artefacts", ()) if isinstance(entry, dict)]
+    known = {entry.get("name"): entry.get("blake2b") for entry in entries}
+    there = [name for name in names if (folder / name).is_file()]
+    for name in there:
+        with reading(folder / name, "a file of a run"):
+            changed = name in known and hash_of_file(folder / name) != known[name]
+        if changed:
+            raise EtudeError(
+                f"{folder / name} is not the file that the run wrote: its hash is not the one in {FILE_NAME}. Bring "
+                "that file back or train again; if it was changed on purpose, etude predict, refine and blend read it "
+                "with --trust (trust=True in Python)"
+            )
+    return [name for name in there if name not in known]
+
+
+def models_of(record: Mapping[str, Any]) -> list[str]:
+    """Return the folders of the models that a run kept, relative to its own; none before its end."""
+    return (record.get("result") or {}).get("models") or []
+
+
+def model_files(names: Iterable[str]) -> list[str]:
+    """Return the files of the models in these folders of a run.
+
+    >>> model_files(["."]), model_files(["fold-1"])
+    (['model.json', 'model.safetensors'], ['fold-1/model.json', 'fold-1/model.safetensors'])
+    """
+    return [Path(name, file).as_posix() for name in names for file in ("model.json", "model.safetensors")]
+
+
+def failed_with_nothing(folder: Path) -> bool:
+    """Whether a run failed in ``folder`` before it made anything: the corrected command may use it again."""
+    try:
+        return {path.name for path in folder.iterdir()} <= REMAINS and read_record(folder)["state"] == "failed"
+    except EtudeError:
+        return False
+
+
+def folded(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the stages with each name once: the last attempt at it, with all attempts' seconds.
+
+    >>> first = {"name": "fine-tune", "state": "interrupted", "seconds": 2.0, "attempts": 1}
+    >>> folded([first, {**first, "state": "finished", "seconds": 3.0}])
+    [{'name': 'fine-tune', 'state': 'finished', 'seconds': 5.0, 'attempts': 2}]
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for stage in stages:
+        earlier = found.get(stage["name"])
+        found[stage["name"]] = stage if earlier is None else again(earlier, stage)
+    return [*found.values()]
+
+
+def again(earlier: dict[str, Any], stage: dict[str, Any]) -> dict[str, Any]:
+    """Return ``stage`` as one more attempt after ``earlier`` ones: their seconds and number are added."""
+    return {
+        **stage,
+        "seconds": earlier["seconds"] + stage["seconds"],
+        "attempts": earlier["attempts"] + stage["attempts"],
+    }
+
+
+def seconds_in_no_stage(record: Mapping[str, Any]) -> float:
+    """Return the part of a run's seconds that none of its stages took: what came before, between and after them.
+
+    >>> seconds_in_no_stage({"seconds": 3.0, "stages": [{"seconds": 2.0}, {"seconds": 0.5}]})
+    0.5
+    """
+    return max(0.0, record["seconds"] - sum(stage["seconds"] for stage in record["stages"]))
+
+
+def was_kept(stage: Mapping[str, Any]) -> bool:
+    """Whether a run went on from what a stage of its record made, as far as that is known."""
+    return stage["state"] not in ("failed", "interrupted") and stage.get("kept") is not False
+
+
+def _of_schema_1(content: dict[str, Any]) -> dict[str, Any]:
+    """Schema 1 had no id, kind, parent, tags and notes, and listed a stage once an attempt."""
+    known = [str(content.get(key)) for key in ("started", "pid", "command", "seed")]
+    added = {"id": digest_of(*known)[:ID_LENGTH], "kind": "fit", "parent": None, "tags": [], "notes": [], "host": None}
+    content = {**added, **content, "schema_version": SCHEMA_VERSION}
+    stages = content.get("stages")
+    if isinstance(stages, list) and all(isinstance(stage, dict) for stage in stages):
+        stages = [{**stage, "seconds": stage.get("seconds") or 0.0, "attempts": 1} for stage in stages]
+        content["stages"] = folded(stages) if all(not _odd(stage, _STAGE) for stage in stages) else stages
+    return content
+
+
+def _refuse_damaged(file: Path, content: dict[str, Any]) -> None:
+    if missing := [key for key in OWN if key not in content]:
+        raise EtudeError(f"{file} is damaged: it lacks {listed(missing)}")
+    if content["state"] not in STATES:
+        raise EtudeError(f"{file} is damaged: it lacks a known state")
+    there = {key: kind for key, kind in _SECTIONS.items() if content.get(key) is not None}
+    odd = _odd(content, {**OWN, **there})
+    if "stages" not in odd and any(not _is_stage(stage) for stage in content["stages"]):
+        odd.append("stages")
+    for key in _PARTS.keys() - {*odd}:
+        held: dict[str, Any] = content.get(key) or {}
+        if _odd(held, {name: kind for name, kind in _PARTS[key].items() if name in held}):
+            odd.append(key)
+    if odd:
+        raise EtudeError(f"{file} is damaged: what it says of {listed(odd)} is nothing that a run writes")
+
+
+def _is_stage(entry: Any) -> bool:
+    if not isinstance(entry, dict) or _odd(entry, _STAGE):
+        return False
+    return not _odd(entry["scores"], dict.fromkeys(entry["scores"], _SCORE))
+
+
+def _odd(content: Mapping[str, Any], kinds: Mapping[str, Any]) -> list[str]:
+    """Return the keys that ``content`` lacks, or holds as something else."""
+    return [key for key, kind in kinds.items() if key not in content or not isinstance(content[key], kind)]

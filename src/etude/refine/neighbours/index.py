@@ -1,0 +1,345 @@
+"""``NeighbourIndex``: the nearest rows of a table of features, exactly by matrix products or by an HNSW graph."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from etude.core.errors import EtudeError, listed, nearest
+
+Floats = NDArray[np.floating[Any]]
+_CHUNK = 2**23  # numbers held at once where rows are worked on in float64: 64 MiB
+_CLOSE = 0.01  # squared distances below it lose digits in float32 and are computed again
+_EXACT = 64  # nearest rows whose order is exact in float64; computing all of 512 again would cost more than the search
+_MOST_TIES = 4096  # rows tied at the k-th place that are compared exactly
+
+
+@dataclass(frozen=True, eq=False)
+class UnitRows:
+    """Centred rows of length one, or of length zero where a row equals the centre.
+
+    Args:
+        values: (N, D) float32.
+        squares: (N,) float32 squared length of each row, 1 or 0 up to rounding.
+    """
+
+    values: NDArray[np.float32]
+    squares: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, features: Floats, centre: NDArray[np.float64]) -> Self:
+        """Return ``features``, (N, D), less ``centre``, (D,), divided by their lengths."""
+        values = np.empty(features.shape, np.float32)
+        squares = np.empty(len(features), np.float32)
+        step = max(1, _CHUNK // features.shape[1])
+        for start in range(0, len(features), step):
+            part = slice(start, start + step)
+            rows = features[part].astype(np.float64)
+            # What is left of a row that equals the centre is rounding, which has no direction.
+            rounding = 1e-6 * (np.sqrt(_squares_of(rows)) + np.linalg.norm(centre))
+            rows -= centre
+            length = np.sqrt(_squares_of(rows))
+            rows *= np.where(length > rounding, 1 / np.maximum(length, 1e-300), 0.0)[:, None]
+            values[part] = rows
+            squares[part] = _squares_of(rows)
+        return cls(values, squares)
+
+    def take(self, rows: slice | NDArray[np.int64]) -> Self:
+        """Return some of the rows."""
+        return type(self)(self.values[rows], self.squares[rows])
+
+
+def _squares_of(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the squared length of each row, (N,), without a table of squares."""
+    return np.einsum("nd,nd->n", rows, rows)
+
+
+def squared_distances(queries: UnitRows, rows: UnitRows) -> NDArray[np.float32]:
+    """Return |q|² + |x|² - 2 qx, (Q, N) float32, off by about 1e-6."""
+    squared = queries.values @ rows.values.T
+    squared *= -2
+    squared += queries.squares[:, None]
+    squared += rows.squares[None]
+    return squared
+
+
+def pair_distances(
+    queries: NDArray[np.float32], rows: NDArray[np.float32], which: NDArray[np.int64], positions: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Return |queries[which] - rows[positions]|, (P,) float64: the same for equal rows, wherever they stand."""
+    distances = np.empty(len(which))
+    step = max(1, _CHUNK // queries.shape[1])
+    for start in range(0, len(which), step):
+        part = slice(start, start + step)
+        difference = queries[which[part]].astype(np.float64) - rows[positions[part]]
+        distances[part] = np.sqrt((difference**2).sum(axis=1))
+    return distances
+
+
+def nearest_of_block(
+    squared: NDArray[np.float32], queries: NDArray[np.float32], rows: NDArray[np.float32], k: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return positions (Q, k), -1 where there are no more, and distances (Q, k) of the nearest rows in order.
+
+    ``squared`` (Q, N) holds infinity where a row may not be found. Rows whose distances float32 cannot tell apart are
+    compared in float64 where they compete for the last place or are among the first 64; equal ones go by position.
+    """
+    tolerance = 2 * float(np.finfo(np.float32).eps) * np.sqrt(rows.shape[1]) + 1e-6
+    last = np.partition(squared, k - 1, axis=1)[:, k - 1]  # several times as fast as to partition positions
+    within = squared <= last[:, None] + tolerance
+    clear = within.sum(axis=1) == k
+    positions = np.empty((len(squared), k), np.int64)
+    positions[clear] = np.nonzero(within[clear])[1].reshape(-1, k)
+    for row in np.flatnonzero(~clear):
+        if np.isfinite(last[row]):
+            positions[row] = _nearest_of_row(squared[row], queries[row], rows, k, float(last[row]), tolerance)
+        else:
+            positions[row] = np.argpartition(squared[row], k - 1)[:k]
+    values = np.take_along_axis(squared, positions, axis=1)
+    order = np.lexsort((positions, values), axis=1)
+    positions, values = np.take_along_axis(positions, order, axis=1), np.take_along_axis(values, order, axis=1)
+    distances = np.sqrt(np.maximum(values, 0).astype(np.float64))
+    with np.errstate(invalid="ignore"):  # infinity less infinity is no small gap
+        gaps = np.diff(values, axis=1, append=np.inf, prepend=-np.inf)
+    again = np.isfinite(values) & ((values < _CLOSE) | (np.minimum(gaps[:, 1:], gaps[:, :-1]) <= tolerance))
+    which, column = np.nonzero(again)
+    which, column = which[column < _EXACT], column[column < _EXACT]
+    distances[which, column] = pair_distances(queries, rows, which, positions[which, column])
+    positions[~np.isfinite(values)] = -1
+    order = np.lexsort((positions, distances), axis=1)
+    return np.take_along_axis(positions, order, axis=1), np.take_along_axis(distances, order, axis=1)
+
+
+def _nearest_of_row(
+    squared: NDArray[np.float32],
+    query: NDArray[np.float32],
+    rows: NDArray[np.float32],
+    k: int,
+    last: float,
+    tolerance: float,
+) -> NDArray[np.int64]:
+    """The k nearest rows where several share the last place up to rounding; the first 4,096 of those are compared."""
+    sure = np.flatnonzero(squared < last - tolerance)
+    tied = np.flatnonzero((squared >= last - tolerance) & (squared <= last + tolerance))[: max(_MOST_TIES, k)]
+    far = pair_distances(query[None], rows, np.zeros(len(tied), np.int64), tied)
+    return np.concatenate([sure, tied[np.lexsort((tied, far))[: k - len(sure)]]])
+
+
+Method = Literal["auto", "exact", "hnsw"]
+# Rows of the index from which "auto" takes the graph where nmslib is installed. Estimated from the two counts of
+# operations (building: about 2,000 distances a row in one thread; exact: one row of a matrix product a query), for as
+# many queries as rows; it was not measured.
+HNSW_FROM = 200_000
+_BLOCK = 2**24  # distances held at once: 64 MiB
+_CACHED = 2**21  # of them that stay in the processor's cache, where the nearest are found at half the cost
+_ROWS = 256  # queries at once all the same: a matrix product of fewer is slow
+_GRAPH = {"M": 16, "efConstruction": 200, "post": 0, "indexThreadQty": 1}  # one thread: the same graph every time
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbours:
+    """The neighbours of Q queries, nearest first; ties go to the row that comes first in the index.
+
+    Args:
+        positions: (Q, k) int64 rows of the index, -1 where there are no more.
+        distances: (Q, k) float64, infinite where there are no more.
+    """
+
+    positions: NDArray[np.int64]
+    distances: NDArray[np.float64]
+
+
+class NeighbourIndex:
+    """Answers which of N rows lie nearest, by Euclidean distance between centred rows of length one.
+
+        x ← (x - m) / |x - m|,    m: mean of the index;    d = |x - y| = sqrt(2 - 2 cos), from 0 to 2
+
+    A row that equals the mean has no direction: it stays zero, at distance 1 from all others.
+
+    Args:
+        features: (N, D) floats.
+        ids: N unique ids; a query of the same id does not find itself.
+        method: ``"exact"``; ``"hnsw"``, approximate, needs nmslib; ``"auto"`` takes HNSW from 200,000 rows on where
+            nmslib is installed.
+
+    Source: centring and scaling as in Wang et al. 2019, SimpleShot (https://arxiv.org/abs/1911.04623); HNSW: Malkov &
+    Yashunin 2018 (https://arxiv.org/abs/1603.09320).
+
+    Raises:
+        EtudeError: features or ids cannot be used, or nmslib was asked for and is missing.
+
+    >>> index = NeighbourIndex([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]], ids=["e", "n", "w", "s"])
+    >>> index.neighbours_of([[2.0, 1.0]], k=2)
+    [[('e', 0.4595), ('n', 1.0515)]]
+    """
+
+    def __init__(self, features: ArrayLike, ids: Sequence[str] | None = None, method: Method = "auto") -> None:
+        table = checked_features(features, "the index")
+        self.ids = None if ids is None else _checked_ids(ids, len(table))
+        self.method: Literal["exact", "hnsw"] = _method(method, len(table))
+        self.centre: NDArray[np.float64] = table.mean(axis=0, dtype=np.float64)
+        self.rows = UnitRows.of(table, self.centre)
+        self._position = {} if self.ids is None else {name: row for row, name in enumerate(self.ids)}
+        self._graph: Any = _built(self.rows.values) if self.method == "hnsw" else None
+
+    def __len__(self) -> int:
+        """Return N, the number of rows."""
+        return len(self.rows.values)
+
+    def query(self, features: ArrayLike, k: int, ids: Sequence[str] | None = None) -> Neighbours:
+        """Return the ``min(k, N)`` nearest rows of each query; with ``ids``, never the row of the query's own id.
+
+        Args:
+            features: (Q, D) floats.
+            k: neighbours wanted, at least one.
+            ids: the queries' ids.
+
+        Raises:
+            EtudeError: the features are not of D columns, or ``k`` is below one.
+        """
+        return self.nearest(self.directions(features), k, self.own_rows(ids))
+
+    def directions(self, features: ArrayLike) -> UnitRows:
+        """Return (Q, D) features centred and scaled as the rows of the index are."""
+        return UnitRows.of(checked_features(features, "the queries", columns=len(self.centre)), self.centre)
+
+    def own_rows(self, ids: Sequence[str] | None) -> NDArray[np.int64] | None:
+        """Return the row of each id in the index, -1 where it has none; None when nobody has ids."""
+        if ids is None or self.ids is None:
+            return None
+        return np.array([self._position.get(name, -1) for name in ids], np.int64)
+
+    def nearest(self, queries: UnitRows, k: int, own: NDArray[np.int64] | None = None) -> Neighbours:
+        """Return the ``min(k, N)`` nearest rows of each query, without its ``own`` row, (Q,), where that is not -1."""
+        count = len(queries.values)
+        if k < 1:
+            raise EtudeError(f"k must be at least 1 neighbour, not {k}")
+        if own is None:
+            own = np.full(count, -1)
+        if len(own) != count:
+            raise EtudeError(f"there are {len(own):,} ids for {count:,} queries: give one id a query")
+        answer = self._by_graph if self._graph is not None else self._exactly
+        return answer(queries, min(k, len(self)), own)
+
+    def among_themselves(self, k: int) -> Neighbours:
+        """Return the nearest other rows of each row of the index."""
+        return self.nearest(self.rows, k, np.arange(len(self)))
+
+    def neighbours_of(
+        self, features: ArrayLike, k: int = 5, ids: Sequence[str] | None = None
+    ) -> list[list[tuple[str, float]]]:
+        """Return (id, distance to four digits) of each query's neighbours, nearest first, for a report.
+
+        Raises:
+            EtudeError: as :meth:`query`.
+        """
+        found = self.query(features, k, ids)
+        names = self.ids or tuple(str(row) for row in range(len(self)))
+        return [
+            [(names[row], round(float(far), 4)) for row, far in zip(rows, distances, strict=True) if row >= 0]
+            for rows, distances in zip(found.positions, found.distances, strict=True)
+        ]
+
+    def _exactly(self, queries: UnitRows, k: int, own: NDArray[np.int64]) -> Neighbours:
+        count = len(queries.values)
+        positions, distances = np.empty((count, k), np.int64), np.empty((count, k))
+        step = max(1, min(_BLOCK // len(self), max(_CACHED // len(self), _ROWS)))
+        for start in range(0, count, step):
+            part = slice(start, min(start + step, count))
+            block = queries.take(part)
+            squared = squared_distances(block, self.rows)
+            known = np.flatnonzero(own[part] >= 0)
+            squared[known, own[part][known]] = np.inf
+            positions[part], distances[part] = nearest_of_block(squared, block.values, self.rows.values, k)
+        return Neighbours(positions, distances)
+
+    def _by_graph(self, queries: UnitRows, k: int, own: NDArray[np.int64]) -> Neighbours:
+        """The graph names rows; their distances and order are computed here. What it misses is looked up exactly."""
+        wanted = min(k + int((own >= 0).any()), len(self))
+        self._graph.setQueryTimeParams({"efSearch": max(200, 2 * wanted)})
+        positions, distances = np.full((len(own), k), -1), np.full((len(own), k), np.inf)
+        short: list[int] = []
+        for row, (found, _) in enumerate(self._graph.knnQueryBatch(queries.values, k=wanted)):
+            rows = np.asarray(found, dtype=np.int64)
+            rows = rows[rows != own[row]]
+            if len(rows) < k:
+                short.append(row)
+                continue
+            far = pair_distances(queries.values, self.rows.values, np.full(len(rows), row), rows)
+            order = np.lexsort((rows, far))[:k]
+            positions[row], distances[row] = rows[order], far[order]
+        if short:
+            rest = self._exactly(queries.take(np.array(short)), k, own[short])
+            positions[short], distances[short] = rest.positions, rest.distances
+        return Neighbours(positions, distances)
+
+
+def checked_features(features: ArrayLike, where: str, columns: int | None = None) -> Floats:
+    """Return (N, D) finite floats, at least one of each, with D = ``columns`` when given; ``where`` is for messages."""
+    table = np.asarray(features)
+    if table.dtype.kind not in "fiu" or table.ndim != 2 or not table.size:
+        raise EtudeError(f"features of {where} must be numbers of shape (N, D), not {table.dtype} of {table.shape}")
+    if columns is not None and table.shape[1] != columns:
+        raise EtudeError(
+            f"features of {where} have {table.shape[1]:,} columns and those of the index {columns:,}: "
+            "take both from the same network"
+        )
+    if not np.isfinite(table).all():
+        raise EtudeError(f"features of {where} hold NaN or infinity: take them from images that a network can read")
+    return table if table.dtype.kind == "f" else table.astype(np.float32)
+
+
+def _checked_ids(ids: Sequence[str], count: int) -> tuple[str, ...]:
+    names = tuple(ids)
+    if len(names) != count:
+        raise EtudeError(f"there are {len(names):,} ids for {count:,} rows of features: give one id a row")
+    if len(set(names)) < count:
+        repeated = [name for name, times in Counter(names).items() if times > 1]
+        raise EtudeError(f"ids of the index must be unique, and {listed(repeated)} came more than once")
+    return names
+
+
+def _method(method: str, rows: int) -> Literal["exact", "hnsw"]:
+    if method not in get_args(Method):
+        known = get_args(Method)
+        raise EtudeError(f"method must be one of {listed(known)}, not {method!r}.{nearest(method, known)}")
+    if method == "hnsw":
+        nmslib_module()
+        return "hnsw"
+    return "hnsw" if method == "auto" and rows >= HNSW_FROM and _has_nmslib() else "exact"
+
+
+def nmslib_module() -> Any:
+    """Return nmslib, which only the graph needs.
+
+    Raises:
+        EtudeError: it is not installed.
+    """
+    try:
+        return import_module("nmslib")
+    except ImportError as error:
+        raise EtudeError(
+            f"method 'hnsw' needs the package nmslib, which cannot be imported ({error}): "
+            "pip install nmslib, or take method 'exact'"
+        ) from error
+
+
+def _has_nmslib() -> bool:
+    try:
+        nmslib_module()
+    except EtudeError:
+        return False
+    return True
+
+
+def _built(rows: NDArray[np.float32]) -> Any:
+    graph = nmslib_module().init(method="hnsw", space="l2")
+    graph.addDataPointBatch(rows)
+    graph.createIndex(_GRAPH, print_progress=False)
+    return graph

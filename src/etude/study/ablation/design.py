@@ -1,0 +1,229 @@
+"""How a time limit divides itself over the runs of an ablation: how many epochs and seeds fit."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from etude.core.errors import EtudeError, nearest
+from etude.models.device import best_device, choose_precision
+from etude.recipe import Recipe
+from etude.recipe.timeline import image_sizes
+from etude.recipe.tricks import Changes, Trick, switched
+from etude.study.doctor.doctor import Subject
+from etude.study.run.frozen import build_frozen, trainable_backbone
+from etude.study.run.plan import Amounts, Speed, duration, expected_seconds, measure_speed
+
+Mode = Literal["leave-one-out", "add-one-in"]
+MODES: dict[str, tuple[Mode, ...]] = {**{mode: (mode,) for mode in get_args(Mode)}, "both": get_args(Mode)}
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One recipe that is trained.
+
+    Args:
+        name: of its folder.
+        changes: of the recipe's settings.
+    """
+
+    name: str
+    changes: Changes
+
+
+@dataclass(frozen=True, slots=True)
+class Contrast:
+    """Two arms that differ in one trick.
+
+    Args:
+        without: name of the arm without it.
+        with_it: name of the arm with it.
+    """
+
+    trick: str
+    mode: Mode
+    without: str
+    with_it: str
+
+
+@dataclass(frozen=True, slots=True)
+class Design:
+    """All arms, those that others are compared with first, and the contrasts between them."""
+
+    arms: tuple[Arm, ...]
+    contrasts: tuple[Contrast, ...]
+
+    @property
+    def baselines(self) -> tuple[str, ...]:
+        """Names of the arms that others are compared with: nothing can be said without them."""
+        return tuple(arm.name for arm in self.arms if arm.name in ("full", "bare"))
+
+
+def modes_named(mode: str) -> tuple[Mode, ...]:
+    """Return the modes that ``--mode`` stands for.
+
+    Raises:
+        EtudeError: it is none of them.
+    """
+    if mode not in MODES:
+        raise EtudeError(f"--mode is {mode!r}; give {', '.join(MODES)}.{nearest(mode, MODES)}")
+    return MODES[mode]
+
+
+def design_of(recipe: Recipe, tricks: Sequence[Trick], modes: Sequence[Mode]) -> Design:
+    """Return the arms for tricks of a resolved recipe.
+
+    Leave-one-out compares the recipe with all of the tricks, ``full``, with all but one; add-one-in the recipe with
+    none of them, ``bare``, with one alone. Arms that come to the same are trained once.
+
+    Raises:
+        EtudeError: the tricks cannot be had together, or apart.
+    """
+    names = {trick.name for trick in tricks}
+    arms: dict[str, Arm] = {}
+
+    def arm(name: str, on: set[str]) -> str:
+        made = Arm(name, switched(recipe, tricks, on))
+        return arms.setdefault(repr(sorted(on)), made).name
+
+    bases = {mode: arm("full", names) if mode == "leave-one-out" else arm("bare", set()) for mode in modes}
+    contrasts: dict[tuple[str, str], Contrast] = {}
+    for mode in modes:
+        for trick in tricks:
+            if mode == "leave-one-out":
+                ends = arm(f"without-{trick.name}", names - {trick.name}), bases[mode]
+            else:
+                ends = bases[mode], arm(f"with-{trick.name}", {trick.name})
+            contrasts.setdefault(ends, Contrast(trick.name, mode, *ends))
+    return Design(tuple(arms.values()), tuple(contrasts.values()))
+
+
+def as_settings(changes: Mapping[str, Any]) -> list[str]:
+    """Return changes as ``--set`` takes them.
+
+    >>> as_settings({"train.ema": 0.0, "stages": ["finetune"]})
+    ['train.ema=0.0', 'stages=["finetune"]']
+    """
+    return [f"{key}={json.dumps(value)}" for key, value in changes.items()]
+
+
+FEWEST_SEEDS = 3  # that a time limit leaves; asked for by hand, two are enough
+SHORTEST = 0.25  # of the recipe's epochs: a shorter training is another one, in which other tricks help
+_STARTING = 3.0  # seconds of a run besides its stages: reading, planning, writing
+
+_TRAINED = ("freeze", "freeze_depthwise", "batchnorm", "precision")  # settings of a step's time
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Expected seconds of one run.
+
+    Args:
+        fixed: whatever its length.
+        training: fine-tuning over all epochs of the recipe.
+    """
+
+    fixed: float
+    training: float
+
+
+@dataclass(frozen=True, slots=True)
+class Division:
+    """What is run.
+
+    Args:
+        seeds: of every arm.
+        epochs: of every run, or None for the recipe's own length.
+        seconds: that it should take in all; None where that is not known.
+    """
+
+    seeds: int
+    epochs: float | None
+    seconds: float | None
+
+
+def divide(costs: Mapping[str, Cost], once: float, budget: float | None, seeds: int, epochs: float | None) -> Division:
+    """Return how many epochs and seeds fit into a time limit: epochs give way first, to a quarter of the recipe's.
+
+    Args:
+        costs: of a run of each arm.
+        once: seconds of what all runs share.
+        budget: in seconds; None for no limit.
+        seeds: asked for.
+        epochs: of the recipe, or None where its length is not given by epochs and so stays.
+
+    Raises:
+        EtudeError: not even the shortest training on the fewest seeds fits.
+
+    >>> divide({"full": Cost(5.0, 60.0), "bare": Cost(5.0, 60.0)}, 10.0, 300.0, seeds=5, epochs=8.0)
+    Division(seeds=5, epochs=3.2, seconds=300.0)
+    """
+    fixed = sum(cost.fixed for cost in costs.values())
+    training = sum(cost.training for cost in costs.values())
+
+    def seconds(count: int, share: float = 1.0) -> float:
+        return once + count * (fixed + share * training)
+
+    least = 1.0 if epochs is None else min(1.0, max(SHORTEST, 1.0 / epochs))
+    for count in range(seeds, min(seeds, FEWEST_SEEDS) - 1, -1):
+        if budget is None or seconds(count) <= budget:
+            return Division(count, None, seconds(count))
+        if epochs is not None and seconds(count, least) <= budget:
+            share = (budget - seconds(count, 0.0)) / (count * training)
+            fitting = max(least * epochs, math.floor(10.0 * share * epochs) / 10.0)
+            return Division(count, fitting, seconds(count, fitting / epochs))
+    count = min(seeds, FEWEST_SEEDS)
+    length = "" if epochs is None else f" of {least * epochs:.3g} epochs"
+    raise EtudeError(
+        f"--budget {duration(budget or 0.0)} is too short: {len(costs)} arms by {count} seeds{length} take about "
+        f"{duration(seconds(count, least))} here; give more time, fewer --tricks, a smaller network or --sample"
+    )
+
+
+def costs_of(recipes: Mapping[str, Recipe], subject: Subject) -> tuple[dict[str, Cost], float]:
+    """Return the expected cost of a run of each arm, and the seconds of what all share, measured on this machine.
+
+    Args:
+        recipes: of the arms, resolved.
+        subject: the images.
+    """
+    speeds: dict[tuple[object, ...], Speed] = {}
+    costs: dict[str, Cost] = {}
+    once = 0.0
+    for name, recipe in recipes.items():
+        stages = dict(_stages(recipe, subject, speeds))
+        once = max(once, stages.get("store", 0.0) + stages.get("features", 0.0))
+        costs[name] = Cost(_STARTING + stages.get("head", 0.0) + stages["predict"], stages.get("fine-tune", 0.0))
+    return costs, once
+
+
+def _stages(recipe: Recipe, subject: Subject, speeds: dict[tuple[object, ...], Speed]) -> list[tuple[str, float]]:
+    """Return (stage, seconds) of one arm's run; ``speeds`` keeps what was measured for the next."""
+    assert subject.images is not None
+    images, classes = len(subject.images), len(subject.images.classes)
+    held_out = max(1, round(images * recipe.data.valid))
+    amounts = Amounts(images, max(1, images - held_out), held_out, 0, folds=1)
+    precision = choose_precision(recipe.train.precision, best_device())
+    frozen = build_frozen(recipe, subject.channels)
+    features = training = None
+    if frozen is not None:
+        key = ("frozen", frozen.name, frozen.levels, recipe.model.feature_size)
+        if key not in speeds:
+            speeds[key] = measure_speed(frozen.backbone, recipe.model.feature_size, precision)
+        features = speeds[key]
+    if "finetune" in recipe.stages:
+        key = ("trained", recipe.model.backbone, image_sizes(recipe).first)
+        key += tuple(getattr(recipe.train, name) for name in _TRAINED)
+        if key not in speeds:
+            backbone = trainable_backbone(recipe, subject.channels, precision)
+            speeds[key] = measure_speed(backbone, image_sizes(recipe).first, precision)
+        training = speeds[key]
+    width = 0 if frozen is None else frozen.backbone.num_features
+    stages = expected_seconds(recipe, amounts, 0.0, features, training, width * classes)
+    views, predictor = recipe.predict.tta + 1, training or features
+    size = image_sizes(recipe).final if training is not None else recipe.model.feature_size
+    predicting = 0.0 if predictor is None else predictor.infer_at(size) * held_out * views
+    return [*stages, ("predict", predicting)]

@@ -1,0 +1,163 @@
+"""Stage 2's backbone as it is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from etude.core.files import digest_of
+from etude.core.progress import Progress
+from etude.data.batches import Augment
+from etude.data.dataset import Dataset
+from etude.models.backbones import BUNDLED_BACKBONE, Backbone, build_backbone, with_levels
+from etude.models.classifier import Preprocessing
+from etude.models.device import best_device
+from etude.models.features import cached, extract_features, extract_views, weights_digest
+from etude.models.optimize import fold_batchnorm, use_fast_depthwise
+from etude.recipe.settings import Recipe
+from etude.recipe.timeline import most_of
+from etude.training.optimizer import freeze_depthwise, freeze_first_layers
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """Stage 1's backbone.
+
+    Args:
+        name: of the backbone.
+        backbone: the frozen network, batch norm folded, several depths pooled.
+        own_features: width of the network's own features, the first columns.
+        levels: depths pooled beside them.
+    """
+
+    name: str
+    backbone: Backbone
+    own_features: int
+    levels: int
+
+
+@dataclass(frozen=True, slots=True)
+class AugmentedViews:
+    """Features of training images under random changes.
+
+    Args:
+        rows: sorted int (R,), the images.
+        values: float16 (V, R, D), without the plain view.
+    """
+
+    rows: np.ndarray
+    values: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenFeatures:
+    """Features of every image of a data set.
+
+    Args:
+        frozen: the network they come from.
+        preprocessing: of its input.
+        values: float16 (N, D).
+        reused: whether they came from the cache.
+        augmented: of more views of the training images, or None.
+    """
+
+    frozen: Frozen
+    preprocessing: Preprocessing
+    values: np.ndarray
+    reused: bool
+    augmented: AugmentedViews | None = None
+
+    def views_of(self, rows: np.ndarray, columns: int | None = None) -> np.ndarray:
+        """Return (V, R, ``columns``) features of training images, the plain view first; by default all columns."""
+        plain = self.values[rows, :columns]
+        if self.augmented is None:
+            return plain[None]
+        places = np.searchsorted(self.augmented.rows, rows)
+        return np.concatenate([plain[None], self.augmented.values[:, places, :columns]])
+
+
+def frozen_name(recipe: Recipe) -> str:
+    """Return the name of stage 1's backbone; the small network has no pretrained features, so Lite0 serves it."""
+    return BUNDLED_BACKBONE if recipe.model.backbone == "tiny" else recipe.model.backbone
+
+
+def build_frozen(recipe: Recipe, channels: int) -> Frozen | None:
+    """Return stage 1's backbone, or None when the recipe leaves stage 1 out or only random weights are to be had."""
+    if "head" not in recipe.stages:
+        return None
+    weights = "auto" if recipe.model.backbone == "tiny" else recipe.model.weights
+    backbone = build_backbone(frozen_name(recipe), weights, channels)
+    if not backbone.pretrained and recipe.stages != ("head",):
+        return None  # features of random weights would only cost time
+    fold_batchnorm(backbone.module, backbone.probe())
+    pooled = with_levels(backbone, recipe.model.levels)
+    levels = recipe.model.levels if pooled is not backbone else 0
+    return Frozen(frozen_name(recipe), pooled, backbone.num_features, levels)
+
+
+def compute_features(
+    frozen: Frozen, data: Dataset, recipe: Recipe, *, precision: str, cache: Path, progress: Progress
+) -> FrozenFeatures:
+    """Return the features of all images, from the cache when data, size, weights and numeric mode are the same."""
+    module = frozen.backbone.module
+    preprocessing = Preprocessing.of(frozen.backbone, data.build, recipe.model.feature_size)
+    gather, rows = data.build.store.gather, np.arange(len(data))
+    key = digest_of(
+        f"features-1 {frozen.name} {frozen.levels} {precision}",
+        data.build.store.folder.name,
+        weights_digest(module),
+        repr(preprocessing),
+    )
+    module.to(best_device())
+    values, reused = cached(
+        cache / "features" / f"{key}.npz",
+        lambda: extract_features(module, gather, rows, preprocessing, progress=progress, precision=precision),
+        len(rows),
+    )
+    return FrozenFeatures(frozen, preprocessing, values, reused)
+
+
+def add_views(
+    features: FrozenFeatures,
+    data: Dataset,
+    rows: np.ndarray,
+    recipe: Recipe,
+    augment: Augment,
+    policy: str,
+    *,
+    seed: int,
+    precision: str,
+    cache: Path | None,
+    progress: Progress,
+) -> FrozenFeatures:
+    """Return the features with ``recipe.head.views`` views of the images ``rows``, from the cache where it has them.
+
+    Args:
+        augment: ``augment(images, strength, rng, size)``.
+        policy: tells this change from every other.
+    """
+    store, module = data.build.store, features.frozen.backbone.module.to(best_device())
+    rows = np.unique(rows)
+    values = extract_views(
+        module, store.gather, rows, features.preprocessing,
+        augment=augment, policy=policy, views=recipe.head.views, seed=seed, data=store.folder.name,
+        plain=features.values[rows], source_size=store.source_size, precision=precision,
+        cache=None if cache is None else cache / "features", progress=progress,
+    )  # fmt: skip
+    return replace(features, augmented=AugmentedViews(rows, values[1:]))
+
+
+def trainable_backbone(recipe: Recipe, channels: int, precision: str) -> Backbone:
+    """Return the backbone folded, frozen and made fast as the recipe says."""
+    drop_path = max(recipe.train.drop_path, most_of(recipe, "drop_path"))
+    backbone = build_backbone(recipe.model.backbone, recipe.model.weights, channels, drop_path)
+    if recipe.train.batchnorm == "keep":
+        fold_batchnorm(backbone.module, backbone.probe())
+    if precision == "bf16" and best_device().type == "cpu":
+        use_fast_depthwise(backbone.module)
+    freeze_first_layers(backbone.module, recipe.train.freeze)
+    if recipe.train.freeze_depthwise:
+        freeze_depthwise(backbone.module)
+    return backbone

@@ -1,0 +1,249 @@
+"""The main job: from a request to a run folder, stage by stage, all of it in the journal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from etude.core.lr_range import NoDescentError
+from etude.data.split import Fold
+from etude.functional.augment import policy_named
+from etude.functional.transforms import code_digest
+from etude.journal.figures.timeline import draw_timeline
+from etude.journal.record import RunRecord
+from etude.journal.runs import working_on
+from etude.journal.screen import Screen
+from etude.models.classifier import ModelCard
+from etude.models.head import LinearHead
+from etude.recipe import Recipe, load_recipe
+from etude.recipe.settings import supervised_recipe
+from etude.recipe.timeline import resolved_timeline, timeline_of
+from etude.study.diagnostics import hand_over, look_back, report
+from etude.study.run.finish import finish
+from etude.study.run.frozen import add_views
+from etude.study.run.lr_find import find_lr, refuse_idle_search
+from etude.study.run.network import NO_EXTRAS, Candidate, better, finetune_candidate, fit_head_on, head_candidate
+from etude.study.run.plan import show_scores
+from etude.study.run.policy import PolicyChoice, settle_policy
+from etude.study.run.prepare import Prepared, prepare
+from etude.study.run.request import Request, claim_run_folder
+from etude.study.run.session import (
+    Session,
+    clear_leftovers,
+    naming_resume,
+    open_record,
+    record_to_resume,
+    refuse_other_inputs,
+    refuse_other_settings,
+    resumable_folder,
+)
+from etude.study.run.sources import Sources, inputs_of, read_sources
+from etude.study.unlabelled.pool import Pool, pool_of, refuse_mismatch
+from etude.study.unlabelled.rounds import Rounds
+from etude.study.unlabelled.teachers import distilled, open_teachers
+from etude.timeline import Timeline, timeline_to_tree
+from etude.training.batches import changes_of
+from etude.training.fit import DivergedError
+
+
+def fit(request: Request, screen: Screen) -> Path:
+    """Run the whole job, or go on with one that was stopped, and return the run's folder.
+
+    Raises:
+        EtudeError: whatever the user can mend, in one sentence; what was finished before is kept.
+    """
+    began = time.monotonic()
+    request.check()
+    recipe = load_recipe(request.recipe, request.settings)
+    timeline_of(recipe)  # a mistake in it is told before anything is read
+    refuse_idle_search(recipe)
+    refuse_mismatch(request, recipe)
+    policy_named("none" if recipe.augment.policy == "auto" else recipe.augment.policy)
+    early_warnings: list[str] = []
+    sources = read_sources(request, recipe, early_warnings.append)
+    inputs = inputs_of(recipe, sources.labelled, sources.train_count)
+    folder = resumable_folder(request) if request.resume else request.out or claim_run_folder(request.train)
+    with working_on(folder, early_warnings.append), naming_resume(folder):
+        record = None
+        if request.resume:
+            begun = record_to_resume(folder)
+            refuse_other_settings(folder, recipe, request)
+            refuse_other_inputs(folder, begun.get, inputs)
+            if begun["state"] == "finished":
+                record = RunRecord.reopen(folder)
+        if record is None:
+            record = open_record(folder, request, recipe, began=began)
+            session = Session(request, record, screen)
+            session.keep_inputs(inputs)
+            _run(session, recipe, sources, early_warnings)
+        clear_leftovers(folder)  # not before: a run killed in between would have to train again
+        report(folder, screen)
+        hand_over(record, request.mlflow, screen)
+        record.set("reported", True)
+    return folder
+
+
+def _run(session: Session, recipe: Recipe, sources: Sources, early_warnings: Sequence[str]) -> None:
+    """Do the work and close the record; a run that is stopped or fails is reported as it stands."""
+    record = session.record
+    try:
+        for text in early_warnings:
+            session.warn(text)
+        Job(session, prepare(session, recipe, sources)).run()
+    except BaseException as error:
+        record.close("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", error)
+        report(record.folder, session.screen)
+        raise
+    record.set("reported", False)
+    record.close("finished")
+
+
+class Job:
+    """Training, on every fold, and the predictions."""
+
+    def __init__(self, session: Session, prepared: Prepared) -> None:
+        self.session, self.prepared, self.recipe = session, prepared, prepared.recipe
+        self.policy: PolicyChoice | None = None
+        self.pool: Pool | None = None
+        self.extras = NO_EXTRAS
+
+    def run(self) -> None:
+        """Train the recipe's stages on every fold, predict, and show the scores."""
+        folds = self.prepared.folds
+        self.pool = pool_of(self.session, self.prepared)
+        if (teachers := open_teachers(self.session, self.prepared)) is not None:
+            self.extras = distilled(self.session, self.prepared, teachers, self.pool)
+        self._add_views(folds)
+        kept = [self._train(fold, number, len(folds)) for number, fold in enumerate(folds, 1)]
+        kept = finish(self.session, kept, self.prepared)
+        look_back(self.session, self.prepared, kept, kept[0][1].card.policy)
+        show_scores(self.session.screen, self.session.table())
+
+    def _train(self, fold: Fold, number: int, count: int) -> tuple[str, Candidate]:
+        """Train the recipe's stages on one fold; return its folder's name and the better candidate, which is saved."""
+        session = self.session
+        suffix = f" (fold {number}/{count})" if count > 1 else ""
+        name = f"fold-{number}" if count > 1 else "."
+        folder = session.folder / name
+        candidates: list[Candidate] = []
+        head = None
+        if self.prepared.features is not None:
+            with session.stage(f"head{suffix}") as stage:
+                head = fit_head_on(self.prepared.data, fold, self.prepared.features, self.recipe)
+                candidates.append(head_candidate(self.prepared, fold, head, session.screen))
+            session.scored(stage, candidates[-1].valid)
+            # So that a run killed in stage 2 can already predict.
+            session.save_model(name, candidates[-1].model, candidates[-1].card)
+        policy = self._settled_policy(fold, head)
+        if "finetune" in self.recipe.stages:
+            candidates += self._finetuned(fold, policy, folder, suffix, candidates)
+        kept = better(candidates)
+        if self.pool is not None and self.recipe.unlabeled.is_on:
+            session.save_model(name, kept.model, kept.card)
+            prepared = replace(self.prepared, recipe=self.recipe)
+            kept = Rounds(session, prepared, fold, self.pool, policy, folder, suffix).run(kept)
+        card: ModelCard = replace(kept.card, policy=policy, tta=self.recipe.predict.tta)
+        session.save_model(name, kept.model, card)
+        if len(candidates) > 1:
+            session.screen.say(f"kept{suffix}: {kept.stage}, the best of the stages on the validation images")
+        return name, replace(kept, card=card)
+
+    def _add_views(self, folds: list[Fold]) -> None:
+        """Add features of augmented views of the training images, by a policy that a head on the plain ones settles."""
+        prepared, session, views = self.prepared, self.session, self.recipe.head.views
+        if prepared.features is None or views == 1:
+            return
+        head = None
+        if self.recipe.augment.policy == "auto" and session.record.get("augmentation") is None:
+            with session.stage("head on plain views"):
+                head = fit_head_on(prepared.data, folds[0], prepared.features, self.recipe)
+        policy, own = policy_named(self._settled_policy(folds[0], head)), self.recipe.augment.transform
+        if policy.changes_nothing and not own:
+            session.warn(f"head.views={views} is left at 1: without augmentation all views of an image are the same")
+            return
+        code = code_digest(own) if own else ""
+        with session.stage("views"):
+            features = add_views(
+                prepared.features, prepared.data, np.concatenate([fold.train for fold in folds]), self.recipe,
+                changes_of(policy, own), f"{policy} {own} {code}",
+                seed=session.request.seed, precision=prepared.precision,
+                cache=None if code is None else session.cache, progress=session.screen,
+            )  # fmt: skip
+        self.prepared = replace(prepared, features=features)
+
+    def _finetuned(
+        self, fold: Fold, policy: str, folder: Path, suffix: str, earlier: list[Candidate]
+    ) -> list[Candidate]:
+        """Return stage 2's candidate; none when training diverged and stage 1 is there to be kept."""
+        session = self.session
+        if self.recipe.train.find_lr:
+            self._find_lr(fold, policy)
+        figure, title, recipe = folder / "timeline.png", f"{self.recipe.name}{suffix}", supervised_recipe(self.recipe)
+        images = len(fold.train) + sum(len(rows) for rows in self.extras.rows)
+        timeline, steps = resolved_timeline(recipe, images, self.prepared.pace)
+        try:
+            with session.stage(f"fine-tune{suffix}") as stage:
+                draw_timeline(figure, timeline, steps, title=title)
+                self._record_timeline(folder, timeline, steps)
+                trained, done = finetune_candidate(
+                    replace(self.prepared, recipe=recipe), fold,
+                    policy=policy, folder=folder, resume=session.request.resume,
+                    progress=session.screen, warn=session.warn, extras=self.extras,
+                )  # fmt: skip
+                stage.note("steps", done.steps)
+                stage.note("events", [f"{event.kind} at {event.progress:.1%}" for event in done.timeline.events])
+                planned = max(done.steps, round(done.steps / done.timeline.end))
+                draw_timeline(figure, done.timeline, planned, happened=done.happened, title=title)
+                self._record_timeline(folder, done.timeline, planned)
+        except DivergedError as problem:
+            if self.prepared.features is None:
+                raise
+            session.warn(f"stage 1 is kept, since {problem}")
+            return []
+        session.scored(stage, trained.valid)
+        stage.keep(better([*earlier, trained]) is trained)
+        return [trained]
+
+    def _record_timeline(self, folder: Path, timeline: Timeline, steps: int) -> None:
+        """Write the plan into the record, by the folder of its model; events that changed it are part of it."""
+        record, name = self.session.record, folder.relative_to(self.session.folder).as_posix()
+        plan = {"timeline": timeline_to_tree(timeline), "steps": steps}
+        record.set("timelines", {**(record.get("timelines") or {}), name: plan})
+
+    def _find_lr(self, fold: Fold, policy: str) -> None:
+        """Search the learning rate once, on the first fold; a resumed run keeps what it found."""
+        session = self.session
+        found = session.record.get("lr_find")
+        if found is None:
+            found = self._searched(fold, policy)
+            session.record.set("lr_find", found)
+        train = self.recipe.train.model_copy(update={"lr": found["lr"], "find_lr": False})
+        self.recipe = self.recipe.model_copy(update={"train": train})
+
+    def _searched(self, fold: Fold, policy: str) -> dict[str, float]:
+        session, figure = self.session, self.session.folder / "lr_find.png"
+        try:
+            with session.stage("lr-find"):
+                found = find_lr(self.prepared, fold, policy, figure=figure, progress=session.screen)
+        except NoDescentError as problem:
+            session.warn(f"train.lr={self.recipe.train.lr:g} is kept: {problem}")
+            return {"lr": self.recipe.train.lr}
+        session.screen.say(f"learning rate: {found.lr:.2g} ({figure} shows the search)")
+        return {"lr": found.lr, "lowest": found.lowest, "steepest": found.steepest}
+
+    def _settled_policy(self, fold: Fold, head: LinearHead | None) -> str:
+        """Decide the augmentation policy once, on the first fold; it is needed for training and for TTA only."""
+        known = self.session.record.get("augmentation")
+        if self.policy is None and known is not None:  # a resumed run keeps what it began with
+            self.policy = PolicyChoice(known["policy"], known["reason"])
+        if self.policy is None:
+            self.policy = settle_policy(self.session, self.prepared, fold, head)
+            choice = {"policy": self.policy.policy, "reason": self.policy.reason}
+            self.session.record.set("augmentation", choice)
+            if self.policy.measured or self.policy.policy != "none":
+                self.session.screen.say(f"augmentation: {self.policy.policy} ({self.policy.reason})")
+        return self.policy.policy

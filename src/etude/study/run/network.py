@@ -1,0 +1,247 @@
+"""The two stages as candidates: a head on frozen features, and a fine-tuned network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from etude.core.metrics import score_of
+from etude.core.predictions import Predictions
+from etude.core.progress import Progress
+from etude.core.seeds import derive_seed
+from etude.data.dataset import Dataset
+from etude.data.loader import TrainingRows, joined
+from etude.data.order import FixedMix
+from etude.data.split import Fold
+from etude.functional.augment import policy_named
+from etude.inference.predict import predict
+from etude.models.classifier import Classifier, ModelCard, Preprocessing
+from etude.models.head import LinearHead, fit_head
+from etude.recipe.settings import Recipe
+from etude.recipe.timeline import image_sizes, most_of
+from etude.study.run.frozen import FrozenFeatures, trainable_backbone
+from etude.study.run.prepare import Prepared
+from etude.training.fit import FineTuneTask, fine_tune
+from etude.training.resume import Finished
+
+
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What a fine-tuning learns from besides the fold's labelled images.
+
+    Args:
+        rows: unlabelled images, with pseudo-labels or without.
+        mix: how they share the batches with the labelled ones.
+        prior: (C,) class shares that online pseudo-labels are aligned to, or None.
+        teacher: float32 (N, C) a teacher's probabilities of all labelled images, or None.
+        teachers: networks that look at the very views of the student.
+        start: weights to start from, or None for a fresh network.
+    """
+
+    rows: tuple[TrainingRows, ...] = ()
+    mix: FixedMix | None = None
+    prior: np.ndarray | None = None
+    teacher: np.ndarray | None = None
+    teachers: tuple[nn.Module, ...] = ()
+    start: Classifier | None = None
+
+
+NO_EXTRAS = Extras()
+
+
+def fit_head_on(
+    data: Dataset, fold: Fold, features: FrozenFeatures, recipe: Recipe, columns: int | None = None
+) -> LinearHead:
+    """Fit a linear head on all views of the fold's training images; on the first ``columns`` features, if given."""
+    return fit_head(
+        features.views_of(fold.train, columns),
+        data.labels[fold.train],
+        len(data.images.classes),
+        candidates=recipe.head.inverse_regularization,
+        folds=recipe.head.folds,
+        search_rows=recipe.head.search_rows,
+        weights=data.weights[fold.train],
+        seed=fold.seed,
+    )
+
+
+def starting_network(prepared: Prepared, fold: Fold, policy: str) -> tuple[Classifier, ModelCard]:
+    """Return a fresh network, its head started from stage 1's features where they are its own, and its card."""
+    recipe, data, features, mode = prepared.recipe, prepared.data, prepared.features, prepared.training_mode
+    torch.manual_seed(derive_seed(fold.seed, "initial weights"))
+    name, classes = recipe.model.backbone, data.images.classes
+    backbone = trainable_backbone(recipe, data.build.store.channels, mode.precision)
+    folded = recipe.train.batchnorm == "keep"
+    dropout = max(recipe.train.dropout, most_of(recipe, "dropout"))  # the clock can change it, but not add it
+    model = Classifier(backbone.module, backbone.num_features, len(classes), dropout)
+    if features is not None and features.frozen.name == name:
+        # The trained network pools its last map only, so its head starts from a fit on those columns.
+        start = fit_head_on(data, fold, features, recipe, columns=features.frozen.own_features)
+        model.set_head(start.weight, start.bias)
+    preprocessing = Preprocessing.of(backbone, data.build, image_sizes(recipe).final)
+    return model, ModelCard(name, classes, preprocessing, mode.precision, tta=1, policy=policy, folded=folded)
+
+
+def training_task(
+    prepared: Prepared,
+    fold: Fold,
+    card: ModelCard,
+    folder: Path,
+    *,
+    resume: bool = False,
+    extras: Extras = NO_EXTRAS,
+) -> FineTuneTask:
+    """Return what there is to train on, and how."""
+    data, recipe = prepared.data, prepared.recipe
+    store, near = data.build.store, prepared.on_device
+    gather_tensor = None if near is None else near.gather_tensor
+    everything = TrainingRows(
+        store.gather, np.arange(len(data)), data.labels, data.weights, store.source_size, gather_tensor,
+        num_classes=len(data.images.classes), teacher=extras.teacher,
+    )  # fmt: skip
+    labelled = everything.subset(fold.train)
+    return FineTuneTask(
+        preprocessing=card.preprocessing,
+        train=joined(labelled, *extras.rows) if extras.rows else labelled,
+        valid=everything.subset(fold.valid),
+        recipe=recipe,
+        policy=policy_named(card.policy),
+        mode=prepared.training_mode,
+        seed=fold.seed,
+        folder=folder,
+        pace=prepared.pace,
+        resume=resume,
+        mix=extras.mix,
+        prior=extras.prior,
+        teachers=extras.teachers,
+    )
+
+
+_PASSES = 3  # of the network forward take about as long as one pass of training, forward and backward
+_CHEAP = 0.05  # of the time of training
+_SMALL = 2**29  # bytes of features
+
+
+@dataclass(frozen=True, slots=True)
+class TrainRows:
+    """The images that a candidate was trained on, where their features are to be saved.
+
+    Args:
+        rows: int (M,), positions in the store.
+        features: float16 (N, D) of the candidate's network for every row of the store, where they are known.
+    """
+
+    rows: np.ndarray
+    features: np.ndarray | None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A trained model and its predictions of the validation images.
+
+    Args:
+        stage: the stage that made it, ``head`` or ``finetune``, or ``round 2`` or ``online`` with unlabelled images.
+        valid: labelled predictions, all views.
+        train: the training images, or None when nobody wants their features.
+    """
+
+    stage: str
+    model: Classifier
+    card: ModelCard
+    valid: Predictions
+    notes: dict[str, Any] = field(default_factory=dict)
+    train: TrainRows | None = None
+
+    @property
+    def score(self) -> tuple[float, float]:
+        """Validation accuracy, then negative log loss to settle ties; larger is better."""
+        return score_of(self.valid)
+
+
+def head_candidate(
+    prepared: Prepared, fold: Fold, head: LinearHead, progress: Progress, stage: str = "head"
+) -> Candidate:
+    """Return stage 1 as a candidate; its validation predictions come from the cached features."""
+    features, classes = prepared.features, prepared.data.images.classes
+    assert features is not None
+    frozen = features.frozen
+    model = Classifier(frozen.backbone.module, frozen.backbone.num_features, len(classes))
+    model.set_head(head.weight, head.bias)
+    card = ModelCard(
+        frozen.name, classes, features.preprocessing, prepared.precision,
+        tta=1, policy="none", levels=frozen.levels, folded=True,
+    )  # fmt: skip
+    valid = _predict_valid(model, card, prepared, fold, progress, features.values[fold.valid])
+    notes = {"C": head.inverse_regularization, "cv cross-entropy": head.cross_entropy}
+    return Candidate(stage, model, card, valid, notes, _train_rows(prepared, fold, model, features.values))
+
+
+def finetune_candidate(
+    prepared: Prepared,
+    fold: Fold,
+    *,
+    policy: str,
+    folder: Path,
+    resume: bool,
+    progress: Progress,
+    warn: Callable[[str], None],
+    extras: Extras = NO_EXTRAS,
+    stage: str = "finetune",
+) -> tuple[Candidate, Finished]:
+    """Fine-tune a network, or go on with one that was stopped; return it with what happened on the way.
+
+    Args:
+        extras: what it learns from besides the fold's labelled images.
+        stage: its name.
+    """
+    model, card = starting_network(prepared, fold, policy)
+    if extras.start is not None:
+        model.load_state_dict(extras.start.state_dict())
+    task = training_task(prepared, fold, card, folder, resume=resume, extras=extras)
+    done = fine_tune(model, task, progress=progress, warn=warn, name="fine-tune" if stage == "finetune" else stage)
+    valid = _predict_valid(model, card, prepared, fold, progress, None)
+    epochs = done.steps * min(prepared.recipe.train.batch_size, len(fold.train)) / len(fold.train)
+    train = _train_rows(prepared, fold, model, None, epochs)
+    return Candidate(stage, model, card, valid, {"steps": done.steps}, train), done
+
+
+def better(candidates: list[Candidate]) -> Candidate:
+    """Return the candidate with the best validation score; the earlier stage where they are equal."""
+    return max(candidates, key=lambda candidate: candidate.score)
+
+
+def _train_rows(
+    prepared: Prepared, fold: Fold, model: Classifier, known: np.ndarray | None, epochs: float = 0.0
+) -> TrainRows | None:
+    """Return the training images if the recipe wants their features, or leaves it open and they cost little.
+
+    Costs are counted and not measured, so that the same command saves the same files. Each fold's model has features of
+    its own, so several folds save none unless they are asked to, which ends in a warning.
+    """
+    asked, size = prepared.recipe.predict.train_features, 2 * len(fold.train) * model.head.in_features
+    cheap = size <= _SMALL and (known is not None or _CHEAP * _PASSES * epochs >= 1.0)
+    wanted = cheap and len(prepared.folds) == 1 if asked == "auto" else asked == "always"
+    return TrainRows(fold.train, known) if wanted else None
+
+
+def _predict_valid(
+    model: Classifier, card: ModelCard, prepared: Prepared, fold: Fold, progress: Progress, known: np.ndarray | None
+) -> Predictions:
+    data = prepared.data
+    return predict(
+        model,
+        card,
+        data.build.store.gather,
+        fold.valid,
+        [data.images.ids[row] for row in fold.valid],
+        labels=data.labels[fold.valid],
+        progress=progress,
+        known_features=known,
+        name="validate",
+    )

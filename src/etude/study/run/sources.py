@@ -1,0 +1,252 @@
+"""The images of a run: read, sampled, surveyed, and split into folds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from etude.core.errors import EtudeError, listed
+from etude.core.files import digest_of, hash_of_file
+from etude.core.seeds import derive_seed
+from etude.core.submission import check_sample, checked_positive
+from etude.data.dataset import Dataset, joined
+from etude.data.scan import SurveyResult, survey
+from etude.data.sources import BadFile, ImageSet
+from etude.data.split import Fold, Split, hold_out, k_folds, sample
+from etude.data.tables import shared_groups
+from etude.functional.transforms import code_digest
+from etude.journal.screen import Screen
+from etude.recipe.settings import Recipe, value_range
+from etude.study.run.request import Request
+
+Warn = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Everything that was asked for, before any pixel is read.
+
+    Args:
+        labelled: training images, then those of ``--valid``.
+        train_count: how many of them are training images.
+        test: images to predict, or None.
+        unlabelled: further images without labels, or None.
+    """
+
+    labelled: ImageSet
+    train_count: int
+    test: ImageSet | None
+    unlabelled: ImageSet | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Surveys:
+    """What the files of all the sources hold.
+
+    Args:
+        labelled: training and validation images.
+        test: images to predict, or None.
+        unlabelled: further images without labels, or None.
+    """
+
+    labelled: SurveyResult
+    test: SurveyResult | None = None
+    unlabelled: SurveyResult | None = None
+
+
+def read_sources(request: Request, recipe: Recipe, warn: Warn) -> Sources:
+    """Read what the request names; a sample is taken before anything is decoded."""
+    train = _by_request(request.read_train(recipe.data, warn), request, warn)
+    if request.sample is not None:
+        assert train.labels is not None
+        strata = train.labels
+        if train.split is not None:  # so that the sample has validation rows too
+            _, strata = np.unique(np.stack([strata, train.split.fold_of]), axis=1, return_inverse=True)
+        train = train.take(sample(strata, request.sample, request.seed, warn=warn))
+    valid = request.read_valid(train.classes, recipe.data, warn)
+    labelled = train if valid is None else joined(train, valid)
+    test = request.read_test()
+    if request.probabilities and request.sample_submission is None and "id" in train.classes:
+        raise EtudeError(
+            "a class is called 'id', as is the column of ids beside the probabilities; give --sample-submission with "
+            "another name for that column, or leave out --probabilities"
+        )
+    if test is not None:
+        check_asked(request, test, train.classes, warn=warn)
+    return Sources(labelled, len(train), test, request.read_unlabelled())
+
+
+def _by_request(train: ImageSet, request: Request, warn: Warn) -> ImageSet:
+    """Return the training images without the split of their table where the request asks for another one."""
+    split = train.split
+    if split is None or (request.valid is None and request.folds in (None, len(split.folds))):
+        return train
+    given = request.valid is not None
+    option, rows = ("--valid", "all of its rows train") if given else (f"--folds {request.folds}", "its rows are dealt")
+    warn(f"{option} goes before column {split.column!r} of {request.train}, which is not used: {rows}")
+    return replace(train, split=None)
+
+
+def inputs_of(recipe: Recipe, images: ImageSet, train_count: int) -> dict[str, str]:
+    """Return fingerprints of what is known of a run's inputs before image files are read, and a description.
+
+    Args:
+        recipe: names the user's transform and a file of weights.
+        images: the training images, then validation images that were given.
+        train_count: how many of them are training images.
+    """
+    assert images.labels is not None
+    train, valid = images.labels[:train_count], images.labels[train_count:]
+    inputs = {
+        "described": images.described,
+        "classes": digest_of(*images.classes),
+        "labels": digest_of(*images.classes, train.tobytes()),
+        "validation labels": digest_of(*images.classes, valid.tobytes()),
+        "weights": digest_of(b"" if images.weights is None else images.weights.tobytes()),
+    }
+    if recipe.augment.transform and (code := code_digest(recipe.augment.transform)) is not None:
+        inputs["code of augment.transform"] = code
+    if (weights := Path(recipe.model.weights)).is_file():
+        inputs["file of model.weights"] = hash_of_file(weights)
+    return inputs
+
+
+def survey_sources(sources: Sources, recipe: Recipe, screen: Screen) -> Surveys:
+    """Read every file's header and content hash, and settle the range of values by the labelled images.
+
+    Raises:
+        EtudeError: not one file can be used, or the range cannot be settled.
+    """
+    labelled = survey(sources.labelled, screen).in_range(value_range(recipe.data.range), screen.say)
+    rest = (None if images is None else survey(images, screen) for images in (sources.test, sources.unlabelled))
+    return Surveys(labelled, *rest)
+
+
+def make_folds(data: Dataset, sources: Sources, request: Request, recipe: Recipe, warn: Warn) -> list[Fold]:
+    """Return the splits of the readable images: a hold-out, k folds, or the given validation images.
+
+    Raises:
+        EtudeError: fewer than two classes are left, or there is nothing to validate on.
+    """
+    splits = _splits(data.images, data.build.kept, data.build.content_hashes, sources, request, recipe, warn)
+    seeds = [request.seed if len(splits) == 1 else derive_seed(request.seed, "fold", k) for k in range(len(splits))]
+    return [
+        Fold(np.asarray(train), np.asarray(valid), seed) for (train, valid), seed in zip(splits, seeds, strict=True)
+    ]
+
+
+def planned_split(sources: Sources, surveyed: SurveyResult, request: Request, recipe: Recipe) -> tuple[int, int]:
+    """Return how many images of the first fold train and validate, if all that could be surveyed can be decoded.
+
+    Raises:
+        EtudeError: as :func:`make_folds`, before any time is spent on decoding.
+    """
+    images = sources.labelled.take(surveyed.kept)
+    hashes = surveyed.content_hashes
+    splits = _splits(images, surveyed.kept, hashes, sources, request, recipe, warn=lambda text: None)
+    return len(splits[0][0]), len(splits[0][1])
+
+
+def _splits(
+    images: ImageSet,
+    kept: np.ndarray,
+    hashes: Sequence[str],
+    sources: Sources,
+    request: Request,
+    recipe: Recipe,
+    warn: Warn,
+) -> list[Split]:
+    """Split ``images``, those of the sources at positions ``kept``."""
+    assert images.labels is not None
+    labels, classes = images.labels, images.classes
+    present = np.unique(labels)
+    if len(present) < 2:
+        raise EtudeError(
+            f"only class {classes[present[0]]!r} has readable images; a classifier needs two classes or more"
+        )
+    if len(present) < len(classes):
+        lost = [name for label, name in enumerate(classes) if label not in present]
+        warn(f"no image of {listed(lost)} can be read: the model will know these classes by name only")
+    if images.split is not None:
+        pairs = images.split.pairs(all_folds=request.folds is not None)
+        splits = [_given(images, train, valid, hashes, warn) for train, valid in pairs]
+    elif request.folds is not None:
+        splits = k_folds(labels, hashes, request.folds, request.seed, warn=warn, classes=classes)
+    elif request.valid is not None:
+        is_train = kept < sources.train_count
+        splits = [_given(images, np.flatnonzero(is_train), np.flatnonzero(~is_train), hashes, warn)]
+    else:
+        splits = [hold_out(labels, hashes, recipe.data.valid, request.seed, warn=warn, classes=classes)]
+    _warn_of_groups(images, splits[0], warn)
+    return splits
+
+
+def _warn_of_groups(images: ImageSet, split: Split, warn: Warn) -> None:
+    """Say so where images that may belong together, such as a patient's, stand on both sides of the split."""
+    for name, values in images.groups.items():
+        shared, count = shared_groups(values, *split)
+        if shared:
+            warn(
+                f"validation shares {shared:,} of {count:,} values of {name!r} with training: if rows of one value are "
+                "alike, the validation score is too high; mark whole values for validation in a column 'is_valid'"
+            )
+
+
+def check_asked(
+    request: Request, test: ImageSet, classes: tuple[str, ...], unreadable: Sequence[str] = (), *, warn: Warn
+) -> str | None:
+    """Refuse a sample submission that does not fit these test images and classes, before hours of training.
+
+    It is asked twice: of the images that are listed, and of those that could be read and the unreadable ones.
+
+    Returns:
+        What the submission will hold, in words; None without a sample.
+    """
+    if request.positive is not None:
+        checked_positive(request.positive, classes)
+    if request.sample_submission is None:
+        return None
+    return check_sample(
+        request.sample_submission, test.ids, classes,
+        probabilities=request.probabilities, positive=request.positive, unreadable=unreadable, warn=warn,
+    )  # fmt: skip
+
+
+def bad_files(*sets: Dataset | None) -> list[BadFile]:
+    """Return everything that could not be read."""
+    return [bad for one in sets if one is not None for bad in one.build.bad]
+
+
+def other_files(*sets: Dataset | None) -> list[BadFile]:
+    """Return the files that were left out because they are no images, or stand outside the class folders."""
+    return [other for one in sets if one is not None for other in one.images.left_out()]
+
+
+def _given(images: ImageSet, train: np.ndarray, valid: np.ndarray, hashes: Sequence[str], warn: Warn) -> Split:
+    if not len(train) or not len(valid):
+        raise EtudeError(
+            "no readable image is left on one side of the split; see bad_files.csv and mend or replace them"
+        )
+    assert images.labels is not None
+    if len(known := np.unique(images.labels[train])) < 2:
+        raise EtudeError(
+            f"only class {images.classes[known[0]]!r} has readable training images; a classifier needs two "
+            "classes or more: see bad_files.csv and mend or replace them"
+        )
+    if len(lost := np.setdiff1d(images.labels[valid], known)):
+        warn(
+            f"validation holds {int(np.isin(images.labels[valid], lost).sum()):,} images of "
+            f"{listed((images.classes[one] for one in lost), 3)}, and no training image is of such a class: they count "
+            "as errors, so mark some of them for training"
+        )
+    trained = {hashes[row] for row in train.tolist()}
+    copies = [images.ids[row] for row in valid.tolist() if hashes[row] in trained]
+    if copies:
+        warn(
+            f"{len(copies):,} of {len(valid):,} validation images are copies of training images ({listed(copies, 3)}): "
+            "the validation score is too high by that much"
+        )
+    return train, valid

@@ -1,0 +1,260 @@
+"""What keeps unlabelled images from fooling a run: validation kept apart, shifted classes told, no gain no change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from etude.core.metrics import Gain, accuracy, mean_gain
+from etude.core.predictions import Predictions
+from etude.core.seeds import rng_for
+from etude.data.dataset import Dataset
+from etude.health.duplicates import near_duplicates
+from etude.refine.calibration import Temperature
+from etude.refine.prior.priors import em_prior, shift_p_value
+from etude.study.unlabelled.pool import Pool
+
+Array = NDArray[np.float64]
+
+_THUMBNAIL = 16  # side in pixels at which two copies of a picture are the same, whatever was done to the file
+_SAME_PICTURE = 0.99  # cosine of centred thumbnails
+_MUCH_ALIKE = 0.9  # that of copies which features propose
+_MOST_PAIRS = 1_000_000
+_MOST_VIEWS, _SHOWN = 8, 1_000  # of an image; images times views that are enough to judge by
+_SHIFTED = 0.05  # p-value at which class shares are taken to differ
+_LEAST_SHARE = 1e-4  # of a class, so that a ratio of two shares stays finite
+_COLLAPSE = 0.25  # total variation that the predicted class shares may move away from the expected ones
+_LOST = 0.1  # of its expected share that a class keeps at least
+_COMMON = 0.02  # share from which on a class is expected to show
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a model says about the validation images and the pool, both calibrated on the first.
+
+    Args:
+        valid: labelled.
+        pool: the unlabelled images that training may use.
+        losses: (N,) mean log loss of each validation image over the views that it is judged by.
+    """
+
+    valid: Predictions
+    pool: Predictions
+    losses: Array
+
+    @classmethod
+    def calibrated(cls, valid: Predictions, pool: Predictions) -> Seen:
+        """Return predictions at the temperature at which those of the validation images fit their labels best.
+
+        Args:
+            valid: through V views, the first ones those of ``pool``.
+        """
+        same = replace(valid, logits=valid.logits[: len(pool.logits)])
+        fitted = Temperature().fit(same)
+        return cls(fitted.transform(same), fitted.transform(pool), _losses_of_views(valid))
+
+
+@dataclass(frozen=True, slots=True)
+class Shift:
+    """How the classes of the unlabelled images differ from the labelled ones'.
+
+    Args:
+        labelled: (C,) shares among the labelled training images.
+        estimated: (C,) shares among the unlabelled images, by EM.
+        p_value: of both being equal.
+    """
+
+    labelled: Array
+    estimated: Array
+    p_value: float
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the shares measurably differ."""
+        return self.p_value <= _SHIFTED
+
+    def described(self, classes: tuple[str, ...]) -> str:
+        """Return one sentence for the screen."""
+        if not self.is_there:
+            return f"class shares of the unlabelled images agree with the labelled ones' (p = {self.p_value:.2g})"
+        moved = int(np.abs(self.estimated - self.labelled).argmax())
+        return (
+            f"class shares of the unlabelled images differ from the labelled ones' (p = {self.p_value:.2g}), most of "
+            f"all {classes[moved]!r}: {self.labelled[moved]:.0%} of the labels, about {self.estimated[moved]:.0%} here"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a student may take its teacher's place.
+
+    Args:
+        gain: in log loss on the validation images, after calibration of both.
+        before: accuracy and log loss of the teacher there.
+        after: those of the student.
+        images: validation images.
+        keep_at: probability of being better that is asked for.
+        collapse: what speaks against it whatever validation says, or nothing.
+    """
+
+    gain: Gain
+    before: tuple[float, float]
+    after: tuple[float, float]
+    images: int
+    keep_at: float
+    collapse: str = ""
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the student is kept."""
+        return not self.collapse and self.gain.probability >= self.keep_at
+
+    @property
+    def told(self) -> str:
+        """One sentence with the figures."""
+        figures = (
+            f"log loss {self.before[1]:.4f} → {self.after[1]:.4f}, accuracy {self.before[0]:.1%} → {self.after[0]:.1%} "
+            f"on {self.images:,} validation images; better with probability {self.gain.probability:.2f}"
+        )
+        if self.collapse:
+            return f"thrown away: {self.collapse} ({figures})"
+        if self.keeps:
+            return f"kept: {figures}"
+        return f"thrown away: {figures}, and {self.keep_at:.2f} is asked for"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the figures for the record."""
+        names = ("accuracy", "log_loss")
+        return {
+            "kept": self.keeps,
+            "told": self.told,
+            "before": dict(zip(names, self.before, strict=True)),
+            "after": dict(zip(names, self.after, strict=True)),
+            "gain": {"log_loss": self.gain.gain, "low": self.gain.low, "high": self.gain.high},
+            "probability": self.gain.probability,
+            "collapse": self.collapse or None,
+        }
+
+
+def apart_from_validation(
+    pool: Pool, data: Dataset, valid: np.ndarray, features: tuple[np.ndarray, np.ndarray] | None = None
+) -> np.ndarray:
+    """Return the positions, ascending, of the pool's images that no validation image is a copy of.
+
+    Copies are found by thumbnails of their pixels. Where features are known, those propose more, such as crops, and
+    pixels that are much alike confirm them: images of one class may be as close in features as copies are.
+
+    Args:
+        valid: rows of ``data`` that validate.
+        features: (pool, D) and (N, D) of the same network over all labelled images.
+    """
+    shown, own = np.concatenate([_thumbnails(part.data, part.rows) for part in pool.parts]), _thumbnails(data, valid)
+    copies = {pair.first for pair in near_duplicates(shown, own, _SAME_PICTURE, most=_MOST_PAIRS)}
+    for pair in [] if features is None else near_duplicates(features[0], features[1][valid]):
+        one, other = shown[pair.first], own[pair.second]
+        if one @ other >= _MUCH_ALIKE * np.sqrt((one @ one) * (other @ other)):
+            copies.add(pair.first)
+    return np.setdiff1d(np.arange(len(pool)), sorted(copies))
+
+
+def label_shift(seen: Seen, labels: np.ndarray, seed: int) -> Shift:
+    """Return how the class shares of the pool differ from those of the labelled training images, ``labels`` (N,)."""
+    classes = len(seen.valid.classes)
+    shares = np.maximum(np.bincount(labels, minlength=classes) / len(labels), _LEAST_SHARE)
+    shares /= shares.sum()
+    valid, pool = seen.valid.probabilities(), seen.pool.probabilities()
+    p_value = shift_p_value(pool, valid, rng_for(seed, "unlabelled shift"))
+    return Shift(shares, em_prior(pool, shares), p_value)
+
+
+def settled_prior(asked: str, shift: Shift) -> Array | None:
+    """Return the class shares that pseudo-labels are aligned to, (C,); None for no alignment.
+
+    Args:
+        asked: ``labeled``, ``uniform``, ``none``, or ``estimate``: the labelled images' own unless a shift is there.
+    """
+    if asked == "none":
+        return None
+    if asked == "uniform":
+        return np.full(len(shift.labelled), 1.0 / len(shift.labelled))
+    prior = shift.estimated if asked == "estimate" and shift.is_there else shift.labelled
+    prior = np.maximum(prior, _LEAST_SHARE)
+    return prior / prior.sum()
+
+
+def judged(before: Seen, after: Seen, expected: Array, *, keep_at: float, seed: int) -> Verdict:
+    """Return whether the student that made ``after`` may take the place of the teacher that made ``before``.
+
+    By the paired bootstrap of the log loss over labelled validation images, or the exact test: with few of them a
+    difference must be large to count. Where the student's classes have collapsed, no score on a few images helps it.
+
+    Args:
+        expected: (C,) class shares of the pool.
+    """
+    gain, collapse = mean_gain(before.losses - after.losses, seed=seed), collapsed(before.pool, after.pool, expected)
+    return Verdict(gain, _scores(before), _scores(after), len(before.losses), keep_at, collapse)
+
+
+def collapsed(before: Predictions, after: Predictions, expected: Array) -> str:
+    """Return what shows that pseudo-labels feed on themselves; nothing where all is well.
+
+    They do where a class that should be common is hardly predicted any more, or where the predicted class shares have
+    moved far away from the expected ones.
+    """
+    old, new = _shares(before), _shares(after)
+    lost = (expected >= _COMMON) & (new < _LOST * expected) & (old >= _LOST * expected)
+    if lost.any():
+        first = int(lost.argmax())
+        return f"class {after.classes[first]!r} is predicted for {new[first]:.1%} of the unlabelled images"
+    far, farther = np.abs(old - expected).sum() / 2, np.abs(new - expected).sum() / 2
+    if farther > max(_COLLAPSE, far + _COLLAPSE / 2):
+        return f"predicted class shares are {farther:.0%} away from the expected ones ({far:.0%} before)"
+    return ""
+
+
+def _shares(predictions: Predictions) -> Array:
+    return np.bincount(predictions.predicted(), minlength=len(predictions.classes)) / len(predictions)
+
+
+def judging_views(images: int) -> int:
+    """Return through how many views each of so many validation images is judged.
+
+    An image that a model barely knows, it loses in some of its views: a few images then say about as much as several
+    times as many. Many images say enough as they are.
+
+    >>> judging_views(20), judging_views(300), judging_views(5_000)
+    (8, 3, 1)
+    """
+    return min(_MOST_VIEWS, max(1, _SHOWN // images))
+
+
+def _losses_of_views(valid: Predictions) -> Array:
+    """Return (N,) log losses, the mean over views; the views are calibrated together, as images of their own."""
+    views, count, _ = valid.logits.shape
+    assert valid.labels is not None
+    labels = np.tile(valid.labels, views)
+    each = Predictions(
+        tuple(f"{view}/{name}" for view in range(views) for name in valid.ids), valid.classes,
+        valid.logits.reshape(1, views * count, -1), labels=labels,
+    )  # fmt: skip
+    given = Temperature().fit(each).transform(each).log_probabilities()[np.arange(len(labels)), labels]
+    return -given.reshape(views, count).mean(axis=0)
+
+
+def _scores(seen: Seen) -> tuple[float, float]:
+    assert seen.valid.labels is not None
+    return accuracy(seen.valid.predicted(), seen.valid.labels), float(seen.losses.mean())
+
+
+def _thumbnails(data: Dataset, rows: np.ndarray) -> np.ndarray:
+    """Return float32 (M, D) small pictures, each of mean zero, so that light and dark copies are alike."""
+    size = min(_THUMBNAIL, data.build.store.size)
+    blocks = [
+        data.build.store.gather(rows[start : start + 1024], size).reshape(-1, size * size * data.build.store.channels)
+        for start in range(0, len(rows), 1024)
+    ]
+    pictures = np.concatenate(blocks).astype(np.float32)
+    return pictures - pictures.mean(axis=1, keepdims=True)

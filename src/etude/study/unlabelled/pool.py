@@ -1,0 +1,200 @@
+"""The unlabelled images of a run: those of ``--unlabeled`` and of ``--test``, each content once, as one pool."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from etude.core.errors import EtudeError
+from etude.core.files import digest_of
+from etude.core.predictions import Predictions
+from etude.core.progress import Progress
+from etude.data.batches import TrainingRows
+from etude.data.dataset import Dataset
+from etude.data.stores.device import DeviceStore
+from etude.inference.predict import predict
+from etude.models.classifier import Classifier, ModelCard
+from etude.recipe.settings import Recipe
+from etude.study.run.prepare import Prepared, on_device
+from etude.study.run.request import Request
+from etude.study.run.session import Session
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Images of the pool that one store holds.
+
+    Args:
+        name: ``unlabeled`` or ``test``.
+        data: the images and their store.
+        rows: int64 (N,), those of its rows that are in the pool.
+        near: the same store in the memory of the device that trains, or None.
+    """
+
+    name: str
+    data: Dataset
+    rows: np.ndarray
+    near: DeviceStore | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Unlabelled images, one after the other over all parts; positions count from the first of the first part."""
+
+    parts: tuple[Part, ...]
+
+    def __len__(self) -> int:
+        return sum(len(part.rows) for part in self.parts)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """A name for each image, unique over the parts."""
+        return tuple(f"{part.name}/{part.data.images.ids[row]}" for part in self.parts for row in part.rows)
+
+    def of_parts(self, chosen: np.ndarray) -> Iterator[tuple[Part, np.ndarray, np.ndarray]]:
+        """Yield each part with the rows of its store and the places in ``chosen``, ascending positions, that it has."""
+        start = 0
+        for part in self.parts:
+            places = np.flatnonzero((chosen >= start) & (chosen < start + len(part.rows)))
+            if len(places):
+                yield part, part.rows[chosen[places] - start], places
+            start += len(part.rows)
+
+    def predictions(
+        self,
+        model: Classifier,
+        card: ModelCard,
+        chosen: np.ndarray,
+        *,
+        tta: int,
+        progress: Progress,
+        features: np.ndarray | None = None,
+    ) -> Predictions:
+        """Return what a model says about the images at the positions ``chosen``; without features.
+
+        Args:
+            features: (pool, D) of the plain view, where they are known.
+        """
+        logits: list[np.ndarray] = []
+        for part, rows, places in self.of_parts(chosen):
+            known = None if features is None else features[chosen[places]]
+            seen = predict(
+                model, card, part.data.build.store.gather, rows, [part.data.images.ids[row] for row in rows],
+                tta=tta, progress=progress, known_features=known, name=f"pseudo-labels ({part.name})",
+            )  # fmt: skip
+            logits.append(seen.logits)
+        ids = self.ids
+        return Predictions(tuple(ids[position] for position in chosen), card.classes, np.concatenate(logits, axis=1))
+
+    def training_rows(
+        self,
+        chosen: np.ndarray,
+        classes: int,
+        targets: np.ndarray | None = None,
+        weights: np.ndarray | None = None,
+        teacher: np.ndarray | None = None,
+    ) -> list[TrainingRows]:
+        """Return the images at the positions ``chosen`` as unlabelled training rows, a set for each part.
+
+        Args:
+            classes: C.
+            targets: float32 (M, C) pseudo-labels, or None when they are made during training.
+            weights: float32 (M,), or None for equal ones.
+            teacher: float32 (M, C) probabilities for distillation, or None.
+        """
+        given = np.full(len(chosen), -1, np.int64) if targets is None else targets
+        even = np.ones(len(chosen), np.float32) if weights is None else weights
+        return [
+            TrainingRows(
+                part.data.build.store.gather, rows, given[places], even[places], part.data.build.store.source_size,
+                None if part.near is None else part.near.gather_tensor,
+                num_classes=classes if targets is None else None,
+                labelled=np.zeros(len(rows), bool),
+                teacher=None if teacher is None else teacher[places],
+            )
+            for part, rows, places in self.of_parts(chosen)
+        ]  # fmt: skip
+
+
+def refuse_mismatch(request: Request, recipe: Recipe) -> None:
+    """Refuse images and teachers that the recipe does not use, and a recipe that lacks what it is about.
+
+    Raises:
+        EtudeError: with the option or the recipe to change.
+    """
+    settings = recipe.unlabeled
+    if request.unlabeled is not None and not settings.is_on and not request.teachers:
+        raise EtudeError(
+            f"--unlabeled gives images that recipe {recipe.name!r} does not use: give --recipe pseudo-label (rounds of "
+            "training) or --recipe consistency (within one training), or leave --unlabeled out"
+        )
+    if settings.is_on and request.unlabeled is None and not (settings.use_test and request.test is not None):
+        raise EtudeError(
+            f"recipe {recipe.name!r} learns from images without labels, and there are none: give them with --unlabeled"
+            + ("" if settings.use_test else "; unlabeled.use_test=false leaves the test images out")
+        )
+    if settings.method == "online" and "finetune" not in recipe.stages:
+        raise EtudeError(
+            f"recipe {recipe.name!r} fine-tunes no network that online pseudo-labels could teach: "
+            "--set unlabeled.method=rounds works on a head alone"
+        )
+    if recipe.distill.model_fields_set and not request.teachers:
+        raise EtudeError(f"recipe {recipe.name!r} learns from a teacher, and there is none: give a run with --teacher")
+    if request.teachers and "finetune" not in recipe.stages:
+        raise EtudeError(f"recipe {recipe.name!r} fine-tunes no network that --teacher could teach: give another one")
+    if request.teachers and settings.is_on:
+        raise EtudeError(
+            f"--teacher and unlabeled.method={settings.method} both say what unlabelled images are: give --recipe "
+            "distill, or leave --teacher out"
+        )
+    for path in request.teachers:
+        if not path.exists():
+            raise EtudeError(f"--teacher {path} does not exist: give the folder of a run, or a file of probabilities")
+
+
+def pool_of(session: Session, prepared: Prepared) -> Pool | None:
+    """Return the unlabelled images that training may use, or None where nothing uses any.
+
+    A file that is also among the labelled images, or came before, is left out. A resumed run refuses other images
+    than those it began with.
+
+    Raises:
+        EtudeError: none is left, or the images have changed.
+    """
+    recipe, request = prepared.recipe, session.request
+    if not recipe.unlabeled.is_on and not request.teachers:
+        return None
+    seen = set(prepared.data.build.content_hashes)
+    parts: list[Part] = []
+    test = prepared.test if recipe.unlabeled.use_test else None
+    for name, data in (("unlabeled", prepared.unlabelled), ("test", test)):
+        if data is None:
+            continue
+        rows: list[int] = []
+        for row, content in enumerate(data.build.content_hashes):
+            if content not in seen:
+                seen.add(content)
+                rows.append(row)
+        near = None if prepared.on_device is None else on_device(session, recipe, data)
+        parts.append(Part(name, data, np.array(rows, np.int64), near))
+    pool = Pool(tuple(part for part in parts if len(part.rows)))
+    if not len(pool) and not request.teachers:
+        raise EtudeError(
+            "every unlabelled image is also among the labelled ones, so there is nothing to learn from them: give "
+            "other images with --unlabeled"
+        )
+    _record(session, parts, pool)
+    return pool if len(pool) else None
+
+
+def _record(session: Session, parts: list[Part], pool: Pool) -> None:
+    fingerprint = digest_of(*(part.data.build.content_hashes[row] for part in pool.parts for row in part.rows))
+    session.keep_inputs({"unlabelled images": fingerprint})
+    copies = sum(len(part.data) - len(part.rows) for part in parts)
+    counts = {part.name: len(part.rows) for part in parts}
+    session.record.set("unlabelled", {"images": len(pool), "of": counts, "copies": copies, "fingerprint": fingerprint})
+    told = " and ".join(f"{count:,} of --{name}" for name, count in counts.items())
+    left = f"; {copies:,} copies of other images are left out" if copies else ""
+    session.screen.say(f"unlabelled images: {told}{left}")
