@@ -7,7 +7,7 @@ TEST_ENV := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-browser lint house format clean
+.PHONY: help install demo test test-browser lint coverage house format clean
 
 help:  ## Show the targets.
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -43,6 +43,9 @@ test-browser: $(VENV)/.installed  ## Open reports and the site of all runs in he
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
 		{ echo "there is no Chromium to open pages in: apt-get install chromium" >&2; exit 1; }
 	$(TEST_ENV) $(BIN)/python -m pytest tests/browser
+
+coverage: $(VENV)/.installed  ## Run every test with coverage: a report, and a failure below the floor in pyproject.toml.
+	$(TEST_ENV) $(BIN)/python -m pytest -n auto --dist worksteal --cov --cov-report term:skip-covered --cov-report html
 
 house: $(VENV)/.installed  ## Print files, lines against each room's budget, import circles, and values passed through many calls.
 	$(BIN)/python tests/house.py $(ARGS)
