@@ -1,4 +1,4 @@
-"""Mistakes a user can make, each told in one clear sentence."""
+"""Errors that a user can cause, each a single sentence, and the parts such sentences share."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class Terminated(KeyboardInterrupt):
     """The system or another program has asked the process to end (SIGTERM): it stops as by Ctrl-C."""
 
 
-def told(problem: BaseException) -> str:
-    """Return a problem in words: as it says itself where it was written to be read, otherwise with its type.
+def error_text(problem: BaseException) -> str:
+    """Return the message of an error; with its type where the message was not written for users.
 
-    >>> told(EtudeError("the table has no column 'label'"))
+    >>> error_text(EtudeError("the table has no column 'label'"))
     "the table has no column 'label'"
-    >>> told(OSError(28, "No space left on device", "run.json"))
+    >>> error_text(OSError(28, "No space left on device", "run.json"))
     "[Errno 28] No space left on device: 'run.json'"
-    >>> told(ValueError("bad shape")), told(MemoryError())
+    >>> error_text(ValueError("bad shape")), error_text(MemoryError())
     ('ValueError: bad shape', 'MemoryError')
     """
     if isinstance(problem, EtudeError | OSError) and str(problem):

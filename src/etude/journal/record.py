@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from etude.core.errors import EtudeError, told
+from etude.core.errors import EtudeError, error_text
 from etude.core.files import explained_write, hash_of_file, write_json
 from etude.core.processor import cpu_model, usable_cores
 from etude.journal.runs import (
@@ -261,7 +261,7 @@ class RunRecord:
             state = "finished"
         except BaseException as error:
             state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            entry["error"] = _plain(told(error))
+            entry["error"] = _plain(error_text(error))
             raise
         finally:
             with self._lock:
@@ -344,7 +344,7 @@ class RunRecord:
         """End the run in ``state``: finished, failed or interrupted."""
         if state not in STATES[1:]:
             raise ValueError(f"a run ends {', '.join(STATES[1:])}, not {state!r}")
-        said = told(error) if isinstance(error, BaseException) else error
+        said = error_text(error) if isinstance(error, BaseException) else error
         with self._lock:
             self._content |= {"state": state, "error": _plain(said), "ended": now()}
             self._write_after(state)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from etude.core.errors import EtudeError, listed, told
+from etude.core.errors import EtudeError, error_text, listed
 from etude.core.files import write_json
 from etude.core.predictions import Predictions
 from etude.data.dataset import same_files_as
@@ -71,7 +71,7 @@ def report(folder: Path, screen: Screen) -> None:
     try:
         write_report(folder)
     except Exception as problem:  # what the run itself came to must not be lost behind it
-        screen.warn(f"no report: {told(problem)}")
+        screen.warn(f"no report: {error_text(problem)}")
 
 
 def architecture(candidate: Candidate) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def _tried(session: Session, what: str, make: Callable[[], T]) -> T | None:
     try:
         return make()
     except Exception as problem:  # of any library that looks at images: the run is done, and is not lost for a picture
-        session.warn(f"the report does without {what}: {told(problem)}")
+        session.warn(f"the report does without {what}: {error_text(problem)}")
         return None
 
 

@@ -1,15 +1,16 @@
 """Curves: how one scheduled quantity moves while a phase runs from 0 to 1.
 
-Every curve is a frozen dataclass, so its settings can be printed, compared, pickled and plotted.
+Every curve is a frozen dataclass, so its settings can be printed, compared, pickled and plotted. Its numbers must be
+finite, otherwise it raises a ValueError that names the curve and the field.
 """
 
 from __future__ import annotations
 
 import bisect
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from numbers import Real
-from typing import Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self, cast, runtime_checkable
 
 from etude.timeline.lengths import Length, RunSize, check_shares, divided, length_in_steps, parse_length, share_of
 
@@ -35,7 +36,7 @@ class Resolvable(Protocol):
         ...
 
     def resolved(self, phase_steps: float, run: RunSize) -> Curve:
-        """Return the same curve with every length a share."""
+        """Return the same curve with every length a share of a phase of ``phase_steps`` steps."""
         ...
 
 
@@ -59,53 +60,60 @@ def is_resolved(curve: Curve) -> bool:
 
 
 def check_numbers(curve: str, **values: object) -> None:
-    """Check that every value is a finite number.
-
-    Raises:
-        ValueError: one is not; the sentence names it and the curve.
-    """
+    """Raise ValueError unless every value is a finite number."""
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
             raise ValueError(f"{name} of the curve {curve!r} must be a finite number, got {value!r}")
 
 
-@dataclass(frozen=True, slots=True)
-class Constant:
-    """The same value throughout.
+class Named:
+    """The base of the curves here: ``name`` is the one they have in files; their numbers are checked when made."""
 
-    Raises:
-        ValueError: ``value`` is not a finite number.
+    __slots__ = ()
+    name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        found = [field.name for field in fields(cast(Any, self)) if field.type == "float"]
+        check_numbers(self.name, **{field: getattr(self, field) for field in found})
+
+    def _share(self, length: Length) -> float:
+        """Return ``length`` as the share it is; ValueError where it is none before the run's size is known."""
+        share = share_of(length)
+        if share is None:
+            raise ValueError(
+                f"the curve {self.name!r} with the length {length!r} has no values before the run's size is known: "
+                "call resolved(curve, phase_steps, RunSize(...)) first"
+            )
+        return share
+
+
+@dataclass(frozen=True, slots=True)
+class Constant(Named):
+    """The same value throughout.
 
     >>> Constant(0.1).at(0.7)
     0.1
     """
 
+    name = "constant"
     value: float
 
-    def __post_init__(self) -> None:
-        check_numbers("constant", value=self.value)
-
     def at(self, progress: float) -> float:
-        """Return the value, whatever the progress."""
+        """Return the value at any progress."""
         return self.value
 
 
 @dataclass(frozen=True, slots=True)
-class Linear:
+class Linear(Named):
     """A straight line from ``start`` to ``end``.
-
-    Raises:
-        ValueError: an end is not a finite number.
 
     >>> Linear(0.0, 2.0).at(0.25)
     0.5
     """
 
+    name = "linear"
     start: float
     end: float
-
-    def __post_init__(self) -> None:
-        check_numbers("linear", start=self.start, end=self.end)
 
     def at(self, progress: float) -> float:
         """Return ``start + (end - start) * progress``."""
@@ -113,21 +121,16 @@ class Linear:
 
 
 @dataclass(frozen=True, slots=True)
-class Cosine:
+class Cosine(Named):
     """Half a cosine from ``start`` to ``end``: flat at both ends (Loshchilov & Hutter 2016, without restarts).
-
-    Raises:
-        ValueError: an end is not a finite number.
 
     >>> round(Cosine(1.0, 0.0).at(0.5), 6)
     0.5
     """
 
+    name = "cosine"
     start: float
     end: float
-
-    def __post_init__(self) -> None:
-        check_numbers("cosine", start=self.start, end=self.end)
 
     def at(self, progress: float) -> float:
         """Return ``end + (start - end) * (1 + cos(pi * progress)) / 2``."""
@@ -135,21 +138,22 @@ class Cosine:
 
 
 @dataclass(frozen=True, slots=True)
-class Exponential:
+class Exponential(Named):
     """From ``start`` to ``end`` by the same factor in equal times: a straight line on a logarithmic axis.
 
     Raises:
-        ValueError: an end is not a finite number above 0.
+        ValueError: an end is not above 0.
 
     >>> round(Exponential(1.0, 0.01).at(0.5), 6)
     0.1
     """
 
+    name = "exponential"
     start: float
     end: float
 
     def __post_init__(self) -> None:
-        check_numbers("exponential", start=self.start, end=self.end)
+        Named.__post_init__(self)
         if min(self.start, self.end) <= 0.0:
             raise ValueError(f"an exponential curve runs between numbers above 0, got {self.start!r} to {self.end!r}")
 
@@ -160,7 +164,7 @@ class Exponential:
 
 
 @dataclass(frozen=True, slots=True)
-class Steps:
+class Steps(Named):
     """Constant pieces: multiplied by ``factor`` at every milestone (torch's ``MultiStepLR``).
 
     Args:
@@ -169,19 +173,20 @@ class Steps:
         milestones: progress of each change, rising, in [0, 1].
 
     Raises:
-        ValueError: a number is not finite, ``factor`` is not above 0, or the milestones do not rise within [0, 1].
+        ValueError: ``factor`` is not above 0, or the milestones do not rise within [0, 1].
 
     >>> [round(Steps(1.0, 0.1, (0.5, 0.75)).at(progress), 6) for progress in (0.4, 0.5, 0.8)]
     [1.0, 0.1, 0.01]
     """
 
+    name = "steps"
     start: float
     factor: float
     milestones: tuple[float, ...]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "milestones", tuple(self.milestones))
-        check_numbers("steps", start=self.start, factor=self.factor)
+        Named.__post_init__(self)
         for milestone in self.milestones:
             check_numbers("steps", milestone=milestone)
         if self.factor <= 0.0:
@@ -192,12 +197,11 @@ class Steps:
 
     def at(self, progress: float) -> float:
         """Return ``start * factor ** (number of milestones at or before progress)``."""
-        passed = bisect.bisect_right(self.milestones, progress + ROUNDING)
-        return self.start * self.factor**passed
+        return self.start * self.factor ** bisect.bisect_right(self.milestones, progress + ROUNDING)
 
 
 @dataclass(frozen=True, slots=True)
-class OneCycle:
+class OneCycle(Named):
     """Half a cosine from ``start`` to ``peak``, then half a cosine to ``end`` (Smith & Topin 2017).
 
     For momentum, which falls while the learning rate rises, ``peak`` lies below ``start``.
@@ -209,20 +213,21 @@ class OneCycle:
         rise: share of the phase until the peak, in (0, 1).
 
     Raises:
-        ValueError: a number is not finite or ``rise`` lies outside (0, 1).
+        ValueError: ``rise`` lies outside (0, 1).
 
     >>> curve = OneCycle(0.1, 1.0, 0.0, rise=0.25)
     >>> round(curve.at(0.0), 6), curve.at(0.25), curve.at(1.0)
     (0.1, 1.0, 0.0)
     """
 
+    name = "one_cycle"
     start: float
     peak: float
     end: float
     rise: float = 0.3
 
     def __post_init__(self) -> None:
-        check_numbers("one_cycle", start=self.start, peak=self.peak, end=self.end, rise=self.rise)
+        Named.__post_init__(self)
         if not 0.0 < self.rise < 1.0:
             raise ValueError(f"rise of a one_cycle curve must lie between 0 and 1, got {self.rise!r}")
 
@@ -238,7 +243,7 @@ def _half_cosine(start: float, end: float, progress: float) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Warmup:
+class Warmup(Named):
     """A straight line up to where ``after`` begins, then ``after`` over the rest (Goyal et al. 2017).
 
     Args:
@@ -247,20 +252,20 @@ class Warmup:
         start: value at the very beginning.
 
     Raises:
-        ValueError: ``length`` is malformed or a share of 1 or more, or ``start`` is not a finite number.
+        ValueError: ``length`` is malformed or a share of 1 or more.
 
-    >>> from etude.timeline.curves import Linear
     >>> curve = Warmup(Linear(1.0, 0.0), length=0.2)
     >>> curve.at(0.1), curve.at(0.2), curve.at(0.6)
     (0.5, 1.0, 0.5)
     """
 
+    name = "warmup"
     after: Curve
     length: Length = 0.1
     start: float = 0.0
 
     def __post_init__(self) -> None:
-        check_numbers("warmup", start=self.start)
+        Named.__post_init__(self)
         share = share_of(self.length)
         if share is not None and not 0.0 < share < 1.0:
             raise ValueError(
@@ -274,11 +279,7 @@ class Warmup:
         return share_of(self.length) is not None and is_resolved(self.after)
 
     def resolved(self, phase_steps: float, run: RunSize) -> Warmup:
-        """Return the same curve with lengths as shares of a phase of ``phase_steps`` steps.
-
-        Raises:
-            ValueError: the warmup leaves nothing of the phase, or ``run`` lacks what its length needs.
-        """
+        """Return the same curve with its lengths as shares; ValueError when the warmup leaves nothing of the phase."""
         steps = length_in_steps(self.length, phase_steps, run)
         if steps >= phase_steps:
             raise ValueError(
@@ -290,19 +291,15 @@ class Warmup:
         return replace(self, after=resolved(self.after, phase_steps - steps, run), length=share)
 
     def at(self, progress: float) -> float:
-        """Return the line before ``length``, ``after`` from there on.
-
-        Raises:
-            ValueError: the length is not a share; resolve the curve first.
-        """
-        share = resolved_share("warmup", self.length)
+        """Return the line before ``length``, ``after`` from there on; ValueError where the length is not a share."""
+        share = self._share(self.length)
         if progress < share:
             return self.start + (self.after.at(0.0) - self.start) * progress / share
         return self.after.at((progress - share) / (1.0 - share))
 
 
 @dataclass(frozen=True, slots=True)
-class Joined:
+class Joined(Named):
     """Curves one after the other, each over its own part of the phase.
 
     Args:
@@ -311,12 +308,12 @@ class Joined:
     Raises:
         ValueError: no part, a malformed length, or shares that do not sum to 1.
 
-    >>> from etude.timeline.curves import Constant, Linear
     >>> curve = Joined(((0.5, Constant(1.0)), (0.5, Linear(1.0, 0.0))))
     >>> curve.at(0.25), curve.at(0.75), curve.at(1.0)
     (1.0, 0.5, 0.0)
     """
 
+    name = "joined"
     parts: tuple[tuple[Length, Curve], ...]
 
     def __post_init__(self) -> None:
@@ -331,16 +328,14 @@ class Joined:
         return all(share_of(length) is not None and is_resolved(curve) for length, curve in self.parts)
 
     def resolved(self, phase_steps: float, run: RunSize) -> Joined:
-        """Return the same curve with lengths as shares of a phase of ``phase_steps`` steps.
-
-        Raises:
-            ValueError: the lengths exceed or do not fill the phase, or ``run`` lacks what one of them needs.
-        """
+        """Return the same curve with its lengths as shares; ValueError when they exceed or do not fill the phase."""
         shares = divided([length for length, _ in self.parts], phase_steps, run)
-        curves = (
-            resolved(curve, share * phase_steps, run) for share, (_, curve) in zip(shares, self.parts, strict=True)
+        curves = (curve for _, curve in self.parts)
+        return Joined(
+            tuple(
+                (share, resolved(curve, share * phase_steps, run)) for share, curve in zip(shares, curves, strict=True)
+            )
         )
-        return Joined(tuple(zip(shares, curves, strict=True)))
 
     def at(self, progress: float) -> float:
         """Return the value of the part that ``progress`` lies in; a boundary belongs to the part it begins.
@@ -350,31 +345,25 @@ class Joined:
         """
         start = 0.0
         for length, curve in self.parts[:-1]:
-            share = resolved_share("joined", length)
+            share = self._share(length)
             if progress < start + share - ROUNDING:
                 return curve.at(max(0.0, progress - start) / share)
             start += share
         length, curve = self.parts[-1]
-        return curve.at(min(1.0, max(0.0, progress - start) / resolved_share("joined", length)))
+        return curve.at(min(1.0, max(0.0, progress - start) / self._share(length)))
 
 
 @dataclass(frozen=True, slots=True)
-class Scaled:
+class Scaled(Named):
     """Another curve times ``factor``.
 
-    Raises:
-        ValueError: ``factor`` is not a finite number.
-
-    >>> from etude.timeline.curves import Linear
     >>> Scaled(Linear(0.0, 1.0), 0.1).at(0.5)
     0.05
     """
 
+    name = "scaled"
     curve: Curve
     factor: float
-
-    def __post_init__(self) -> None:
-        check_numbers("scaled", factor=self.factor)
 
     @property
     def is_resolved(self) -> bool:
@@ -382,7 +371,7 @@ class Scaled:
         return is_resolved(self.curve)
 
     def resolved(self, phase_steps: float, run: RunSize) -> Scaled:
-        """Return the same curve with the lengths within it as shares of a phase of ``phase_steps`` steps."""
+        """Return the same curve with the lengths within it as shares."""
         return replace(self, curve=resolved(self.curve, phase_steps, run))
 
     def at(self, progress: float) -> float:
@@ -390,23 +379,8 @@ class Scaled:
         return self.curve.at(progress) * self.factor
 
 
-def resolved_share(curve: str, length: Length) -> float:
-    """Return ``length`` as the share it is.
-
-    Raises:
-        ValueError: it is in epochs, steps or time, which are no share before the run's size is known.
-    """
-    share = share_of(length)
-    if share is None:
-        raise ValueError(
-            f"the curve {curve!r} with the length {length!r} has no values before the run's size is known: "
-            "call resolved(curve, phase_steps, RunSize(...)) first"
-        )
-    return share
-
-
 @dataclass(frozen=True, slots=True)
-class Triangular:
+class Triangular(Named):
     """Straight lines up from ``base`` to ``peak`` and back, again and again (Smith 2015, ``triangular``).
 
     With c the cycle as a share of the phase and p the progress, x = |2p/c - 2 floor(1 + p/c) + 1| and the value is
@@ -419,19 +393,20 @@ class Triangular:
         cycle: length of a whole cycle: a share of the phase (above 1 for part of a cycle), or epochs, steps or time.
 
     Raises:
-        ValueError: a number is not finite or ``cycle`` is malformed.
+        ValueError: ``cycle`` is malformed.
 
     >>> curve = Triangular(0.1, 0.5, cycle=0.5)
     >>> curve.at(0.0), curve.at(0.25), curve.at(0.5)
     (0.1, 0.5, 0.1)
     """
 
+    name = "triangular"
     base: float
     peak: float
     cycle: Length = 0.5
 
     def __post_init__(self) -> None:
-        check_numbers(self._name(), base=self.base, peak=self.peak)
+        Named.__post_init__(self)
         parse_length(self.cycle)
 
     @property
@@ -440,29 +415,17 @@ class Triangular:
         return share_of(self.cycle) is not None
 
     def resolved(self, phase_steps: float, run: RunSize) -> Self:
-        """Return the same curve with the cycle as a share of a phase of ``phase_steps`` steps.
-
-        Raises:
-            ValueError: ``run`` lacks what the length of the cycle needs.
-        """
+        """Return the same curve with the cycle as a share."""
         share = share_of(self.cycle)
-        return replace(
-            self, cycle=length_in_steps(self.cycle, phase_steps, run) / phase_steps if share is None else share
-        )
+        share = length_in_steps(self.cycle, phase_steps, run) / phase_steps if share is None else share
+        return replace(self, cycle=share)
 
     def at(self, progress: float) -> float:
-        """Return the value at ``progress`` in [0, 1] of the phase.
-
-        Raises:
-            ValueError: the cycle is not a share; resolve the curve first.
-        """
-        cycles = progress / resolved_share(self._name(), self.cycle)
+        """Return the value at ``progress``; ValueError where the cycle is not a share, so the curve not resolved."""
+        cycles = progress / self._share(self.cycle)
         number = math.floor(1.0 + cycles)
         x = abs(2.0 * cycles - 2.0 * number + 1.0)
         return self.base + (self.peak - self.base) * max(0.0, 1.0 - x) * self.amplitude(progress, number)
-
-    def _name(self) -> str:
-        return "triangular"
 
     def amplitude(self, progress: float, number: int) -> float:
         """Return the part of (peak - base) that cycle ``number``, counted from 1, reaches at ``progress``."""
@@ -478,8 +441,7 @@ class Triangular2(Triangular):
     (1.0, 0.5)
     """
 
-    def _name(self) -> str:
-        return "triangular2"
+    name = "triangular2"
 
     def amplitude(self, progress: float, number: int) -> float:
         """Return 2 ** -(number - 1)."""
@@ -500,17 +462,17 @@ class ExpRange(Triangular):
         decay: what is left of the amplitude at the end of the phase, above 0 and at most 1.
 
     Raises:
-        ValueError: a number is not finite, ``cycle`` is malformed, or ``decay`` is out of bounds.
+        ValueError: ``cycle`` is malformed, or ``decay`` is out of bounds.
 
     >>> round(ExpRange(0.0, 1.0, cycle=1.0, decay=0.25).at(0.5), 6)
     0.5
     """
 
+    name = "exp_range"
     decay: float = 0.1
 
     def __post_init__(self) -> None:
         Triangular.__post_init__(self)  # super() finds no class where slots=True has made a new one
-        check_numbers("exp_range", decay=self.decay)
         if not 0.0 < self.decay <= 1.0:
             raise ValueError(f"decay of an exp_range curve must be above 0 and at most 1, got {self.decay!r}")
 
@@ -532,9 +494,6 @@ class ExpRange(Triangular):
                 "give a gamma nearer to 1"
             )
         return cls(base, peak, cycle, gamma**steps)
-
-    def _name(self) -> str:
-        return "exp_range"
 
     def amplitude(self, progress: float, number: int) -> float:
         """Return decay ** progress."""
