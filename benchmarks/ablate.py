@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from common import machine, run_etude
-from etude.core.progress import Silent
+from etude.core.context import Silent
 from etude.data.digits import write_digits
 
 COMMON = ('--set=stages=["finetune"]', "--set=predict.tta=1")

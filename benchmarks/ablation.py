@@ -24,10 +24,10 @@ from typing import NamedTuple
 import ablation_arms
 import elpv
 from common import machine, spread
+from etude.core.context import Silent
 from etude.core.metrics import accuracy
 from etude.core.paired import compare, paired_metric
 from etude.core.predictions import Predictions
-from etude.core.progress import Silent
 from etude.data.digits import write_digits
 from etude.journal.record import RunRecord
 from etude.journal.screen import Screen

@@ -48,7 +48,7 @@ from etude.callbacks import (
     arrange,
 )
 from etude.callbacks.batches import BatchTransform, ImageBatch, Occasion
-from etude.core.progress import Silent
+from etude.core.context import Silent
 from etude.models.backbones import build_backbone
 from etude.models.classifier import Classifier
 from etude.timeline import Cosine, Linear, Phase, Timeline

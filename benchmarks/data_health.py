@@ -33,7 +33,7 @@ import numpy as np
 from PIL import Image
 
 from common import machine, spread
-from etude.core.progress import Silent
+from etude.core.context import Silent
 from etude.core.seeds import rng_for
 from etude.data.dataset import Dataset, open_dataset
 from etude.data.scan import read_facts, survey

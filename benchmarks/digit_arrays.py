@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from etude.core.progress import Silent
+from etude.core.context import Silent
 from etude.core.seeds import rng_for
 from etude.data.digits import write_digits
 

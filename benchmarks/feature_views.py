@@ -132,7 +132,7 @@ def features_epoch(features: np.ndarray, labels: torch.Tensor) -> float:
 
 def compare_epochs(images: int, repeats: int) -> None:
     """Print the seconds of both kinds of epoch over all cells, and their ratio."""
-    from etude.core.progress import Silent
+    from etude.core.context import Silent
     from etude.models.backbones import build_backbone, with_levels
     from etude.models.classifier import Preprocessing
     from etude.models.device import best_device, choose_precision, keep_large_blocks

@@ -26,8 +26,8 @@ import numpy as np
 
 from common import machine
 from elpv import write_split
+from etude.core.context import Silent
 from etude.core.predictions import Predictions
-from etude.core.progress import Silent
 from etude.data.digits import write_digits
 
 FIXED = ("train.threads=1", "train.precision=fp32", "train.memory_format=contiguous")

@@ -37,9 +37,9 @@ from sklearn.model_selection import train_test_split
 
 from common import machine, spread
 from digit_arrays import digit_arrays
+from etude.core.context import Silent
 from etude.core.files import digest_of
 from etude.core.metrics import metric_named
-from etude.core.progress import Silent
 from etude.core.seeds import derive_seed, rng_for
 from etude.core.standardise import FLOOR
 from etude.data.decode import UnreadableImage, decode

@@ -42,7 +42,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from common import machine
-from etude.core.progress import Silent
+from etude.core.context import Silent
 from etude.data.dataset import open_dataset
 from etude.data.loader import StepBatches, TrainingRows
 from etude.data.scan import survey

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from etude.core.progress import Silent
+from etude.core.context import Silent
 from etude.core.seeds import rng_for
 from etude.data.digits import write_digits
 

@@ -31,9 +31,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from common import machine
+from etude.core.context import Silent
 from etude.core.metrics import metric_named
 from etude.core.predictions import Predictions
-from etude.core.progress import Silent
 from etude.refine import KNN, Chain, Ensemble, LastLayer, ViewWeights, gain_by_views, standard_steps
 from etude.refine.base import without_labels
 from refine_common import Kept, with_interval

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from common import machine
-from etude.core.progress import Silent
+from etude.core.context import Silent
 from etude.core.seeds import rng_for
 from etude.data.digits import write_digits
 from etude.journal.record import read_run

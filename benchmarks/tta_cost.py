@@ -21,7 +21,7 @@ import etude.compat  # noqa: F401  (before timm)
 import numpy as np
 
 from common import machine
-from etude.core.progress import Silent
+from etude.core.context import Silent
 from etude.inference.predict import predict
 from etude.inference.views import IDENTITY, ViewLike, many_views
 from etude.models.backbones import Backbone, build_backbone

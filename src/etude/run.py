@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from etude.core.context import Progress, Silent, default_cache
 from etude.core.errors import EtudeError, listed
 from etude.core.predictions import Predictions
-from etude.core.progress import Progress, Silent
 from etude.core.submission import Unreadable, write_submission
 from etude.data.dataset import Dataset, open_dataset
 from etude.data.scan import survey
@@ -25,7 +25,6 @@ from etude.journal.runs import model_files, models_of, verify
 from etude.models.classifier import Classifier, ModelCard, load_model
 from etude.models.features import Gather
 from etude.refine.ensemble import average
-from etude.study.run.request import default_cache
 
 _Seen = tuple[Classifier, ModelCard, tuple[ViewLike, ...]]
 """A model and the views through which it sees the images."""

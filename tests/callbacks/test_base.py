@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import pytest
 
 from etude.callbacks import EMA, Checkpoints, Clock, History, MixUp, TrainingProgress
-from etude.core.progress import Silent
+from etude.core.context import Silent
 from etude.timeline import Phase, Timeline
 
 CLOCK = Timeline((Phase("all", 1.0, lr=0.1),))

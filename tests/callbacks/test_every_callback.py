@@ -25,7 +25,7 @@ from etude.callbacks.hooks import Hooks
 from etude.callbacks.mixup import CutMix, LabelSmoothing, MixUp
 from etude.callbacks.pseudo_labels import PseudoLabels
 from etude.callbacks.resize import ProgressiveResize
-from etude.core.progress import Silent
+from etude.core.context import Silent
 from etude.timeline import Shape, preset
 
 # The images of these tests are all labelled; test_pseudo_labels has others.

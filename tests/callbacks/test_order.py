@@ -30,8 +30,8 @@ from etude.callbacks.hooks import Hooks
 from etude.callbacks.mixup import CutMix, LabelSmoothing, MixUp
 from etude.callbacks.pseudo_labels import PseudoLabels
 from etude.callbacks.resize import ProgressiveResize
+from etude.core.context import Silent
 from etude.core.errors import EtudeError
-from etude.core.progress import Silent
 from etude.timeline import Linear, Phase, Timeline
 
 WITH_LR = Timeline((Phase("all", 1.0, lr=0.1),))

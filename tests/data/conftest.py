@@ -35,7 +35,7 @@ def class_folders(tmp_path: Path, save_image: SaveImage) -> Path:
 
 
 class CountingProgress:
-    """A :class:`etude.core.progress.Progress` that remembers each bar's total and count."""
+    """A :class:`etude.core.context.Progress` that remembers each bar's total and count."""
 
     def __init__(self) -> None:
         self.bars: dict[str, list[int]] = {}

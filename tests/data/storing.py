@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import etude
-from etude.core.progress import Progress, Silent
+from etude.core.context import Progress, Silent
 from etude.data.scan import survey
 from etude.data.sources import ImageSet, read_unlabelled
 from etude.data.stores import partial as ingest

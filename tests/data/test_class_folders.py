@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from etude.core.context import Silent
 from etude.core.errors import EtudeError
-from etude.core.progress import Silent
 from etude.data import walk
 from etude.data.scan import survey
 from etude.data.sources import read_labelled, read_unlabelled

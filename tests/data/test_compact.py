@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.storing import write_images
+from etude.core.context import Silent
 from etude.core.files import digest_of
-from etude.core.progress import Silent
 from etude.data.compact import DIGEST_BYTES, Digests, Paths, Texts
 from etude.data.dataset import joined, open_dataset
 from etude.data.scan import survey

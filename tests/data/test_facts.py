@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from etude.core.progress import Silent
+from etude.core.context import Silent
 from etude.data.scan import FileFacts, name_of, read_facts
 
 

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from data.storing import KINDS, build, whole_stores, write_images
+from etude.core.context import Silent
 from etude.core.errors import EtudeError
-from etude.core.progress import Silent
 from etude.data.decode import decode
 from etude.data.scan import survey
 from etude.data.sources import read_labelled, read_unlabelled

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from data.storing import build, flat, smooth, write_images
+from etude.core.context import Silent
 from etude.core.errors import EtudeError
-from etude.core.progress import Silent
 from etude.core.text import told_bytes
 from etude.data.scan import survey
 from etude.data.sources import ImageSet

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from etude.core.context import Silent
 from etude.core.errors import EtudeError
 from etude.core.prefetch import map_in_order
-from etude.core.progress import Silent
 from etude.data.scan import survey
 from etude.data.sources import BadFile, read_labelled, read_unlabelled, write_bad_files
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from etude.core.context import Silent
 from etude.core.errors import EtudeError
-from etude.core.progress import Silent
 from etude.data.dataset import Dataset, open_dataset
 from etude.data.scan import SurveyResult, survey
 from etude.data.sources import read_unlabelled

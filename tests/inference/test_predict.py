@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from etude.core.progress import Silent
+from etude.core.context import Silent
 from etude.inference.predict import plain_view, predict
 from etude.inference.views import IDENTITY, input_size, many_views, views_of
 from etude.models.backbones import TinyNet

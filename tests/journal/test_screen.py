@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from etude.core.progress import Progress
+from etude.core.context import Progress
 from etude.journal.screen import Screen
 
 

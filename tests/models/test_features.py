@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from etude.core.progress import Silent
+from etude.core.context import Silent
 from etude.models.backbones import TinyNet
 from etude.models.classifier import Preprocessing
 from etude.models.features import cached, extract_features, extract_views, weights_digest

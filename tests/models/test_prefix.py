@@ -16,8 +16,8 @@ import timm
 import torch
 from torch import nn
 
+from etude.core.context import Silent
 from etude.core.errors import EtudeError
-from etude.core.progress import Silent
 from etude.models import activations as activations_module
 from etude.models.activations import Split, extract_prefix, prefix_of
 from etude.models.backbones import TinyNet

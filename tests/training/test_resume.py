@@ -147,7 +147,7 @@ def test_a_checkpoint_that_cannot_be_written_costs_a_warning_only(whole, tmp_pat
     one, warnings = made("default", tmp_path), []
     blocked = tmp_path / "checkpoints" / "last.ckpt"
     (blocked / "in the way").mkdir(parents=True)
-    from etude.core.progress import Silent
+    from etude.core.context import Silent
     from etude.training.fit import fine_tune
 
     model = network()

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from etude.callbacks import Clock
+from etude.core.context import Silent
 from etude.core.errors import EtudeError
-from etude.core.progress import Silent
 from etude.models.classifier import Classifier
 from etude.models.modes import Mode
 from etude.recipe.timeline import resolved_run

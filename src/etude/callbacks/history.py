@@ -14,8 +14,8 @@ import torch
 
 from etude.callbacks.base import EtudeCallback, ends_step, loss_of
 from etude.callbacks.clock import clock_of
+from etude.core.context import Advance, BarContext, Progress
 from etude.core.files import replacing
-from etude.core.progress import Advance, BarContext, Progress
 
 
 class History(EtudeCallback):

@@ -24,13 +24,14 @@ def demo(*, out: Path | None = None, recipe: str = "default", seed: int = 0, cac
         Folder of decoded images and features; by default ~/.cache/etude.
     """
     from etude.cli.fit import tell_run
+    from etude.core.context import default_cache
     from etude.core.metrics import accuracy, standard_error
     from etude.core.predictions import Predictions
     from etude.data.digits import write_digits
     from etude.journal.screen import Screen
     from etude.recipe import load_recipe
     from etude.study.run.job import fit as run_job
-    from etude.study.run.request import Request, claim_run_folder, default_cache
+    from etude.study.run.request import Request, claim_run_folder
 
     load_recipe(recipe)  # a mistake in it is told before anything is written
     screen = Screen()

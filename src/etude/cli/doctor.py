@@ -63,9 +63,10 @@ def doctor(
     seed
         With --data: of the split, 0 by default.
     """
+    from etude.core.context import default_cache
     from etude.core.errors import EtudeError
     from etude.journal.screen import Screen
-    from etude.study.run.request import Columns, Request, default_cache
+    from etude.study.run.request import Columns, Request
 
     screen = Screen(quiet=as_json, file=sys.stderr if as_json else None)
     warnings: list[str] = []

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from etude.core.context import Progress
 from etude.core.errors import listed
-from etude.core.progress import Progress
 from etude.data.compact import Paths, Texts
 from etude.data.decode import UnreadableImage, decode, read_image_file
 from etude.data.scan import SurveyResult

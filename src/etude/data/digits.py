@@ -11,9 +11,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from etude.core.context import Progress
 from etude.core.errors import EtudeError
 from etude.core.files import explained_write
-from etude.core.progress import Progress
 from etude.data.split import hold_out
 
 LISTING = "test_labels.csv"

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from etude.core.context import Progress
 from etude.core.errors import EtudeError
 from etude.core.files import digest_of
 from etude.core.prefetch import map_in_order
 from etude.core.processor import usable_cores
-from etude.core.progress import Progress
 from etude.core.text import counted
 from etude.data.compact import DIGEST_BYTES, Digests
 from etude.data.decode import Survey, UnreadableImage, read_image_file, survey_image

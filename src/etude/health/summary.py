@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from etude.core.context import Progress, Silent
 from etude.core.errors import EtudeError
-from etude.core.progress import Progress, Silent
 from etude.core.seeds import rng_for
 from etude.data.dataset import Dataset
 from etude.data.scan import read_facts

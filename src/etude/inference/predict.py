@@ -8,10 +8,10 @@ from threading import Lock
 
 import numpy as np
 
+from etude.core.context import Progress
 from etude.core.predictions import Predictions
 from etude.core.prefetch import made_ahead
 from etude.core.processor import usable_cores
-from etude.core.progress import Progress
 from etude.inference.views import IDENTITY, ViewLike, input_size, many_views
 from etude.models.classifier import Classifier, ModelCard
 from etude.models.device import best_device

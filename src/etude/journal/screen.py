@@ -18,7 +18,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
-from etude.core.progress import Advance, BarContext, Silent
+from etude.core.context import Advance, BarContext, Silent
 from etude.core.text import visible
 
 _LOG_WIDTH = 80
@@ -34,7 +34,7 @@ class _Console(Console):
 
 
 class Screen:
-    """Writes to a terminal with colours and live bars, to anything else in plain lines; a ``core.progress.Progress``.
+    """Writes to a terminal with colours and live bars, to anything else in plain lines; a ``core.context.Progress``.
 
     Texts are shown as they are: nothing in a file or class name acts as markup or as a terminal command.
 

@@ -16,9 +16,9 @@ import torch
 from filelock import FileLock
 from torch import fx, nn
 
+from etude.core.context import Advance, Progress
 from etude.core.errors import EtudeError, listed, nearest
 from etude.core.files import digest_of, explained_write, read_json, write_json
-from etude.core.progress import Advance, Progress
 from etude.models.classifier import Preprocessing
 from etude.models.features import Gather, outputs_of, weights_digest
 

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from etude.core.arrays import load_arrays, save_arrays
+from etude.core.context import Progress
 from etude.core.errors import EtudeError
 from etude.core.files import digest_of
 from etude.core.prefetch import made_ahead
-from etude.core.progress import Progress
 from etude.core.seeds import rng_for
 from etude.models.classifier import Preprocessing
 from etude.models.device import channels_last

@@ -16,9 +16,9 @@ import torch
 
 from etude.callbacks import EMA, SWA, Checkpoints, Clock, CutMix, History, MixUp, TrainingProgress, arrange
 from etude.callbacks.mixup import ever_on
+from etude.core.context import Progress
 from etude.core.errors import EtudeError
 from etude.core.files import explained_write
-from etude.core.progress import Progress
 from etude.data.loader import OrderedBatches, TrainingRows
 from etude.data.order import FixedMix
 from etude.functional.augment import Policy

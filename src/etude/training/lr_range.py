@@ -14,8 +14,8 @@ import torch
 
 from etude.callbacks import Clock, TrainingProgress, arrange
 from etude.callbacks.base import loss_of
+from etude.core.context import Progress
 from etude.core.lr_range import DIVERGED
-from etude.core.progress import Progress
 from etude.models.classifier import Classifier
 from etude.models.modes import applied, lay_out
 from etude.recipe.timeline import image_sizes, timeline_of

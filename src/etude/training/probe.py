@@ -21,10 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from etude.core.context import Advance, Progress, Silent
 from etude.core.errors import EtudeError
 from etude.core.files import digest_of, read_json, write_json
 from etude.core.processor import cpu_model, free_memory, physical_cores, seconds_of_others, usable_cores
-from etude.core.progress import Advance, Progress, Silent
 from etude.core.seeds import derive_seed
 from etude.models.device import native_bf16
 from etude.models.features import autocast

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, SoftFileLock, Timeout
 
+from etude.core.context import Progress
 from etude.core.errors import EtudeError, listed, nearest
 from etude.core.files import NO_LOCKS, digest_of, explained_write
 from etude.core.processor import usable_cores
-from etude.core.progress import Progress
 from etude.core.text import told_bytes
 from etude.data.compact import Digests
 from etude.data.decode import DECODER_VERSION, FITS, choose_fit

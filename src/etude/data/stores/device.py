@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from etude.core.progress import Progress, Silent
+from etude.core.context import Progress, Silent
 from etude.core.text import told_bytes
 from etude.data.stores.protocol import Store, checked_rows
 

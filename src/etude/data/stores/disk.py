@@ -12,9 +12,9 @@ from typing import Any, ClassVar, Self
 import cv2
 import numpy as np
 
+from etude.core.context import Progress
 from etude.core.errors import EtudeError
 from etude.core.files import read_json, write_json
-from etude.core.progress import Progress
 from etude.data.compact import Digests
 
 STORE_VERSION = 2

@@ -21,10 +21,10 @@ from typing import IO, Any, Self
 
 import numpy as np
 
+from etude.core.context import Progress
 from etude.core.errors import EtudeError
 from etude.core.files import digest_of, explained_write, read_json, write_json
 from etude.core.prefetch import map_in_order
-from etude.core.progress import Progress
 from etude.data.compact import Digests
 from etude.data.decode import UnreadableImage, decode, dullness, read_image_file
 from etude.data.scan import SurveyResult, none_readable

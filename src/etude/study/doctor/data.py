@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from etude.core.context import default_cache
 from etude.core.text import counted
 from etude.data.dataset import Dataset, open_dataset
 from etude.data.scan import SurveyResult
@@ -19,7 +20,7 @@ from etude.models.backbones import required_size
 from etude.models.device import best_device, choose_precision
 from etude.recipe import ImageFacts, Recipe, load_recipe, resolve
 from etude.study.run.frozen import Frozen, build_frozen, compute_features
-from etude.study.run.request import Request, default_cache
+from etude.study.run.request import Request
 from etude.study.run.sources import make_folds, read_sources, survey_sources
 
 MOST_HERE = 4 * MOST

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from etude.core.context import Progress
 from etude.core.files import explained_write
 from etude.core.prefetch import map_in_order
 from etude.core.processor import usable_cores
-from etude.core.progress import Progress
 from etude.core.seeds import rng_for
 from etude.data.decode import UnreadableImage, decode, read_image_file
 from etude.data.scan import SurveyResult, survey

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from etude.core.context import Progress
 from etude.core.files import digest_of
-from etude.core.progress import Progress
 from etude.data.batches import Augment
 from etude.data.dataset import Dataset
 from etude.models.backbones import BUNDLED_BACKBONE, Backbone, build_backbone, with_levels

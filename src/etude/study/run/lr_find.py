@@ -6,9 +6,9 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from etude.core.context import Progress
 from etude.core.errors import EtudeError
 from etude.core.lr_range import LrSuggestion, suggest_lr
-from etude.core.progress import Progress
 from etude.data.split import Fold
 from etude.journal.figures.lr_range import draw_lr_range
 from etude.journal.record import RunRecord

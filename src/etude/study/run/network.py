@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from etude.core.context import Progress
 from etude.core.metrics import score_of
 from etude.core.predictions import Predictions
-from etude.core.progress import Progress
 from etude.core.seeds import derive_seed
 from etude.data.dataset import Dataset
 from etude.data.loader import TrainingRows, joined

@@ -159,13 +159,6 @@ def lr_settings(lr: str | float | None) -> list[str]:
         raise EtudeError(f"--lr is {lr!r}; give a number such as 1e-3, or auto to search for it") from None
 
 
-def default_cache() -> Path:
-    """Return the folder of stores and features: ``$ETUDE_CACHE``, else ``~/.cache/etude`` (or ``$XDG_CACHE_HOME``)."""
-    if given := os.environ.get("ETUDE_CACHE"):
-        return Path(os.path.expanduser(given))
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "etude"
-
-
 def run_folders(train: Path) -> Iterator[Path]:
     """Yield ``runs/NAME``, ``runs/NAME-2`` and so on, named after the training data, without end."""
     name = train.stem if train.suffix.lower() in (".csv", ".tsv", ".parquet") else train.resolve().name

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from etude.core.context import default_cache
 from etude.core.errors import EtudeError
 from etude.core.metrics import score_of
 from etude.core.predictions import Predictions
@@ -21,7 +22,7 @@ from etude.journal.screen import Screen
 from etude.models.classifier import Classifier, ModelCard, save_model
 from etude.models.modes import Mode
 from etude.recipe import Recipe, changed_settings, flat
-from etude.study.run.request import Request, default_cache, run_folders
+from etude.study.run.request import Request, run_folders
 
 
 def resumable_folder(request: Request) -> Path:

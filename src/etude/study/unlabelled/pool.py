@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from etude.core.context import Progress
 from etude.core.errors import EtudeError
 from etude.core.files import digest_of
 from etude.core.predictions import Predictions
-from etude.core.progress import Progress
 from etude.data.batches import TrainingRows
 from etude.data.dataset import Dataset
 from etude.data.stores.device import DeviceStore

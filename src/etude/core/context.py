@@ -1,0 +1,104 @@
+"""What all work shares, in one small object: where progress and warnings are shown, the cache, and the seed."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from etude.core.seeds import derive_seed, rng_for
+
+Warn = Callable[[str], object]
+"""Takes one sentence that a user should read."""
+
+
+class Advance(Protocol):
+    """Advance a progress bar by ``count`` units."""
+
+    def __call__(self, count: int = 1) -> None: ...
+
+
+BarContext = AbstractContextManager[Advance]
+"""What :meth:`Progress.bar` returns."""
+
+
+class Progress(Protocol):
+    """Something that can show progress bars; ``journal.screen`` draws them, tests count them."""
+
+    def bar(self, name: str, total: int, unit: str = "images") -> BarContext:
+        """Open a bar of ``total`` units; the context yields the function that advances it."""
+        ...
+
+
+class Silent:
+    """A :class:`Progress` that shows nothing.
+
+    >>> with Silent().bar("decode", 10) as advance:
+    ...     advance(10)
+    """
+
+    def bar(self, name: str, total: int, unit: str = "images") -> BarContext:
+        """Return a context whose advance function does nothing."""
+        return _nothing()
+
+
+@contextmanager
+def _nothing() -> Generator[Advance]:
+    def advance(count: int = 1) -> None:
+        """Show nothing."""
+
+    yield advance
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What all work of a run shares; it is itself a :class:`Progress`.
+
+    Args:
+        progress: draws bars; silent by default.
+        warn: takes a sentence that a user should read.
+        cache: folder of stores and features; None for :func:`default_cache`.
+        seed: that every draw derives from.
+    """
+
+    progress: Progress = field(default_factory=Silent)
+    warn: Warn = warnings.warn
+    cache: Path | None = None
+    seed: int = 0
+
+    def bar(self, name: str, total: int, unit: str = "images") -> BarContext:
+        """Open a bar of ``total`` units; the context yields the function that advances it."""
+        return self.progress.bar(name, total, unit)
+
+    def cached(self, *parts: str) -> Path:
+        """Return a path in the cache."""
+        return (self.cache or default_cache()).joinpath(*parts)
+
+    def derived(self, name: str, step: int = 0) -> int:
+        """Return the seed of a draw, by :func:`~etude.core.seeds.derive_seed`."""
+        return derive_seed(self.seed, name, step)
+
+    def rng(self, name: str, step: int = 0) -> np.random.Generator:
+        """Return the generator of a draw, by :func:`~etude.core.seeds.rng_for`."""
+        return rng_for(self.seed, name, step)
+
+    def seeded(self, seed: int) -> Context:
+        """Return the context of a part with a seed of its own, such as a fold."""
+        return replace(self, seed=seed)
+
+    def quiet(self) -> Context:
+        """Return a context whose warnings are dropped, for work that is done again with them."""
+        return replace(self, warn=lambda text: None)
+
+
+def default_cache() -> Path:
+    """Return the folder of stores and features: ``$ETUDE_CACHE``, else ``~/.cache/etude`` (or ``$XDG_CACHE_HOME``)."""
+    if given := os.environ.get("ETUDE_CACHE"):
+        return Path(os.path.expanduser(given))
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "etude"
