@@ -21,7 +21,7 @@ from etude.core.errors import EtudeError
 from etude.core.files import read_checked_json, read_json, write_checked_json, write_json
 from etude.core.predictions import Predictions
 from etude.core.submission import check_sample
-from etude.data.tables import read_table as read_images
+from etude.core.tables import read_table
 from etude.models.backbones import build_backbone, read_safetensors
 from etude.models.classifier import Classifier, ModelCard, Preprocessing, load_model, save_model
 from etude.models.features import cached
@@ -29,7 +29,6 @@ from etude.recipe import load_recipe
 from etude.refine.calibration import Temperature
 from etude.refine.chain import Chain
 from etude.refine.prior.priors import parse_prior
-from etude.refine.tables import read_table
 from etude.timeline import Phase, Timeline
 from etude.training.resume import Finished, ResumeFolder, RunPlan
 
@@ -208,7 +207,7 @@ def test_descriptions_of_no_model_are_refused(tmp_path: Path, changes: dict[str,
 
 TEXTS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "t.csv": ("id,ant,bee\na,0.25,0.75\nb,0.5,0.5\n", read_table),
-    "i.csv": ('image,label\n"a.png",ant\nb.png,bee\n', read_images),
+    "i.csv": ('image,label\n"a.png",ant\nb.png,bee\n', read_table),
     "s.csv": ("id,label\na,ant\nb,bee\n", lambda path: check_sample(path, ["a", "b"], ["ant", "bee"], warn=len)),
     "p.csv": ("class,share\nant,0.25\nbee,0.75\n", lambda path: parse_prior(path, ("ant", "bee"))),
     "p.json": ('{"ant": 0.25, "bee": 0.75}', lambda path: parse_prior(path, ("ant", "bee"))),
@@ -225,11 +224,10 @@ def test_texts(tmp_path: Path, name: str):
     outcomes(tmp_path / name, lambda: read(tmp_path / name), FREE)
 
 
-@pytest.mark.parametrize("read", [read_table, read_images])
-def test_parquet(tmp_path: Path, read: Callable[[Path], Any]):
+def test_parquet(tmp_path: Path):
     path = tmp_path / "t.parquet"
     pl.DataFrame({"id": ["a", "b", "c"], "ant": [0.25, 0.5, None]}).write_parquet(path)
-    outcomes(path, lambda: read(path), FREE)
+    outcomes(path, lambda: read_table(path), FREE)
 
 
 def test_weights(tmp_path: Path):
@@ -240,8 +238,8 @@ def test_weights(tmp_path: Path):
 
 READERS: dict[str, Callable[[Path], Any]] = {
     ".csv": read_table,
-    ".parquet": read_images,
-    ".tsv": read_images,
+    ".parquet": read_table,
+    ".tsv": read_table,
     ".npz": Predictions.load,
     ".json": read_json,
     ".toml": lambda path: load_recipe(str(path)),

@@ -78,7 +78,7 @@ def test_test_rows_neither_train_nor_validate_and_need_no_label(table):
     assert "2 rows" in told[0]
     assert "'split'" in told[0]
     path.write_text(path.read_text().replace("3.png,y", "3.png,"))
-    with pytest.raises(EtudeError, match=r"first in row 4 \(image '3.png'\)"):
+    with pytest.raises(EtudeError, match=r"first in line 5 \(image '3.png'\)"):
         read_labelled(path, warn=told.append)
 
 

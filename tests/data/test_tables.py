@@ -81,7 +81,7 @@ def test_names_in_two_folders_need_the_root(tmp_path: Path, save_image) -> None:
             save_image(tmp_path / place / f"{number}.png", seed=number)
     table = write(tmp_path / "t.csv", "id,label", "0,x", "1,y")
     with pytest.raises(
-        EtudeError, match=r"are found in several folders \(.*test.*train.*\); say which with --image-root"
+        EtudeError, match=r"are found in several folders \(.*test.*train.*\); choose one with --image-root"
     ):
         read_labelled(table)
     images = read_labelled(table, image_root=tmp_path / "test")
@@ -159,7 +159,7 @@ def test_weights(folder: Path) -> None:
     np.testing.assert_allclose(images.take([1]).weights, [0.33])
     for wrong in ("0", "-1", "nan", "inf", "heavy"):
         table = write(folder / "t.csv", "image,label,w", f"b.png,x,{wrong}", "a.png,y,1")
-        with pytest.raises(EtudeError, match=f"row 1 of .*'b.png'.* has the weight '{wrong}' in column 'w'"):
+        with pytest.raises(EtudeError, match=f"line 2 of .*'b.png'.* has the weight '{wrong}' in column 'w'"):
             read_labelled(table, weight_column="w")
 
 
@@ -174,7 +174,7 @@ def test_unlabelled_table(folder: Path) -> None:
 def test_empty_label(folder: Path, blank: str) -> None:
     table = write(folder / "t.csv", "image,label", "a.png,x", f"b.png,{blank}", "c.png,y")
     with pytest.raises(
-        EtudeError, match=r"no label in column 'label' for 1 of its 3 rows, first in row 2 \(image 'b.png'\)"
+        EtudeError, match=r"no label in column 'label' for 1 of its 3 rows, first in line 3 \(image 'b.png'\)"
     ):
         read_labelled(table)
 

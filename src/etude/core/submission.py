@@ -15,6 +15,7 @@ from etude.core.errors import EtudeError, listed, nearest
 from etude.core.files import reading, replacing
 from etude.core.ids import match_ids, positive_class, spelled_as, spellings
 from etude.core.predictions import Predictions
+from etude.core.tables import csv_rows
 
 Row = list[str]
 Warn = Callable[[str], object]
@@ -164,12 +165,8 @@ def _repeated(names: Sequence[str]) -> list[str]:
 
 
 def _read_sample(path: Path) -> _Sample:
-    with (
-        reading(path, "a well-formed CSV", "give the sample submission as it was published"),
-        path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file,
-    ):
-        reader = csv.reader(file, strict=True)
-        rows = [(reader.line_num, row) for row in reader if row]
+    with reading(path, "a well-formed CSV", "give the sample submission as it was published"):
+        rows = csv_rows(path, errors="surrogateescape")
     if len(rows) < 2 or len(rows[0][1]) < 2:
         raise EtudeError(
             f"the sample submission {path} must have a header with an id column and at least one column more, "

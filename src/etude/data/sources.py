@@ -19,6 +19,7 @@ import numpy as np
 from etude.core.errors import EtudeError, listed, nearest
 from etude.core.files import replacing
 from etude.core.ids import look_alikes, spellings
+from etude.core.tables import is_table
 from etude.core.text import counted
 from etude.data import tables
 from etude.data.compact import Paths, Texts
@@ -241,7 +242,7 @@ def read_labelled(
     if source.is_dir():
         _refuse_columns(source, image_column, label_column, weight_column, image_root)
         return _read_class_folders(source, classes, spelling, warn)
-    if not tables.is_table(source):
+    if not is_table(source):
         raise EtudeError(f"{source} is a file, but {_LABELLED_KINDS}")
     rows = tables.read_rows(
         source,
@@ -273,7 +274,7 @@ def read_unlabelled(
         images = replace(_sorted_set(source, source, found.ids, found.names), others=Texts(sorted(found.others)))
         left_out = _left_out(found.others, found.repeated, found.runs)
         return _described(images, f"folder, {counted(len(images), 'image')}{left_out}")
-    if tables.is_table(source):
+    if is_table(source):
         columns = tables.Columns(image=image_column)
         rows = tables.read_rows(source, columns, image_root=_optional_folder(image_root), labelled=False)
         images = _sorted_set(source, rows.root, rows.ids, rows.names)
@@ -416,7 +417,7 @@ def _nothing_labelled(root: Path, outside: int, others: list[str], empty: list[s
 
 
 def _tables_in(root: Path) -> str:
-    found = sorted(entry.name for entry in visible_entries(root) if tables.is_table(Path(entry.name)))
+    found = sorted(entry.name for entry in visible_entries(root) if is_table(Path(entry.name)))
     return f"; it also holds {listed(found)}: to read such a table, give its path" if found else ""
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,100 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from etude.core.errors import EtudeError, listed, nearest
-from etude.core.files import reading
 from etude.core.ids import match_ids, positive_class, spelled_as, spellings
 from etude.core.predictions import Predictions
 from etude.core.submission import checked_positive
-
-Row = list[str]
-
-SUFFIXES = (".csv", ".tsv", ".parquet")
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table as text.
-
-    Args:
-        header: names of the columns.
-        rows: as many cells each as the header.
-        lines: where each row stands in its file, counted from 1.
-    """
-
-    path: Path
-    header: Row
-    rows: list[Row]
-    lines: list[int] = field(repr=False)
-
-    def place(self, row: int) -> str:
-        """Return where a row stands, in words."""
-        return f"line {self.lines[row]:,} of {self.path}"
-
-    def column(self, position: int) -> list[str]:
-        """Return the cells of one column."""
-        return [row[position] for row in self.rows]
-
-    def position(self, name: str, option: str) -> int:
-        """Return where the column ``name`` stands, which the user gave as ``option``."""
-        if name not in self.header:
-            hint = nearest(name, self.header)
-            raise EtudeError(
-                f"{option} {name!r} is not in {self.path}; its columns are {listed(self.header, 8)}.{hint}"
-            )
-        return self.header.index(name)
-
-
-def read_table(path: Path) -> Table:
-    """Read a ``.csv``, ``.tsv`` or ``.parquet`` file as text.
-
-    Raises:
-        EtudeError: it cannot be read, has no rows, or a row or the header is not as it must be.
-    """
-    if path.suffix.lower() not in SUFFIXES:
-        raise EtudeError(f"{path} is no table that can be read: give a file that ends in {', '.join(SUFFIXES)}")
-    if path.suffix.lower() == ".parquet":
-        with reading(path, "a readable Parquet file"):
-            table = _read_parquet(path)
-    else:
-        with reading(path, "a well-formed table", "save it as UTF-8 text and check its quotes"):
-            table = _read_separated(path)
-    if not table.rows:
-        raise EtudeError(f"{path} has no rows; it needs a header line and one row for each image")
-    if repeated := sorted({name for name in table.header if table.header.count(name) > 1}):
-        raise EtudeError(f"{path} has several columns named {listed(repeated)}; rename them until each is unique")
-    return table
-
-
-def _read_separated(path: Path) -> Table:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        first = file.readline()
-        file.seek(0)
-        mark = _separator(path, first)
-        reader = csv.reader(file, delimiter=mark, strict=True)
-        rows = [(reader.line_num, row) for row in reader if row]
-    header = rows[0][1] if rows else []
-    for line, row in rows[1:]:
-        if len(row) != len(header):
-            raise EtudeError(f"line {line:,} of {path} has {len(row)} fields, but its header has {len(header)}")
-    return Table(path, header, [row for _, row in rows[1:]], [line for line, _ in rows[1:]])
-
-
-def _separator(path: Path, header: str) -> str:
-    """Spreadsheets of some countries write ``;`` into .csv files; the header line shows it."""
-    if path.suffix.lower() == ".tsv":
-        return "\t"
-    return max(",;\t", key=lambda mark: sum(len(cells) for cells in csv.reader([header], delimiter=mark)))
-
-
-def _read_parquet(path: Path) -> Table:
-    import polars as pl  # here, because it takes a tenth of a second and CSVs do not need it
-
-    with path.open("rb") as file:  # not by its name, which need not be UTF-8
-        frame = pl.read_parquet(file)
-    text = frame.cast(pl.String).fill_null("")
-    rows = [[str(cell) for cell in row] for row in text.iter_rows()]
-    return Table(path, frame.columns, rows, list(range(1, len(rows) + 1)))
-
+from etude.core.tables import Table, read_table
 
 Warn = Callable[[str], object]
 ID_NAMES = ("id", "image_id", "image", "file", "filename", "file_name", "name", "path", "key")
@@ -264,23 +174,19 @@ def with_classes(predictions: Predictions, classes: tuple[str, ...], where: str)
 
 
 def _source(table: Table, id_column: str | None, label_column: str | None, warn: Warn) -> Source:
-    ids_at = _id_position(table, id_column)
-    ids = table.column(ids_at)
-    _refuse_repeated(table, ids)
-    # A column without a name is the row index that pandas writes; it says nothing about the images.
-    others = [place for place, name in enumerate(table.header) if place != ids_at and name]
-    label_at = _label_position(table, others, label_column)
-    classes_at = [place for place in others if place != label_at]
-    classes = [table.header[place] for place in classes_at]
+    id_name, others = _split_off_ids(table, id_column)
+    ids = table.columns[id_name]
+    label_name = _label_name(table, others, label_column)
+    classes = [name for name in others if name != label_name]
     if len(classes) < 2:
-        place = classes_at[0] if classes else label_at
-        if place is None:
+        single = classes[0] if classes else label_name
+        if single is None:
             raise EtudeError(
                 f"{table.path} must have a column of probabilities for each class besides its ids, one of two classes, "
                 "or one of labels, and has none"
             )
-        return _single(table, ids_at, place)
-    values = _values(table, ids, classes_at)
+        return _single(table, id_name, single)
+    values = _values(table, ids, classes)
     off = np.abs(values.sum(1) - 1.0) > _OFF
     if off.any():
         first = int(np.argmax(off))
@@ -288,14 +194,14 @@ def _source(table: Table, id_column: str | None, label_column: str | None, warn:
             f"the probabilities of {int(off.sum()):,} of {len(ids):,} images in {table.path} do not sum to one (the "
             f"first is {ids[first]!r}, {values[first].sum():.4g}): each row was divided by its sum"
         )
-    labels = None if label_at is None else _positions(table.column(label_at), ids, classes, str(table.path))
+    labels = None if label_name is None else _positions(table.columns[label_name], ids, classes, str(table.path))
     return Source(Predictions.from_probabilities(ids, classes, values, labels))
 
 
-def _single(table: Table, ids_at: int, place: int) -> Source:
+def _single(table: Table, id_name: str, name: str) -> Source:
     """Read the one column of a table besides its ids: probabilities when one is a fraction, and otherwise labels."""
-    ids, cells = table.column(ids_at), [cell.strip() for cell in table.column(place)]
-    columns = (table.header[ids_at], table.header[place])
+    ids, cells = table.columns[id_name], [cell.strip() for cell in table.columns[name]]
+    columns = (id_name, name)
     values = np.array([_number(cell) for cell in cells], dtype=np.float64)  # NaN where a cell is none
     whole = not (values % 1).any() and (
         values.max(initial=0.0) > 1 or all(cell.lstrip("+-").isdigit() for cell in cells)
@@ -346,39 +252,42 @@ def _in_classes(source: Source, path: Path | str, classes: tuple[str, ...], posi
     return replace(source, predictions=replace(predictions, classes=(other, positive)))
 
 
-def _id_position(table: Table, asked: str | None) -> int:
-    if asked is not None:
-        return table.position(asked, "--id-column")
-    lowered = [name.strip().lower() for name in table.header]
-    return next((lowered.index(name) for name in ID_NAMES if name in lowered), 0)
+def _split_off_ids(table: Table, asked: str | None) -> tuple[str, list[str]]:
+    """Return the column of ids, and the names of the others; a column without a name is a row index."""
+    names = {name.strip().lower(): name for name in reversed(table.columns)}
+    usual = next((names[name] for name in ID_NAMES if name in names), next(iter(table.columns)))
+    id_name = usual if asked is None else table.checked(asked, "--id-column")
+    ids = Counter(table.columns[id_name])
+    if repeated := [name for name, count in ids.items() if count > 1]:
+        raise EtudeError(f"{table.path} has several rows for {listed(repeated)}: keep one row for each image")
+    return id_name, [name for name in table.columns if name and name != id_name]
 
 
-def _label_position(table: Table, places: Sequence[int], asked: str | None) -> int | None:
-    """Return where the labels stand: a column so named, unless its cells are numbers and no class is called so."""
+def _label_name(table: Table, others: Sequence[str], asked: str | None) -> str | None:
+    """Return the column of labels: one so named, unless its cells are numbers and no class is called so."""
     if asked is not None:
-        return table.position(asked, "--label-column")
-    for place in places:
-        if table.header[place].strip().lower() in LABEL_NAMES:
-            rest = {table.header[other] for other in places if other != place}
-            cells = [cell for cell in table.column(place) if cell.strip()]
+        return table.checked(asked, "--label-column")
+    for name in others:
+        if name.strip().lower() in LABEL_NAMES:
+            rest = {*others} - {name}
+            cells = [cell for cell in table.columns[name] if cell.strip()]
             if any(_number(cell) is None or cell in rest for cell in cells):
-                return place
+                return name
     return None
 
 
-def _values(table: Table, ids: Sequence[str], places: Sequence[int]) -> NDArray[np.float64]:
-    values = np.empty((len(ids), len(places)))
-    for row, cells in enumerate(table.rows):
-        picked = [cells[place] for place in places]
+def _values(table: Table, ids: Sequence[str], classes: Sequence[str]) -> NDArray[np.float64]:
+    values = np.empty((len(ids), len(classes)))
+    for row, cells in enumerate(zip(*(table.columns[name] for name in classes), strict=True)):
         try:
-            values[row] = np.array(picked, dtype=np.float64)
+            values[row] = np.array(cells, dtype=np.float64)
             usable = bool(np.isfinite(values[row]).all() and (values[row] >= 0).all())
         except ValueError:
             usable = False
         if not usable:
-            bad = next(at for at, cell in enumerate(picked) if (number := _number(cell)) is None or number < 0)
+            bad = next(at for at, cell in enumerate(cells) if (number := _number(cell)) is None or number < 0)
             raise EtudeError(
-                f"{table.place(row)} (image {ids[row]!r}) has {picked[bad]!r} in column {table.header[places[bad]]!r}: "
+                f"{table.place(row)} (image {ids[row]!r}) has {cells[bad]!r} in column {classes[bad]!r}: "
                 "a probability is a number of zero or more, so if these are logits or logarithms, give their softmax"
             )
         if not values[row].any():
@@ -398,13 +307,6 @@ def _number(cell: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _refuse_repeated(table: Table, ids: Sequence[str]) -> None:
-    if len(set(ids)) < len(ids):
-        seen: set[str] = set()
-        repeated = dict.fromkeys(name for name in ids if name in seen or seen.add(name))
-        raise EtudeError(f"{table.path} has several rows for {listed(repeated)}: keep one row for each image")
-
-
 def _labels_by_id(path: Path, label_column: str | None) -> dict[str, str]:
     if path.suffix.lower() == ".npz":
         held = Predictions.load(path)
@@ -414,17 +316,17 @@ def _labels_by_id(path: Path, label_column: str | None) -> dict[str, str]:
             name: held.classes[label] for name, label in zip(held.ids, held.labels.tolist(), strict=True) if label >= 0
         }
     table = read_table(path)
-    ids_at = _id_position(table, None)
-    _refuse_repeated(table, table.column(ids_at))
-    others = [place for place, name in enumerate(table.header) if place != ids_at and name]
-    named = [place for place in others if table.header[place].strip().lower() in LABEL_NAMES]
+    id_name, others = _split_off_ids(table, None)
+    named = [name for name in others if name.strip().lower() in LABEL_NAMES]
     if label_column is not None:
-        place = table.position(label_column, "--label-column")
+        name = table.checked(label_column, "--label-column")
     elif len(named or others) == 1:
-        place = (named or others)[0]
+        name = (named or others)[0]
     else:
         raise EtudeError(f"it is not clear which column of {path} holds the labels: name it with --label-column")
-    return {name: cell for name, cell in zip(table.column(ids_at), table.column(place), strict=True) if cell.strip()}
+    return {
+        image: cell for image, cell in zip(table.columns[id_name], table.columns[name], strict=True) if cell.strip()
+    }
 
 
 def _positions(
