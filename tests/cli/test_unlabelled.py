@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import etude as package
-from etude.core.metrics import Gain
+from etude.core.paired import Gain
 from etude.core.predictions import Predictions
 from etude.study.unlabelled import rounds
 from etude.study.unlabelled.guards import Verdict

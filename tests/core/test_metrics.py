@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from etude.core.errors import EtudeError
-from etude.core.metrics import METRICS, Gain, metric_named, paired_bootstrap, ranks_of
+from etude.core.metrics import METRICS, ClassCounts, metric_named, ranks_of
+from etude.core.paired import Gain, paired_bootstrap
 from etude.core.predictions import Predictions
-from etude.core.tally import Tally
 from etude.refine.tables import read_probabilities
 
 NAMES = (*METRICS, "map@1", "map@3")
@@ -161,12 +161,12 @@ def test_a_class_alone_and_a_sure_mistake_have_finite_scores():
 def test_tallies_of_many_decisions_are_those_of_each():
     rng = np.random.default_rng(0)
     labels, guesses = rng.integers(0, 3, 30), rng.integers(0, 3, (5, 30))
-    each = [Tally.of(one, labels, 3) for one in guesses]
+    each = [ClassCounts.of(one, labels, 3) for one in guesses]
     fields = ("labelled", "predicted", "hits", "distance")
-    stacked = Tally(*(np.stack([getattr(one, name) for one in each]) for name in fields))
+    stacked = ClassCounts(*(np.stack([getattr(one, name) for one in each]) for name in fields))
     for metric in METRICS.values():
-        if metric.of_tally is not None:
-            np.testing.assert_allclose(metric.of_tally(stacked), [float(metric.of_tally(one)) for one in each])
+        if metric.of_counts is not None:
+            np.testing.assert_allclose(metric.of_counts(stacked), [float(metric.of_counts(one)) for one in each])
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from etude.core.metrics import METRICS, Gain, metric_named, paired_bootstrap
-from etude.core.paired import Scored, compare, verdicts
+from etude.core.metrics import METRICS, metric_named
+from etude.core.paired import FEW, Gain, Scored, compare, paired_bootstrap, sign_flips, verdicts
 from etude.core.seeds import rng_for
-from etude.core.sign_flips import FEW, sign_flips
 from etude.refine.cross_fit import exceeds_noise
 
 

@@ -37,7 +37,7 @@ def test_columns_of_another_unit_have_no_part_in_the_floor():
     x = table()
     x[:, -1] *= 1e-6  # such as blur beside log probabilities
     x[:, 0] = 1e-4 * x[:, 0]
-    scaling = Standardised.of(x, alike=8)
+    scaling = Standardised.of(x, same_unit=8)
     assert scaling.deviation[-1] == pytest.approx(x[:, -1].std())
     assert scaling.deviation[0] == pytest.approx(FLOOR * np.median(x[:, :8].std(axis=0)))
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from etude.core.errors import EtudeError
-from etude.core.metrics import metric_named, paired_bootstrap
+from etude.core.metrics import metric_named
+from etude.core.paired import paired_bootstrap
 from etude.core.predictions import Predictions
 from etude.journal.compare import Comparison, compare_runs
 from etude.journal.figures.curves import draw_curves

@@ -17,7 +17,7 @@ from etude.journal.index import DAMAGED
 from etude.journal.runs import IN_NO_STAGE, REPORT_NAME, seconds_in_no_stage, stopped_at
 
 if TYPE_CHECKING:
-    from etude.core.metrics import Gain
+    from etude.core.paired import Gain
     from etude.journal.compare import Comparison
     from etude.journal.index import Garbage, RunSummary
     from etude.journal.screen import Screen

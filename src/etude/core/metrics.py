@@ -1,60 +1,34 @@
-"""Metrics by name, on log probabilities and labels; whether one set of predictions beats another beyond its noise."""
+"""Metrics by name, on log probabilities and labels.
+
+Scores of decisions are computed from counts by class, because :class:`~etude.refine.thresholds.Thresholds` scores
+hundreds of decisions at once, and the AUC from an order found once, because a bootstrap scores one order a thousand
+times: scikit-learn's functions, with which the tests compare all of them, take one set of predictions at a time.
+"""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from statistics import NormalDist
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from etude.core import tally
 from etude.core.errors import EtudeError, nearest
 from etude.core.predictions import Predictions
-from etude.core.seeds import rng_for
-from etude.core.sign_flips import FEW, sign_flips
-from etude.core.tally import FloatArray, IntArray, Tally
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+Scorer = Callable[[FloatArray], float]
+"""Takes how often each of N images counts, (N,) float64, and returns the score."""
+
+SMALLEST = 1e-15
+"""A probability below it counts as this much, so that one sure mistake does not make a log loss infinite."""
 
 _SAME = 1e-6  # relative; float32 logits and the sum over classes leave less than that between equal probabilities
 _CERTAIN = 700.0  # log odds beyond it are those of 0 and 1: Predictions keep the log of zero as -708
 _NEAR_ONE = 1e-6  # closer to one than this, 1 - p is better had from the other classes
-
-
-def log_odds(log_probabilities: FloatArray) -> FloatArray:
-    """Return log p - log(1 - p), (N, C), finite: it orders images within a class as p does, also close to 0 and 1.
-
-    >>> log_odds(np.log([[0.2, 0.8], [0.5, 0.5]])).round(2).tolist()
-    [[-1.39, 1.39], [0.0, 0.0]]
-    """
-    rows, top = np.arange(len(log_probabilities)), log_probabilities.argmax(axis=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        odds = log_probabilities - np.log1p(-np.exp(np.minimum(log_probabilities, 0.0)))
-        sure = log_probabilities[rows, top] > -_NEAR_ONE
-        others = log_probabilities[sure].copy()
-        others[np.arange(len(others)), top[sure]] = -np.inf
-        odds[rows[sure], top[sure]] = -np.logaddexp.reduce(others, axis=1)
-    return np.clip(odds, -_CERTAIN, _CERTAIN)
-
-
-def ties(scores: FloatArray) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return the order (N,) in which finite ``scores`` rise, and the first places of equal ones in it.
-
-    Scores that differ by no more than rounding does are equal; many close ones do not become equal one by one, since a
-    tie is never wider than that.
-
-    >>> [found.tolist() for found in ties(np.array([0.3, 0.1, 0.3 + 1e-9]))]
-    [[1, 0, 2], [0, 1]]
-    """
-    order = np.argsort(scores, kind="stable")
-    ordered = scores[order]
-    close = _SAME * np.maximum(1.0, np.abs(ordered))
-    rises = np.diff(ordered, prepend=-np.inf) > close
-    first = ordered[np.maximum.accumulate(np.where(rises, np.arange(len(ordered)), 0))]
-    rises[1:] |= np.diff(np.floor((ordered - first) / close)) > 0
-    return order, np.flatnonzero(rises)
 
 
 def accuracy(predicted: ArrayLike, labels: ArrayLike) -> float:
@@ -62,42 +36,22 @@ def accuracy(predicted: ArrayLike, labels: ArrayLike) -> float:
 
     Raises:
         EtudeError: a label is negative (unlabelled), there are none, or the lengths differ.
-
-    >>> accuracy([0, 1, 1, 0], [0, 1, 0, 0])
-    0.75
     """
-    guesses, truth = _paired(predicted, labels)
+    guesses, truth = np.asarray(predicted), _known(labels)
+    if guesses.shape != truth.shape or guesses.dtype.kind not in "iu":
+        raise EtudeError(
+            f"predicted classes must be {len(truth):,} integers, one a label, not {guesses.dtype} of {guesses.shape}"
+        )
     return float((guesses == truth).mean())
-
-
-def balanced_accuracy(predicted: ArrayLike, labels: ArrayLike) -> float:
-    """Return the mean, over the classes that occur in ``labels``, of the share of their images predicted right.
-
-    Raises:
-        EtudeError: as :func:`accuracy`.
-
-    >>> balanced_accuracy([0, 0, 0, 0], [0, 0, 0, 1])
-    0.5
-    """
-    guesses, truth = _paired(predicted, labels)
-    _, positions, counts = np.unique(truth, return_inverse=True, return_counts=True)
-    hits = np.bincount(positions, weights=(guesses == truth).astype(np.float64))
-    return float(np.mean(hits / counts))
 
 
 def log_loss(probabilities: ArrayLike, labels: ArrayLike) -> float:
     """Return the mean of -log of the probability, (N, C), that was given to the label, (N,) integers; in nats.
 
-    A probability below 1e-15 counts as 1e-15, so that one sure mistake does not make the score infinite.
-
     Raises:
         EtudeError: as :func:`accuracy`; a label has no column; a probability is outside [0, 1].
-
-    >>> round(log_loss([[0.5, 0.5], [0.1, 0.9]], [0, 1]), 4)
-    0.3993
     """
-    values = np.asarray(probabilities, dtype=np.float64)
-    truth = _labelled(labels)
+    values, truth = np.asarray(probabilities, dtype=np.float64), _known(labels)
     if values.ndim != 2 or len(values) != len(truth):
         raise EtudeError(f"probabilities must have shape ({len(truth)}, C), one row a label, not {values.shape}")
     if truth.max() >= values.shape[1]:
@@ -105,15 +59,30 @@ def log_loss(probabilities: ArrayLike, labels: ArrayLike) -> float:
     if not ((values >= 0) & (values <= 1 + 1e-6)).all():
         raise EtudeError("probabilities must lie between 0 and 1; were logits given instead?")
     given = values[np.arange(len(truth)), truth]
-    return float(-np.mean(np.log(np.clip(given, 1e-15, 1.0))))
+    return float(-np.mean(np.log(np.clip(given, SMALLEST, 1.0))))
+
+
+def _known(labels: ArrayLike) -> IntArray:
+    truth = np.asarray(labels)
+    if truth.ndim != 1 or not len(truth):
+        raise EtudeError(f"a score needs at least one label, (N,) integers, not an array of shape {truth.shape}")
+    if truth.dtype.kind not in "iu":
+        raise EtudeError(f"labels must be integers, not {truth.dtype}")
+    if (unknown := int((truth < 0).sum())) > 0:
+        raise EtudeError(f"{unknown:,} of {len(truth):,} images are unlabelled: score only the labelled ones")
+    return truth.astype(np.int64)
+
+
+def score_of(predictions: Predictions) -> tuple[float, float]:
+    """Return accuracy and negative log loss of labelled predictions; larger is better in both."""
+    if predictions.labels is None:
+        raise ValueError("these predictions have no labels to be scored against")
+    labels = predictions.labels
+    return accuracy(predictions.predicted(), labels), -log_loss(predictions.probabilities(), labels)
 
 
 def standard_error(accuracy: float, n: int) -> float:
-    """Return the standard error of an accuracy measured on ``n`` images: sqrt(accuracy (1 - accuracy) / n).
-
-    >>> round(standard_error(0.9, 900), 4)
-    0.01
-    """
+    """Return the standard error of an accuracy measured on ``n`` images: sqrt(accuracy (1 - accuracy) / n)."""
     if n < 1 or not 0 <= accuracy <= 1:
         raise EtudeError(f"a standard error needs an accuracy from 0 to 1 and n of at least 1, not {accuracy} and {n}")
     return math.sqrt(accuracy * (1 - accuracy) / n)
@@ -130,56 +99,82 @@ def adjusted_error(accuracy: float, n: int) -> float:
     return standard_error((accuracy * n + 2) / (n + 4), n + 4)
 
 
-def matched_interval(wins: int, losses: int, n: int, level: float = 0.9) -> tuple[float, float]:
-    """Return the interval of a gain in accuracy on ``n`` images of which ``wins`` became right and ``losses`` wrong.
+@dataclass(frozen=True, slots=True)
+class ClassCounts:
+    """Counts of N images by class, for one decision or, with leading axes, for many.
 
-    Half an image is added to each of the four counts, so that its width is not zero where nothing has changed. Source:
-    Agresti & Min 2005, Simple improved confidence intervals for comparing matched proportions.
-
-    >>> [round(end, 3) for end in matched_interval(0, 0, 16)], [round(end, 3) for end in matched_interval(2, 12, 192)]
-    ([-0.091, 0.091], [-0.084, -0.019])
+    Args:
+        labelled: (..., C) images whose label is the class.
+        predicted: (..., C) images for which the class was predicted.
+        hits: (..., C) images for which both are so.
+        distance: (...) sum over images of the squared distance between the positions of label and prediction.
     """
-    gain, changed = (wins - losses) / (n + 2), (wins + losses + 1) / (n + 2)
-    reach = NormalDist().inv_cdf((1 + level) / 2) * math.sqrt((changed - gain**2) / (n + 2))
-    return gain - reach, gain + reach
 
+    labelled: FloatArray
+    predicted: FloatArray
+    hits: FloatArray
+    distance: FloatArray
 
-def _labelled(labels: ArrayLike) -> NDArray[np.int64]:
-    truth = np.asarray(labels)
-    if truth.ndim != 1 or not len(truth):
-        raise EtudeError(f"a score needs at least one label, (N,) integers, not an array of shape {truth.shape}")
-    if truth.dtype.kind not in "iu":
-        raise EtudeError(f"labels must be integers, not {truth.dtype}")
-    if (unknown := int((truth < 0).sum())) > 0:
-        raise EtudeError(f"{unknown:,} of {len(truth):,} images are unlabelled: score only the labelled ones")
-    return truth.astype(np.int64)
+    @classmethod
+    def of(cls, predicted: IntArray, labels: IntArray, classes: int, counts: FloatArray | None = None) -> ClassCounts:
+        """Count (N,) predictions against (N,) labels; image ``i`` counts ``counts[i]`` times."""
+        weight = np.ones(len(labels)) if counts is None else counts
+        hit = predicted == labels
 
+        def counted(positions: IntArray, weight: FloatArray) -> FloatArray:
+            return np.bincount(positions, weight, classes).astype(np.float64, copy=False)
 
-def _paired(predicted: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    guesses, truth = np.asarray(predicted), _labelled(labels)
-    if guesses.shape != truth.shape or guesses.dtype.kind not in "iu":
-        raise EtudeError(
-            f"predicted classes must be {len(truth):,} integers, one a label, not {guesses.dtype} of {guesses.shape}"
+        return cls(
+            counted(labels, weight),
+            counted(predicted, weight),
+            counted(labels[hit], weight[hit]),
+            np.asarray(weight @ squared_distance(predicted, labels)),
         )
-    return guesses.astype(np.int64), truth
 
 
-def score_of(predictions: Predictions) -> tuple[float, float]:
-    """Return accuracy and negative log loss of labelled predictions; larger is better in both.
+def squared_distance(predicted: IntArray, labels: IntArray) -> FloatArray:
+    """Return the squared difference of the positions of prediction and label, elementwise."""
+    return np.square((predicted - labels).astype(np.float64))
 
-    Raises:
-        ValueError: the predictions have no labels.
+
+def _accuracy(counts: ClassCounts) -> FloatArray:
+    return _ratio(counts.hits.sum(-1), counts.labelled.sum(-1))
+
+
+def _balanced_accuracy(counts: ClassCounts) -> FloatArray:
+    """Mean, over the classes that occur, of the share of their images predicted right, (...)."""
+    return _ratio(_ratio(counts.hits, counts.labelled).sum(-1), (counts.labelled > 0).sum(-1))
+
+
+def _macro_f1(counts: ClassCounts) -> FloatArray:
+    """Mean of F1 = 2 hits / (labelled + predicted) over the classes that are labelled, (...).
+
+    scikit-learn also counts classes that are only predicted, with an F1 of zero. Then never to predict a class that
+    has no labels would leave fewer classes to average over: a gain without an image predicted better.
     """
-    if predictions.labels is None:
-        raise ValueError("these predictions have no labels to be scored against")
-    labels = predictions.labels
-    return accuracy(predictions.predicted(), labels), -log_loss(predictions.probabilities(), labels)
+    each = _ratio(2.0 * counts.hits, counts.labelled + counts.predicted)
+    return _ratio(each.sum(-1), (counts.labelled > 0).sum(-1))
 
 
-Scorer = Callable[[FloatArray], float]
-"""Takes how often each of N images counts, (N,) float64, and returns the score."""
+def _quadratic_kappa(counts: ClassCounts) -> FloatArray:
+    """Cohen's kappa with quadratic weights over the positions of the classes, (...).
 
-_SMALLEST = 1e-15  # a probability below it counts as it, as in core.scores.log_loss
+    1 - Σ (i-j)² O_ij / Σ (i-j)² E_ij, where E is what the margins of O give by chance. 1 when both sums are zero.
+    """
+    place = np.arange(counts.labelled.shape[-1], dtype=np.float64)
+    total = counts.labelled.sum(-1)
+    first = _ratio(counts.labelled @ place, total), _ratio(counts.predicted @ place, total)
+    second = _ratio(counts.labelled @ place**2, total) + _ratio(counts.predicted @ place**2, total)
+    expected = second - 2.0 * first[0] * first[1]
+    observed = _ratio(counts.distance, total)
+    certain = expected <= 1e-12 * np.maximum(second, 1.0)  # one class for all, in both: what is left is rounding
+    return np.where(certain, 1.0, 1.0 - observed / np.where(certain, 1.0, expected))
+
+
+def _ratio(amount: FloatArray, whole: NDArray[np.generic]) -> FloatArray:
+    """Return ``amount / whole``, zero where the whole is."""
+    parts = np.asarray(whole, dtype=np.float64)
+    return np.divide(amount, parts, out=np.zeros(np.broadcast_shapes(np.shape(amount), parts.shape)), where=parts > 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,14 +186,14 @@ class Metric:
         larger_is_better: False for a loss.
         per_image: maps log probabilities (N, C) and labels (N,) to (N,) values whose mean is the score; None when the
             score is no such mean.
-        of_tally: computes the score from counts by class; None when it is not made of decisions.
+        of_counts: computes the score from counts by class; None when it is not made of decisions.
         prepare: maps log probabilities and labels to a :data:`Scorer`; None when one of the two above gives it.
     """
 
     name: str
     larger_is_better: bool = True
     per_image: Callable[[FloatArray, IntArray], FloatArray] | None = None
-    of_tally: Callable[[Tally], FloatArray] | None = None
+    of_counts: Callable[[ClassCounts], FloatArray] | None = None
     prepare: Callable[[FloatArray, IntArray], Scorer] | None = None
 
     @property
@@ -209,161 +204,50 @@ class Metric:
     @property
     def needs_thresholds(self) -> bool:
         """Whether predicting the most probable class is not what maximises it, even with true probabilities."""
-        return self.of_tally is not None and self.per_image is None
+        return self.of_counts is not None and self.per_image is None
 
     def value(self, log_probabilities: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float:
         """Return the score of log probabilities (N, C) against labels (N,), each image weighted by ``weights`` (N,).
 
         Raises:
             EtudeError: there is no image, one is unlabelled, or the shapes disagree.
-
-        >>> metric_named("accuracy").value(np.log([[0.9, 0.1], [0.6, 0.4]]), [0, 1])
-        0.5
         """
         scorer, labels = self.scorer(log_probabilities, labels), np.asarray(labels)
         return scorer(np.ones(len(labels)) if weights is None else np.asarray(weights, np.float64))
 
     def scorer(self, log_probabilities: ArrayLike, labels: ArrayLike) -> Scorer:
         """Return a function of how often each image counts, for scores of many resamples of the same images."""
-        values, truth = _checked(log_probabilities, labels)
+        values, truth = checked(log_probabilities, labels)
         if self.per_image is not None:
             each = self.per_image(values, truth)
             return lambda counts: float(counts @ each / counts.sum())
-        if self.of_tally is not None:
-            score, guesses, classes = self.of_tally, np.argmax(values, axis=1).astype(np.int64), values.shape[1]
-            return lambda counts: float(score(Tally.of(guesses, truth, classes, counts)))
+        if self.of_counts is not None:
+            score, guesses, classes = self.of_counts, np.argmax(values, axis=1).astype(np.int64), values.shape[1]
+            return lambda counts: float(score(ClassCounts.of(guesses, truth, classes, counts)))
         assert self.prepare is not None
         return self.prepare(values, truth)
 
 
-@dataclass(frozen=True, slots=True)
-class Gain:
-    """How much better one set of predictions is than another, on the same images.
-
-    Args:
-        gain: in the metric's own unit; positive is better, also for a loss.
-        low: end of its interval.
-        high: its other end.
-        probability: share of the resamples in which the gain is positive, ties counted half; where few images have
-            changed, one minus the exact p.
-    """
-
-    gain: float
-    low: float
-    high: float
-    probability: float
-
-    @property
-    def beyond_noise(self) -> bool:
-        """Whether the whole interval is above zero, rounding aside."""
-        return self.low > 1e-9
-
-    @property
-    def lost(self) -> bool:
-        """Whether the whole interval is below zero, rounding aside."""
-        return self.high < -1e-9
-
-    @classmethod
-    def of_few(cls, shares: FloatArray, level: float) -> Gain:
-        """Return the gain that is the sum of ``shares``, one a changed image, by the exact test."""
-        found = sign_flips(shares, level)
-        return cls(float(shares.sum()), found.low, found.high, 1.0 - found.p if shares.any() else 0.5)
-
-
-def paired_bootstrap(
-    metric: Metric,
-    before: ArrayLike,
-    after: ArrayLike,
-    labels: ArrayLike,
-    draws: int = 2000,
-    seed: int = 0,
-    *,
-    level: float = 0.9,
-    weights: ArrayLike | None = None,
-) -> Gain:
-    """Return the gain from ``before`` to ``after``, log probabilities (N, C), with its percentile interval.
-
-    Each draw resamples images, the same ones on both sides, so what both get wrong adds no noise (Efron & Tibshirani
-    1993, An Introduction to the Bootstrap). With ``level`` 0.9 the lower end is a one-sided test at 5%.
-
-    Where fewer than 30 images have changed, :func:`etude.core.sign_flips.sign_flips` takes the bootstrap's place. An
-    image has changed where its own score has (accuracy, log loss, map@k), its predicted class (balanced accuracy,
-    macro F1, kappa), or its probabilities (AUC). Its share in a score that is no mean over images is the mean of what
-    it alone brings to ``before`` and takes from ``after``: exact for balanced accuracy, and up to terms of third
-    order for the others.
-
-    Args:
-        draws: number of resamples.
-        level: share of the resamples that the interval holds.
-        weights: (N,) importance of each image; equal when None.
-
-    >>> labels = np.arange(100) % 2
-    >>> right = np.log(np.where(np.eye(2)[labels] > 0, 0.8, 0.2))
-    >>> paired_bootstrap(metric_named("accuracy"), right[:, ::-1], right, labels)
-    Gain(gain=1.0, low=1.0, high=1.0, probability=1.0)
-    """
-    _, truth = _checked(before, labels)
-    importance = np.ones(len(truth)) if weights is None else np.asarray(weights, np.float64)
-    old, new = metric.scorer(before, truth), metric.scorer(after, truth)
-    gain = metric.sign * (new(importance) - old(importance))
-    few = _few_shares(metric, np.asarray(before, np.float64), np.asarray(after, np.float64), truth, importance)
-    if few is not None:
-        return replace(Gain.of_few(few, level), gain=gain)
-    rng = rng_for(seed, "paired bootstrap")
-    found = np.empty(draws)
-    for draw in range(draws):
-        counts = np.bincount(rng.integers(0, len(truth), len(truth)), minlength=len(truth)) * importance
-        found[draw] = metric.sign * (new(counts) - old(counts)) if counts.any() else 0.0
-    return Gain(gain, *_summed(found, level))
-
-
-def mean_gain(changes: FloatArray, draws: int = 1000, seed: int = 0, *, level: float = 0.9) -> Gain:
-    """Return the mean of ``changes`` (N,), what each image gains, as :func:`paired_bootstrap` has it."""
-    if np.count_nonzero(changes) < FEW:
-        return Gain.of_few(changes / len(changes), level)
-    rng, count = rng_for(seed, "judgement"), len(changes)
-    means = np.array([changes[rng.integers(0, count, count)].mean() for _ in range(draws)])
-    return Gain(float(changes.mean()), *_summed(means, level))
-
-
-def _summed(found: FloatArray, level: float) -> tuple[float, float, float]:
-    """Return the ends of the percentile interval of resampled gains, and the share of them that is positive."""
-    low, high = np.quantile(found, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
-    return float(low), float(high), float((found > 0).mean() + (found == 0).mean() / 2.0)
-
-
-def _few_shares(
-    metric: Metric, before: FloatArray, after: FloatArray, labels: IntArray, weights: FloatArray
-) -> FloatArray | None:
-    """Return what each changed image adds to the gain, (M,); None where they are not few."""
-    if metric.per_image is not None:
-        shares = weights * metric.sign * (metric.per_image(after, labels) - metric.per_image(before, labels))
-        shares = shares[shares != 0.0] / max(weights.sum(), np.finfo(np.float64).tiny)
-        return shares if len(shares) < FEW else None
-    moved = before.argmax(1) != after.argmax(1) if metric.of_tally is not None else (before != after).any(1)
-    changed = np.flatnonzero(moved & (weights > 0))
-    if len(changed) >= FEW:
-        return None
-    images, scorer = len(labels), metric.scorer(np.concatenate([before, after]), np.tile(labels, 2))
-    ends = np.stack([np.append(weights, 0.0 * weights), np.append(0.0 * weights, weights)])
-    scores = [scorer(end) for end in ends]
-    shares = np.empty(len(changed))
-    for place, row in enumerate(changed.tolist()):
-        mixed = ends.copy()
-        mixed[:, [row, row + images]] = mixed[::-1, [row, row + images]]
-        shares[place] = metric.sign * (scorer(mixed[0]) - scores[0] + scores[1] - scorer(mixed[1])) / 2.0
-    return shares
+def checked(log_probabilities: ArrayLike, labels: ArrayLike) -> tuple[FloatArray, IntArray]:
+    """Return log probabilities (N, C) and labels (N,) as arrays that a metric can score."""
+    values, truth = np.asarray(log_probabilities, dtype=np.float64), np.asarray(labels)
+    if values.ndim != 2 or not values.size or truth.shape != (len(values),) or truth.dtype.kind not in "iu":
+        raise EtudeError(
+            "a metric needs log probabilities (N, C) and N integer labels, at least one, "
+            f"not arrays of shape {values.shape} and {truth.shape}"
+        )
+    if np.isnan(values).any():
+        raise EtudeError("log probabilities hold NaN: the predictions were damaged, so make them again")
+    if truth.min() < 0 or truth.max() >= values.shape[1]:
+        raise EtudeError(
+            f"labels must lie between 0 and {values.shape[1] - 1}, and {int(truth.min())} to {int(truth.max())} came: "
+            "score only labelled images, with a column for each class"
+        )
+    return values, truth.astype(np.int64)
 
 
 def metric_named(name: str) -> Metric:
-    """Return the metric ``name``: accuracy, balanced_accuracy, macro_f1, log_loss, auc, kappa, or map@k for any k.
-
-    Raises:
-        EtudeError: there is none of that name.
-
-    >>> metric_named("map@5").name, metric_named("log_loss").sign
-    ('map@5', -1)
-    """
+    """Return the metric ``name``: accuracy, balanced_accuracy, macro_f1, log_loss, auc, kappa, or map@k for any k."""
     plain = re.sub(r"[\s-]+", "_", name.strip().lower())
     if plain in METRICS:
         return METRICS[plain]
@@ -377,11 +261,7 @@ def metric_named(name: str) -> Metric:
 
 
 def ranks_of(log_probabilities: FloatArray, labels: IntArray) -> IntArray:
-    """Return the rank, (N,) from 1, of each label among the classes; the first class comes first on a tie.
-
-    >>> ranks_of(np.log([[0.2, 0.5, 0.3]]), np.array([2])).tolist()
-    [2]
-    """
+    """Return the rank, (N,) from 1, of each label among the classes; the first class comes first on a tie."""
     own = log_probabilities[np.arange(len(labels)), labels][:, None]
     places: IntArray = np.arange(log_probabilities.shape[1], dtype=np.int64)
     earlier: NDArray[np.bool_] = places[None, :] < labels[:, None]
@@ -394,7 +274,7 @@ def _hits(log_probabilities: FloatArray, labels: IntArray) -> FloatArray:
 
 
 def _losses(log_probabilities: FloatArray, labels: IntArray) -> FloatArray:
-    return -np.maximum(log_probabilities[np.arange(len(labels)), labels], np.log(_SMALLEST))
+    return -np.maximum(log_probabilities[np.arange(len(labels)), labels], np.log(SMALLEST))
 
 
 def _average_precision_at(k: int) -> Callable[[FloatArray, IntArray], FloatArray]:
@@ -441,32 +321,49 @@ class _Curve:
         return float(ups @ (np.cumsum(downs) - downs / 2.0)) / pairs if pairs > 0 else float("nan")
 
 
-def _checked(log_probabilities: ArrayLike, labels: ArrayLike) -> tuple[FloatArray, IntArray]:
-    values, truth = np.asarray(log_probabilities, dtype=np.float64), np.asarray(labels)
-    if values.ndim != 2 or not values.size or truth.shape != (len(values),) or truth.dtype.kind not in "iu":
-        raise EtudeError(
-            "a metric needs log probabilities (N, C) and N integer labels, at least one, "
-            f"not arrays of shape {values.shape} and {truth.shape}"
-        )
-    if np.isnan(values).any():
-        raise EtudeError("log probabilities hold NaN: the predictions were damaged, so make them again")
-    if truth.min() < 0 or truth.max() >= values.shape[1]:
-        raise EtudeError(
-            f"labels must lie between 0 and {values.shape[1] - 1}, and {int(truth.min())} to {int(truth.max())} came: "
-            "score only labelled images, with a column for each class"
-        )
-    return values, truth.astype(np.int64)
+def log_odds(log_probabilities: FloatArray) -> FloatArray:
+    """Return log p - log(1 - p), (N, C), finite: it orders images within a class as p does, also close to 0 and 1.
+
+    >>> log_odds(np.log([[0.2, 0.8], [0.5, 0.5]])).round(2).tolist()
+    [[-1.39, 1.39], [0.0, 0.0]]
+    """
+    rows, top = np.arange(len(log_probabilities)), log_probabilities.argmax(axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        odds = log_probabilities - np.log1p(-np.exp(np.minimum(log_probabilities, 0.0)))
+        sure = log_probabilities[rows, top] > -_NEAR_ONE
+        others = log_probabilities[sure].copy()
+        others[np.arange(len(others)), top[sure]] = -np.inf
+        odds[rows[sure], top[sure]] = -np.logaddexp.reduce(others, axis=1)
+    return np.clip(odds, -_CERTAIN, _CERTAIN)
+
+
+def ties(scores: FloatArray) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return the order (N,) in which finite ``scores`` rise, and the first places of equal ones in it.
+
+    Scores that differ by no more than rounding does are equal; many close ones do not become equal one by one, since a
+    tie is never wider than that.
+
+    >>> [found.tolist() for found in ties(np.array([0.3, 0.1, 0.3 + 1e-9]))]
+    [[1, 0, 2], [0, 1]]
+    """
+    order = np.argsort(scores, kind="stable")
+    ordered = scores[order]
+    close = _SAME * np.maximum(1.0, np.abs(ordered))
+    rises = np.diff(ordered, prepend=-np.inf) > close
+    first = ordered[np.maximum.accumulate(np.where(rises, np.arange(len(ordered)), 0))]
+    rises[1:] |= np.diff(np.floor((ordered - first) / close)) > 0
+    return order, np.flatnonzero(rises)
 
 
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("accuracy", per_image=_hits, of_tally=tally.accuracy),
-        Metric("balanced_accuracy", of_tally=tally.balanced_accuracy),
-        Metric("macro_f1", of_tally=tally.macro_f1),
+        Metric("accuracy", per_image=_hits, of_counts=_accuracy),
+        Metric("balanced_accuracy", of_counts=_balanced_accuracy),
+        Metric("macro_f1", of_counts=_macro_f1),
         Metric("log_loss", larger_is_better=False, per_image=_losses),
         Metric("auc", prepare=_auc),
-        Metric("kappa", of_tally=tally.quadratic_kappa),
+        Metric("kappa", of_counts=_quadratic_kappa),
     )
 }
 """Metrics without a parameter; ``map@k`` is made for its k."""

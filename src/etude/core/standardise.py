@@ -34,14 +34,14 @@ class Standardised:
     deviation: Array
 
     @classmethod
-    def of(cls, table: Floats, floor: float = FLOOR, alike: int | None = None) -> Self:
+    def of(cls, table: Floats, floor: float = FLOOR, same_unit: int | None = None) -> Self:
         """Return what standardises ``table``, (N, D).
 
         Args:
             table: of any float type; sums are in float64, by blocks.
             floor: least deviation, as a share of the median among the columns that vary; 0 for none.
-            alike: the number of columns, from the first on, that share a unit; None for all. The others are divided by
-                their own deviation.
+            same_unit: columns, from the first on, that share a unit; None for all. The others are divided by their own
+                deviation.
 
         >>> table = np.array([[0.0, 1.0, 5.0], [2.0, 3.0, 5.001]])
         >>> Standardised.of(table, floor=0.5).deviation.tolist()
@@ -50,7 +50,7 @@ class Standardised:
         mean, deviation = _moments(table)
         varies = deviation > 1e-6 * np.abs(mean) + 1e-12  # what is below is rounding
         deviation = np.where(varies, deviation, 0.0)
-        shared = deviation[:alike]
+        shared = deviation[:same_unit]
         if shared.any():
             shared[:] = np.maximum(shared, floor * np.median(shared[shared > 0]))
         return cls(mean, np.where(deviation > 0, deviation, 1.0))

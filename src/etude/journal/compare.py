@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from etude.core.errors import EtudeError, listed
-from etude.core.metrics import Gain, metric_named, paired_bootstrap
+from etude.core.metrics import metric_named
+from etude.core.paired import Gain, paired_bootstrap
 from etude.core.predictions import Predictions
 from etude.journal.index import RunSummary, summary_of_run
 from etude.journal.runs import read_run, verify

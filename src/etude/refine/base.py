@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from etude.core.errors import EtudeError, listed
+from etude.core.metrics import IntArray
 from etude.core.predictions import Predictions
-from etude.core.tally import IntArray
 
 LABELLED, TARGET = "labelled", "target"
 # A probability of zero: its logarithm stays finite, as Predictions demand, and its exponential is nothing.

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from etude.core.arrays import Arrays, load_arrays, save_arrays
 from etude.core.errors import EtudeError, listed
 from etude.core.files import read_checked_json, reading, write_checked_json
-from etude.core.metrics import Gain, metric_named, paired_bootstrap
+from etude.core.metrics import FloatArray, IntArray, metric_named
+from etude.core.paired import Gain, paired_bootstrap
 from etude.core.predictions import Predictions
 from etude.core.seeds import rng_for
-from etude.core.tally import FloatArray, IntArray
 from etude.refine.base import (
     Refiner,
     known_rows,

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from etude.core.paired import FEW, sign_flips
 from etude.core.predictions import Predictions
 from etude.core.seeds import derive_seed
-from etude.core.sign_flips import FEW, sign_flips
 
 FEWEST_ROWS = 10  # on fewer labelled images no gain is believed
 NOISE = 2.0  # standard errors that a gain must exceed

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from etude.core.errors import EtudeError, listed, nearest
 from etude.core.ids import match_ids, spelled_as
-from etude.core.metrics import Gain, log_odds, metric_named, paired_bootstrap, ties
+from etude.core.metrics import log_odds, metric_named, ties
+from etude.core.paired import Gain, paired_bootstrap
 from etude.core.predictions import Predictions
 from etude.core.seeds import rng_for
 from etude.refine.base import LOG_ZERO, normalised, require_classes

@@ -163,7 +163,7 @@ class Stacking:
             module, seed = lightgbm_module(), derive_seed(self.seed, "stacking") % 2**31
             trees = module.LGBMClassifier(**_TREES, random_state=seed, deterministic=True, verbosity=-1, n_jobs=1)
             return trees.fit(columns, labels)
-        scaling = Standardised.of(columns, alike=len(models) * len(self.classes_))  # extra columns have other units
+        scaling = Standardised.of(columns, same_unit=len(models) * len(self.classes_))  # extra columns have other units
         offset = geometric_mean(models).log_probabilities()
         rows, learned = scaling.apply(columns), occurring(labels, offset.shape[1])
         places, among = np.cumsum(learned) - 1, normalised(offset[:, learned])

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from etude.core.errors import EtudeError
-from etude.core.metrics import METRICS, Metric, metric_named, paired_bootstrap
+from etude.core.metrics import METRICS, ClassCounts, FloatArray, IntArray, Metric, metric_named, squared_distance
+from etude.core.paired import paired_bootstrap
 from etude.core.predictions import Predictions
-from etude.core.tally import FloatArray, IntArray, Tally, squared_distance
 from etude.refine.base import (
     Refiner,
     known_rows,
@@ -72,8 +72,8 @@ class Thresholds(Refiner):
             EtudeError: there are no labels, or the metric is not one of decisions.
         """
         metric = metric_named(self.metric)
-        if metric.of_tally is None:
-            able = ", ".join(name for name, one in METRICS.items() if one.of_tally is not None)
+        if metric.of_counts is None:
+            able = ", ".join(name for name, one in METRICS.items() if one.of_counts is not None)
             raise EtudeError(f"thresholds move decisions, and {metric.name} is not made of them: choose one of {able}")
         require_labelled(labelled, "Thresholds")
         assert labelled is not None
@@ -124,13 +124,13 @@ def offsets_for(metric: Metric, log_probabilities: FloatArray, labels: IntArray)
     >>> np.argmax(np.log(p) + offsets, axis=1).tolist()
     [0, 0, 1, 1]
     """
-    assert metric.of_tally is not None
+    assert metric.of_counts is not None
     learned = occurring(labels, log_probabilities.shape[1])
     log_p = np.where(learned, log_probabilities, _NEVER)
     share = (np.bincount(labels, minlength=len(learned)) + 0.5) / len(labels)
     balanced = np.clip(np.log(share[learned]).mean() - np.log(share), -_WIDEST, _WIDEST) * learned
     order = [c for c in _order_of_classes(log_p, labels) if learned[c]]
-    found = [_climbed(metric.of_tally, log_p, labels, start, order) for start in (0.0 * balanced, balanced)]
+    found = [_climbed(metric.of_counts, log_p, labels, start, order) for start in (0.0 * balanced, balanced)]
     best = max(found, key=lambda one: one[1])
     plain = metric.value(log_p, labels)
     return best[0] if best[1] > plain + 1e-12 else np.zeros_like(balanced)
@@ -143,14 +143,18 @@ def _order_of_classes(log_probabilities: FloatArray, labels: IntArray) -> list[i
 
 
 def _climbed(
-    of_tally: Callable[[Tally], FloatArray], log_p: FloatArray, labels: IntArray, start: FloatArray, order: list[int]
+    of_counts: Callable[[ClassCounts], FloatArray],
+    log_p: FloatArray,
+    labels: IntArray,
+    start: FloatArray,
+    order: list[int],
 ) -> tuple[FloatArray, float]:
     """Return offsets that no change of a single one improves (or the last after some rounds), and their score."""
     offsets, best, leaders = start.copy(), -np.inf, _Leaders(log_p + start)
     for _ in range(_ROUNDS):
         before = best
         for c in order:
-            values, scores = _sweep(of_tally, leaders, labels, c)
+            values, scores = _sweep(of_counts, leaders, labels, c)
             top = scores.max()
             if top > best + 1e-12:
                 ties = values[scores >= top - 1e-12]
@@ -186,7 +190,7 @@ class _Leaders:
 
 
 def _sweep(
-    of_tally: Callable[[Tally], FloatArray], leaders: _Leaders, labels: IntArray, c: int
+    of_counts: Callable[[ClassCounts], FloatArray], leaders: _Leaders, labels: IntArray, c: int
 ) -> tuple[FloatArray, FloatArray]:
     """Return changes (K,) of the offset of class ``c``, the unchanged one among them, and the scores they make (K,)."""
     classes = leaders.scores.shape[1]
@@ -202,16 +206,16 @@ def _sweep(
         return np.cumsum(moved.reshape(rows, classes)[:-1], axis=0).astype(np.float64)
 
     everything, to_c = slice(None), np.full_like(rival, c)
-    start = Tally.of(rival, labels, classes)
+    start = ClassCounts.of(rival, labels, classes)
     lost, won = rival == labels, labels == c
     farther = squared_distance(to_c, labels) - squared_distance(rival, labels)
-    tally = Tally(
+    counts = ClassCounts(
         np.broadcast_to(start.labelled, (len(changes), classes)),
         start.predicted - arrived(rival, everything) + arrived(to_c, everything),
         start.hits - arrived(rival, lost) + arrived(to_c, won),
         start.distance + np.cumsum(np.bincount(when, farther, rows)[:-1]),
     )
-    return changes, of_tally(tally)
+    return changes, of_counts(counts)
 
 
 def _between(turning: FloatArray) -> FloatArray:

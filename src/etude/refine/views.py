@@ -11,10 +11,10 @@ import scipy.optimize  # pyright: ignore[reportMissingTypeStubs]
 from numpy.typing import NDArray
 
 from etude.core.errors import EtudeError, listed, nearest
-from etude.core.metrics import METRICS, mean_gain, metric_named, paired_bootstrap
+from etude.core.metrics import METRICS, FloatArray, IntArray, metric_named
+from etude.core.paired import mean_gain, paired_bootstrap
 from etude.core.predictions import Predictions
 from etude.core.processor import blas_threads_for
-from etude.core.tally import FloatArray, IntArray
 from etude.refine.base import (
     Refiner,
     known_rows,

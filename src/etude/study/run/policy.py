@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from etude.core.context import Progress
-from etude.core.metrics import matched_interval
+from etude.core.paired import matched_interval
 from etude.core.seeds import rng_for
 from etude.data.dataset import Dataset
 from etude.data.split import Fold

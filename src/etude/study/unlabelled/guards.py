@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from etude.core.metrics import Gain, accuracy, mean_gain
+from etude.core.metrics import accuracy
+from etude.core.paired import Gain, mean_gain
 from etude.core.predictions import Predictions
 from etude.core.seeds import rng_for
 from etude.data.dataset import Dataset
