@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sqlite3
 import stat
 from pathlib import Path
 
@@ -121,8 +120,7 @@ def test_a_damaged_index_is_built_anew(tmp_path: Path, content: bytes):
     list_runs(tmp_path)
     (tmp_path / INDEX_NAME).write_bytes(content)
     assert [run.path for run in list_runs(tmp_path, warn=pytest.fail)] == ["a"]
-    with sqlite3.connect(tmp_path / INDEX_NAME) as index:
-        assert index.execute("SELECT count(*) FROM runs").fetchone() == (1,)
+    assert [*json.loads((tmp_path / INDEX_NAME).read_text())["runs"]] == ["a"]
 
 
 def test_an_index_damaged_in_its_middle_is_built_anew(tmp_path: Path):
@@ -131,9 +129,9 @@ def test_an_index_damaged_in_its_middle_is_built_anew(tmp_path: Path):
     list_runs(tmp_path)
     file = tmp_path / INDEX_NAME
     content = file.read_bytes()
-    assert len(content) > 3 * 4096
-    file.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
-    assert len(list_runs(tmp_path)) == 40
+    for damaged in (content[:4096], content[:4096] + b"\xff" * (len(content) - 4096)):
+        file.write_bytes(damaged)
+        assert len(list_runs(tmp_path, warn=pytest.fail)) == 40
 
 
 def test_an_index_of_another_version_is_built_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: list[str]):

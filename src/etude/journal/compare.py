@@ -1,4 +1,4 @@
-"""Runs beside each other: the settings that differ, what the differences in score are worth, and what they cost."""
+"""Runs compared: the settings that differ, the differences in score with their intervals, and the seconds."""
 
 from __future__ import annotations
 
@@ -13,23 +13,18 @@ from etude.core.errors import EtudeError, listed
 from etude.core.metrics import metric_named
 from etude.core.paired import Gain, paired_bootstrap
 from etude.core.predictions import Predictions
-from etude.journal.index import RunSummary, summary_of_run
+from etude.journal.index import RunSummary
 from etude.journal.runs import read_run, verify
 
 METRICS = ("accuracy", "log_loss")
+LEVEL = 0.95  # of the intervals
+_DRAWS, _SEED = 2000, 0
 _FILE = "valid.npz"
 
 
 @dataclass(frozen=True, slots=True)
 class Contrast:
-    """What a run gains over the first one, on the images that both have validated.
-
-    Args:
-        images: how many these are.
-        gains: by metric; empty when the two cannot be compared.
-        reason: why they cannot, else None.
-        cautions: what to keep in mind, in sentences.
-    """
+    """What a run gains over the first one, by metric, on the images that both have validated; or why nobody can say."""
 
     images: int = 0
     gains: dict[str, Gain] | None = None
@@ -39,26 +34,17 @@ class Contrast:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """K runs beside each other.
-
-    Args:
-        runs: what the lists say of each.
-        settings: by name, the K values of each setting that is not the same in all; None where a run has none.
-        stages: by name, the seconds that each run spent in it; None where it has no such stage.
-        contrasts: of each run but the first against the first.
-        level: of the intervals.
-    """
+    """K runs: by name the K values of each setting that differs and K seconds of each stage, None where missing."""
 
     runs: tuple[RunSummary, ...]
     settings: dict[str, list[Any]]
     stages: dict[str, list[float | None]]
-    contrasts: tuple[Contrast, ...]
-    level: float
+    contrasts: tuple[Contrast, ...]  # of each run but the first against the first
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON values."""
         return {
-            "level": self.level,
+            "level": LEVEL,
             "runs": [run.to_json() for run in self.runs],
             "settings": self.settings,
             "stages": self.stages,
@@ -66,34 +52,26 @@ class Comparison:
         }
 
 
-def compare_runs(folders: Sequence[Path], level: float = 0.95, draws: int = 2000, seed: int = 0) -> Comparison:
-    """Return the runs in ``folders`` beside each other, each against the first.
+def compare_runs(folders: Sequence[Path]) -> Comparison:
+    """Compare the runs in ``folders``, each with the first.
 
     The intervals come from a paired bootstrap over the images that both have validated, or from the exact test where
     fewer than 30 of these differ: they tell what another draw of images would change, not another seed.
-
-    Args:
-        level: of each interval.
-        draws: number of resamples.
-        seed: of the resamples.
-
-    Raises:
-        EtudeError: fewer than two folders, one twice, or one that holds no readable run.
     """
     places = [folder.resolve() for folder in folders]
     if len(folders) < 2 or len({*places}) < len(places):
-        told = listed(str(folder) for folder in folders)
-        raise EtudeError(f"comparing takes two different runs or more, and {told} came: give their folders or ids")
+        given = listed(str(folder) for folder in folders)
+        raise EtudeError(f"comparing takes two different runs or more, and {given} came: give their folders or ids")
     records = [read_run(folder) for folder in folders]
     names = [folder.name for folder in folders]
     paths = [str(folder) for folder in folders] if len({*names}) < len(names) else names
-    runs = tuple(summary_of_run(path, record) for path, record in zip(paths, records, strict=True))
+    runs = tuple(RunSummary.of(path, record) for path, record in zip(paths, records, strict=True))
     first = _validation(folders[0])
     contrasts = tuple(
-        _contrast(first, _validation(folder), (runs[0], run), level, draws, seed)
+        _contrast(first, _validation(folder), runs[0].fingerprint == run.fingerprint)
         for folder, run in zip(folders[1:], runs[1:], strict=True)
     )
-    return Comparison(runs, differing_settings(records), _seconds_by_stage(records), contrasts, level)
+    return Comparison(runs, differing_settings(records), _seconds_by_stage(records), contrasts)
 
 
 def differing_settings(records: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
@@ -152,14 +130,7 @@ def _validation(folder: Path) -> Predictions | EtudeError:
     return found.take(np.flatnonzero(found.labels >= 0))
 
 
-def _contrast(
-    before: Predictions | EtudeError,
-    after: Predictions | EtudeError,
-    runs: tuple[RunSummary, RunSummary],
-    level: float,
-    draws: int,
-    seed: int,
-) -> Contrast:
+def _contrast(before: Predictions | EtudeError, after: Predictions | EtudeError, same_data: bool) -> Contrast:
     for side in (before, after):
         if isinstance(side, EtudeError):
             return Contrast(reason=str(side))
@@ -172,10 +143,14 @@ def _contrast(
     assert one.labels is not None
     sides = one.log_probabilities(), other.log_probabilities()
     gains = {
-        name: paired_bootstrap(metric_named(name), *sides, one.labels, draws, seed, level=level)
-        for name in METRICS
-    }  # fmt: skip
-    return Contrast(len(one), gains, cautions=tuple(_cautions(before, after, len(one), runs)))
+        name: paired_bootstrap(metric_named(name), *sides, one.labels, _DRAWS, _SEED, level=LEVEL) for name in METRICS
+    }
+    cautions: list[str] = []
+    if len(one) < min(len(before), len(after)):
+        cautions.append(f"only {len(one):,} of their {len(before):,} and {len(after):,} validation images are the same")
+    if not same_data:
+        cautions.append("their data differ: images were paired by their names")
+    return Contrast(len(one), gains, cautions=tuple(cautions))
 
 
 def _on_the_same_images(before: Predictions, after: Predictions) -> tuple[Predictions, Predictions]:
@@ -196,12 +171,3 @@ def _on_the_same_images(before: Predictions, after: Predictions) -> tuple[Predic
     if (unlike := int((labels != one.labels).sum())) > 0:
         raise EtudeError(f"{unlike:,} of their {len(one):,} common validation images have another label in each")
     return one, Predictions(other.ids, one.classes, other.logits[:, :, order], labels=one.labels)
-
-
-def _cautions(before: Predictions, after: Predictions, shared: int, runs: tuple[RunSummary, RunSummary]) -> list[str]:
-    told: list[str] = []
-    if shared < min(len(before), len(after)):
-        told.append(f"only {shared:,} of their {len(before):,} and {len(after):,} validation images are the same")
-    if runs[0].fingerprint != runs[1].fingerprint:
-        told.append("their data differ: images were paired by their names")
-    return told

@@ -1,8 +1,8 @@
-"""All runs below a folder: listed at once, also when there are thousands, by an index that keeps itself up to date.
+"""All runs below a folder: listed, found by name, and cleared of what can go.
 
-The index, ``.etude-index.db``, is a cache and nothing more: a run writes its own ``run.json`` only, and whoever lists
-runs reads the records that have changed since the index last saw them. So two runs that end at once cannot lose each
-other, and the file may be deleted at any time.
+A run writes its own ``run.json`` only. What the lists need of each is kept in ``.etude-index.json``, a cache that may
+be deleted at any time: whoever lists runs reads the records that have changed since, so processes cannot lose each
+other's runs. 5,000 records take seconds to read, the cache a fraction of one (benchmarks/journal.py).
 """
 
 from __future__ import annotations
@@ -11,45 +11,33 @@ import json
 import os
 import re
 import shutil
-import sqlite3
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from etude.core.errors import EtudeError, listed, nearest
-from etude.core.files import explained_write
+from etude.core.files import explained_write, replacing
 from etude.journal.runs import FILE_NAME, KILLED, NOTES_NAME, REMAINS, is_alive, read_run, stopped_at
 
-INDEX_NAME = ".etude-index.db"
+INDEX_NAME = ".etude-index.json"
 DAMAGED = "damaged"
 """The state of a run whose record cannot be read; ``error`` says why."""
 
 _DEEPEST = 6  # levels of folders in which runs nest: a study, its arms, their seeds, their rounds
 _NO_RUNS = ("tb", "checkpoints")  # folders of a run that hold no others
 _SHORTEST_ID = 4
-_PATIENCE = 30.0  # seconds for another process that writes the index
+_AS_RECORDED = ("id", "kind", "parent", "state", "started", "seconds", "recipe", "seed", "pid", "host")
+_HALF = re.compile(r"\..+\.(\d+)\.tmp")  # as core.files.replacing names what it writes before it is whole
 
 Warn = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
-    """What the lists say of a run.
-
-    Args:
-        path: its folder, relative to that of the runs, with forward slashes.
-        state: as in :func:`etude.journal.runs.state_of`, or :data:`DAMAGED`.
-        where: the stage that a run is in or was stopped in; empty when it has finished.
-        started: ISO 8601, UTC.
-        described: its data, in words.
-        fingerprint: its data, as a hash.
-        accuracy: of what it kept, on the validation images; None before its end.
-        command: the command line.
-        notes: texts of the notes that people made.
-    """
+    """What the lists show of a run; ``path`` is its folder, relative to that of the runs, with forward slashes."""
 
     path: str
     id: str = ""
@@ -57,7 +45,7 @@ class RunSummary:
     parent: str | None = None
     state: str = DAMAGED
     error: str | None = None
-    where: str = ""
+    where: str = ""  # the stage that it is in or was stopped in
     started: str = ""
     seconds: float | None = None
     recipe: str = ""
@@ -66,7 +54,7 @@ class RunSummary:
     classes: int | None = None
     described: str = ""
     fingerprint: str = ""
-    accuracy: float | None = None
+    accuracy: float | None = None  # of what it kept, on the validation images
     log_loss: float | None = None
     validation_images: int | None = None
     command: str = ""
@@ -74,6 +62,28 @@ class RunSummary:
     notes: tuple[str, ...] = ()
     pid: int = 0
     host: str | None = None
+
+    @classmethod
+    def of(cls, path: str, run: dict[str, Any]) -> RunSummary:
+        """Return the summary of the run at ``path``, given its record as ``read_run`` returns it."""
+        data, result = run.get("data") or {}, run.get("result") or {}
+        images, classes = data.get("images"), data.get("classes")
+        return cls(
+            path=path,
+            error=None if run["error"] is None else str(run["error"]),
+            where="" if run["state"] == "finished" else stopped_at(run["stages"]),
+            images=images if isinstance(images, int) else None,
+            classes=len(classes) if isinstance(classes, dict) else None,
+            described=str(data.get("described", "")),
+            fingerprint=str(data.get("fingerprint", "")),
+            accuracy=result.get("accuracy"),
+            log_loss=result.get("log_loss"),
+            validation_images=result.get("validation_images"),
+            command=" ".join(map(str, run["command"])),
+            tags=tuple(map(str, run["tags"])),
+            notes=tuple(str(note["text"]) for note in run["notes"] if isinstance(note, dict) and "text" in note),
+            **{key: run[key] for key in _AS_RECORDED},
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON values."""
@@ -85,44 +95,44 @@ class RunSummary:
         return self.fingerprint.startswith(words) or words in f"{self.command}\n{self.described}".casefold()
 
 
+_VERSION = zlib.crc32(" ".join(("1", *RunSummary.__dataclass_fields__)).encode())
+"""Of what the index holds; one of another version is built anew. Raise the 1 when a field changes its meaning."""
+
+
 def list_runs(runs: Path, warn: Warn | None = None) -> list[RunSummary]:
-    """Return all runs below ``runs``, the newest first; each as it stands now.
-
-    Args:
-        warn: is told when the index cannot be kept, so that every record is read anew.
-
-    Raises:
-        EtudeError: there is no such folder.
-    """
+    """Return all runs below ``runs``, the newest first, each as it stands now; ``warn`` where no index can be kept."""
     if not runs.is_dir():
         raise EtudeError(f"there is no folder {runs} of runs: give one with --runs, or make a run with `etude fit`")
-    stamps = dict(_stamps(str(runs)))
-    file = runs / INDEX_NAME
-    try:
-        contents = _contents(str(file), runs, stamps)
-    except sqlite3.OperationalError as error:  # a place that cannot be written, a full disk, or locked for very long
-        if warn is not None:
-            warn(f"the index {file} cannot be kept ({error}), so all records are read anew")
-        contents = _contents(":memory:", runs, stamps)
-    except sqlite3.DatabaseError:  # damaged
-        file.unlink(missing_ok=True)
-        contents = _contents(str(file), runs, stamps)
-    return sorted(_summaries(runs, contents), key=lambda run: (run.started, run.path), reverse=True)
+    file, stamps = runs / INDEX_NAME, dict(_stamps(str(runs)))
+    known = _load_index(file)
+    found: dict[str, RunSummary] = {}
+    for path, stamp in stamps.items():
+        held = known.get(path)
+        if held is None or held[0] != stamp:
+            found[path] = _read(runs, path)
+            continue
+        run = RunSummary(**{**held[1], "tags": tuple(held[1]["tags"]), "notes": tuple(held[1]["notes"])})
+        # A run that is killed changes nothing on the disk.
+        found[path] = _read(runs, path) if run.state == "running" else run
+    kept = {path: (stamps[path], run.to_json()) for path, run in found.items() if run.state != DAMAGED}
+    if {path: stamp for path, (stamp, _) in kept.items()} != {path: stamp for path, (stamp, _) in known.items()}:
+        try:
+            with replacing(file) as temporary:
+                temporary.write_text(json.dumps({"version": _VERSION, "runs": kept}))
+        except (EtudeError, OSError) as error:
+            if warn is not None:
+                warn(f"the index {file} cannot be kept ({error}), so all records are read anew")
+    return sorted(found.values(), key=lambda run: (run.started, run.path), reverse=True)
 
 
 def read_runs(runs: Path) -> list[RunSummary]:
     """Return all runs below ``runs`` in the order of their start, from their records alone: no index is kept there."""
-    return sorted(
-        _summaries(runs, _contents(":memory:", runs, dict(_stamps(str(runs))))), key=lambda run: (run.started, run.path)
-    )
+    found = (_read(runs, path) for path, _ in _stamps(str(runs)))
+    return sorted(found, key=lambda run: (run.started, run.path))
 
 
 def find_run(runs: Path, name: str) -> Path:
-    """Return the folder of the run ``name``: a folder, a path below ``runs``, its last part, or the start of an id.
-
-    Raises:
-        EtudeError: there is none, or more than one.
-    """
+    """Return the folder of the run ``name``: a folder, a path below ``runs``, its last part, or the start of an id."""
     for folder in (Path(os.path.expanduser(name)), runs / name):
         if (folder / FILE_NAME).is_file():
             return folder
@@ -140,57 +150,13 @@ def find_run(runs: Path, name: str) -> Path:
     )
 
 
-def summary_of_run(path: str, run: dict[str, Any]) -> RunSummary:
-    """Return the summary of the run at ``path``, given its record as ``read_run`` returns it."""
-    data, result = run.get("data") or {}, run.get("result") or {}
-    classes = data.get("classes")
-    return RunSummary(
-        path=path,
-        error=None if run["error"] is None else str(run["error"]),
-        where="" if run["state"] == "finished" else stopped_at(run["stages"]),
-        images=_whole(data.get("images")),
-        classes=len(classes) if isinstance(classes, dict) else None,
-        described=str(data.get("described", "")),
-        fingerprint=str(data.get("fingerprint", "")),
-        accuracy=_number(result.get("accuracy")),
-        log_loss=_number(result.get("log_loss")),
-        validation_images=_whole(result.get("validation_images")),
-        command=" ".join(map(str, run["command"])),
-        tags=tuple(map(str, run["tags"])),
-        notes=tuple(str(note["text"]) for note in run["notes"] if isinstance(note, dict) and "text" in note),
-        **{key: run[key] for key in _AS_RECORDED},
-    )
-
-
-_VERSION = zlib.crc32(" ".join(("1", *RunSummary.__dataclass_fields__)).encode()) >> 1
-"""Of what the index holds; one of another version is built anew. Raise the 1 when a field changes its meaning."""
-
-_ALL = "SELECT path, stamp, content FROM runs"
-_AS_RECORDED = ("id", "kind", "parent", "state", "started", "seconds", "recipe", "seed", "pid", "host")
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
-
-
-def _whole(value: Any) -> int | None:
-    return value if isinstance(value, int) else None
-
-
-def _summaries(runs: Path, contents: Sequence[str]) -> Iterator[RunSummary]:
-    for values in json.loads(f"[{','.join(contents)}]"):  # at once: several times as fast as one by one
-        values["tags"], values["notes"] = tuple(values["tags"]), tuple(values["notes"])
-        # A run that is killed changes nothing on the disk.
-        yield _read(runs, values["path"]) if values["state"] == "running" else RunSummary(**values)
-
-
 def _stamps(folder: str, path: str = "") -> Iterator[tuple[str, str]]:
     """Yield the path of each run in and below ``folder``, and what changes whenever its record or its notes do.
 
     A folder is read once, and only the two files are asked for: this is what takes the time in a list of thousands.
     """
     stamp, notes, inner = "", "", list[str]()
-    with suppress(OSError), os.scandir(folder) as entries:  # a folder may go while it is looked at
+    with suppress(OSError), os.scandir(folder) as entries:  # a folder may be removed meanwhile
         for entry in entries:
             name = entry.name
             if name == FILE_NAME:
@@ -209,55 +175,25 @@ def _stamps(folder: str, path: str = "") -> Iterator[tuple[str, str]]:
             yield from _stamps(f"{folder}/{name}", f"{path}/{name}" if path else name)
 
 
-def _contents(place: str, runs: Path, stamps: dict[str, str]) -> list[str]:
-    """Return the summaries, as JSON, of the runs that ``stamps`` names, and bring the index at ``place`` up to date."""
-    with closing(sqlite3.connect(place, timeout=_PATIENCE, isolation_level=None)) as index:
-        known = {os.fsdecode(path): row for path, *row in index.execute(_ALL)} if _is_current(index) else None
-        kept = {path: content for path, (stamp, content) in (known or {}).items() if stamps.get(path) == stamp}
-        # A record that changes after its stamp was taken is read again next time: an old one is never taken for it.
-        read = {path: _read(runs, path) for path in stamps if path not in kept}
-        rows = [(os.fsencode(path), stamps[path], _as_json(run)) for path, run in read.items() if run.state != DAMAGED]
-        gone = [(os.fsencode(path),) for path in known or {} if path not in kept]
-        if known is None or rows or gone:
-            index.execute("BEGIN IMMEDIATE")
-            if not _is_current(index):
-                index.execute("DROP TABLE IF EXISTS runs")
-                index.execute("CREATE TABLE runs (path BLOB PRIMARY KEY, stamp TEXT, content TEXT)")
-                index.execute(f"PRAGMA user_version = {_VERSION}")
-            index.executemany("DELETE FROM runs WHERE path = ?", gone)
-            index.executemany("INSERT OR REPLACE INTO runs VALUES (?, ?, ?)", rows)
-            index.execute("COMMIT")
-    return [*kept.values(), *map(_as_json, read.values())]
-
-
-def _is_current(index: sqlite3.Connection) -> bool:
-    return index.execute("PRAGMA user_version").fetchone() == (_VERSION,)
+def _load_index(file: Path) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Return stamp and summary by path; nothing where the index is absent, damaged or of another version."""
+    try:
+        content = json.loads(file.read_bytes())
+        return content["runs"] if content["version"] == _VERSION else {}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
 
 
 def _read(runs: Path, path: str) -> RunSummary:
     try:
-        return summary_of_run(path, read_run(runs / path))
+        return RunSummary.of(path, read_run(runs / path))
     except (EtudeError, OSError) as error:
         return RunSummary(path, error=str(error))
 
 
-def _as_json(run: RunSummary) -> str:
-    return json.dumps(run.to_json())
-
-
-_HALF = re.compile(r"\..+\.(\d+)\.tmp")  # as core.files.replacing names what it writes before it is whole
-_AT_WORK = ("running", DAMAGED)  # of a damaged record it is not known
-
-
 @dataclass(frozen=True, slots=True)
 class Garbage:
-    """A file or folder that can go.
-
-    Args:
-        path: its place.
-        size: in bytes, with everything below it.
-        reason: why it can go.
-    """
+    """A file or folder that can go, its size in bytes with everything below it, and why."""
 
     path: Path
     size: int
@@ -267,64 +203,53 @@ class Garbage:
 def find_garbage(runs: Path, unfinished: bool = False) -> list[Garbage]:
     """Return what can go from the runs below ``runs``; nothing of a run that is at work.
 
-    These are halves of files whose writer was killed, checkpoints of finished runs, and whole folders of runs that
-    stopped before they made anything and that nobody has given a note or a tag.
-
-    Args:
-        unfinished: also the checkpoints of stopped runs, which cannot be resumed without them.
-
-    Raises:
-        EtudeError: there is no such folder.
+    These are halves of files whose writer was killed, checkpoints of finished runs (with ``unfinished`` also those of
+    stopped ones, which cannot be resumed without them), and folders of runs that stopped before they made anything and
+    that nobody has given a note or a tag.
     """
     known = list_runs(runs)
     around = {str(above) for run in known for above in PurePosixPath(run.path).parents}  # folders with runs in them
     found: list[Garbage] = []
     for run in known:
         folder = runs / run.path
-        if run.state in _AT_WORK:
+        if run.state in ("running", DAMAGED):  # a damaged record does not say whether its run is at work
             continue
         if run.path not in around and _made_nothing(run, folder):
-            found.append(_garbage(folder, f"{run.state}, and nothing was made"))
+            found.append(Garbage(folder, _size(folder), f"{run.state}, and nothing was made"))
             continue
+        leaving = set[Path]()
         if run.state == "finished" or unfinished:
-            told = "the run has finished" if run.state == "finished" else "the run could not be resumed any more"
-            found += [_garbage(place, told) for place in _checkpoints(folder)]
-        found += [_garbage(half, "its writer was killed") for half in _halves(folder, {item.path for item in found})]
+            reason = "the run has finished" if run.state == "finished" else "the run could not be resumed any more"
+            leaving = {*_checkpoints(folder)}
+            found += [Garbage(place, _size(place), reason) for place in sorted(leaving)]
+        found += [Garbage(half, _size(half), "its writer was killed") for half in _halves(folder, leaving)]
     return found
 
 
 def remove_garbage(found: Iterable[Garbage]) -> int:
-    """Remove it and return how many bytes that freed; what has gone meanwhile is left out.
-
-    Raises:
-        EtudeError: a place cannot be written.
-    """
+    """Remove it and return how many bytes that freed; what has gone meanwhile is left out."""
     freed = 0
     for item in found:
-        with explained_write(item.path):
-            try:
-                if item.path.is_dir():
-                    shutil.rmtree(item.path)
-                else:
-                    item.path.unlink()
-            except FileNotFoundError:
-                continue
-        freed += item.size
+        with explained_write(item.path), suppress(FileNotFoundError):
+            if item.path.is_dir():
+                shutil.rmtree(item.path)
+            else:
+                item.path.unlink()
+            freed += item.size
     return freed
 
 
 def _made_nothing(run: RunSummary, folder: Path) -> bool:
     if run.state not in ("failed", "interrupted", KILLED) or run.notes or run.tags:
         return False
-    names = {path.name for path in folder.iterdir() if not _HALF.fullmatch(path.name)}
-    return names <= REMAINS
+    return {path.name for path in folder.iterdir() if not _HALF.fullmatch(path.name)} <= REMAINS
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    """Return the folders of checkpoints that are the run's own, and not a link to somewhere else."""
-    places = (folder / "checkpoints", *folder.glob("fold-*/checkpoints"))
-    return [place for place in places if place.is_dir() and place.resolve().is_relative_to(folder.resolve())
-            and not place.is_symlink()]  # fmt: skip
+def _checkpoints(folder: Path) -> Iterator[Path]:
+    """Yield the folders of checkpoints that are the run's own, and not a link to somewhere else."""
+    for place in (folder / "checkpoints", *folder.glob("fold-*/checkpoints")):
+        if place.is_dir() and not place.is_symlink() and place.resolve().is_relative_to(folder.resolve()):
+            yield place
 
 
 def _halves(folder: Path, leaving: set[Path]) -> Iterator[Path]:
@@ -336,10 +261,6 @@ def _halves(folder: Path, leaving: set[Path]) -> Iterator[Path]:
             half = _HALF.fullmatch(name)
             if half and not is_alive(int(half[1])):
                 yield here / name
-
-
-def _garbage(path: Path, reason: str) -> Garbage:
-    return Garbage(path, _size(path), reason)
 
 
 def _size(path: Path) -> int:
