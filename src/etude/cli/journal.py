@@ -189,7 +189,7 @@ def _show_contrasts(screen: Screen, found: Comparison) -> None:
         [str(number), contrast.images, *_gain_cells(contrast.gains)] for number, contrast in numbered if contrast.gains
     ]
     if rows:
-        title = f"Against run 1, on the same validation images; intervals: 95%"
+        title = "Against run 1, on the same validation images; intervals: 95%"
         screen.table(title, ["", "images", "accuracy, in points", "log loss", "better than 1?"], rows)
     for number, contrast in numbered:
         if contrast.reason is not None:
