@@ -33,7 +33,7 @@ from etude.journal.record import RunRecord
 from etude.journal.screen import Screen
 from etude.study.ablation.design import Design, as_settings
 from etude.study.ablation.runs import ArmRun, Runs
-from etude.study.run.request import Columns, Request
+from etude.study.run.request import Request
 
 DECIDES = paired_metric("log_loss")
 
@@ -75,10 +75,10 @@ def run_seed(given: argparse.Namespace, folder: Path, design: Design, seed: int)
         out, command=["benchmarks/ablation.py"], recipe="default", settings=common, changed={}, seed=seed,
         resume=out.is_dir(), kind="ablate",
     )  # fmt: skip
-    columns = Columns(label="label") if given.data == "elpv" else Columns()
+    columns = {"label_column": "label"} if given.data == "elpv" else {}
     request = Request(
         inputs.train, test=inputs.test, settings=as_settings(common), cache=folder / f"cache-{given.data}",
-        columns=columns,
+        **columns,
     )  # fmt: skip
     done = Runs(request, record, Screen(), design, DECIDES).over([seed])
     record.close("finished")

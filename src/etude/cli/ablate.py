@@ -90,7 +90,7 @@ def ablate(
     from etude.journal.screen import Screen
     from etude.study.ablation.ablate import AblationRequest
     from etude.study.ablation.ablate import ablate as run_ablation
-    from etude.study.run.request import Columns, Request
+    from etude.study.run.request import Request
 
     request = Request(
         train=train,
@@ -101,7 +101,10 @@ def ablate(
         seed=seed,
         out=out,
         cache=cache,
-        columns=Columns(image_column, label_column, weight_column, image_root),
+        image_column=image_column,
+        label_column=label_column,
+        weight_column=weight_column,
+        image_root=image_root,
         resume=resume,
         tags=tag or (),
         mlflow=mlflow,

@@ -66,7 +66,7 @@ def doctor(
     from etude.core.context import default_cache
     from etude.core.errors import EtudeError
     from etude.journal.screen import Screen
-    from etude.study.run.request import Columns, Request
+    from etude.study.run.request import Request
 
     screen = Screen(quiet=as_json, file=sys.stderr if as_json else None)
     warnings: list[str] = []
@@ -76,13 +76,13 @@ def doctor(
         if not as_json:
             screen.warn(text)
 
-    columns = Columns(image_column, label_column, None, image_root)
+    columns = {"image_column": image_column, "label_column": label_column, "image_root": image_root}
     if data:
         if train is None:
             raise EtudeError("--data looks at images: name their folder or table, as in etude doctor TRAIN --data")
         asked = Request(
             train, valid=valid, test=test, recipe=recipe, settings=settings or (), seed=seed or 0, cache=cache,
-            columns=columns,
+            **columns,
         )  # fmt: skip
         _look_at_images(asked, screen, warnings, warn, as_json)
         return
@@ -93,7 +93,7 @@ def doctor(
     from etude.study.doctor.doctor import choose_subject, examine
     from etude.study.doctor.show import report_json, show_measures, show_report
 
-    request = None if train is None else Request(train, recipe=recipe, cache=cache, columns=columns)
+    request = None if train is None else Request(train, recipe=recipe, cache=cache, **columns)
     subject = choose_subject(recipe, settings or (), request, screen, warn)
     show_measures(screen, subject)
     report = examine(subject, default_cache() if cache is None else cache.expanduser(), screen)

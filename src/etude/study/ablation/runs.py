@@ -280,14 +280,13 @@ class Runs:
 
 def _as_fit(request: Request) -> tuple[str, ...]:
     """Return the command line that trains the same again, alone."""
-    columns = request.columns
     options = {
         "--valid": request.valid,
         "--sample": request.sample,
-        "--image-column": columns.image,
-        "--label-column": columns.label,
-        "--weight-column": columns.weight,
-        "--image-root": columns.image_root,
+        "--image-column": request.image_column,
+        "--label-column": request.label_column,
+        "--weight-column": request.weight_column,
+        "--image-root": request.image_root,
     }
     given = [word for name, value in options.items() if value is not None for word in (name, str(value))]
     settings = [word for setting in request.settings for word in ("--set", setting)]

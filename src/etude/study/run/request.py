@@ -1,83 +1,138 @@
-"""What a user asks of a run, checked before anything is read."""
+"""What a user asks of a run: every option of the commands that read training images, declared and documented once.
+
+``etude fit``, ``ablate``, ``lr-find`` and ``doctor`` take these classes as their options, and ``etude.fit`` the same
+names. This module is light: ``--help`` imports it.
+"""
 
 from __future__ import annotations
 
 import itertools
+import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
+from textwrap import fill
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
 
 from etude.core.errors import EtudeError
 from etude.core.files import explained_write
-from etude.data.sources import ImageSet, read_labelled, read_unlabelled
-from etude.journal.mlflow import check_server
-from etude.journal.runs import checked_tag
-from etude.recipe.settings import DataSettings
 
-Warn = Callable[[str], object]
+if TYPE_CHECKING:
+    from etude.core.context import Warn
+    from etude.data.sources import ImageSet
+    from etude.recipe.settings import DataSettings
+
+Train = Annotated[Path, Parameter(help="Folder with one sub-folder a class, or a CSV, TSV or Parquet table.")]
+Flag = Annotated[bool, Parameter(negative="", show_default=False)]
+Words = Annotated[Sequence[str], Parameter(negative="", show_default=False)]
 
 
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """Where a table keeps what; None means: found automatically."""
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What every command takes that reads training images."""
 
-    image: str | None = None
-    label: str | None = None
-    weight: str | None = None
+    recipe: str = "default"
+    """quick (seconds), default, pseudo-label, consistency, distill, a timeline such as one-cycle, or a TOML file."""
+    settings: Annotated[Words, Parameter(name="--set")] = ()
+    """Change a setting, such as ``--set train.lr=0.001``; may be repeated."""
+    sample: str | None = None
+    """Start small: a stratified sample such as 10% or 500."""
+    seed: int = 0
+    """Of everything random."""
+    cache: Path | None = None
+    """Folder of decoded images and features; by default ~/.cache/etude."""
+    image_column: str | None = None
+    """The table's column of images, when it is not found automatically."""
+    label_column: str | None = None
+    """The table's column of labels, when it is not found automatically."""
     image_root: Path | None = None
+    """Folder that the table's image names start from."""
+
+    def __post_init__(self) -> None:
+        for name in _PATHS & {one.name for one in fields(self)}:
+            if (given := getattr(self, name)) is not None:  # the shell leaves --out=~/FOLDER as it is, Python every ~
+                object.__setattr__(self, name, Path(os.path.expanduser(given)))
+        given = self.settings
+        changes = [f"{key}={_toml(value)}" for key, value in given.items()] if isinstance(given, Mapping) else given
+        object.__setattr__(self, "settings", tuple(changes))
+        object.__setattr__(self, "sample", None if self.sample is None else str(self.sample))
+
+    def request(self, train: Path, command: Sequence[str] = ()) -> Request:
+        """Return these options as a request about ``train``."""
+        return Request(train, command=command, **{one.name: getattr(self, one.name) for one in fields(self)})
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """The arguments of ``etude fit``.
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(Options):
+    """What every command takes that leaves a run."""
+
+    valid: Path | None = None
+    """Labelled validation images; by default a fifth of TRAIN is held out."""
+    out: Path | None = None
+    """The run's folder; by default a new one below runs/."""
+    resume: Flag = False
+    """Continue the run in --out (or the newest unfinished one on TRAIN) where it was stopped."""
+    tags: Annotated[Words, Parameter(name="--tag")] = ()
+    """A word to find the run by with ``etude journal list --tag``; may be repeated."""
+    weight_column: str | None = None
+    """A column of weights for training."""
+    mlflow: str | None = None
+    """Address of an MLflow server, such as http://127.0.0.1:5000, that gets the run when it has finished."""
+    quiet: Flag = False
+    """Show warnings only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitOptions(TrainingOptions):
+    """The options of ``etude fit``."""
+
+    test: Path | None = None
+    """Images to predict at the end, into submission.csv."""
+    unlabeled: Path | None = None
+    """Images without labels to learn from, with the test images; for the recipes pseudo-label and consistency."""
+    teachers: Annotated[Sequence[Path], Parameter(name="--teacher", negative="", show_default=False)] = ()
+    """A run, or a file of probabilities, that the network learns from; may be repeated."""
+    folds: int | None = None
+    """Train that many models by cross-validation and average them."""
+    lr: float | str | None = None
+    """Peak learning rate: a number, or auto to search for it first."""
+    cache_limit: str | None = None
+    """Most disk space for the decoded images, such as 20GB; by default half of what is free."""
+    labels: str | None = None
+    """tidy (labels that differ only by outer spaces or Unicode form are one class) or strict; by default tidy."""
+    sample_submission: Path | None = None
+    """A CSV whose ids, columns and order the submission must follow."""
+    probabilities: Flag = False
+    """Write one column of probabilities a class instead of a label."""
+    positive: str | None = None
+    """Write the probability of this class alone; by default 1, true, yes or positive, where the sample has fractions."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "teachers", tuple(Path(os.path.expanduser(given)) for given in self.teachers))
+        given = {"data.cache_limit": self.cache_limit, "data.labels": self.labels}
+        changes = [*lr_settings(self.lr), *(f"{key}={value}" for key, value in given.items() if value)]
+        object.__setattr__(self, "settings", (*self.settings, *changes))
+        for name in ("lr", "cache_limit", "labels"):  # they are settings now
+            object.__setattr__(self, name, None)
+
+
+@dataclass(frozen=True)
+class Request(FitOptions):
+    """What is asked of one run.
 
     Args:
         train: class folders or a table.
-        valid: labelled validation images; excludes ``folds``.
-        test: images to predict at the end.
-        unlabeled: images without labels that training may use; with a recipe that does.
-        teachers: runs, or files of probabilities, that a student learns from.
-        folds: number of folds, or None for a hold-out.
-        sample: a stratified sample to start with, such as ``"10%"`` or ``"500"``.
-        resume: go on with a run that was stopped, in ``out`` or the newest unfinished one below ``runs/``.
-        sample_submission: a file whose ids, columns and order the submission must follow.
-        probabilities: write probabilities in place of labels.
-        positive: the class whose probability the submission's one column holds.
         command: the command line, for the record.
-        tags: words to find the run by.
         parent: id of the run that this one is part of.
-        mlflow: address of an MLflow server that gets the run when it has finished.
     """
 
     train: Path
-    valid: Path | None = None
-    test: Path | None = None
-    unlabeled: Path | None = None
-    teachers: Sequence[Path] = ()
-    folds: int | None = None
-    recipe: str = "default"
-    settings: Sequence[str] = ()
-    sample: str | None = None
-    seed: int = 0
-    out: Path | None = None
-    cache: Path | None = None
-    columns: Columns = field(default_factory=Columns)
-    sample_submission: Path | None = None
-    probabilities: bool = False
-    positive: str | None = None
-    resume: bool = False
     command: Sequence[str] = ()
-    tags: Sequence[str] = ()
     parent: str | None = None
-    mlflow: str | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("train", "valid", "test", "unlabeled", "out", "cache", "sample_submission"):
-            given = getattr(self, name)
-            if given is not None:  # the shell leaves --out=~/FOLDER as it is, and Python every ~
-                object.__setattr__(self, name, Path(os.path.expanduser(given)))
-        object.__setattr__(self, "teachers", tuple(Path(os.path.expanduser(given)) for given in self.teachers))
 
     def check(self) -> None:
         """Refuse arguments that contradict each other.
@@ -85,6 +140,9 @@ class Request:
         Raises:
             EtudeError: with one sentence on what to change.
         """
+        from etude.journal.mlflow import check_server
+        from etude.journal.runs import checked_tag
+
         if self.folds is not None and self.valid is not None:
             raise EtudeError("--folds makes its own validation images, so it cannot go with --valid; give one of them")
         if self.folds is not None and self.folds < 2:
@@ -102,42 +160,39 @@ class Request:
 
     def read_train(self, settings: DataSettings, warn: Warn) -> ImageSet:
         """Read the labelled training images."""
-        columns = self.columns
+        from etude.data.sources import read_labelled
+
         return read_labelled(
-            self.train,
-            image_column=columns.image,
-            label_column=columns.label,
-            weight_column=columns.weight,
-            image_root=columns.image_root,
-            split_column=settings.split_column,
-            spelling=settings.labels,
-            warn=warn,
-        )
+            self.train, image_column=self.image_column, label_column=self.label_column,
+            weight_column=self.weight_column, image_root=self.image_root,
+            split_column=settings.split_column, spelling=settings.labels, warn=warn,
+        )  # fmt: skip
 
     def read_valid(self, classes: Sequence[str], settings: DataSettings, warn: Warn) -> ImageSet | None:
         """Read the validation images, whose labels must be among ``classes``."""
+        from etude.data.sources import read_labelled
+
         if self.valid is None:
             return None
-        table = self.valid.is_file()
-        columns = self.columns if table else Columns()
+        names = ("image_column", "label_column", "image_root") if self.valid.is_file() else ()
+        columns = {name: getattr(self, name) for name in names}
         return read_labelled(
-            self.valid,
-            image_column=columns.image,
-            label_column=columns.label,
-            image_root=columns.image_root,
-            split_column="none",
-            classes=classes,
-            spelling=settings.labels,
-            warn=warn,
+            self.valid, split_column="none", classes=classes, spelling=settings.labels, warn=warn, **columns
         )
 
-    def read_test(self) -> ImageSet | None:
-        """Read the images to predict."""
-        return None if self.test is None else read_unlabelled(self.test)
 
-    def read_unlabelled(self) -> ImageSet | None:
-        """Read the images without labels that training may use."""
-        return None if self.unlabeled is None else read_unlabelled(self.unlabeled)
+_PATHS = {"train", "valid", "test", "unlabeled", "out", "cache", "image_root", "sample_submission"}
+
+
+def documented(options: type[Options] = FitOptions, indent: int = 0) -> str:
+    """Return the options with their documentation, a paragraph each, for a docstring."""
+    from docstring_parser import parse_from_object
+
+    known = [field for kind in reversed(options.__mro__[:-1]) for field in parse_from_object(kind).params]
+    first, rest = " " * indent, " " * (indent + 4)
+    return "\n".join(
+        fill(f"{one.arg_name}: {one.description}", 120, initial_indent=first, subsequent_indent=rest) for one in known
+    )
 
 
 def lr_settings(lr: str | float | None) -> list[str]:
@@ -157,6 +212,13 @@ def lr_settings(lr: str | float | None) -> list[str]:
         return [f"train.lr={float(lr)}"]
     except ValueError:
         raise EtudeError(f"--lr is {lr!r}; give a number such as 1e-3, or auto to search for it") from None
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    # JSON writes numbers, booleans and strings as TOML reads them.
+    return json.dumps(str(value) if isinstance(value, Path) else value)
 
 
 def run_folders(train: Path) -> Iterator[Path]:

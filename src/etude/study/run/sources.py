@@ -14,7 +14,7 @@ from etude.core.seeds import derive_seed
 from etude.core.submission import check_sample, checked_positive
 from etude.data.dataset import Dataset, joined
 from etude.data.scan import SurveyResult, survey
-from etude.data.sources import BadFile, ImageSet
+from etude.data.sources import BadFile, ImageSet, read_unlabelled
 from etude.data.split import Fold, Split, hold_out, k_folds, sample
 from etude.data.tables import shared_groups
 from etude.functional.transforms import code_digest
@@ -68,7 +68,7 @@ def read_sources(request: Request, recipe: Recipe, warn: Warn) -> Sources:
         train = train.take(sample(strata, request.sample, request.seed, warn=warn))
     valid = request.read_valid(train.classes, recipe.data, warn)
     labelled = train if valid is None else joined(train, valid)
-    test = request.read_test()
+    test = None if request.test is None else read_unlabelled(request.test)
     if request.probabilities and request.sample_submission is None and "id" in train.classes:
         raise EtudeError(
             "a class is called 'id', as is the column of ids beside the probabilities; give --sample-submission with "
@@ -76,7 +76,8 @@ def read_sources(request: Request, recipe: Recipe, warn: Warn) -> Sources:
         )
     if test is not None:
         check_asked(request, test, train.classes, warn=warn)
-    return Sources(labelled, len(train), test, request.read_unlabelled())
+    more = None if request.unlabeled is None else read_unlabelled(request.unlabeled)
+    return Sources(labelled, len(train), test, more)
 
 
 def _by_request(train: ImageSet, request: Request, warn: Warn) -> ImageSet:
