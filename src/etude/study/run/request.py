@@ -108,7 +108,7 @@ class FitOptions(TrainingOptions):
     probabilities: Flag = False
     """Write one column of probabilities a class instead of a label."""
     positive: str | None = None
-    """Write the probability of this class alone; by default 1, true, yes or positive, where the sample has fractions."""
+    """Write the probability of this class alone; by default 1, true, yes or positive, if the sample has fractions."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
