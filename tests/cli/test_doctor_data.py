@@ -43,7 +43,7 @@ def test_json_is_the_only_thing_on_standard_output(etude, tmp_path):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("doctor", "--data"), "name their folder"),
+        (("doctor", "--data"), "no TRAIN was given"),
         (("doctor", "nowhere", "--data"), "nowhere does not exist"),
         (("doctor", "train", "--test", "train"), "add --data"),
         (("doctor", "train", "--seed", "3"), "add --data"),

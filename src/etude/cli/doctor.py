@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cyclopts import Parameter
-
-if TYPE_CHECKING:
-    from etude.journal.screen import Screen
-    from etude.study.run.request import Request
 
 
 def doctor(
@@ -68,48 +64,44 @@ def doctor(
     from etude.journal.screen import Screen
     from etude.study.run.request import Request
 
-    screen = Screen(quiet=as_json, file=sys.stderr if as_json else None)
+    class Collected(Screen):
+        """With --json all goes into one object, warnings too."""
+
+        def warn(self, text: str) -> None:
+            warnings.append(text)
+            if not as_json:
+                super().warn(text)
+
     warnings: list[str] = []
-
-    def warn(text: str) -> None:
-        warnings.append(text)
-        if not as_json:
-            screen.warn(text)
-
+    screen = Collected(quiet=as_json, file=sys.stderr if as_json else None)
     columns = {"image_column": image_column, "label_column": label_column, "image_root": image_root}
     if data:
         if train is None:
-            raise EtudeError("--data looks at images: name their folder or table, as in etude doctor TRAIN --data")
-        asked = Request(
+            raise EtudeError("--data examines images, and no TRAIN was given: etude doctor TRAIN --data")
+        from etude.study.doctor.data import examine_data, show_health
+
+        request = Request(
             train, valid=valid, test=test, recipe=recipe, settings=settings or (), seed=seed or 0, cache=cache,
             **columns,
         )  # fmt: skip
-        _look_at_images(asked, screen, warnings, warn, as_json)
+        health = examine_data(request, screen)
+        if as_json:
+            print(json.dumps({**health, "warnings": warnings}, indent=2, allow_nan=False))
+        else:
+            show_health(screen, health)
         return
     for name, given in (("--test", test), ("--valid", valid), ("--seed", seed)):
         if given is not None:
-            raise EtudeError(f"{name} says nothing about the machine: add --data to look at images, or leave it out")
+            raise EtudeError(f"{name} is used only when images are examined: add --data, or leave out {name}")
 
     from etude.study.doctor.doctor import choose_subject, examine
-    from etude.study.doctor.show import report_json, show_measures, show_report
+    from etude.study.doctor.show import show_measures, show_report
 
     request = None if train is None else Request(train, recipe=recipe, cache=cache, **columns)
-    subject = choose_subject(recipe, settings or (), request, screen, warn)
+    subject = choose_subject(recipe, settings or (), request, screen)
     show_measures(screen, subject)
     report = examine(subject, default_cache() if cache is None else cache.expanduser(), screen)
     if as_json:
-        print(report_json(report, warnings))
+        print(json.dumps({**report.as_dict(), "warnings": warnings}, indent=2, allow_nan=False))
     else:
         show_report(screen, report)
-
-
-def _look_at_images(
-    request: Request, screen: Screen, warnings: list[str], warn: Callable[[str], None], as_json: bool
-) -> None:
-    from etude.study.doctor.data import examine_data, health_json, show_health
-
-    health = examine_data(request, screen, warn)
-    if as_json:
-        print(health_json(health, warnings))
-    else:
-        show_health(screen, health)

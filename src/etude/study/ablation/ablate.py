@@ -14,8 +14,7 @@ from etude.data.scan import survey
 from etude.journal.record import RunRecord, read_run
 from etude.journal.runs import FILE_NAME, is_complete, working_on
 from etude.journal.screen import Screen
-from etude.models.backbones import required_size
-from etude.recipe import ImageFacts, Recipe, load_recipe, resolve
+from etude.recipe import Recipe, load_recipe, resolve
 from etude.recipe.tricks import TRICKS, Trick, tricks_named, tricks_of
 from etude.study.ablation.design import Design, Division, as_settings, costs_of, design_of, divide, modes_named
 from etude.study.ablation.report import Outcome, show_outcome, show_plan, write_outcome
@@ -167,14 +166,15 @@ def _prepare(asked: AblationRequest, screen: Screen) -> _Prepared:
     metric = paired_metric(asked.metric or known.get("metric") or _METRIC)
     mode = asked.mode or known.get("mode") or _MODE
     modes = modes_named(mode)
-    subject = choose_subject(request.recipe, request.settings, request, screen, screen.warn)
+    subject = choose_subject(request.recipe, request.settings, request, screen)
     tricks = _tricks(asked.tricks or known.get("tricks"), subject.recipe)
     design = design_of(subject.recipe, tricks, modes)
     arms = {
         arm.name: load_recipe(request.recipe, [*request.settings, *as_settings(arm.changes)]) for arm in design.arms
     }
-    facts = _facts(subject)
-    recipes = {name: at_trained_sizes(resolve(recipe, facts), lambda text: None) for name, recipe in arms.items()}
+    recipes = {
+        name: at_trained_sizes(resolve(recipe, subject.facts), lambda text: None) for name, recipe in arms.items()
+    }
     assert subject.images is not None
     fingerprint = survey(subject.images, screen).fingerprint
     inputs = {**inputs_of(subject.recipe, subject.images, len(subject.images)), "images": fingerprint}
@@ -210,17 +210,6 @@ def _tricks(names: Sequence[str] | None, recipe: Recipe) -> tuple[Trick, ...]:
             f"recipe {recipe.name!r} has no trick that could be left out: name some with --tricks ({', '.join(TRICKS)})"
         )
     return tricks
-
-
-def _facts(subject: Subject) -> ImageFacts:
-    assert subject.surveyed is not None
-    assert subject.images is not None
-    return ImageFacts(
-        subject.surveyed.median_short_side,
-        subject.surveyed.channels,
-        count=len(subject.images),
-        required_size=required_size(subject.recipe.model.backbone),
-    )
 
 
 def _division(asked: AblationRequest, prepared: _Prepared, budget: float | None) -> Division:

@@ -13,9 +13,9 @@ from etude.models.device import best_device, choose_precision
 from etude.recipe import Recipe
 from etude.recipe.timeline import image_sizes
 from etude.recipe.tricks import Changes, Trick, switched
-from etude.study.doctor.doctor import Subject
+from etude.study.doctor.doctor import Subject, stage_seconds
 from etude.study.run.frozen import build_frozen, trainable_backbone
-from etude.study.run.plan import Amounts, Speed, duration, expected_seconds, measure_speed
+from etude.study.run.plan import Speed, duration, measure_speed
 
 Mode = Literal["leave-one-out", "add-one-in"]
 MODES: dict[str, tuple[Mode, ...]] = {**{mode: (mode,) for mode in get_args(Mode)}, "both": get_args(Mode)}
@@ -203,11 +203,8 @@ def costs_of(recipes: Mapping[str, Recipe], subject: Subject) -> tuple[dict[str,
 def _stages(recipe: Recipe, subject: Subject, speeds: dict[tuple[object, ...], Speed]) -> list[tuple[str, float]]:
     """Return (stage, seconds) of one arm's run; ``speeds`` keeps what was measured for the next."""
     assert subject.images is not None
-    images, classes = len(subject.images), len(subject.images.classes)
-    held_out = max(1, round(images * recipe.data.valid))
-    amounts = Amounts(images, max(1, images - held_out), held_out, 0, folds=1)
     precision = choose_precision(recipe.train.precision, best_device())
-    frozen = build_frozen(recipe, subject.channels)
+    frozen = build_frozen(recipe, subject.facts.channels)
     features = training = None
     if frozen is not None:
         key = ("frozen", frozen.name, frozen.levels, recipe.model.feature_size)
@@ -218,12 +215,15 @@ def _stages(recipe: Recipe, subject: Subject, speeds: dict[tuple[object, ...], S
         key = ("trained", recipe.model.backbone, image_sizes(recipe).first)
         key += tuple(getattr(recipe.train, name) for name in _TRAINED)
         if key not in speeds:
-            backbone = trainable_backbone(recipe, subject.channels, precision)
+            backbone = trainable_backbone(recipe, subject.facts.channels, precision)
             speeds[key] = measure_speed(backbone, image_sizes(recipe).first, precision)
         training = speeds[key]
-    width = 0 if frozen is None else frozen.backbone.num_features
-    stages = expected_seconds(recipe, amounts, 0.0, features, training, width * classes)
+    stages = stage_seconds(recipe, subject.images, 0.0, frozen, features, training)
     views, predictor = recipe.predict.tta + 1, training or features
     size = image_sizes(recipe).final if training is not None else recipe.model.feature_size
-    predicting = 0.0 if predictor is None else predictor.infer_at(size) * held_out * views
+    predicting = (
+        0.0
+        if predictor is None
+        else predictor.infer_at(size) * max(1, round(len(subject.images) * recipe.data.valid)) * views
+    )
     return [*stages, ("predict", predicting)]

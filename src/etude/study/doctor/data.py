@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,73 +16,67 @@ from etude.health.summary import MOST, examine_health
 from etude.journal.screen import Screen
 from etude.models.backbones import required_size
 from etude.models.device import best_device, choose_precision
-from etude.recipe import ImageFacts, Recipe, load_recipe, resolve
-from etude.study.run.frozen import Frozen, build_frozen, compute_features
+from etude.recipe import ImageFacts, load_recipe, resolve
+from etude.study.run.frozen import build_frozen, compute_features
 from etude.study.run.request import Request
 from etude.study.run.sources import make_folds, read_sources, survey_sources
 
-MOST_HERE = 4 * MOST
-"""Images looked at: nobody waits for a run's end here, and twenty thousand take about a minute."""
-
+_MAXIMUM = 4 * MOST  # images examined: nobody waits for a run's end here, and twenty thousand take about a minute
 _SHOWN = 10
 
-Say = Callable[[str], None]
 
-
-def examine_data(request: Request, screen: Screen, warn: Say, *, most: int = MOST_HERE) -> dict[str, Any]:
-    """Read, store and examine the images as a run with this request would meet them.
+def examine_data(request: Request, screen: Screen) -> dict[str, Any]:
+    """Read, store and examine the images as a run with this request would.
 
     Raises:
         EtudeError: the images cannot be read, or the recipe is unknown.
     """
     request.check()
     recipe = load_recipe(request.recipe, request.settings)
-    sources = read_sources(request, recipe, warn)
-    surveys = survey_sources(sources, recipe, screen)
-    surveyed = surveys.labelled
+    sources = read_sources(request, recipe, screen.warn)
+    scans = survey_sources(sources, recipe, screen)
     needed = required_size(recipe.model.backbone)
-    facts = ImageFacts(surveyed.median_short_side, surveyed.channels, count=sources.train_count, required_size=needed)
-    recipe = resolve(recipe, facts)
-    cache = request.cache or default_cache()
+    short_side, channels = scans.labelled.median_short_side, scans.labelled.channels
+    recipe = resolve(recipe, ImageFacts(short_side, channels, count=sources.train_count, required_size=needed))
+    cache, precision = request.cache or default_cache(), choose_precision(recipe.train.precision, best_device())
 
-    def opened(images: ImageSet, survey: SurveyResult, fit: str) -> Dataset:
+    def opened(images: ImageSet, scan: SurveyResult, fit: str) -> Dataset:
         size = recipe.model.feature_size
-        return open_dataset(images, survey, size, fit=fit, cache=cache, progress=screen, warn=warn)
+        return open_dataset(images, scan, size, fit=fit, cache=cache, progress=screen, warn=screen.warn)
 
-    data = opened(sources.labelled, surveyed, recipe.data.fit)
-    folds = make_folds(data, sources, request, recipe, warn)
+    def features(images: Dataset | None) -> np.ndarray | None:
+        if frozen is None or images is None:
+            return None
+        return compute_features(frozen, images, recipe, precision=precision, cache=cache, progress=screen).values
+
+    data, test = opened(sources.labelled, scans.labelled, recipe.data.fit), None
+    folds = make_folds(data, sources, request, recipe, screen.warn)
     frozen = build_frozen(recipe, data.build.store.channels)
-    test = None
-    if sources.test is not None and surveys.test is not None:
+    if sources.test is not None and scans.test is not None:
         # Test images are read like the training images, as in a run.
-        alike = surveys.test.like(data.build.store.channels, data.build.value_range, "test images", warn)
-        test = opened(sources.test, alike, data.build.fit)
-    values = [_features(frozen, one, recipe, cache, screen) for one in (data, test)]
+        like = scans.test.like(data.build.store.channels, data.build.value_range, "test images", screen.warn)
+        test = opened(sources.test, like, data.build.fit)
     return examine_health(
-        data, values[0], folds, test=test, test_features=values[1], most=most, seed=request.seed, progress=screen
-    )
-
-
-def _features(
-    frozen: Frozen | None, data: Dataset | None, recipe: Recipe, cache: Path, screen: Screen
-) -> np.ndarray | None:
-    if frozen is None or data is None:
-        return None
-    precision = choose_precision(recipe.train.precision, best_device())
-    return compute_features(frozen, data, recipe, precision=precision, cache=cache, progress=screen).values
-
-
-def health_json(health: Mapping[str, Any], warnings: Sequence[str]) -> str:
-    """Return health and warnings as one JSON object."""
-    return json.dumps({**health, "warnings": list(warnings)}, indent=2, allow_nan=False)
+        data, features(data), folds,
+        test=test, test_features=features(test), most=_MAXIMUM, seed=request.seed, progress=screen,
+    )  # fmt: skip
 
 
 def show_health(screen: Screen, health: Mapping[str, Any]) -> None:
-    """Show what was found: a line for each kind, then the first entries of each that found anything."""
-    screen.plan("Your images", health_rows(health))
+    """Show a line for each kind of finding, then the first entries of each that found anything."""
+    screen.plan("Your images", _rows(health))
     for note in health["notes"]:
         screen.say(f"note: {note}")
-    _show_copies(screen, health["near_duplicates"])
+    duplicates = [
+        {
+            **pair,
+            "similarity": "same file" if pair["exact"] else f"{pair['similarity']:.3f}",
+            "splits": " / ".join(dict.fromkeys(pair["splits"])),
+            "labels": " / ".join(dict.fromkeys(label for label in pair["labels"] if label is not None)),
+        }
+        for pair in health["near_duplicates"]
+    ]
+    _show_table(screen, "Near-duplicates", duplicates, ("a", "b", "similarity", "splits", "labels"))
     _show_table(screen, "Suspected label errors", health["label_errors"], ("id", "label", "suggested", "score"))
     _show_table(screen, "Files that cannot be used", health["corrupt"], ("id", "reason"))
     _show_table(screen, "Tiny images", health["tiny"], ("id", "width", "height"))
@@ -93,19 +85,20 @@ def show_health(screen: Screen, health: Mapping[str, Any]) -> None:
         screen.plan("Leaks", [(leak["kind"], leak["told"]) for leak in health["leaks"]])
 
 
-def health_rows(health: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return one line for each kind of finding, as names and values."""
-    counts, uneven, shift = health["counts"], health["imbalance"], health["shift"]
-    classes = len(uneven["classes"])
-    size = f"{counted(health['images'], 'image')} in {counted(classes, 'class', 'classes')}"
-    copies = counts["near_duplicates"]
+def _rows(health: Mapping[str, Any]) -> list[tuple[str, str]]:
+    counts, balance, shift, labels = (health[name] for name in ("counts", "imbalance", "shift", "labels"))
+    classes = counted(len(balance["classes"]), "class", "classes")
+    suspected = f"{counted(counts['label_errors'], 'label')} suspected to be wrong"
     rows = [
-        ("images", size),
+        ("images", f"{counted(health['images'], 'image')} in {classes}"),
         ("cannot be used", counted(counts["corrupt"], "file")),
         ("tiny", counted(counts["tiny"], "image")),
-        ("copies", f"{counted(copies, 'pair')}, {counts['across_splits']:,} of them across splits"),
-        ("labels", _suspicion(health)),
-        ("classes", uneven.get("told", f"the largest has {uneven.get('ratio', 1):.1f} times as many as the smallest")),
+        (
+            "near-duplicates",
+            f"{counted(counts['near_duplicates'], 'pair')}, {counts['across_splits']:,} of them across splits",
+        ),
+        ("labels", suspected if labels is None else f"{suspected}: {labels['told']}"),
+        ("classes", balance.get("told", f"the largest has {balance.get('ratio', 1):.1f} × the images of the smallest")),
         ("leaks", ", ".join(leak["kind"] for leak in health["leaks"]) or "none found"),
     ]
     if shift is not None:
@@ -114,30 +107,8 @@ def health_rows(health: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def _suspicion(health: Mapping[str, Any]) -> str:
-    """Return how many labels are suspected, and how far that is to be believed."""
-    told = f"{counted(health['counts']['label_errors'], 'label')} under suspicion"
-    judged = health["labels"]
-    return told if judged is None else f"{told}: {judged['told']}"
-
-
-def _show_copies(screen: Screen, pairs: Sequence[Mapping[str, Any]]) -> None:
-    rows = [
-        {
-            "a": pair["a"],
-            "b": pair["b"],
-            "alike": "same file" if pair["exact"] else f"{pair['similarity']:.3f}",
-            "splits": " / ".join(dict.fromkeys(pair["splits"])),
-            "labels": " / ".join(dict.fromkeys(label for label in pair["labels"] if label is not None)),
-        }
-        for pair in pairs
-    ]
-    _show_table(screen, "Copies", rows, ("a", "b", "alike", "splits", "labels"))
-
-
 def _show_table(screen: Screen, title: str, entries: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    if not entries:
-        return
-    more = f", the first {_SHOWN}" if len(entries) > _SHOWN else ""
-    screen.say("")
-    screen.table(title + more, columns, [[entry[name] for name in columns] for entry in entries[:_SHOWN]])
+    if entries:
+        more = f", the first {_SHOWN}" if len(entries) > _SHOWN else ""
+        screen.say("")
+        screen.table(title + more, columns, [[entry[name] for name in columns] for entry in entries[:_SHOWN]])

@@ -1,16 +1,16 @@
-"""What the machine is: read from the system, so that tests can make up any machine."""
+"""What the machine is, read from the system."""
 
 from __future__ import annotations
 
 import os
 import platform
 import re
-import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 
 from etude.core.processor import (
@@ -34,58 +34,38 @@ _NETWORK_SYSTEMS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class MachineFacts:
-    """The machine at a moment; None (or empty) is what it does not tell.
-
-    Args:
-        cores_present: logical cores of the machine.
-        cores_allowed: of them, those that this process may run on.
-        core_quota: cores' time that the container's limit grants.
-        cores_usable: what is left after both.
-        load: average of processes that ran or waited, over the last minute.
-        busy_cores: that other programs keep busy at this moment.
-        memory_bytes: of the machine.
-        threads: that torch uses by default.
-        thread_variables: environment variables that set threads, such as ``OMP_NUM_THREADS``.
-        capability: of the processor as torch uses it, such as ``AVX2``.
-        architecture: of the processor, such as ``x86_64``.
-        governors: of the processor's clock, such as ``powersave``; of the drivers that govern themselves, what they
-            prefer, such as ``balance_performance``.
-        cuda_build: of torch, such as ``12.8``; None for a build without CUDA.
-        gpu_driver: version of NVIDIA's driver; a GPU is there when it is told.
-        cache_system: kind of file system that holds the cache.
-        jpeg_turbo: whether Pillow decodes JPEG by libjpeg-turbo.
-    """
+    """The machine at a moment; None (or empty) is what the system does not report."""
 
     device: str
     gpus: tuple[str, ...]
     cpu: str
-    architecture: str
-    cores_present: int
-    cores_allowed: int
-    core_quota: float | None
-    cores_usable: int
+    architecture: str  # such as x86_64
+    cores_present: int  # logical cores of the machine
+    cores_allowed: int  # of them, those that this process may run on
+    core_quota: float | None  # cores' time that the container's limit grants
+    cores_usable: int  # what is left after both
     cores_physical: int
-    load: float | None
-    busy_cores: float | None
-    memory_bytes: int | None
+    load: float  # processes that ran or waited, mean over the last minute
+    busy_cores: float | None  # that other programs use at this moment
+    memory_bytes: int
     memory_free: int | None
     torch: str
-    threads: int
+    threads: int  # that torch uses by default
     interop_threads: int
-    thread_variables: Mapping[str, str]
-    capability: str
+    thread_variables: Mapping[str, str]  # of the environment, such as OMP_NUM_THREADS
+    capability: str  # of the processor as torch uses it, such as AVX2
     blas: str
     bf16: bool
     amx: bool
-    governors: tuple[str, ...]
-    cuda_build: str | None
+    governors: tuple[str, ...]  # of the processor's clock: powersave, balance_performance, ...
+    cuda_build: str | None  # of torch, such as 12.8
     cuda_available: bool
-    gpu_driver: str | None
+    gpu_driver: str | None  # version of NVIDIA's driver; None without a GPU
     cache: Path
-    cache_system: str | None
+    cache_system: str | None  # kind of file system that holds the cache
     disk_free: int
     disk_bytes: int
-    jpeg_turbo: bool
+    jpeg_turbo: bool  # Pillow decodes JPEG by libjpeg-turbo
 
     @property
     def on_network(self) -> bool:
@@ -93,62 +73,61 @@ class MachineFacts:
         return self.cache_system in _NETWORK_SYSTEMS
 
 
-def read_facts(cache: Path, root: Path = Path("/"), pause: Callable[[float], None] = time.sleep) -> MachineFacts:
-    """Read everything about this machine; takes half a second, in which it watches what others do.
+def read_facts(cache: Path, root: Path = Path("/")) -> MachineFacts:
+    """Read everything about this machine; takes half a second, in which it watches what other programs use.
 
-    Args:
-        cache: folder of stores and features; it need not be there yet.
-        root: where ``proc`` and ``sys`` are.
-        pause: waits for so many seconds.
+    ``cache`` need not exist yet; ``root`` is where ``proc``, ``sys`` and ``dev`` are.
     """
     from PIL import features
 
-    busy = _busy_cores(root, pause)
-    device = best_device()
-    disk = shutil.disk_usage(_existing(cache))
-    gpus = tuple(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
-    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    return MachineFacts(
-        device=device.type, gpus=gpus, cpu=cpu_model(root),
-        architecture=platform.machine(), cores_present=os.cpu_count() or 1,
-        cores_allowed=len(allowed_cores()), core_quota=core_quota(root), cores_usable=usable_cores(root),
-        cores_physical=physical_cores(root=root), load=_load(root), busy_cores=busy, memory_bytes=_memory(root),
-        memory_free=free_memory(root), torch=torch.__version__, threads=torch.get_num_threads(),
-        interop_threads=torch.get_num_interop_threads(),
-        thread_variables={name: os.environ[name] for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-                          if name in os.environ},
-        capability=torch.backends.cpu.get_cpu_capability(), blas=_blas(), bf16=native_bf16(), amx=bool(amx()),
-        governors=_governors(root), cuda_build=torch.version.cuda, cuda_available=torch.cuda.is_available(),
-        gpu_driver=_driver(root), cache=cache, cache_system=_file_system(cache, root), disk_free=disk.free,
-        disk_bytes=disk.total, jpeg_turbo=bool(features.check_feature("libjpeg_turbo")),
-    )  # fmt: skip
-
-
-def _busy_cores(root: Path, pause: Callable[[float], None]) -> float | None:
-    before, start = seconds_of_others(root), time.perf_counter()
-    pause(_WATCHED_SECONDS)
-    after, seconds = seconds_of_others(root), time.perf_counter() - start
-    return None if before is None or after is None or not seconds else max(0.0, (after - before) / seconds)
-
-
-def _load(root: Path) -> float | None:
-    words = (read_text(root / "proc/loadavg") or "").split()
-    try:
-        return float(words[0]) if words else None
-    except ValueError:
-        return None
-
-
-def _memory(root: Path) -> int | None:
-    found = re.search(r"^MemTotal:\s+(\d+)", read_text(root / "proc/meminfo") or "", re.MULTILINE)
+    busy = _busy_cores(root)
+    existing = next(folder for folder in (cache.absolute(), *cache.absolute().parents) if folder.exists())
+    disk = psutil.disk_usage(str(existing))
     limit = read_text(root / "sys/fs/cgroup/memory.max") or ""
-    sizes = [*([int(found[1]) * 1024] if found else []), *([int(limit)] if limit.isdigit() else [])]
-    return min(sizes, default=None)
+    memory = psutil.virtual_memory().total
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    blas = re.search(r"BLAS_INFO=(\w+)", torch.__config__.show())
+    return MachineFacts(
+        device=best_device().type,
+        gpus=tuple(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())),
+        cpu=cpu_model(root),
+        architecture=platform.machine(),
+        cores_present=os.cpu_count() or 1,
+        cores_allowed=len(allowed_cores()),
+        core_quota=core_quota(root),
+        cores_usable=usable_cores(root),
+        cores_physical=physical_cores(root=root),
+        load=psutil.getloadavg()[0],
+        busy_cores=busy,
+        memory_bytes=min(memory, int(limit)) if limit.isdigit() else memory,
+        memory_free=free_memory(root),
+        torch=torch.__version__,
+        threads=torch.get_num_threads(),
+        interop_threads=torch.get_num_interop_threads(),
+        thread_variables={
+            name: os.environ[name] for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if name in os.environ
+        },
+        capability=torch.backends.cpu.get_cpu_capability(),
+        blas=blas[1] if blas else "unknown",
+        bf16=native_bf16(),
+        amx=bool(amx()),
+        governors=_governors(root),
+        cuda_build=torch.version.cuda,
+        cuda_available=torch.cuda.is_available(),
+        gpu_driver=_driver(root),
+        cache=cache,
+        cache_system=_file_system(existing.resolve()),
+        disk_free=disk.free,
+        disk_bytes=disk.total,
+        jpeg_turbo=bool(features.check_feature("libjpeg_turbo")),
+    )
 
 
-def _blas() -> str:
-    found = re.search(r"BLAS_INFO=(\w+)", torch.__config__.show())
-    return found[1] if found else "unknown"
+def _busy_cores(root: Path) -> float | None:
+    before, start = seconds_of_others(root), time.perf_counter()
+    time.sleep(_WATCHED_SECONDS)
+    after, seconds = seconds_of_others(root), time.perf_counter() - start
+    return None if before is None or after is None else max(0.0, (after - before) / seconds)
 
 
 def _governors(root: Path) -> tuple[str, ...]:
@@ -156,33 +135,25 @@ def _governors(root: Path) -> tuple[str, ...]:
     for core in allowed_cores():
         folder = root / f"sys/devices/system/cpu/cpu{core}/cpufreq"
         preference = read_text(folder / "energy_performance_preference")
-        # The drivers with a preference call even their fast modes powersave, so there the preference tells.
+        # The drivers with a preference call even their fast modes powersave, so there the preference decides.
         found.add(preference or read_text(folder / "scaling_governor") or "")
     return tuple(sorted(found - {""}))
 
 
 def _driver(root: Path) -> str | None:
-    """Return the version of NVIDIA's driver, or ``unknown`` where only the device is seen; None without either."""
-    told = read_text(root / "proc/driver/nvidia/version")
-    if told:
-        found = re.search(r"\s(\d+\.\d+(\.\d+)?)\s", told)
+    """Return the version of NVIDIA's driver, ``unknown`` where only the device is there, or None without either."""
+    if text := read_text(root / "proc/driver/nvidia/version"):
+        found = re.search(r"\s(\d+\.\d+(\.\d+)?)\s", text)
         return found[1] if found else "unknown"
     return "unknown" if (root / "dev/nvidia0").exists() else None
 
 
-def _file_system(folder: Path, root: Path) -> str | None:
+def _file_system(folder: Path) -> str | None:
     """Return the kind of file system that ``folder`` lies on: of the longest mount point above it."""
-    place = _existing(folder).resolve()
-    best: tuple[int, str] | None = None
-    for line in (read_text(root / "proc/mounts") or "").splitlines():
-        words = line.split()
-        if len(words) < 3:
-            continue
-        mount = Path(words[1].encode().decode("unicode_escape"))
-        if (mount == place or mount in place.parents) and (best is None or len(mount.parts) >= best[0]):
-            best = (len(mount.parts), words[2])  # of two on the same point the later covers the earlier
-    return best[1] if best else None
-
-
-def _existing(folder: Path) -> Path:
-    return next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    mounts = [
+        (len(Path(one.mountpoint).parts), one.fstype)
+        for one in psutil.disk_partitions(all=True)
+        if folder.is_relative_to(one.mountpoint)
+    ]
+    # Of two on the same point the later covers the earlier.
+    return max(reversed(mounts), key=lambda mount: mount[0], default=(0, None))[1]

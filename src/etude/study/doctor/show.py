@@ -1,8 +1,6 @@
-"""What ``etude doctor`` says: the plan before, the report after."""
+"""What ``etude doctor`` shows: the plan before, the report after."""
 
 from __future__ import annotations
-
-import json
 
 from etude.journal.screen import Screen
 from etude.study.doctor.doctor import DataReport, Report, Subject
@@ -11,15 +9,13 @@ from etude.study.run.plan import duration, in_words
 
 
 def show_measures(screen: Screen, subject: Subject) -> None:
-    """Say what will be measured, before any of it is."""
-    recipe = subject.recipe
-    pictures = "a sample of your images" if subject.images is not None else "made-up photos of 1024 × 768 px"
+    """Show what will be measured, before any of it is."""
     screen.plan(
         "etude doctor measures, in about half a minute",
         [
             ("disk", "64 MB written to the cache's disk, read again and removed"),
-            ("decoding", pictures),
-            ("modes", f"{recipe.model.backbone} in every numeric mode worth trying, 10 s at most"),
+            ("decoding", "generated photos of 1024 × 768 px" if subject.images is None else "a sample of your images"),
+            ("modes", f"{subject.recipe.model.backbone}: each precision, memory format and threads, 10 s at most"),
             ("networks", "training and inference at several image sizes"),
         ],
     )
@@ -28,17 +24,14 @@ def show_measures(screen: Screen, subject: Subject) -> None:
 def show_report(screen: Screen, report: Report) -> None:
     """Show everything that was found."""
     screen.say("")
-    screen.plan("This machine", machine_rows(report))
+    screen.plan("This machine", _machine(report))
     screen.say("")
-    rows = [list(row) for row in report.probe.rows()]
+    rows = [[*row[:3], None if row[3] is None else _rate(row[3]), row[4]] for row in report.probe.rows()]
     columns = ["precision", "memory format", "threads", "images/s", "note"]
     if not any(row[-1] for row in rows):
         rows, columns = [row[:-1] for row in rows], columns[:-1]
     doing = "Training" if any(rate.train for rate in report.rates if rate.network == report.network) else "Running"
-    screen.table(f"{doing} {report.network} at {report.size} px in each mode", columns, [
-        [None if cell is None else cell if isinstance(cell, str | int) else _rate(cell) for cell in row]
-        for row in rows
-    ])  # fmt: skip
+    screen.table(f"{doing} {report.network} at {report.size} px in each mode", columns, rows)
     screen.plan("", [("chosen", report.probe.mode.in_words() + _doubts(report))])
     screen.say("")
     screen.table("Images a second", ["network", "size", "training", "inference"], [
@@ -49,45 +42,37 @@ def show_report(screen: Screen, report: Report) -> None:
     if report.data is None:
         screen.say("how long your images take: etude doctor TRAIN")
     else:
-        screen.plan(f"Your images, by recipe {report.recipe}", data_rows(report.data))
+        screen.plan(f"Your images, by recipe {report.recipe}", _data(report.data))
     screen.say("")
     if report.complaints:
-        numbered = [(f"{number}.", found.sentence) for number, found in enumerate(report.complaints, start=1)]
+        numbered = [(f"{number}.", sentence) for number, sentence in enumerate(report.complaints.values(), start=1)]
         screen.plan("What slows this machine down", numbered)
     else:
         screen.say("Nothing found that slows this machine down.")
 
 
-def report_json(report: Report, warnings: list[str]) -> str:
-    """Return the report as one JSON object."""
-    return json.dumps({**report.as_dict(), "warnings": warnings}, indent=2, allow_nan=False)
-
-
-def machine_rows(report: Report) -> list[tuple[str, str]]:
-    """Return what the machine is, as names and values."""
-    facts = report.facts
-    disk = "too little room to try its speed"
-    if report.disk is not None:
-        disk = f"writes {report.disk.write:,.0f} MB/s, reads {report.disk.read:,.0f} MB/s"
+def _machine(report: Report) -> list[tuple[str, str]]:
+    facts, disk = report.facts, report.disk
+    speed = "" if disk is None else f"writes {disk.write:,.0f} MB/s, reads {disk.read:,.0f} MB/s"
     system = f" ({facts.cache_system})" if facts.cache_system else ""
+    free = "" if facts.memory_free is None else f", {facts.memory_free / 2**30:.1f} GiB free"
+    arithmetic = [facts.capability, *(["bfloat16"] if facts.bf16 else []), *(["AMX"] if facts.amx else [])]
     return [
         ("device", ", ".join(facts.gpus) or f"{facts.device.upper()}, {facts.cpu}"),
         ("cores", _cores(facts)),
-        ("memory", _memory(facts)),
-        ("torch", f"{facts.torch}, {facts.threads} threads, {facts.blas.upper()}, {_arithmetic(facts)}"),
+        ("memory", f"{facts.memory_bytes / 2**30:.1f} GiB{free}"),
+        ("torch", f"{facts.torch}, {facts.threads} threads, {facts.blas.upper()}, {', '.join(arithmetic)}"),
         ("cache", f"{facts.cache}{system}: {facts.disk_free / 2**30:,.0f} GiB free"),
-        ("disk", disk),
+        ("disk", speed or "too little room to measure its speed"),
         ("decoding", f"{_rate(report.decode)} images/s to {report.decoded_size} px, on all cores"),
     ]
 
 
-def data_rows(data: DataReport) -> list[tuple[str, str]]:
-    """Return how long the data takes, as names and values."""
+def _data(data: DataReport) -> list[tuple[str, str]]:
     rows = [("images", data.described), ("time here", in_words(data.stages))]
     if data.gpu is not None:
-        least, most = (duration(seconds) for seconds in data.gpu)
-        span = least if least == most else f"{least} to {most}"
-        rows.append(("on a GPU", f"{span}, by published ratios (15 to 50 times two cores)"))
+        times = dict.fromkeys(duration(seconds) for seconds in data.gpu)
+        rows.append(("on a GPU", f"{' to '.join(times)}, by published ratios (15 to 50 times two cores)"))
     return rows
 
 
@@ -95,22 +80,8 @@ def _cores(facts: MachineFacts) -> str:
     usable = f"{facts.cores_usable} usable of {facts.cores_present}"
     physical = f", {facts.cores_physical} physical" if facts.cores_physical != facts.cores_allowed else ""
     quota = "" if facts.core_quota is None else f", the container's limit is {facts.core_quota:g}"
-    busy = "" if facts.busy_cores is None else f"; others keep {facts.busy_cores:.1f} busy"
+    busy = "" if facts.busy_cores is None else f"; other programs use {facts.busy_cores:.1f}"
     return usable + physical + quota + busy
-
-
-def _memory(facts: MachineFacts) -> str:
-    told = [
-        f"{amount / 2**30:.1f} GiB{words}"
-        for amount, words in ((facts.memory_bytes, ""), (facts.memory_free, " free"))
-        if amount is not None
-    ]
-    return ", ".join(told) or "not told by this system"
-
-
-def _arithmetic(facts: MachineFacts) -> str:
-    known = [facts.capability, *(["bfloat16"] if facts.bf16 else []), *(["AMX"] if facts.amx else [])]
-    return ", ".join(known)
 
 
 def _doubts(report: Report) -> str:
