@@ -22,7 +22,7 @@ from etude.recipe import flat, load_recipe
 from etude.study.ablation import runs as ablation_runs
 from etude.study.ablation.design import Cost
 from etude.study.run.request import Request
-from etude.training.fit import DivergedError
+from etude.training.task import DivergedError
 from picture_folders import picture, write_classes
 from recorded_runs import forked
 

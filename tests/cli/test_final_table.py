@@ -15,7 +15,7 @@ from etude.journal.runs import IN_NO_STAGE
 from etude.study.run import job
 from etude.study.unlabelled import pool as unlabelled
 from etude.study.unlabelled import rounds
-from etude.training.fit import DivergedError
+from etude.training.task import DivergedError
 from picture_folders import write_classes, write_flat
 
 QUICK = ("--recipe", "quick", "--set", "model.feature_size=64")

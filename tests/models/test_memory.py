@@ -17,7 +17,7 @@ TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
 
 FAULTS_OF_THE_SECOND_BLOCK = """
 import ctypes, resource, sys
-from etude.models.memory import keep_large_blocks
+from etude.models.device import keep_large_blocks
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
 

@@ -12,7 +12,7 @@ import pytest
 from etude.study.run import network as candidates
 from etude.study.unlabelled import rounds
 from etude.study.unlabelled.guards import Seen
-from etude.training.fit import DivergedError, FineTuneTask
+from etude.training.task import DivergedError, FineTuneTask
 from picture_folders import picture, write_classes, write_flat
 
 SMALL = (

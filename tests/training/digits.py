@@ -20,8 +20,9 @@ from etude.models.backbones import build_backbone
 from etude.models.classifier import Classifier, Preprocessing
 from etude.models.modes import Mode
 from etude.recipe import ImageFacts, load_recipe, resolve
-from etude.training.fit import FineTuneTask, fine_tune
+from etude.training.fit import fine_tune
 from etude.training.resume import Finished
+from etude.training.task import FineTuneTask
 
 SMALL = (
     "train.epochs=2", "train.batch_size=16", "train.validate_every=6st", "train.dropout=0.3", "augment.mixup=0.3",

@@ -25,7 +25,8 @@ from etude.core.context import Advance, BarContext, Silent
 from etude.data.loader import OrderedBatches, TrainingRows
 from etude.functional.mix import cross_entropy
 from etude.models.classifier import Classifier
-from etude.training.fit import FineTuneTask, fine_tune
+from etude.training.fit import fine_tune
+from etude.training.task import FineTuneTask
 from training.digits import network, rows, task
 
 SETTINGS = ("train.epochs=8", "train.validate_every=20st", "train.checkpoint_every=0.3s")

@@ -15,8 +15,9 @@ from etude.core.errors import EtudeError, Terminated
 from etude.recipe import load_recipe
 from etude.recipe.timeline import resolved_timeline
 from etude.timeline import Pace, RunSize
-from etude.training.fit import DivergedError, validation_interval
+from etude.training.fit import validation_interval
 from etude.training.optimizer import build_optimizer
+from etude.training.task import DivergedError
 from training.digits import KillAt, Killed, network, task, train
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
 
 import etude.compat  # noqa: F401  (before lightning)
 
@@ -14,14 +15,10 @@ import torch
 from etude.callbacks import Clock
 from etude.functional.distill import distillation_loss
 from etude.functional.mix import cross_entropy, smoothed
-from etude.models.classifier import Preprocessing
-from etude.models.modes import Mode
-from etude.recipe.settings import TrainSettings
 from etude.timeline import Phase, Timeline
+from etude.training.batches import smoothing as smoothing_of
 from etude.training.module import FineTune
-from training.digits import network
-
-SHAPE = Preprocessing(size=28, stored_size=28, fit="squash", channels=1, in_channels=1, mean=(0.5,), std=(0.5,))
+from training.digits import network, task
 
 
 def some_batch(**more: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -46,51 +43,45 @@ class OneBatch:
         yield self.batch
 
 
-def loss_and_logits(batch: dict[str, torch.Tensor], smoothing: float, **settings: Any) -> tuple[float, torch.Tensor]:
+def loss_and_logits(
+    folder: Path, batch: dict[str, torch.Tensor], smoothing: float, *settings: str
+) -> tuple[float, torch.Tensor]:
     """Return the loss of one training step, and the logits that it was made of."""
     clock = Clock(Timeline((Phase("all", 1.0, lr=0.0, label_smoothing=smoothing),)), steps=1)
     told: list[torch.Tensor] = []
     model = network()
     model.register_forward_hook(lambda layer, given, logits: told.append(logits.detach()))
-    module = FineTune(
-        model,
-        SHAPE,
-        TrainSettings(),
-        clock,
-        lambda start: OneBatch(batch),
-        None,
-        Mode("fp32", "contiguous", 1),
-        **settings,
-    )  # type: ignore[arg-type]
+    one = replace(task(folder, "default", settings), valid=None)
     trainer = pl.Trainer(
         max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[clock],
+        enable_model_summary=False, callbacks=[clock, *smoothing_of(one, clock.timeline)],
     )  # fmt: skip
-    trainer.fit(module)
+    trainer.fit(FineTune(model, one, clock), OneBatch(batch))
     return trainer.callback_metrics["train_loss"].item(), told[0]
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_without_a_teacher_it_is_the_plain_loss(smoothing: float):
+def test_without_a_teacher_it_is_the_plain_loss(tmp_path: Path, smoothing: float):
     batch = some_batch()
-    loss, logits = loss_and_logits(batch, smoothing)
+    loss, logits = loss_and_logits(tmp_path, batch, smoothing)
     assert loss == pytest.approx(cross_entropy(logits, smoothed(batch["target"], smoothing), batch["weight"]).item())
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_with_a_teacher_it_is_distillation_and_no_label_is_made_up(smoothing: float):
+def test_with_a_teacher_it_is_distillation_and_no_label_is_made_up(tmp_path: Path, smoothing: float):
     teacher = torch.randn(4, 10, generator=torch.Generator().manual_seed(1)).softmax(1)
     batch = some_batch(teacher=teacher)
-    loss, logits = loss_and_logits(batch, smoothing, temperature=3.0, soft_share=0.4)
+    loss, logits = loss_and_logits(tmp_path, batch, smoothing, "distill.temperature=3", "distill.weight=0.4")
     target = smoothed(batch["target"], smoothing)
     target[3] = 0.0
     assert loss == pytest.approx(distillation_loss(logits, target, batch["weight"], teacher, 3.0, 0.4).item(), rel=1e-5)
 
 
-def test_a_mixture_is_smoothed_by_its_labelled_part():
+def test_a_mixture_is_smoothed_by_its_labelled_part(tmp_path: Path):
     teacher = torch.full((4, 10), 0.1)
     batch = some_batch(teacher=teacher)
     batch["target"] = batch["target"] * 0.75
-    loss, logits = loss_and_logits(batch, 0.2, temperature=1.0, soft_share=0.0)
+    loss, logits = loss_and_logits(tmp_path, batch, 0.2, "distill.temperature=1", "distill.weight=0.25")
     expected = smoothed(torch.eye(10)[:4], 0.2) * torch.tensor([0.75, 0.75, 0.75, 0.0])[:, None]
-    assert loss == pytest.approx(cross_entropy(logits, expected, batch["weight"]).item(), rel=1e-5)
+    found = distillation_loss(logits, expected, batch["weight"], batch["teacher"], 1.0, 0.25)
+    assert loss == pytest.approx(found.item(), rel=1e-5)

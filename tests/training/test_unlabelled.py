@@ -16,8 +16,8 @@ from etude.data.loader import joined
 from etude.data.order import FixedMix
 from etude.functional.augment import POLICIES
 from etude.training import fit
-from etude.training.batches import Teacher, images_of_epoch, strong_policy
-from etude.training.fit import FineTuneTask
+from etude.training.batches import Teacher, strong_policy
+from etude.training.task import FineTuneTask
 from training.digits import KillAt, Killed, rows, task, train
 
 ONLINE = ("unlabeled.method=online", "unlabeled.ramp=[0.0, 0.2]", "train.epochs=1")
@@ -44,9 +44,9 @@ def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
 
 def test_an_epoch_lasts_until_the_longer_stream_is_through(tmp_path: Path):
     one = mixed(tmp_path)
-    assert images_of_epoch(one) == 160  # 40 labelled at a quarter, 120 unlabelled at three
-    assert images_of_epoch(replace(one, mix=FixedMix(0.7))) == 400
-    assert images_of_epoch(replace(one, mix=None)) == 160
+    assert one.images_per_epoch == 160  # 40 labelled at a quarter, 120 unlabelled at three
+    assert replace(one, mix=FixedMix(0.7)).images_per_epoch == 400
+    assert replace(one, mix=None).images_per_epoch == 160
     _, done = train(one)
     assert done.steps == 10
     weights = [row["unlabeled_weight"] for row in done.happened]

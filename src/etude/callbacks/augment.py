@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
+from typing import TypeVar
 
 import etude.compat  # noqa: F401  (before lightning)
 
+import numpy as np
+import torch
+
 from etude.callbacks.batches import BatchTransform, ImageBatch, Occasion
 from etude.core.errors import EtudeError
-from etude.functional.augment import policy_named
+from etude.functional.augment import Policy, augment, policy_named
 from etude.functional.augment_tensor import augment_tensor
 from etude.timeline import Linear, Phase, Timeline
+
+Images = TypeVar("Images", np.ndarray, torch.Tensor)
 
 
 class AugmentRamp(BatchTransform):
@@ -23,7 +29,7 @@ class AugmentRamp(BatchTransform):
     Images are square, uint8 (B, H, W, C) or float (B, C, H, W), normalised or not. On a CPU uint8 is fastest.
 
     Args:
-        policy: name of the augmentation policy: what may happen to an image.
+        policy: the augmentation policy, or its name: what may happen to an image.
         strength: largest strength, in [0, 1].
         rise: share of the run over which the strength rises.
         finish: share of the run without augmentation.
@@ -42,7 +48,7 @@ class AugmentRamp(BatchTransform):
 
     def __init__(
         self,
-        policy: str = "photos",
+        policy: str | Policy = "photos",
         strength: float = 1.0,
         rise: float = 0.3,
         finish: float = 0.2,
@@ -55,7 +61,7 @@ class AugmentRamp(BatchTransform):
                 f"AugmentRamp got strength={strength}, rise={rise}, finish={finish}; strength lies in [0, 1], and rise "
                 "and finish are shares of the run that sum to at most 1"
             )
-        self.policy = policy_named(policy)
+        self.policy = policy_named(policy) if isinstance(policy, str) else policy
         self.strength, self.rise, self.finish = strength, rise, finish
 
     def changed(self, batch: ImageBatch, occasion: Occasion) -> ImageBatch:
@@ -66,6 +72,15 @@ class AugmentRamp(BatchTransform):
         rng = occasion.rng(self.seed, "augment")
         images = augment_tensor(batch.image, self.policy, strength, rng, channels_last=batch.channels_last)
         return replace(batch, image=images)
+
+    def change(self, images: Images, strength: float, rng: np.random.Generator, size: int | None = None) -> Images:
+        """Return arrays uint8 (B, S, S, C) or tensors (B, S, S, C) changed at ``strength``, of side ``size``.
+
+        For a loader that does the work early, sampling its images at the size that the step needs.
+        """
+        if isinstance(images, np.ndarray):
+            return augment(images, self.policy, strength, rng, size)
+        return augment_tensor(images, self.policy, strength, rng, channels_last=True, size=size)
 
     def strength_at(self, occasion: Occasion) -> float:
         """Return the present strength, in [0, 1]."""

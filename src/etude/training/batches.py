@@ -1,11 +1,11 @@
-"""A fine-tuning's batches: the user's own change, then the policy, on the processor or where the images are kept."""
+"""A fine-tuning's batches, and the tricks that change them, on the processor or where the images are kept."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 import etude.compat  # noqa: F401  (before lightning)
 
@@ -13,37 +13,19 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
-from etude.callbacks import Clock, Distill, PseudoLabels
+from etude.callbacks import AugmentRamp, Clock, CutMix, Distill, LabelSmoothing, MixUp, PseudoLabels
+from etude.callbacks.mixup import ever_on
 from etude.core.errors import EtudeError
-from etude.data.loader import Augment, AugmentTensor, OrderedBatches, StepBatches
-from etude.data.order import epoch_images
-from etude.functional.augment import Policy, augment
-from etude.functional.augment_tensor import augment_tensor
+from etude.data.loader import OrderedBatches, StepBatches
+from etude.functional.augment import Policy
 from etude.functional.transforms import as_batch_transform, load_transform
 from etude.models.classifier import Classifier, Preprocessing
 from etude.models.device import best_device
 from etude.models.features import autocast
 from etude.timeline import Timeline
-
-if TYPE_CHECKING:
-    from etude.training.fit import FineTuneTask
-
+from etude.training.task import FineTuneTask
 
 _WIDER = 1.5  # times the policy's own changes of geometry
-
-
-def images_of_epoch(task: FineTuneTask) -> int:
-    """Return the images that an epoch of the task takes: of a fixed mix, until the longer stream has been seen once."""
-    rows = task.train
-    if task.mix is None or rows.labelled is None:
-        return len(rows)
-    labelled = int(rows.labelled.sum())
-    return epoch_images(labelled, len(rows) - labelled, task.mix.share)
-
-
-def learns_online(task: FineTuneTask) -> bool:
-    """Whether pseudo-labels are made during this training."""
-    return task.mix is not None and task.recipe.unlabeled.method == "online"
 
 
 def strong_policy(policy: Policy) -> Policy:
@@ -72,10 +54,11 @@ def strong_policy(policy: Policy) -> Policy:
     )
 
 
-def teaching(task: FineTuneTask) -> list[pl.Callback]:
-    """Return the callbacks that stand for teachers: the network's own average, or trained networks."""
-    found: list[pl.Callback] = []
-    if learns_online(task):
+def tricks(task: FineTuneTask, timeline: Timeline) -> list[pl.Callback]:
+    """Return the callbacks that change batches: mixing, smoothing, and teachers."""
+    found: list[pl.Callback] = [kind(seed=task.seed) for kind in (MixUp, CutMix) if ever_on(timeline, kind.quantity)]
+    found += smoothing(task, timeline)
+    if task.learns_online:
         settings = task.recipe.unlabeled
         found.append(
             PseudoLabels(
@@ -92,6 +75,12 @@ def teaching(task: FineTuneTask) -> list[pl.Callback]:
     if task.teachers:
         found.append(Distill(task.teachers))
     return found
+
+
+def smoothing(task: FineTuneTask, timeline: Timeline) -> list[pl.Callback]:
+    """Return the callback that smooths targets, where settings or timeline ask for it."""
+    amount = task.recipe.train.label_smoothing
+    return [LabelSmoothing(amount)] if ever_on(timeline, "label_smoothing", where_unscheduled=amount) else []
 
 
 class Teacher(torch.nn.Module):
@@ -119,50 +108,43 @@ class Teacher(torch.nn.Module):
             return self.model(inputs).float()[:, self.get_buffer("columns")]
 
 
-def step_batches(task: FineTuneTask, clock: Clock) -> Callable[[int], StepBatches]:
-    """Return a function from a step to the batches from there on; they follow the clock's plan, whatever changes it.
+def step_batches(task: FineTuneTask, clock: Clock, start: int) -> StepBatches:
+    """Return the batches from step ``start`` on; they follow the clock's plan, whatever event changes it.
 
     Raises:
         EtudeError: the user's own transform cannot be loaded.
     """
-    change, change_tensor = changes_of(task.policy, task.recipe.augment.transform), _changes_of_tensors(task.policy)
-    strong, strong_tensor = _strong_changes(task) if learns_online(task) else (None, None)
-    parts = parts_of(task, clock.timeline, clock.steps)
-
-    def batches(start: int) -> StepBatches:
-        return StepBatches(
-            task.train,
-            steps=clock.steps,
-            batch_size=task.batch_size,
-            plan=clock.moment_at,
-            augment=change,
-            augment_tensor=change_tensor,
-            mix=task.mix,
-            strong=strong,
-            strong_tensor=strong_tensor,
-            seed=task.seed,
-            start=start,
-            part=(_rank(task), task.processes),
-            parts=parts,
-            fixed_batch="batch_size" not in clock.timeline.quantities(),
-            pin=best_device().type == "cuda",
-        )
-
-    return batches
-
-
-def valid_batches(task: FineTuneTask) -> Callable[[], OrderedBatches] | None:
-    """Return a function that gives this process's share of the validation images, in order; None without any."""
-    rows, most = task.valid, min(task.recipe.train.batch_size, task.mode.micro_batch or task.recipe.train.batch_size)
-    if rows is None:
-        return None
-    return lambda: OrderedBatches(
-        rows,
-        batch_size=most,
-        size=task.preprocessing.size,
-        part=(_rank(task), task.processes),  # known once Lightning has let the processes meet
+    change, strong = changes_of(task.policy, task.recipe.augment.transform), None
+    if task.learns_online:
+        scale = task.recipe.unlabeled.strong
+        student = changes_of(strong_policy(task.policy), task.recipe.augment.transform)
+        strong = lambda images, strength, rng, size: student(images, strength * scale, rng, size)  # noqa: E731
+    return StepBatches(
+        task.train,
+        steps=clock.steps,
+        batch_size=task.batch_size,
+        plan=clock.moment_at,
+        augment=change,
+        augment_tensor=change,
+        mix=task.mix,
+        strong=strong,
+        strong_tensor=strong,
+        seed=task.seed,
+        start=start,
+        part=task.part,
+        parts=parts_of(task, clock.timeline, clock.steps),
+        fixed_batch="batch_size" not in clock.timeline.quantities(),
         pin=best_device().type == "cuda",
     )
+
+
+def valid_batches(task: FineTuneTask) -> OrderedBatches | list[OrderedBatches]:
+    """Return this process's share of the validation images, in order, if there are any."""
+    if task.valid is None:
+        return []
+    most = min(task.recipe.train.batch_size, task.mode.micro_batch or task.recipe.train.batch_size)
+    pin = best_device().type == "cuda"
+    return OrderedBatches(task.valid, batch_size=most, size=task.preprocessing.size, part=task.part, pin=pin)
 
 
 def parts_of(task: FineTuneTask, timeline: Timeline, steps: int) -> int:
@@ -186,38 +168,22 @@ def parts_of(task: FineTuneTask, timeline: Timeline, steps: int) -> int:
     return parts
 
 
-def changes_of(policy: Policy, transform: str = "") -> Augment:
-    """Return what is done to a batch of training images: the user's own transform, if one is named, then the policy.
+def changes_of(policy: Policy, transform: str = "") -> Callable[..., Any]:
+    """Return ``change(images, strength, rng, size)``: the user's own transform, if one is named, then AugmentRamp's.
+
+    It takes uint8 arrays, and without a transform tensors too.
 
     Raises:
         EtudeError: the transform cannot be loaded.
     """
+    change = AugmentRamp(policy).change
     if not transform:
-        return lambda images, strength, rng, size: augment(images, policy, strength, rng, size)
+        return change
     own = as_batch_transform(load_transform(transform))
 
-    def both(images: np.ndarray, strength: float, rng: np.random.Generator, size: int) -> np.ndarray:
-        # What a phase without augmentation promises holds for the user's own changes too.
-        return augment(own(images, rng) if strength > 0.0 else images, policy, strength, rng, size)
+    def both(images: Any, strength: float, rng: np.random.Generator, size: int) -> Any:
+        # A phase without augmentation leaves the user's own changes out too.
+        mine = strength > 0.0 and isinstance(images, np.ndarray)
+        return change(own(images, rng) if mine else images, strength, rng, size)
 
     return both
-
-
-def _strong_changes(task: FineTuneTask) -> tuple[Augment, AugmentTensor]:
-    """Return what the student of online pseudo-labels sees of unlabelled images, at the recipe's own strength."""
-    policy, strength = strong_policy(task.policy), task.recipe.unlabeled.strong
-    change, change_tensor = changes_of(policy, task.recipe.augment.transform), _changes_of_tensors(policy)
-    return (
-        lambda images, asked, rng, size: change(images, asked * strength, rng, size),
-        lambda images, asked, rng, size: change_tensor(images, asked * strength, rng, size),
-    )
-
-
-def _changes_of_tensors(policy: Policy) -> AugmentTensor:
-    return lambda images, strength, rng, size: augment_tensor(
-        images, policy, strength, rng, channels_last=True, size=size
-    )
-
-
-def _rank(task: FineTuneTask) -> int:
-    return torch.distributed.get_rank() if task.processes > 1 else 0

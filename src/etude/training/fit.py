@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
 import etude.compat  # noqa: F401  (before lightning)
 
@@ -14,73 +12,25 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
-from etude.callbacks import EMA, SWA, Checkpoints, Clock, CutMix, History, MixUp, TrainingProgress, arrange
-from etude.callbacks.mixup import ever_on
+from etude.callbacks import EMA, SWA, Checkpoints, Clock, History, TrainingProgress, arrange
 from etude.core.context import Progress
 from etude.core.errors import EtudeError
 from etude.core.files import explained_write
-from etude.data.loader import OrderedBatches, TrainingRows
-from etude.data.order import FixedMix
-from etude.functional.augment import Policy
+from etude.data.loader import OrderedBatches
 from etude.functional.batchnorm import recompute_batchnorm
-from etude.models.classifier import Classifier, Preprocessing
+from etude.models.classifier import Classifier
 from etude.models.device import is_first_process
-from etude.models.modes import Mode, applied, lay_out
+from etude.models.modes import applied
 from etude.recipe.settings import Recipe
 from etude.recipe.timeline import resolved_run
-from etude.timeline import Pace, RunSize, Timeline, length_in_steps, parse_length
-from etude.training.batches import images_of_epoch, learns_online, parts_of, step_batches, teaching, valid_batches
+from etude.timeline import RunSize, Timeline, length_in_steps, parse_length
+from etude.training.batches import parts_of, tricks
 from etude.training.module import FineTune
 from etude.training.resume import Finished, ResumeFolder, RunPlan
+from etude.training.task import DivergedError, FineTuneTask
 from etude.training.trainer import build_trainer, passing_interrupts, quiet_lightning, silent_writers
 
 _STATISTICS_IMAGES = 2_048  # seen at most to measure batch norm statistics anew
-
-
-@dataclass(frozen=True, slots=True)
-class FineTuneTask:
-    """One fine-tuning, besides the model.
-
-    Args:
-        preprocessing: of the network's input.
-        train: rows to train on.
-        valid: rows to validate on, or None.
-        recipe: resolved.
-        policy: of augmentation.
-        mode: precision, layout in memory, threads, and images in memory at once.
-        seed: of everything random.
-        folder: of ``history.csv``, ``tb/`` and ``checkpoints/``.
-        pace: measured seconds of a step; needed when the timeline counts in minutes.
-        resume: go on from what ``folder`` holds.
-        processes: that train together, each running this same task (DDP).
-        mix: how labelled and unlabelled rows of ``train`` share every batch; None draws from all alike.
-        prior: (C,) class shares that online pseudo-labels are aligned to, or None.
-        teachers: networks that map the batches' uint8 images to logits (B, C), for distillation.
-    """
-
-    preprocessing: Preprocessing
-    train: TrainingRows
-    valid: TrainingRows | None
-    recipe: Recipe
-    policy: Policy
-    mode: Mode
-    seed: int
-    folder: Path
-    pace: Pace | None = None
-    resume: bool = False
-    processes: int = 1
-    mix: FixedMix | None = None
-    prior: np.ndarray | None = None
-    teachers: tuple[torch.nn.Module, ...] = ()
-
-    @property
-    def batch_size(self) -> int:
-        """Images a step, where the timeline does not say."""
-        return min(self.recipe.train.batch_size, len(self.train.rows))
-
-
-class DivergedError(EtudeError):
-    """The weights stopped being numbers."""
 
 
 def fine_tune(
@@ -119,12 +69,13 @@ def fine_tune(
         return done
     plan = _plan(task, kept)
     clock = Clock(plan.timeline, plan.steps, warn)
-    module = build_module(lay_out(model, task.mode), task, clock)
+    module = FineTune(model, task, clock)
     history, averaging = History(task.folder / "history.csv", plan.epoch_steps), _averaging(task.recipe, plan.timeline)
-    callbacks: list[pl.Callback] = [clock, history, *averaging, *_mixing(task, plan.timeline), *teaching(task)]
+    every = parse_length(task.recipe.train.checkpoint_every)[0]
+    callbacks: list[pl.Callback] = [clock, history, *averaging, *tricks(task, plan.timeline)]
     callbacks += [
         TrainingProgress(progress, plan.steps, task.batch_size, name),
-        Checkpoints(kept.folder, every_steps=round(plan.epoch_steps), every_seconds=_seconds(task), warn=warn),
+        Checkpoints(kept.folder, every_steps=round(plan.epoch_steps), every_seconds=every, warn=warn),
     ]
     # A new run's processes do not wait for the first to clear the folder, so an older checkpoint may still be there.
     checkpoint, start = (kept.checkpoint, kept.step_for(module)) if task.resume else (None, None)
@@ -142,16 +93,6 @@ def fine_tune(
     if is_first_process():
         kept.save_finished(model, done)
     return done
-
-
-def build_module(model: Classifier, task: FineTuneTask, clock: Clock) -> FineTune:
-    """Return the LightningModule whose batches follow the clock's plan, whatever events change it."""
-    batches, valid = step_batches(task, clock), valid_batches(task)
-    distill = task.recipe.distill
-    return FineTune(
-        model, task.preprocessing, task.recipe.train, clock, batches, valid, task.mode, task.seed,
-        distill.temperature, distill.weight,
-    )  # fmt: skip
 
 
 def validation_interval(recipe: Recipe, timeline: Timeline, steps: int, size: RunSize) -> int:
@@ -174,7 +115,7 @@ def _plan(task: FineTuneTask, kept: ResumeFolder) -> RunPlan:
     """Resolve the recipe for these images; a resumed task takes the plan that it began with."""
     if task.resume and (plan := kept.load_plan()) is not None:
         return plan
-    timeline, size = resolved_run(task.recipe, images_of_epoch(task), task.pace)
+    timeline, size = resolved_run(task.recipe, task.images_per_epoch, task.pace)
     interval = validation_interval(task.recipe, timeline, size.steps, size)
     plan = RunPlan(timeline, size.steps, interval, size.epoch_steps or float(size.steps))
     if is_first_process():
@@ -187,7 +128,7 @@ def _settle(module: FineTune, averaging: list[EMA | SWA], task: FineTuneTask) ->
     for callback in averaging:
         callback.settle(module)
     module.eval()
-    if (task.recipe.train.swa or learns_online(task)) and task.recipe.train.batchnorm == "train":
+    if (task.recipe.train.swa or task.learns_online) and task.recipe.train.batchnorm == "train":
         # An exponential average follows the statistics closely; an equal one over a phase mixes all of its stages, and
         # strong views are unlike the images that the network will see.
         chosen = np.unique(np.linspace(0, len(task.train.rows) - 1, _STATISTICS_IMAGES).astype(int))
@@ -195,18 +136,10 @@ def _settle(module: FineTune, averaging: list[EMA | SWA], task: FineTuneTask) ->
         recompute_batchnorm(module.model, batches, lambda batch: module.logits(batch))
 
 
-def _mixing(task: FineTuneTask, timeline: Timeline) -> list[pl.Callback]:
-    return [kind(seed=task.seed) for kind in (MixUp, CutMix) if ever_on(timeline, kind.quantity)]
-
-
 def _averaging(recipe: Recipe, timeline: Timeline) -> list[EMA | SWA]:
     if recipe.train.swa:
         return [SWA(timeline.phases[-1].name)]
     return [EMA(recipe.train.ema)] if recipe.train.ema else []
-
-
-def _seconds(task: FineTuneTask) -> float:
-    return parse_length(task.recipe.train.checkpoint_every)[0]
 
 
 def _refuse_divergence(model: Classifier, lr: float, steps: int) -> None:

@@ -17,11 +17,12 @@ from etude.callbacks.base import loss_of
 from etude.core.context import Progress
 from etude.core.lr_range import DIVERGED
 from etude.models.classifier import Classifier
-from etude.models.modes import applied, lay_out
+from etude.models.modes import applied
 from etude.recipe.timeline import image_sizes, timeline_of
 from etude.timeline import Exponential, Phase, Timeline
-from etude.training.batches import parts_of
-from etude.training.fit import FineTuneTask, build_module
+from etude.training.batches import parts_of, smoothing
+from etude.training.module import FineTune
+from etude.training.task import FineTuneTask
 from etude.training.trainer import build_trainer, passing_interrupts, quiet_lightning
 
 _SMOOTHING = 0.9
@@ -50,33 +51,32 @@ def lr_range_test(
         (Phase("range test", 1.0, lr=Exponential(lowest, highest), image_size=image_sizes(task.recipe).first),),
         size_multiple=timeline_of(task.recipe).size_multiple,
     )
-    clock, losses = Clock(timeline, steps), StepLosses()
-    module = build_module(lay_out(model, task.mode), replace(task, valid=None), clock)
+    clock, losses = Clock(timeline, steps), _Losses()
+    task = replace(task, valid=None)
     bar = TrainingProgress(progress, steps, task.batch_size, "learning rate")
     with quiet_lightning():
+        callbacks = arrange([clock, losses, *smoothing(task, timeline), bar])
         trainer = build_trainer(
-            steps=steps, validate_every=steps, clip=task.recipe.train.clip, callbacks=arrange([clock, losses, bar]),
-            folder=None, parts=parts_of(task, timeline, steps),
+            steps=steps, validate_every=steps, clip=task.recipe.train.clip, callbacks=callbacks, folder=None,
+            parts=parts_of(task, timeline, steps),
         )  # fmt: skip
         with applied(task.mode), passing_interrupts():
-            trainer.fit(module.train())
+            trainer.fit(FineTune(model, task, clock).train())
     rates = np.array([clock.moment_at(step).lr for step in range(len(losses.values))], dtype=float)
     return rates, np.array(losses.values)
 
 
-class StepLosses(pl.Callback):
+class _Losses(pl.Callback):
     """Keep the loss of every step; stop when its smoothed value exceeds four times the lowest."""
 
     def __init__(self) -> None:
         super().__init__()
         self.values: list[float] = []
-        self._average = 0.0
-        self._best = math.inf
+        self._average, self._best = 0.0, math.inf
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Look at the step's loss."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return  # a part of a step
         loss = float(cast(torch.Tensor, loss_of(trainer, outputs)))

@@ -21,7 +21,7 @@ from etude.study.run.job import fit
 from etude.study.run.plan import duration
 from etude.study.run.request import Request
 from etude.study.run.session import refuse_other_settings
-from etude.training.fit import DivergedError
+from etude.training.task import DivergedError
 
 _SHARED = ("survey", "plan", "store", "features")  # stages whose work the runs share, so whoever came first paid
 

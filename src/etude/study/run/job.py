@@ -47,7 +47,7 @@ from etude.study.unlabelled.rounds import Rounds
 from etude.study.unlabelled.teachers import distilled, open_teachers
 from etude.timeline import Timeline, timeline_to_tree
 from etude.training.batches import changes_of
-from etude.training.fit import DivergedError
+from etude.training.task import DivergedError
 
 
 def fit(request: Request, screen: Screen) -> Path:

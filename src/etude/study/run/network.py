@@ -27,8 +27,9 @@ from etude.recipe.settings import Recipe
 from etude.recipe.timeline import image_sizes, most_of
 from etude.study.run.frozen import FrozenFeatures, trainable_backbone
 from etude.study.run.prepare import Prepared
-from etude.training.fit import FineTuneTask, fine_tune
+from etude.training.fit import fine_tune
 from etude.training.resume import Finished
+from etude.training.task import FineTuneTask
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ from etude.study.unlabelled.guards import (
 )
 from etude.study.unlabelled.pool import Pool
 from etude.timeline import Pace
-from etude.training.fit import DivergedError
+from etude.training.task import DivergedError
 
 _LEAST_PROBABILITY = 0.02  # of a class, for a soft pseudo-label of the head to count it
 

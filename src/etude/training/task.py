@@ -1,0 +1,82 @@
+"""What one fine-tuning is given, besides the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from etude.core.errors import EtudeError
+from etude.data.loader import TrainingRows
+from etude.data.order import FixedMix, epoch_images
+from etude.functional.augment import Policy
+from etude.models.classifier import Preprocessing
+from etude.models.modes import Mode
+from etude.recipe.settings import Recipe
+from etude.timeline import Pace
+
+
+class DivergedError(EtudeError):
+    """The weights stopped being numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class FineTuneTask:
+    """One fine-tuning, besides the model.
+
+    Args:
+        preprocessing: of the network's input.
+        train: rows to train on.
+        valid: rows to validate on, or None.
+        recipe: resolved.
+        policy: of augmentation.
+        mode: precision, memory format, threads, and images in memory at once.
+        seed: of everything random.
+        folder: of ``history.csv``, ``tb/`` and ``checkpoints/``.
+        pace: measured seconds of a step; needed when the timeline counts in minutes.
+        resume: go on from what ``folder`` holds.
+        processes: that train together, each running this same task (DDP).
+        mix: how labelled and unlabelled rows of ``train`` share every batch; None draws from all at random.
+        prior: (C,) class shares that online pseudo-labels are aligned to, or None.
+        teachers: networks that map the batches' uint8 images to logits (B, C), for distillation.
+    """
+
+    preprocessing: Preprocessing
+    train: TrainingRows
+    valid: TrainingRows | None
+    recipe: Recipe
+    policy: Policy
+    mode: Mode
+    seed: int
+    folder: Path
+    pace: Pace | None = None
+    resume: bool = False
+    processes: int = 1
+    mix: FixedMix | None = None
+    prior: np.ndarray | None = None
+    teachers: tuple[torch.nn.Module, ...] = ()
+
+    @property
+    def batch_size(self) -> int:
+        """Images a step, where the timeline does not say."""
+        return min(self.recipe.train.batch_size, len(self.train.rows))
+
+    @property
+    def images_per_epoch(self) -> int:
+        """Images that an epoch takes: of a fixed mix, until the longer stream has been seen once."""
+        if self.mix is None or self.train.labelled is None:
+            return len(self.train)
+        labelled = int(self.train.labelled.sum())
+        return epoch_images(labelled, len(self.train) - labelled, self.mix.share)
+
+    @property
+    def learns_online(self) -> bool:
+        """Whether pseudo-labels are made during this training."""
+        return self.mix is not None and self.recipe.unlabeled.method == "online"
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """Which of how many processes this is; known once Lightning has let the processes meet."""
+        return (torch.distributed.get_rank() if self.processes > 1 else 0, self.processes)
