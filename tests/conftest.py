@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,9 @@ from hypothesis import settings
 from etude.cli.main import main
 
 # On a busy machine the first example of a property may take long; that is no fault of the code.
-settings.register_profile("etude", deadline=None)
+# More examples of every property: ETUDE_EXAMPLES=200 in the environment, or pytest --hypothesis-profile=slow.
+settings.register_profile("etude", deadline=None, max_examples=int(os.environ.get("ETUDE_EXAMPLES", "25")))
+settings.register_profile("slow", deadline=None, max_examples=200)
 settings.load_profile("etude")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
@@ -291,7 +291,6 @@ def test_damaged_exif_counts_as_upright() -> None:
     assert decode(data, 8, "squash", 3).shape == (8, 8, 3)
 
 
-@settings(max_examples=60, deadline=None)
 @given(kind=st.sampled_from(FORMATS), position=st.integers(0, 5000), value=st.integers(0, 255))
 def test_a_damaged_byte_gives_pixels_or_a_reason(kind: str, position: int, value: int) -> None:
     data = bytearray(encoded(photograph(), kind))

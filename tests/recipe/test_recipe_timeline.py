@@ -168,7 +168,7 @@ def test_minutes_are_kept_though_sizes_grow():
     assert steps > 1.5 * 300 / PACE.seconds
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(growth=st.floats(0.25, 8), warmup=st.sampled_from([0.1, "1ep", "20st"]))
 def test_a_growing_batch_takes_fewer_steps_over_as_many_images(growth: float, warmup: float | str):
     recipe = Recipe.model_validate(

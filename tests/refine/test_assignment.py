@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
@@ -32,7 +32,6 @@ def scores(seed: int, n: int, classes: int, spread: float, grid: float) -> np.nd
     return normalised(logits).astype(np.float32)
 
 
-@settings(deadline=None, max_examples=80)
 @given(st.integers(0, 10_000), st.integers(1, 24), st.integers(1, 6), st.sampled_from([0.1, 3, 300]), st.data())
 def test_no_labels_within_the_bounds_are_more_likely(seed: int, n: int, classes: int, spread: float, data: Any):
     log_p = scores(seed, n, classes, spread, data.draw(st.sampled_from([0, spread])))

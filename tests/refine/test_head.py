@@ -50,7 +50,7 @@ def test_a_correction_of_no_strength_leaves_the_offset():
     assert strong[picked].mean() > offset[picked].mean() + 0.1
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(st.integers(0, 100), st.permutations(range(3)))
 def test_classes_may_come_in_any_order(seed: int, order: list[int]):
     rows, labels = drawn(seed)

@@ -48,7 +48,7 @@ def test_em_is_at_the_greatest_likelihood():
         assert likelihood(q) >= likelihood(other)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.lists(st.floats(0.05, 1), min_size=4, max_size=4))
 def test_em_and_bbse_find_the_shares(weights: list[float]):
     shares = np.array(weights) / sum(weights)

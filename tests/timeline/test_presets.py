@@ -6,13 +6,12 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from etude.timeline import PRESETS, Event, Plateau, RunSize, Shape, Timeline, preset
 
 PROGRESS = st.floats(0, 1)
-FEWER = settings(max_examples=40)  # for each of the nine presets
 NAMES = ["default", "cyclic", "cyclic-decay", "cyclic-exp", "one-cycle", "plateau"]
 NAMES += ["progressive", "large-batch", "five-minutes"]
 SHAPE = Shape(1e-3, 128, 224)
@@ -153,7 +152,6 @@ def test_plateau_goes_on_to_finish_at_the_rate_it_has_reached():
 
 
 @pytest.mark.parametrize("name", NAMES)
-@FEWER
 @given(shapes(), PROGRESS)
 def test_moments_stay_in_bounds(name: str, shape: Shape, progress: float):
     plan = plan_of(name, shape)
@@ -168,7 +166,6 @@ def test_moments_stay_in_bounds(name: str, shape: Shape, progress: float):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@FEWER
 @given(shapes())
 def test_the_learning_rate_does_not_jump_where_phases_join(name: str, shape: Shape):
     plan = plan_of(name, shape)
@@ -182,7 +179,6 @@ def test_the_learning_rate_does_not_jump_where_phases_join(name: str, shape: Sha
 
 
 @pytest.mark.parametrize("name", NAMES)
-@FEWER
 @given(shapes(), PROGRESS, PROGRESS)
 def test_sizes_only_grow(name: str, shape: Shape, one: float, other: float):
     early, late = (plan_of(name, shape).at(progress).image_size for progress in sorted((one, other)))
@@ -192,7 +188,6 @@ def test_sizes_only_grow(name: str, shape: Shape, one: float, other: float):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@FEWER
 @given(shapes(), PROGRESS)
 def test_every_preset_finishes_clean(name: str, shape: Shape, progress: float):
     plan = plan_of(name, shape)

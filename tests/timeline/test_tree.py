@@ -5,7 +5,7 @@ import tomllib
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from etude.timeline.composed import Joined, Scaled, Warmup
@@ -97,7 +97,6 @@ def test_curves_come_back_from_json_as_they_were(curve: Curve):
     assert curve_from_tree(json.loads(json.dumps(tree_of_curve(curve), allow_nan=False))) == curve
 
 
-@settings(max_examples=30)
 @given(timelines())
 def test_timelines_come_back_from_json_as_they_were(timeline: Timeline):
     tree = json.loads(json.dumps(timeline_to_tree(timeline), allow_nan=False))
@@ -105,7 +104,6 @@ def test_timelines_come_back_from_json_as_they_were(timeline: Timeline):
     assert [phase_from_tree(tree_of_phase(phase)) for phase in timeline.phases] == list(timeline.phases)
 
 
-@settings(max_examples=30)
 @given(timelines(CURVES_OF_SHARES), st.floats(0.45, 0.95), PLATEAUS, NUMBERS)
 def test_a_run_under_way_comes_back_with_its_events(timeline: Timeline, progress: float, plateau: Plateau, at: float):
     running = timeline.resolved(RunSize(1000, epoch_steps=10))
