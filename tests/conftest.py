@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import etude.compat
 import pytest
 from hypothesis import settings
 
+from each_case import cases_of, check_all
 from etude.cli.main import main
 
 # On a busy machine the first example of a property may take long; that is no fault of the code.
@@ -33,6 +35,24 @@ class Ended:
 
 
 Etude = Callable[..., Ended]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Make one item of all the cases of ``@pytest.mark.each``."""
+    if marks := [*metafunc.definition.iter_markers("each")]:
+        cases = cases_of(marks)
+        names, values = zip(*cases[0][1].items(), strict=True)
+        metafunc.parametrize(names, [values], ids=[f"{len(cases)} cases"])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Check every case of such an item."""
+    if not (marks := [*pyfuncitem.iter_markers("each")]):
+        return None
+    fixtures = {name: pyfuncitem.funcargs[name] for name in inspect.signature(pyfuncitem.obj).parameters}
+    check_all(pyfuncitem.obj, cases_of(marks), fixtures)
+    return True
 
 
 @pytest.fixture

@@ -65,6 +65,6 @@ def test_make_targets_exist(line):
     assert told.returncode == 0, told.stderr
 
 
-@pytest.mark.parametrize("target", re.findall(r"\]\(([^)#]+)\)", README))
+@pytest.mark.each("target", re.findall(r"\]\(([^)#]+)\)", README))
 def test_links_lead_somewhere(target):
     assert (REPO / target).exists()

@@ -81,7 +81,7 @@ def test_arrays_are_read_only_copies():
     assert made.labels.dtype == np.int64
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     ("changed", "sentence"),
     [
         ({"ids": ()}, "at least one entry in ids"),

@@ -110,9 +110,9 @@ def test_sixteen_bit_grey_is_scaled_by_the_range_given(kind: str) -> None:
         assert np.abs(decode(data, 64, "squash", 1, (0.0, high))[..., 0] - expected).max() <= 1
 
 
-@pytest.mark.parametrize("fit", ["squash", "crop", "letterbox"])
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
-@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.each("fit", ["squash", "crop", "letterbox"])
+@pytest.mark.each("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.each("orientation", range(1, 9))
 def test_exif_orientation_is_applied(kind: str, orientation: int, fit: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -122,9 +122,9 @@ def test_exif_orientation_is_applied(kind: str, orientation: int, fit: str) -> N
     assert close(decode(data, 24, fit, 3), decode(encoded(photograph(), "PNG"), 24, fit, 3), within=2)
 
 
-@pytest.mark.parametrize("fit", ["squash", "crop", "letterbox"])
-@pytest.mark.parametrize("size", [(9, 6), (6, 9), (10, 7), (10, 6), (300, 201)])
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF"])
+@pytest.mark.each("fit", ["squash", "crop", "letterbox"])
+@pytest.mark.each("size", [(9, 6), (6, 9), (10, 7), (10, 6), (300, 201)])
+@pytest.mark.each("kind", ["PNG", "JPEG", "TIFF"])
 def test_orientation_is_as_if_the_image_were_turned_first(kind: str, size: tuple[int, int], fit: str) -> None:
     """Borders of odd width stand where they would without EXIF; in small PNG and TIFF files no byte differs."""
     noise = np.random.default_rng(5).integers(0, 256, (3, 4, 3), dtype=np.uint8)

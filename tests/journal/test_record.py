@@ -321,7 +321,7 @@ def test_a_record_in_an_unknown_state_is_damaged(tmp_path: Path):
         read_run(tmp_path)
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     "changes",
     [
         {"stages": {}},

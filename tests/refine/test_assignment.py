@@ -76,8 +76,8 @@ def predictions(log_p: np.ndarray) -> Predictions:
     return Predictions(ids, tuple(f"class {number}" for number in range(classes)), log_p[None])
 
 
-@pytest.mark.parametrize(("n", "classes"), [(300, 7), (3, 5), (100, 10)])
-@pytest.mark.parametrize("grid", [0, 1.0, 100.0])
+@pytest.mark.each(("n", "classes"), [(300, 7), (3, 5), (100, 10)])
+@pytest.mark.each("grid", [0, 1.0, 100.0])
 def test_counts_are_those_of_the_prior_and_predictions_follow(n: int, classes: int, grid: float):
     target = predictions(scores(1, n, classes, 2.0, grid))
     refiner = BalancedAssignment().fit(target=target)
@@ -137,7 +137,7 @@ def test_balance_makes_a_biased_model_more_accurate():
     assert (refined.predicted() == labels).mean() > (target.predicted() == labels).mean() + 0.1
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     ("arguments", "told"),
     [
         ({"prior": "estimate"}, "PriorCorrection"),

@@ -124,7 +124,7 @@ def ballots(*rows: str) -> list[Predictions]:
     return [Predictions.from_probabilities(ids, "xyz", np.eye(3)[["xyz".index(name) for name in row]]) for row in rows]
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     ("rows", "weights", "winners"),
     [
         (("xyz", "xyx", "yyy"), None, "xyz"),

@@ -187,7 +187,7 @@ def test_a_missing_nmslib_is_told_in_one_sentence(monkeypatch: pytest.MonkeyPatc
 # --- what is refused ---
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     ("make", "sentence"),
     [
         (lambda: NeighbourIndex(np.zeros(3)), r"features of the index must be numbers of shape \(N, D\)"),

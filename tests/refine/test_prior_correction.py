@@ -156,7 +156,7 @@ def test_the_promise_counts_the_luck_of_few_labelled_images():
     assert few.gain_sd_ > 2 * many.gain_sd_
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     ("arguments", "told"),
     [
         ({"method": "emm"}, "Did you mean 'em'"),

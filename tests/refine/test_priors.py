@@ -53,7 +53,7 @@ def test_files(tmp_path: Path, name: str, content: str):
     np.testing.assert_allclose(parse_prior(str(tmp_path / name), CLASSES), [0.25, 0.75, 0])
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     ("given", "told"),
     [
         ("unifrom", "Did you mean 'uniform'"),
@@ -75,7 +75,7 @@ def test_mistakes_are_told_in_one_sentence(given: Any, told: str):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     ("name", "content", "told"),
     [
         ("p.json", "[1, 2, 3]", "an object"),

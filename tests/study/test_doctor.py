@@ -58,7 +58,7 @@ def test_a_good_machine_has_nothing_to_complain_of():
     assert complaints(GOOD, FAST) == []
 
 
-@pytest.mark.parametrize(("about", "changed", "told"), BAD)
+@pytest.mark.each(("about", "changed", "told"), BAD)
 def test_each_fault_is_told_alone_with_what_to_do(about, changed, told):
     (found,) = complaints(replace(GOOD, **changed), FAST)
     assert found.about == about
@@ -80,7 +80,7 @@ def test_each_slow_measurement_is_told(about, changed, told):
     assert told in found.sentence
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     "changed",
     [
         {"load": None, "busy_cores": None, "memory_free": None, "memory_bytes": None, "governors": ()},

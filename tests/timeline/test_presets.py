@@ -94,7 +94,7 @@ RATES = [
 ]
 
 
-@pytest.mark.parametrize(("progress", "phase", "lr", "size", "augment"), DEFAULT)
+@pytest.mark.each(("progress", "phase", "lr", "size", "augment"), DEFAULT)
 def test_the_default_passes_through_known_moments(progress, phase, lr, size, augment):
     moment = preset("default", SHAPE).at(progress)
     assert (moment.progress, moment.phase, moment.image_size) == (progress, phase, size)
@@ -203,13 +203,13 @@ def test_every_preset_finishes_clean(name: str, shape: Shape, progress: float):
     assert set(tricks) == {(shape.mixup == 0.0, shape.cutmix == 0.0)}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.each("name", NAMES)
 def test_mixing_keeps_its_alpha_until_finish(name: str):
     plan = preset(name, replace(SHAPE, mixup=0.2, cutmix=1.0))
     assert {(moment.mixup, moment.cutmix) for moment in plan.moments(50) if moment.phase != "finish"} == {(0.2, 1.0)}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.each("name", NAMES)
 def test_fixed_lengths_leave_the_middle_what_is_left(name: str):
     plan = preset(name, replace(SHAPE, warmup="2ep", finish="100st")).resolved(RunSize(1000, epoch_steps=25))
     names = [phase.name for phase in plan.phases]
@@ -234,7 +234,7 @@ def test_an_unknown_preset_is_refused_with_the_nearest(name: str, hint: str):
         preset(name, SHAPE)
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     ("arguments", "message"),
     [
         ({"peak_lr": 0.0}, "the peak learning rate is 0.0"),

@@ -203,7 +203,7 @@ def phase(**quantities: object) -> dict[str, object]:
     return {"name": "grow", "length": 1.0, **quantities}
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     ("written", "told"),
     [
         (3, "a timeline must be a table with the key 'phases', got 3"),
