@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +53,14 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     fixtures = {name: pyfuncitem.funcargs[name] for name in inspect.signature(pyfuncitem.obj).parameters}
     check_all(pyfuncitem.obj, cases_of(marks), fixtures)
     return True
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Train on one thread where a test asks for no other number: the threads of several workers wait for each other."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("etude.models.modes.usable_cores", lambda: 1)
+        yield
 
 
 @pytest.fixture
