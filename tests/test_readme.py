@@ -22,7 +22,7 @@ PYTHON = [text for kind, text in BLOCKS if kind == "python"]
 
 
 # Added to every command that trains and does not set it: features of 32 px in place of 224, and few steps.
-SMALL = {"model.feature_size": "32", "train.epochs": "4", "train.batch_size": "16"}
+SMALL = {"model.feature_size": "32", "train.epochs": "4"}
 
 
 def smaller(words: list[str]) -> list[str]:
