@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +15,13 @@ import etude.compat
 import pytest
 from hypothesis import settings
 
+from each_case import cases_of, check_all
 from etude.cli.main import main
 
 # On a busy machine the first example of a property may take long; that is no fault of the code.
-settings.register_profile("etude", deadline=None)
+# More examples of every property: ETUDE_EXAMPLES=200 in the environment, or pytest --hypothesis-profile=slow.
+settings.register_profile("etude", deadline=None, max_examples=int(os.environ.get("ETUDE_EXAMPLES", "25")))
+settings.register_profile("slow", deadline=None, max_examples=200)
 settings.load_profile("etude")
 
 
@@ -30,6 +35,32 @@ class Ended:
 
 
 Etude = Callable[..., Ended]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Make one item of all the cases of ``@pytest.mark.each``."""
+    if marks := [*metafunc.definition.iter_markers("each")]:
+        cases = cases_of(marks)
+        names, values = zip(*cases[0][1].items(), strict=True)
+        metafunc.parametrize(names, [values], ids=[f"{len(cases)} cases"])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Check every case of such an item."""
+    if not (marks := [*pyfuncitem.iter_markers("each")]):
+        return None
+    fixtures = {name: pyfuncitem.funcargs[name] for name in inspect.signature(pyfuncitem.obj).parameters}
+    check_all(pyfuncitem.obj, cases_of(marks), fixtures)
+    return True
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Train on one thread where a test asks for no other number: the threads of several workers wait for each other."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("etude.models.modes.usable_cores", lambda: 1)
+        yield
 
 
 @pytest.fixture

@@ -182,7 +182,7 @@ def test_models(tmp_path: Path):
         outcomes(tmp_path / name, lambda: load_model(tmp_path), 60)
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     "changes",
     [
         *({"preprocessing": {"size": value}} for value in (-1, 0, 1_000_000, 24.5, "24", True, None)),

@@ -107,13 +107,13 @@ def faults(source: str, path: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SRC)))
+@pytest.mark.each("path", FILES, ids=lambda path: str(path.relative_to(SRC)))
 def test_a_file_keeps_to_the_table_of_rooms(path: Path):
     assert room_of(path) in ROOMS, f"{path} is in no room of the table above"
     assert faults(path.read_text(encoding="utf-8"), path) == []
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     ("where", "source"),
     [
         ("core/x.py", "from etude.data import split"),
@@ -158,7 +158,7 @@ def test_imports_of_rooms_point_one_way():
     assert set(ROOMS) - settled == set()
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SRC)))
+@pytest.mark.each("path", FILES, ids=lambda path: str(path.relative_to(SRC)))
 def test_compat_comes_before_what_needs_torchvision(path: Path):
     assert lacks_compat(path.read_text(encoding="utf-8"), path) is False
 
@@ -185,7 +185,7 @@ def test_importing_etude_stays_light(heavy: str):
     assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SRC)))
+@pytest.mark.each("path", FILES, ids=lambda path: str(path.relative_to(SRC)))
 def test_files_and_functions_stay_short(path: Path):
     source = path.read_text(encoding="utf-8")
     assert len(source.splitlines()) <= LONGEST_FILE

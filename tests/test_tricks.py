@@ -81,20 +81,20 @@ def run(block: str, names: dict[str, Any], where: str) -> None:
 # --- the text of a card ---
 
 
-@pytest.mark.parametrize("card", TEXTS)
+@pytest.mark.each("card", TEXTS)
 def test_headings_are_the_same_everywhere(card: str):
     assert re.match(r"# \S.*\n\n## ", TEXTS[card])
     assert list(sections(card)) == HEADINGS
     assert all(text.strip() for text in sections(card).values())
 
 
-@pytest.mark.parametrize("card", TEXTS)
+@pytest.mark.each("card", TEXTS)
 def test_figures_have_their_place(card: str):
     assert re.match(rf"\s*<!-- figures: {card} -->\n\S", sections(card)["Our figures"])
     assert TEXTS[card].count("<!-- figures:") == 1
 
 
-@pytest.mark.parametrize("card", TEXTS)
+@pytest.mark.each("card", TEXTS)
 def test_figures_are_those_of_the_results(card: str):
     text, results = sections(card)["Our figures"], (CARDS.parent / "results.md").read_text(encoding="utf-8")
     of_arms = re.findall(r"^\| (?:MNIST-5k|ELPV) (\| .*)$", text, re.MULTILINE)
@@ -105,7 +105,7 @@ def test_figures_are_those_of_the_results(card: str):
     assert set(claimed) - set(figures.findall(results)) == set()
 
 
-@pytest.mark.parametrize("card", TEXTS)
+@pytest.mark.each("card", TEXTS)
 def test_figures_name_the_command_that_prints_them(card: str):
     text = sections(card)["Our figures"]
     benchmarks = re.findall(r"`make bench-([\w-]+)", text)
@@ -124,7 +124,7 @@ def test_a_layer_moves_by_the_share_of_its_norm_that_the_card_of_large_batches_s
     assert float(moved) == pytest.approx(0.01 * share, rel=0.05)
 
 
-@pytest.mark.parametrize("card", [*TEXTS, "README"])
+@pytest.mark.each("card", [*TEXTS, "README"])
 def test_links_lead_somewhere(card: str):
     for target in re.findall(r"\]\(([^)]+)\)", TEXTS.get(card, INDEX)):
         file, _, anchor = target.partition("#")
@@ -149,7 +149,7 @@ def test_every_callback_and_preset_has_a_card():
 # --- defaults ---
 
 
-@pytest.mark.parametrize(("name", "cell"), ROWS)
+@pytest.mark.each(("name", "cell"), ROWS)
 def test_defaults_are_the_real_ones(name: str, cell: str):
     value, told = read_cell(cell)
     owner, _, argument = name.partition(".")
@@ -170,7 +170,7 @@ def test_every_card_with_settings_names_them():
     assert {card for card, text in TEXTS.items() if not rows(text)} == set()
 
 
-@pytest.mark.parametrize(("name", "value"), re.findall(r"`([a-z_]+\.[a-z_]+)=([^`]+)`", INDEX))
+@pytest.mark.each(("name", "value"), re.findall(r"`([a-z_]+\.[a-z_]+)=([^`]+)`", INDEX))
 def test_defaults_of_the_index_are_the_real_ones(name: str, value: str):
     assert read_value(value) == as_written(flat(Recipe())[name])
 
@@ -201,7 +201,7 @@ def as_written(value: Any) -> Any:
 # --- commands ---
 
 
-@pytest.mark.parametrize("line", COMMANDS)
+@pytest.mark.each("line", COMMANDS)
 def test_commands_are_understood(line: str):
     words = shlex.split(line)[1:]
     _, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
@@ -242,7 +242,7 @@ def test_python_block_runs(card: str, namespace: dict[str, Any]):
     assert imported <= present
 
 
-@pytest.mark.parametrize("card", TEXTS)
+@pytest.mark.each("card", TEXTS)
 def test_python_block_imports_etude_first(card: str):
     modules = re.findall(r"^(?:from|import) (\w+)", blocks(TEXTS[card], "python")[0], re.MULTILINE)
     assert "etude" in modules

@@ -16,7 +16,7 @@ from etude.functional.augment_tensor import augment_tensor, warp_tensor
 from etude.functional.warp import warp
 from etude.timeline import Linear, Phase, Timeline
 
-ALL = pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+ALL = pytest.mark.each("policy", POLICIES.values(), ids=POLICIES)
 
 
 def smooth(count: int = 6, size: int = 24) -> torch.Tensor:
@@ -76,7 +76,7 @@ def test_uint8_is_augmented_as_everywhere_in_etude(policy: Policy):
 
 
 @ALL
-@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.each("channels_last", [False, True])
 def test_floats_agree_with_uint8(policy: Policy, channels_last: bool):
     images = smooth()
     expected = augment_tensor(images.to(torch.uint8), policy, 0.7, rng_for(0, "x")).float()

@@ -197,7 +197,7 @@ def test_the_decay_rises_to_its_limit(decay: float, updates: int):
     assert ema.new_share(updates, 3) == pytest.approx(1 - ema.decay_at(updates) ** 3)
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     ("ema", "steps", "interval"),
     [
         (EMA(0.999), 0, 1),

@@ -307,9 +307,9 @@ def fit_batches(module: pl.LightningModule, callbacks: list[pl.Callback], batch:
     trainer.fit(module, DataLoader(Collated(batch), batch_size=None))
 
 
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-@pytest.mark.parametrize("shape", [(6, 16, 16), (6, 1, 16, 16), (6, 3, 16, 16)])
-@pytest.mark.parametrize("make", TRICKS.values(), ids=TRICKS)
+@pytest.mark.each("kind", KINDS.values(), ids=KINDS)
+@pytest.mark.each("shape", [(6, 16, 16), (6, 1, 16, 16), (6, 3, 16, 16)])
+@pytest.mark.each("make", TRICKS.values(), ids=TRICKS)
 def test_targets_that_are_images_are_refused(make, shape: tuple[int, ...], kind, image_module):
     for dtype in (torch.long, torch.float32):
         batch = kind(torch.rand(6, 3, 16, 16), torch.zeros(shape, dtype=dtype))
@@ -317,9 +317,9 @@ def test_targets_that_are_images_are_refused(make, shape: tuple[int, ...], kind,
             fit_batches(image_module(), [make()], batch)
 
 
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-@pytest.mark.parametrize("shape", [(6, 16, 16), (6, 1, 16, 16), (6, 16, 16, 1)])
-@pytest.mark.parametrize("name", TRICKS)
+@pytest.mark.each("kind", KINDS.values(), ids=KINDS)
+@pytest.mark.each("shape", [(6, 16, 16), (6, 1, 16, 16), (6, 16, 16, 1)])
+@pytest.mark.each("name", TRICKS)
 def test_masks_beside_labels_are_refused_where_images_change(name: str, shape: tuple[int, ...], kind, image_module):
     class Reading(image_module):
         def training_step(self, batch: Any, batch_idx: int) -> Any:

@@ -152,8 +152,8 @@ def test_every_callback_checks_the_order_when_training_starts(kind: type[pl.Call
     assert module.validated == []
 
 
-@pytest.mark.parametrize("average", [EMA, lambda: SWA("all"), EMAWeightAveraging])
-@pytest.mark.parametrize("clock", [[], [WITHOUT_LR], [WITH_LR]])
+@pytest.mark.each("average", [EMA, lambda: SWA("all"), EMAWeightAveraging])
+@pytest.mark.each("clock", [[], [WITHOUT_LR], [WITH_LR]])
 def test_a_second_average_of_the_weights_is_refused(average: Any, clock: list[Timeline]):
     for other in (StochasticWeightAveraging(0.1), EMAWeightAveraging()):
         made = average()

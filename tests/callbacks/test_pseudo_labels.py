@@ -405,7 +405,7 @@ def test_a_process_without_unlabelled_images_takes_part_in_the_statistics(semi, 
 # --- mistakes ---
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     ("settings", "told"),
     [
         ({"kind": "firm"}, "kind='firm'; it is 'soft' or 'hard'"),

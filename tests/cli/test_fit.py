@@ -199,8 +199,14 @@ def test_head_start_is_used_when_the_backbone_is_the_same(etude, tmp_path):
 
 def test_network_of_one_fixed_size_is_given_that_size(etude, tmp_path):
     """A vision transformer takes 224 px only, whatever sizes the recipe starts from."""
-    train = write_classes(tmp_path / "train", count=4, side=64)
-    words = ("model.backbone=vit_tiny_patch16_224", "model.weights=none", "train.epochs=1", "train.batch_size=4")
+    train = write_classes(tmp_path / "train", count=2, side=64)
+    words = (
+        'stages=["finetune"]',
+        "model.backbone=vit_tiny_patch16_224",
+        "model.weights=none",
+        "train.epochs=1",
+        "train.batch_size=4",
+    )
     ended = etude("fit", train, "--out", "run", *(word for each in words for word in ("--set", each)))
     assert ended.code == 0, ended.err
     resolved = record_of(tmp_path / "run")["plan"]["resolved"]

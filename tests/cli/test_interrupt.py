@@ -14,7 +14,7 @@ import pytest
 
 from picture_folders import write_classes
 
-WORDS = ("--set", "train.epochs=10000")
+WORDS = ("--set", "train.epochs=10000", "--set", "model.feature_size=32", "--set", "train.threads=1")
 
 
 def started(tmp_path: Path) -> subprocess.Popen[str]:
@@ -60,7 +60,7 @@ def test_killed_run_is_readable_and_caches_are_reused(etude, tmp_path):
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert [stage["state"] for stage in record["stages"]][-1] == "running"
     assert etude("predict", "run", tmp_path / "train", "--out", "p.csv").code == 0
-    again = etude("fit", tmp_path / "train", "--recipe", "quick", "--out", "again")
+    again = etude("fit", tmp_path / "train", "--recipe", "quick", *WORDS[2:4], "--out", "again")
     assert again.code == 0
     notes = {stage["name"]: stage["notes"] for stage in json.loads(Path("again/run.json").read_text())["stages"]}
     assert notes["features"]["reused"]

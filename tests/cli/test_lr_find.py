@@ -9,6 +9,7 @@ import pytest
 from picture_folders import write_classes
 
 SMALL = ("--set", "model.backbone=tiny", "--set", 'stages=["finetune"]', "--set", "timeline.final_size=32")
+SMALL += ("--set", "train.batch_size=8")
 
 
 @pytest.mark.slow

@@ -10,6 +10,8 @@ import pytest
 
 from picture_folders import picture, write_classes
 
+QUICK = ("--recipe", "quick", "--set", "model.feature_size=32")
+
 
 def nothing(root: Path) -> list[object]:
     return [root / "nowhere"]
@@ -104,7 +106,7 @@ def test_occupied_out_folder_is_left_alone(etude, tmp_path):
 )
 def test_odd_class_names_survive(etude, tmp_path, names):
     write_classes(tmp_path / "train", names, count=6)
-    assert etude("fit", tmp_path / "train", "--recipe", "quick", "--out", tmp_path / "run").code == 0
+    assert etude("fit", tmp_path / "train", *QUICK, "--out", tmp_path / "run").code == 0
     ended = etude("predict", tmp_path / "run", tmp_path / "train", "--out", "p.csv", "--probabilities")
     assert ended.code == 0, ended.err
 
@@ -114,7 +116,7 @@ def test_class_named_like_a_path_in_a_table(etude, tmp_path):
     lines = ["image,label"]
     lines += [f"p/{name}/{k:03d}.png,{label}" for name, label in (("x", ".."), ("y", "a/b")) for k in range(6)]
     (tmp_path / "t.csv").write_text("\n".join(lines))
-    assert etude("fit", tmp_path / "t.csv", "--recipe", "quick", "--out", tmp_path / "run").code == 0
+    assert etude("fit", tmp_path / "t.csv", *QUICK, "--out", tmp_path / "run").code == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([pictures.name, "t.csv", "run", "cache"])
 
 

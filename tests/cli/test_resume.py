@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +64,37 @@ def images(tmp_path: Path) -> Path:
     return write_classes(tmp_path / "train")
 
 
-@pytest.mark.slow
-def test_stopped_by_hand_and_resumed_twice(etude, images, tmp_path, stop_at):
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of runs that several tests begin with, each made by the first that asks for it."""
+    return tmp_path_factory.mktemp("kept")
+
+
+def copy_or_make(kept: Path, run: Path, make: Callable[[], object]) -> None:
+    """Copy a run of that name with the cache, or make it and keep a copy."""
+    if not (kept / run.name).is_dir():
+        make()
+        for part in (run, run.parent / "cache"):
+            shutil.copytree(part, kept / run.name / part.name)
+    for part in (kept / run.name).iterdir():
+        shutil.copytree(part, run.parent / part.name, dirs_exist_ok=True)
+
+
+@pytest.fixture
+def whole(etude, images, tmp_path, kept) -> tuple[object, ...]:
+    """Return the words of a run that was left alone in ``whole``."""
     run = ("fit", images, "--test", tmp_path / "test", *words(FINETUNE))
-    assert etude(*run, "--out", "whole").code == 0
+
+    def make() -> None:
+        assert etude(*run, "--out", "whole").code == 0
+
+    copy_or_make(kept, tmp_path / "whole", make)
+    return run
+
+
+@pytest.mark.slow
+def test_stopped_by_hand_and_resumed_twice(etude, whole, tmp_path, stop_at):
+    run = whole
     stop_at(8)
     assert etude(*run, "--out", "run").code == 130
     assert record_of(tmp_path / "run")["state"] == "interrupted"
@@ -124,9 +152,8 @@ def test_stopped_in_the_second_fold_the_first_is_not_trained_again(etude, images
 
 
 @pytest.mark.parametrize("moment", ["etude.study.run.prepare.make_folds", "etude.study.run.job.finish"])
-def test_stopped_before_or_after_training(etude, images, tmp_path, stop_at, moment):
-    run = ("fit", images, "--test", tmp_path / "test", *words(FINETUNE))
-    assert etude(*run, "--out", "whole").code == 0
+def test_stopped_before_or_after_training(etude, whole, tmp_path, stop_at, moment):
+    run = whole
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
@@ -142,7 +169,7 @@ def test_stopped_before_or_after_training(etude, images, tmp_path, stop_at, mome
 
 @pytest.mark.slow
 def test_killed_and_resumed(etude, images, tmp_path):
-    run = ["fit", str(images), "--test", str(tmp_path / "test"), *words(FINETUNE, "train.epochs=20")]
+    run = ["fit", str(images), "--test", str(tmp_path / "test"), *words(FINETUNE, "train.epochs=12", "train.threads=1")]
     process = subprocess.Popen([sys.executable, "-m", "etude", *run, "--out", str(tmp_path / "run")])
     checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
     for _ in range(12_000):
@@ -164,31 +191,33 @@ def test_killed_and_resumed(etude, images, tmp_path):
 
 
 @pytest.fixture
-def stopped(etude, images, tmp_path, stop_at) -> tuple[str | Path, ...]:
+def stopped(etude, images, tmp_path, stop_at, kept) -> tuple[str | Path, ...]:
     """Return the words of a run in ``run`` that was stopped in training."""
     run = ("fit", images, *words(FINETUNE), "--out", "run")
-    stop_at(5)
-    assert etude(*run).code == 130
-    stop_at(0)
+
+    def make() -> None:
+        stop_at(5)
+        assert etude(*run).code == 130
+        stop_at(0)
+
+    copy_or_make(kept, tmp_path / "run", make)
     return (*run, "--resume")
 
 
-@pytest.mark.parametrize(
-    ("more", "told"),
-    [
+def test_another_command_is_refused(etude, stopped, tmp_path):
+    before = record_of(tmp_path / "run")
+    others = [
         (("--set", "train.epochs=5"), "train.epochs 4.0 (now 5.0)"),
         (("--seed", "1"), "seed 0 (now 1)"),
         (("--folds", "2"), "folds 1 (now 2)"),
         (("--sample", "50%"), "sample None (now '50%')"),
         (("--recipe", "quick"), "predict.tta 4 (now 1)"),
-    ],
-)
-def test_another_command_is_refused(etude, stopped, tmp_path, more, told):
-    before = record_of(tmp_path / "run")
-    said = sentence_of(etude(*stopped, *more))
-    assert told in said
-    assert "leave out --resume" in said
-    assert record_of(tmp_path / "run") == before
+    ]
+    for more, told in others:
+        said = sentence_of(etude(*stopped, *more))
+        assert told in said, more
+        assert "leave out --resume" in said, more
+        assert record_of(tmp_path / "run") == before, more
     assert etude(*stopped).code == 0
 
 

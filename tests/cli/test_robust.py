@@ -14,7 +14,7 @@ import pytest
 
 from picture_folders import picture, write_classes, write_flat
 
-QUICK = ("--recipe", "quick")
+QUICK = ("--recipe", "quick", "--set", "model.feature_size=32")
 
 
 def sentence_of(ended) -> str:

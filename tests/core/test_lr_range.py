@@ -33,7 +33,7 @@ def test_smoothing_does_not_shift_the_curve_to_higher_rates(count: int):
     assert suggest_lr(rates, range_test(rates)).steepest <= 1.2e-3
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.each("seed", range(20))
 def test_noise_moves_the_suggestion_little(seed: int):
     clean, noisy = suggest_lr(RATES, range_test(RATES)), suggest_lr(RATES, range_test(RATES, noise=0.15, seed=seed))
     assert clean.lr / 2 < noisy.lr < clean.lr * 2
@@ -88,7 +88,7 @@ def test_a_perfect_fit_is_reproduced_by_the_smoothing():
     assert abs(found.smoothed[0] - line[0]) < 0.05
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.each("seed", range(40))
 def test_noise_alone_is_no_descent(seed: int):
     losses = 2.3 + np.random.default_rng(seed).normal(0, 0.2, len(RATES))
     with pytest.raises(EtudeError, match="does not fall"):

@@ -50,8 +50,8 @@ def by_sklearn(name: str, log_p: np.ndarray, labels: np.ndarray, weights: np.nda
     return value if k >= len(classes) else float("nan")
 
 
-@pytest.mark.parametrize("name", [*METRICS, "map@4"])
-@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.each("name", [*METRICS, "map@4"])
+@pytest.mark.each("classes", [2, 4])
 def test_each_metric_is_scikit_learns(name: str, classes: int):
     for seed in range(5):
         log_p, labels = drawn(seed, classes=classes)
@@ -68,7 +68,7 @@ def test_each_metric_weighs_images_as_scikit_learn_does(name: str):
     assert metric_named(name).value(log_p, labels, weights) == pytest.approx(expected, abs=1e-9)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.each("name", NAMES)
 def test_counting_an_image_twice_is_having_it_twice(name: str):
     log_p, labels = drawn(3, count=40)
     counts = np.random.default_rng(0).integers(0, 3, 40)
@@ -107,9 +107,9 @@ def auc_of_parts(counts: np.ndarray, labels: np.ndarray) -> float:
     return float(np.mean([sk.roc_auc_score(labels == c, counts[:, c]) for c in columns]))
 
 
-@pytest.mark.parametrize("classes", [2, 3, 7])
-@pytest.mark.parametrize("parts", [2, 10, 1000])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.each("classes", [2, 3, 7])
+@pytest.mark.each("parts", [2, 10, 1000])
+@pytest.mark.each("seed", range(4))
 def test_auc_counts_ties_of_rounded_and_zero_probabilities_as_half(classes: int, parts: int, seed: int, tmp_path: Path):
     counts, labels = rounded(seed, classes, parts)
     expected, metric = auc_of_parts(counts, labels), metric_named("auc")
@@ -198,13 +198,13 @@ def test_what_cannot_be_scored_is_refused(log_p: np.ndarray, labels: np.ndarray,
         metric_named("accuracy").value(log_p, labels)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.each("name", NAMES)
 def test_no_change_is_no_gain(name: str):
     log_p, labels = drawn(1)
     assert paired_bootstrap(metric_named(name), log_p, log_p, labels, draws=20) == Gain(0.0, 0.0, 0.0, 0.5)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.each("name", NAMES)
 def test_a_gain_turns_its_sign_when_the_sides_are_swapped(name: str):
     log_p, labels = drawn(2)
     better = log_p + 0.8 * np.eye(4)[labels]

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -52,7 +52,6 @@ def test_probabilities_are_the_mean_over_views_of_the_softmax():
     assert len(made) == 3
 
 
-@settings(deadline=None)
 @given(hnp.arrays(np.float32, (2, 3, 4), elements=st.floats(allow_nan=False, allow_infinity=False, width=32)))
 def test_probabilities_are_stable_for_any_finite_logits(logits: np.ndarray):
     made = Predictions(("a", "b", "c"), ("k", "l", "m", "n"), logits)
@@ -82,7 +81,7 @@ def test_arrays_are_read_only_copies():
     assert made.labels.dtype == np.int64
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     ("changed", "sentence"),
     [
         ({"ids": ()}, "at least one entry in ids"),
@@ -144,7 +143,6 @@ def test_take_of_nothing_or_of_the_same_twice_is_refused():
         make().take([1, 1])
 
 
-@settings(max_examples=40, deadline=None)
 @given(ids=st.lists(NAMES, min_size=1, max_size=5, unique=True), classes=st.lists(NAMES, min_size=1, unique=True))
 def test_any_names_survive_the_file(tmp_path_factory: pytest.TempPathFactory, ids: list[str], classes: list[str]):
     path = tmp_path_factory.mktemp("names") / "p.npz"
@@ -199,7 +197,6 @@ def test_pickled_objects_are_never_loaded(tmp_path: Path):
         Predictions.load(tmp_path / "p.npz")
 
 
-@settings(max_examples=150, deadline=None)
 @given(where=st.floats(0, 1, exclude_max=True), value=st.integers(0, 255), cut=st.booleans())
 def test_a_damaged_file_is_refused_or_read_unchanged(
     tmp_path_factory: pytest.TempPathFactory, where: float, value: int, cut: bool
@@ -221,7 +218,6 @@ def test_a_damaged_file_is_refused_or_read_unchanged(
     assert same(loaded, made)
 
 
-@settings(deadline=None)
 @given(hnp.arrays(np.float64, (3, 2), elements=st.floats(0, 1)).filter(lambda values: values.sum(axis=1).all()))
 def test_probabilities_come_back(values: np.ndarray):
     made = Predictions.from_probabilities(["a", "b", "c"], ["x", "y"], values, labels=np.array([0, 1, -1]))

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn import metrics
@@ -15,13 +15,11 @@ from etude.core.metrics import accuracy, log_loss, standard_error
 LABELS = hnp.arrays(np.int64, 20, elements=st.integers(0, 3))
 
 
-@settings(deadline=None)
 @given(LABELS, LABELS)
 def test_accuracies_agree_with_scikit_learn(predicted: np.ndarray, labels: np.ndarray):
     assert accuracy(predicted, labels) == pytest.approx(metrics.accuracy_score(labels, predicted))
 
 
-@settings(deadline=None)
 @given(LABELS, hnp.arrays(np.float64, (20, 4), elements=st.floats(0.01, 1)))
 def test_log_loss_agrees_with_scikit_learn(labels: np.ndarray, weights: np.ndarray):
     probabilities = weights / weights.sum(axis=1, keepdims=True)

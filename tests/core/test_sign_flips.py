@@ -69,7 +69,7 @@ def test_unequal_shares_agree_with_all_flips_counted():
         assert (found.low > 0) == (found.p <= 0.05)
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     ("metric", "images", "share"),
     [
         *((metric, 20, 1.0) for metric in ("accuracy", "log_loss", "macro_f1", "balanced_accuracy", "auc", "kappa")),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from etude.core.errors import EtudeError
@@ -63,7 +63,6 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.lists(NAMES, min_size=3, max_size=3, unique=True), st.lists(NAMES, min_size=3, max_size=3, unique=True))
 def test_any_text_survives_the_round_trip(tmp_path_factory: pytest.TempPathFactory, ids: list[str], classes: list[str]):
     path = tmp_path_factory.mktemp("text") / "out.csv"
@@ -268,7 +267,6 @@ def test_a_sample_that_is_not_there(tmp_path: Path):
 
 
 @given(st.lists(NAMES, min_size=3, max_size=3, unique=True), st.lists(NAMES, min_size=3, max_size=3, unique=True))
-@settings(max_examples=100, deadline=None)
 def test_any_ids_match_or_are_refused_in_one_sentence(
     tmp_path_factory: pytest.TempPathFactory, ours: list[str], theirs: list[str]
 ):

@@ -56,8 +56,8 @@ def compared(*pictures: np.ndarray) -> np.ndarray:
     return differences(small, reliefs(small), np.zeros(len(others), np.int64), others)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.each("channels", [1, 3])
+@pytest.mark.each("name", CHANGES)
 def test_a_changed_copy_is_alike_and_another_picture_is_not(name: str, channels: int):
     for number in range(4):
         changed = CHANGES[name](shapes(number, channels))

@@ -30,8 +30,8 @@ def read(data: bytes, side: int, channels: int, kind: str) -> np.ndarray:
     return decode(data, side, "squash", channels, RANGES[np.dtype(kind).kind]).astype(int)
 
 
-@pytest.mark.parametrize("bands", [1, 3])
-@pytest.mark.parametrize("kind", ["u2", "i2", "u4", "i4", "f4", "f8"])
+@pytest.mark.each("bands", [1, 3])
+@pytest.mark.each("kind", ["u2", "i2", "u4", "i4", "f4", "f8"])
 def test_every_type_of_grey_and_colour_tiff(kind: str, bands: int) -> None:
     values = gradient(8, 8, bands, kind)
     data = tiff(values)
@@ -84,9 +84,9 @@ def test_what_is_not_read_is_named(pixels: np.ndarray, tags: dict[str, object], 
         survey_image(tiff(pixels, **tags))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("kind", ["u2", "f4"])
-@pytest.mark.parametrize("bands", [1, 3])
-@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.each("kind", ["u2", "f4"])
+@pytest.mark.each("bands", [1, 3])
+@pytest.mark.each("orientation", range(1, 9))
 def test_deep_tiff_comes_upright(orientation: int, bands: int, kind: str) -> None:
     values = gradient(6, 9, bands, kind)
     data = tiff(values, orientation=orientation)

@@ -35,7 +35,7 @@ def streams(made: list[Any]) -> tuple[list[int], list[int]]:
     return known, [number for batch in made for number in batch["id"][~batch["is_labeled"]].tolist()]
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     ("images", "share", "labelled"),
     [
         (64, 0.7, 45),

@@ -203,7 +203,7 @@ def test_sample_too_small_for_the_classes() -> None:
         sample(np.repeat([0, 1, 2], 10), "2", 0, warn=ignore)
 
 
-@pytest.mark.parametrize("amount", ["", "abc", "-5", "0", "10.5", "1e3", "%", "10 percent", "١٠", "0%", "110%", "-3%"])
+@pytest.mark.each("amount", ["", "abc", "-5", "0", "10.5", "1e3", "%", "10 percent", "١٠", "0%", "110%", "-3%"])
 def test_amounts_that_cannot_be_understood(amount: str) -> None:
     with pytest.raises(EtudeError, match="--sample is"):
         parse_amount(amount, 1000)

@@ -61,7 +61,7 @@ def test_its_description(case: Case, channels: int) -> None:
     assert (store.folder / "store.json").is_file()
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.each("size", SIZES)
 def test_rows_in_any_order_and_repeated(case: Case, channels: int, size: int) -> None:
     one_by_one = [case.store.gather([row], size)[0] for row in range(COUNT)]
     for rows in ([5, 0, 5], np.array([8, 7], np.int32), range(COUNT), []):
@@ -73,7 +73,7 @@ def test_rows_in_any_order_and_repeated(case: Case, channels: int, size: int) ->
             np.testing.assert_array_equal(pixels, one_by_one[row])
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.each("size", SIZES)
 def test_pixels_are_those_of_the_raw_store(case: Case, size: int) -> None:
     rows = np.arange(COUNT)
     difference = np.abs(case.store.gather(rows, size).astype(int) - case.raw.gather(rows, size))
@@ -88,8 +88,8 @@ def test_what_is_gathered_is_the_callers_own(case: Case) -> None:
     np.testing.assert_array_equal(case.store.gather([1], SIZE), before)
 
 
-@pytest.mark.parametrize("rows", [[COUNT], [0, -1], [1.0], [[1]], np.ones(COUNT, bool)], ids=str)
-@pytest.mark.parametrize("size", [SIZE, 20])
+@pytest.mark.each("rows", [[COUNT], [0, -1], [1.0], [[1]], np.ones(COUNT, bool)], ids=str)
+@pytest.mark.each("size", [SIZE, 20])
 def test_rows_that_are_not_there(case: Case, rows, size: int) -> None:
     with pytest.raises(IndexError):
         case.store.gather(rows, size)

@@ -268,7 +268,7 @@ def test_numeric_classes_are_ordered_by_value(labels: list[str]) -> None:
     assert list(ordered_classes(labels)) == [str(value) for value in sorted({int(label) for label in labels})]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.text(st.characters(codec="utf-8"), min_size=1).filter(str.strip), min_size=2, max_size=4, unique=True)
 )

@@ -29,7 +29,7 @@ def images(highest: float, kind: str, count: int = 20, lowest: float = 0.0) -> l
     return [(lowest + rng.random((32, 32)) * (highest - lowest)).astype(kind) for _ in range(count)]
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     ("highest", "kind", "expected"),
     [
         (1000, "u2", 1023),

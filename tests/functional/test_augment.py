@@ -13,8 +13,8 @@ from etude.core.seeds import rng_for
 from etude.functional.augment import POLICIES, Changes, Policy, apply_changes, augment, draw_changes, policy_named
 from etude.functional.warp import resized
 
-ALL = pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
-TOUCHING = pytest.mark.parametrize("policy", [p for p in POLICIES.values() if p.name != "none"], ids=lambda p: p.name)
+ALL = pytest.mark.each("policy", POLICIES.values(), ids=POLICIES)
+TOUCHING = pytest.mark.each("policy", [p for p in POLICIES.values() if p.name != "none"], ids=lambda p: p.name)
 
 EVERYTHING = Policy(
     "everything", flip=True, quarter_turns=True, angle=20, log_scale=0.3, shear=10, shear_y=10, shift=0.1, crop=0.6,
@@ -45,7 +45,7 @@ def test_strength_zero_is_the_identity(policy: Policy):
 
 
 @ALL
-@pytest.mark.parametrize("size", [10, 13, 31])
+@pytest.mark.each("size", [10, 13, 31])
 def test_strength_zero_only_resizes(policy: Policy, size: int):
     images = noise()
     np.testing.assert_array_equal(augment(images, policy, 0.0, rng_for(0, "x"), size), resized(images, size))
@@ -58,8 +58,8 @@ def test_policy_none_is_the_identity_at_any_strength():
 
 
 @TOUCHING
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("size", [None, 12, 50])
+@pytest.mark.each("channels", [1, 3])
+@pytest.mark.each("size", [None, 12, 50])
 def test_the_same_draw_gives_the_same_images_and_leaves_the_input(policy: Policy, channels: int, size: int | None):
     images = noise(30, channels=channels)
     before = images.copy()

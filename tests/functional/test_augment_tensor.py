@@ -21,8 +21,8 @@ FIELDS = {
     "noise": Policy("noise", noise=1.0, noise_level=0.1, shift=0.1),
     "blur": Policy("blur", blur=1.0, blur_width=0.05, angle=5),
 }
-EVERY = pytest.mark.parametrize("policy", [*POLICIES.values(), *FIELDS.values()], ids=lambda policy: policy.name)
-SIZES = pytest.mark.parametrize(
+EVERY = pytest.mark.each("policy", [*POLICIES.values(), *FIELDS.values()], ids=lambda policy: policy.name)
+SIZES = pytest.mark.each(
     ("side", "size"), [(40, 40), (64, 32), (75, 32), (90, 24), (24, 40)], ids=lambda value: str(value)
 )
 
@@ -43,8 +43,8 @@ def as_floats(images: np.ndarray, policy: Policy, strength: float, size: int | N
 
 @EVERY
 @SIZES
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("strength", [0.0, 0.4, 1.0])
+@pytest.mark.each("channels", [1, 3])
+@pytest.mark.each("strength", [0.0, 0.4, 1.0])
 def test_both_paths_agree(policy: Policy, side: int, size: int, channels: int, strength: float):
     """Half a level in the mean and two levels for 99 of 100 values: OpenCV interpolates at 32nds of a pixel and rounds
     after each stage, which a tone curve's steps can make visible."""
@@ -74,7 +74,7 @@ def test_erased_rectangles_are_the_same_pixels(fill: str):
 
 
 @EVERY
-@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.each("channels_last", [False, True])
 def test_uint8_on_the_cpu_takes_the_way_of_arrays(policy: Policy, channels_last: bool):
     images = smooth(5, 30)
     expected = augment(images, policy, 0.7, rng_for(0, "x"), 20)

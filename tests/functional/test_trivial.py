@@ -18,20 +18,20 @@ def picture() -> np.ndarray:
     return np.random.default_rng(0).integers(60, 190, (1, 32, 32, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.each("name", OPERATIONS)
 def test_each_operation_changes_the_image_but_the_identity(name: str):
     changed = apply_changes(picture(), drawn(name))
     assert (changed != picture()).any() == (name != "identity")
 
 
-@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.each("name", OPERATIONS)
 def test_a_vanishing_magnitude_changes_nothing_but_autocontrast(name: str):
     image = picture()
     changed = apply_changes(image, drawn(name, magnitude=1e-6)).astype(int)
     assert (np.abs(changed - image).max() > 1) == (name == "autocontrast")
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     "name", ["rotate", "shear_x", "shear_y", "translate_x", "translate_y", "brightness", "hue", "sharpness"]
 )
 def test_operations_with_a_direction_go_either_way(name: str):

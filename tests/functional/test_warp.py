@@ -23,11 +23,11 @@ def warped(images: np.ndarray, border: str = "reflect", size: int | None = None,
     return warp(images, warp_matrices(geometry, images.shape[1], size), border, size)
 
 
-SIZES = pytest.mark.parametrize(("size", "channels"), [(8, 3), (9, 1), (28, 1), (33, 3), (224, 3)])
+SIZES = pytest.mark.each(("size", "channels"), [(8, 3), (9, 1), (28, 1), (33, 3), (224, 3)])
 
 
 @SIZES
-@pytest.mark.parametrize("border", ["reflect", "replicate"])
+@pytest.mark.each("border", ["reflect", "replicate"])
 def test_the_identity_is_exact(size: int, channels: int, border: str):
     images = noise(2, size, channels)
     np.testing.assert_array_equal(warped(images, border), images)
@@ -40,7 +40,7 @@ def test_a_flip_is_exactly_numpys(size: int, channels: int):
 
 
 @SIZES
-@pytest.mark.parametrize("turns", range(8))
+@pytest.mark.each("turns", range(8))
 def test_quarter_turns_are_exactly_numpys(size: int, channels: int, turns: int):
     images = noise(2, size, channels)
     clockwise = np.rot90(images, -turns, axes=(1, 2))
@@ -139,13 +139,11 @@ def test_aspect_stretches_the_width_and_squeezes_the_height():
 
 
 # Sizes in and out, of exact and of broken ratios.
-RATIOS = pytest.mark.parametrize(
-    ("side", "size"), [(32, 16), (33, 11), (64, 16), (50, 23), (40, 33), (16, 32), (17, 40)]
-)
+RATIOS = pytest.mark.each(("side", "size"), [(32, 16), (33, 11), (64, 16), (50, 23), (40, 33), (16, 32), (17, 40)])
 
 
 @RATIOS
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.each("channels", [1, 3])
 def test_a_change_of_size_is_centred(side: int, size: int, channels: int):
     """A ramp in, the ramp out: any shift of the pixel centres would show as an offset of all its levels."""
     level = 250.0 * (np.arange(side) + 0.5) / side
@@ -159,8 +157,8 @@ def test_a_change_of_size_is_centred(side: int, size: int, channels: int):
 
 
 @RATIOS
-@pytest.mark.parametrize("turns", range(4))
-@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.each("turns", range(4))
+@pytest.mark.each("flip", [False, True])
 def test_symmetries_and_changes_of_size_can_change_places(side: int, size: int, turns: int, flip: bool):
     if side % size and side > 1.8 * size:
         side -= side % int(reduction_factors(warp_matrices(Geometry.identity(1), side, size), side)[0])

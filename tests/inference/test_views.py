@@ -22,7 +22,7 @@ from etude.inference.views import (
 )
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 5, 5, 3), dtype=np.uint8)
-EACH = pytest.mark.parametrize("view", SYMMETRIES, ids=lambda view: view.name)
+EACH = pytest.mark.each("view", SYMMETRIES, ids=lambda view: view.name)
 
 
 def test_there_are_eight_distinct_symmetries():
@@ -76,7 +76,7 @@ NAMES = {
 }
 
 
-@pytest.mark.parametrize(("policy", "names"), NAMES.items())
+@pytest.mark.each(("policy", "names"), NAMES.items())
 def test_a_policy_allows_the_views_that_training_showed(policy: str, names: list[str]):
     assert [view.name for view in views_of(policy, 100)] == names
     assert [view.name for view in views_of(policy, 1)] == ["plain"]
@@ -104,7 +104,7 @@ def test_a_gather_seen_through_a_view():
 SMOOTH = np.tile(np.linspace(0, 250, 24).astype(np.uint8)[None, None, :, None], (3, 24, 1, 3))
 
 
-@pytest.mark.parametrize("policy", [name for name in POLICIES if name != "none"])
+@pytest.mark.each("policy", [name for name in POLICIES if name != "none"])
 def test_as_many_views_as_are_asked_for(policy: str):
     views = many_views(policy, 128)
     assert len(views) == 128
@@ -126,8 +126,8 @@ def test_symmetries_come_first_then_shifts_zooms_and_draws():
     assert kinds == [View, View, Larger, *[Moved] * 6, *[Drawn] * 3]
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("view", many_views("cells", 30), ids=lambda view: view.name)
+@pytest.mark.each("channels", [1, 3])
+@pytest.mark.each("view", many_views("cells", 30), ids=lambda view: view.name)
 def test_a_view_is_the_same_whatever_the_batch(view, channels: int):
     images = np.random.default_rng(1).integers(0, 256, (5, 16, 16, channels), dtype=np.uint8)
     before = images.copy()
@@ -153,8 +153,8 @@ def test_shifts_move_whole_pixels_where_their_names_say():
         assert view(image).sum() == view(image)[0, 16 + down, 16 + right, 0] == 200
 
 
-@pytest.mark.parametrize("border", BORDERS)
-@pytest.mark.parametrize(("right", "down"), [(3, 0), (-3, 0), (0, 5), (2, -7)])
+@pytest.mark.each("border", BORDERS)
+@pytest.mark.each(("right", "down"), [(3, 0), (-3, 0), (0, 5), (2, -7)])
 def test_whole_pixels_are_moved_as_a_warp_moves_them(border: str, right: int, down: int):
     images, side = np.random.default_rng(0).integers(0, 256, (1, 12, 12, 3), dtype=np.uint8), 12
     shares = {"shift_x": np.array([right / side]), "shift_y": np.array([down / side])}

@@ -56,7 +56,7 @@ def charts() -> dict[str, Markup]:
     }
 
 
-@pytest.mark.parametrize("name", list(charts()))
+@pytest.mark.each("name", list(charts()))
 def test_every_chart_is_well_formed_told_and_escaped(name: str):
     root = parsed(charts()[name])
     assert root.tag == "svg"
@@ -67,7 +67,7 @@ def test_every_chart_is_well_formed_told_and_escaped(name: str):
     assert "style=" not in str(charts()[name])  # the page forbids it
 
 
-@pytest.mark.parametrize("name", list(charts()))
+@pytest.mark.each("name", list(charts()))
 def test_nothing_leaves_the_chart(name: str):
     root = parsed(charts()[name])
     width, height = (float(root.get(side) or 0) for side in ("width", "height"))

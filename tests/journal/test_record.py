@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from etude.core.errors import EtudeError
@@ -269,7 +269,6 @@ JSON_LIKE = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
 @given(JSON_LIKE)
 def test_any_value_is_written_as_standard_json(tmp_path_factory: pytest.TempPathFactory, value: Any):
     record = RunRecord(tmp_path_factory.mktemp("json"), {"seconds": 0.0, "stages": []})
@@ -322,7 +321,7 @@ def test_a_record_in_an_unknown_state_is_damaged(tmp_path: Path):
         read_run(tmp_path)
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     "changes",
     [
         {"stages": {}},

@@ -90,7 +90,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.each("case", CASES)
 def test_no_text_covers_another_or_leaves_the_picture(case: str):
     figure = CASES[case]()
     texts = texts_of(figure)

@@ -40,8 +40,8 @@ def image(size: tuple[int, int]) -> torch.Tensor:
     return torch.randn(2, CHANNELS, *size, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize(("kernel", "stride", "same", "size"), SHAPES)
+@pytest.mark.each("bias", [True, False])
+@pytest.mark.each(("kernel", "stride", "same", "size"), SHAPES)
 def test_in_float32_it_is_the_same_convolution_exactly(kernel: int, stride: int, same: bool, size, bias: bool):
     conv = plain(kernel, stride, same, bias)
     given, given_fast = (image(size).requires_grad_() for _ in range(2))
@@ -64,8 +64,8 @@ def gradients(conv: nn.Conv2d, given: torch.Tensor, precise: bool) -> dict[str, 
     return {"x": x.grad, "weight": conv.weight.grad, "bias": None if conv.bias is None else conv.bias.grad}
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize(("kernel", "stride", "same", "size"), SHAPES)
+@pytest.mark.each("bias", [True, False])
+@pytest.mark.each(("kernel", "stride", "same", "size"), SHAPES)
 def test_in_bfloat16_gradients_are_those_of_float32(kernel: int, stride: int, same: bool, size, bias: bool):
     conv = plain(kernel, stride, same, bias)
     exact = gradients(conv, image(size), precise=True)
@@ -81,7 +81,7 @@ def test_in_bfloat16_gradients_are_those_of_float32(kernel: int, stride: int, sa
         assert (found - expected).norm() <= 0.01 * expected.norm(), name
 
 
-@pytest.mark.parametrize(("kernel", "stride", "same", "size"), SHAPES)
+@pytest.mark.each(("kernel", "stride", "same", "size"), SHAPES)
 def test_in_bfloat16_it_is_the_same_convolution_up_to_rounding(kernel: int, stride: int, same: bool, size):
     conv = plain(kernel, stride, same)
     quick = fast(conv)
@@ -114,7 +114,7 @@ def test_channels_last_and_contiguous_images_give_the_same_gradients():
     torch.testing.assert_close(quick.weight.grad, plain_gradient, rtol=0.02, atol=0.02)
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     "conv",
     [
         nn.Conv2d(6, 6, 3),

@@ -40,7 +40,7 @@ CUTS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "cut", "size"), CUTS)
+@pytest.mark.each(("name", "cut", "size"), CUTS)
 def test_the_rest_of_the_prefix_is_the_network(name: str, cut: str | float, size: int):
     whole, images = network(name), torch.randn(2, 3, size, size)
     split = prefix_of(whole, cut)

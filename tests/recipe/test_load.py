@@ -45,7 +45,7 @@ def test_changes_do_not_reach_the_named_recipe(name: str):
     assert load_recipe(name) == recipe
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     ("change", "key", "value"),
     [
         ("train.lr=0.01", "train.lr", 0.01),
@@ -98,7 +98,7 @@ def test_a_setting_like_no_other_is_answered_with_all():
         load_recipe("default", ["zzz=1"])
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     ("change", "sentence"),
     [
         ("train.lr=abc", "train.lr received 'abc', but it should be a valid number"),
@@ -237,7 +237,7 @@ ODD_VALUES = (
 )
 
 
-@pytest.mark.parametrize("value", ODD_VALUES)
+@pytest.mark.each("value", ODD_VALUES)
 def test_odd_values_of_any_setting_are_read_or_refused(value: str):
     for key in flat(Recipe()):
         with suppress(EtudeError):

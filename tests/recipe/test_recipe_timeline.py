@@ -40,8 +40,8 @@ def longest_jump(values: list[float]) -> float:
     return max(abs(after - before) for before, after in itertools.pairwise(values))
 
 
-@pytest.mark.parametrize("name", TRAINED)
-@pytest.mark.parametrize("facts", [ImageFacts(28, 1), ImageFacts(300, 3)])
+@pytest.mark.each("name", TRAINED)
+@pytest.mark.each("facts", [ImageFacts(28, 1), ImageFacts(300, 3)])
 def test_every_named_recipe_makes_a_timeline_on_any_images(name: str, facts: ImageFacts):
     recipe = resolve(load_recipe(name), facts)
     timeline, steps = resolved_timeline(recipe, 4_000, PACE)
@@ -59,7 +59,7 @@ def test_every_named_recipe_makes_a_timeline_on_any_images(name: str, facts: Ima
     assert timeline_warnings(recipe, facts.median_side, timeline) == []
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.each("name", TRAINED)
 def test_a_timeline_survives_its_file(name: str):
     timeline, _ = nominal_timeline(load_recipe(name, ["augment.mixup=0.2"]))
     assert timeline_from_tree(timeline_to_tree(timeline)) == timeline
@@ -110,7 +110,7 @@ def test_plateaus_take_their_settings():
     assert (changed.metric, changed.mode, changed.patience, changed.reductions) == ("valid_accuracy", "max", 5, None)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.each("name", PRESETS)
 def test_mixing_is_scheduled_when_it_is_on_and_ends_before_the_finish(name: str):
     assert {"mixup", "cutmix"}.isdisjoint(nominal_timeline(load_recipe(name))[0].quantities())
     timeline, _ = nominal_timeline(load_recipe(name, ["augment.mixup=0.3"]))
@@ -144,7 +144,7 @@ def test_steps_see_every_image_as_often_as_asked(epochs: float, images: int, bat
     assert size.steps == run_steps(recipe, images) == max(1, round(epochs * images / min(batch, images)))
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     ("changes", "steps"),
     [
         (["timeline.length=77st"], 77),
@@ -168,7 +168,7 @@ def test_minutes_are_kept_though_sizes_grow():
     assert steps > 1.5 * 300 / PACE.seconds
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(growth=st.floats(0.25, 8), warmup=st.sampled_from([0.1, "1ep", "20st"]))
 def test_a_growing_batch_takes_fewer_steps_over_as_many_images(growth: float, warmup: float | str):
     recipe = Recipe.model_validate(
@@ -197,7 +197,7 @@ def test_the_learning_rate_follows_the_batch_where_asked():
     assert math.isclose(max(m.lr for m in timeline_of(large).moments(10_000)), large.train.lr * 256 / 32, rel_tol=1e-3)
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     ("changes", "needed"),
     [
         ([], False),
@@ -263,7 +263,7 @@ def own(**last: Any) -> Recipe:
     return recipe_of({"name": "up", "length": 0.5, "augment": 1}, {"name": "down", "length": 0.5, "augment": 0, **last})
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     ("recipe", "side", "said"),
     [
         (own(), None, []),

@@ -12,7 +12,7 @@ from etude.recipe.tricks import TRICKS, Trick, changed, switched, tricks_named, 
 
 PHOTOS = ImageFacts(median_side=300, channels=3, count=1_000)
 DIGITS = ImageFacts(median_side=28, channels=1, count=1_000)
-EACH = pytest.mark.parametrize("trick", TRICKS.values(), ids=TRICKS.keys())
+EACH = pytest.mark.each("trick", TRICKS.values(), ids=TRICKS.keys())
 
 
 def recipe_of(name: str = "default", *settings: str, facts: ImageFacts = PHOTOS) -> Recipe:
@@ -24,7 +24,7 @@ def words(changes: dict[str, object]) -> list[str]:
 
 
 @EACH
-@pytest.mark.parametrize("facts", [PHOTOS, DIGITS], ids=["photos", "digits"])
+@pytest.mark.each("facts", [PHOTOS, DIGITS], ids=["photos", "digits"])
 def test_every_trick_can_be_had_and_left_out(trick: Trick, facts: ImageFacts):
     """The changes are settings that the recipe accepts, and after them the trick is as was asked."""
     recipe = recipe_of(facts=facts)

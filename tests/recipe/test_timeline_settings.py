@@ -37,7 +37,7 @@ def toml(tmp_path: Path):
     return write
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     ("change", "key", "value"),
     [
         ("timeline.preset=one-cycle", "timeline.preset", "one-cycle"),
@@ -77,7 +77,7 @@ def test_a_word_sets_back_what_toml_has_no_word_for(change: str):
     assert changed_settings(load_recipe("default", [change])) == {}
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     ("change", "sentence"),
     [
         ("timeline.preset=cyclc", f"timeline.preset received 'cyclc', but it must be one of {', '.join(PRESETS)}."
@@ -145,7 +145,7 @@ def test_swa_replaces_an_ema_that_was_not_asked_for():
     assert load_recipe("default", ["train.swa=false", "train.ema=0.9"]).train.ema == 0.9
 
 
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.each("name", NAMED)
 def test_every_preset_is_a_named_recipe(name: str):
     assert set(NAMED) == {"quick", "pseudo-label", "consistency", "distill", *PRESETS}
     recipe = load_recipe(name)

@@ -19,7 +19,7 @@ from etude.timeline import Phase, Timeline, timeline_from_tree, timeline_to_tree
 OWN = {"pseudo-label": "rounds", "consistency": "online"}
 
 
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.each("name", NAMED)
 def test_unlabelled_images_are_used_by_two_recipes_only(name: str):
     assert load_recipe(name).unlabeled.method == OWN.get(name, "off")
     assert load_recipe(name).unlabeled.is_on == (name in OWN)
@@ -35,7 +35,7 @@ def test_the_recipes_are_the_default_in_all_else(name: str):
     load_recipe(name, ["timeline.length=40st"])
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     ("change", "value"),
     [
         ("unlabeled.labeled_share=auto", "auto"),
@@ -59,7 +59,7 @@ def test_accepted_values(change: str, value: object):
     json.dumps(held)  # as run.json keeps them
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     ("change", "told"),
     [
         (

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
@@ -32,7 +32,6 @@ def scores(seed: int, n: int, classes: int, spread: float, grid: float) -> np.nd
     return normalised(logits).astype(np.float32)
 
 
-@settings(deadline=None, max_examples=80)
 @given(st.integers(0, 10_000), st.integers(1, 24), st.integers(1, 6), st.sampled_from([0.1, 3, 300]), st.data())
 def test_no_labels_within_the_bounds_are_more_likely(seed: int, n: int, classes: int, spread: float, data: Any):
     log_p = scores(seed, n, classes, spread, data.draw(st.sampled_from([0, spread])))
@@ -77,8 +76,8 @@ def predictions(log_p: np.ndarray) -> Predictions:
     return Predictions(ids, tuple(f"class {number}" for number in range(classes)), log_p[None])
 
 
-@pytest.mark.parametrize(("n", "classes"), [(300, 7), (3, 5), (100, 10)])
-@pytest.mark.parametrize("grid", [0, 1.0, 100.0])
+@pytest.mark.each(("n", "classes"), [(300, 7), (3, 5), (100, 10)])
+@pytest.mark.each("grid", [0, 1.0, 100.0])
 def test_counts_are_those_of_the_prior_and_predictions_follow(n: int, classes: int, grid: float):
     target = predictions(scores(1, n, classes, 2.0, grid))
     refiner = BalancedAssignment().fit(target=target)
@@ -138,7 +137,7 @@ def test_balance_makes_a_biased_model_more_accurate():
     assert (refined.predicted() == labels).mean() > (target.predicted() == labels).mean() + 0.1
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     ("arguments", "told"),
     [
         ({"prior": "estimate"}, "PriorCorrection"),

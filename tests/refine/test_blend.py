@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.stats import rankdata
@@ -33,7 +33,6 @@ def shuffled(one: Predictions, rows: list[int], columns: list[int]) -> Predictio
     )
 
 
-@settings(deadline=None)
 @given(LOGITS)
 def test_one_model_stays_as_it_is(logits: np.ndarray):
     one = made(logits, features=np.ones((3, 5), np.float32))
@@ -43,7 +42,6 @@ def test_one_model_stays_as_it_is(logits: np.ndarray):
     assert blended.features is None
 
 
-@settings(deadline=None)
 @given(LOGITS, LOGITS, st.permutations(range(3)), st.permutations(range(3)), st.floats(0.1, 10))
 def test_the_mean_does_not_depend_on_the_order_of_images_and_classes(
     first: np.ndarray, second: np.ndarray, rows: list[int], columns: list[int], weight: float
@@ -126,7 +124,7 @@ def ballots(*rows: str) -> list[Predictions]:
     return [Predictions.from_probabilities(ids, "xyz", np.eye(3)[["xyz".index(name) for name in row]]) for row in rows]
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     ("rows", "weights", "winners"),
     [
         (("xyz", "xyx", "yyy"), None, "xyz"),
@@ -150,14 +148,12 @@ def test_the_class_of_most_votes_wins_and_ties_go_to_the_first(rows: tuple[str, 
 # --- other means ---
 
 
-@settings(deadline=None)
 @given(LOGITS)
 def test_one_model_is_its_own_geometric_mean(logits: np.ndarray):
     one = made(logits)
     np.testing.assert_allclose(geometric_mean([one]).probabilities(), one.probabilities(), atol=1e-6)
 
 
-@settings(deadline=None)
 @given(LOGITS, LOGITS, st.permutations(range(3)), st.permutations(range(3)), st.floats(0.1, 10))
 def test_the_geometric_mean_averages_log_probabilities(
     first: np.ndarray, second: np.ndarray, rows: list[int], columns: list[int], weight: float
@@ -193,7 +189,6 @@ def test_ranks_by_hand():
     np.testing.assert_allclose(rank_mean([one, other], [3, 1]).probabilities()[1, 0], (3 * 2 + 2.5) / 16, atol=1e-6)
 
 
-@settings(deadline=None)
 @given(LOGITS, st.permutations(range(3)), st.permutations(range(3)))
 def test_the_rank_mean_goes_with_images_and_classes(logits: np.ndarray, rows: list[int], columns: list[int]):
     one = made(logits)

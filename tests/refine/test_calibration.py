@@ -49,7 +49,7 @@ def test_a_temperature_of_one_changes_nothing():
     np.testing.assert_allclose(refiner.transform(given).probabilities(), given.probabilities(), atol=1e-7)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.floats(0.05, 20))
 def test_temperature_keeps_the_predicted_class(scale: float):
     made = drawn(60)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from etude.core.predictions import Predictions
@@ -14,7 +14,6 @@ def made(n: int, seed: int = 0) -> Predictions:
     return Predictions(tuple(f"i{row}" for row in range(n)), ("x", "y", "z"), np.zeros((1, n, 3)), labels=labels)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 40), st.integers(1, 7), st.integers(0, 5))
 def test_folds_are_even_also_within_each_class(n: int, folds: int, seed: int):
     one = made(n, seed)
@@ -27,7 +26,6 @@ def test_folds_are_even_also_within_each_class(n: int, folds: int, seed: int):
         assert counts.max() - counts.min() <= 1
 
 
-@settings(deadline=None)
 @given(st.integers(2, 30), st.randoms(use_true_random=False))
 def test_folds_follow_ids_and_class_names(n: int, random: object):
     one = made(n)

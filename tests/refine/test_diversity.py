@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from etude.core.errors import EtudeError
@@ -49,7 +49,6 @@ def test_q_of_models_without_errors_does_not_exist():
     assert math.isnan(row.q)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(*[st.integers(0, 2)] * 3), min_size=1, max_size=20))
 def test_pairs_are_symmetric_and_within_bounds(rows: list[tuple[int, int, int]]):
     one, two, labels = (list(column) for column in zip(*rows, strict=True))

@@ -29,7 +29,7 @@ def models_of(name: str, noises: tuple[float, ...], n: int = 150, labelled: bool
     return [Predictions(tuple(ids), CLASSES, z[None], labels=labels if labelled else None) for z in logits]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.each("method", METHODS)
 def test_every_way_gives_probabilities_and_keeps_one_model(method: str):
     models = models_of("valid", (1, 2))
     blend = Ensemble(method).fit(models)  # type: ignore[arg-type]

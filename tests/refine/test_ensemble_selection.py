@@ -47,7 +47,6 @@ def brute_force(models: np.ndarray, score: Score, size: int, sorted_start: bool)
 # --- forward selection ---
 
 
-@settings(deadline=None, max_examples=40)
 @given(
     SEEDS, st.integers(1, 4), st.integers(1, 7), st.booleans(), st.sampled_from(["log_loss", "accuracy", "macro_f1"])
 )
@@ -113,7 +112,6 @@ def test_what_cannot_be_used_is_told_in_one_sentence(options: dict[str, object],
 # --- the mixture of greatest likelihood ---
 
 
-@settings(deadline=None, max_examples=50)
 @given(SEEDS, st.integers(1, 6))
 def test_every_step_raises_the_likelihood(seed: int, models: int):
     probabilities, labels = drawn(seed, models)
@@ -126,7 +124,7 @@ def test_every_step_raises_the_likelihood(seed: int, models: int):
     assert (np.diff(likelihoods) >= -1e-12).all()
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(SEEDS)
 def test_no_weights_have_a_smaller_log_loss(seed: int):
     probabilities, labels = drawn(seed)
@@ -156,7 +154,7 @@ def test_mixture_weights_by_hand():
 
 
 @given(SEEDS, st.permutations(range(4)))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_weights_go_with_the_models(seed: int, order: list[int]):
     probabilities, labels = drawn(seed, models=4)
     given_p = probabilities[:, np.arange(12), labels]

@@ -15,7 +15,7 @@ from etude.refine.base import Refiner
 from refine.refiners import ALL, Case
 
 CLASSES = ("dog", "cat", "eel", "ant")
-every_refiner = pytest.mark.parametrize("case", ALL, ids=[case.name for case in ALL])
+every_refiner = pytest.mark.each("case", ALL, ids=[case.name for case in ALL])
 
 
 def model_output(name: str, n: int, *, classes: tuple[str, ...] = CLASSES, views: int = 2) -> Predictions:
@@ -165,7 +165,7 @@ def test_the_order_of_classes_does_not_matter(case: Case):
 
 
 @every_refiner
-@pytest.mark.parametrize("classes", [("dog", "cat", "ant", "eel"), ("dog", "cat", "eel"), ("dog", "cat", "eel", "ape")])
+@pytest.mark.each("classes", [("dog", "cat", "ant", "eel"), ("dog", "cat", "eel"), ("dog", "cat", "eel", "ape")])
 def test_other_classes_are_refused(case: Case, classes: tuple[str, ...]):
     with pytest.raises(EtudeError, match="classes"):
         fitted(case).transform(model_output("other", 10, classes=classes))
@@ -214,7 +214,7 @@ def huge(one: Predictions) -> Predictions:
 
 
 @every_refiner
-@pytest.mark.parametrize("change", [hard, tied, half_tied, separable, huge])
+@pytest.mark.each("change", [hard, tied, half_tied, separable, huge])
 def test_zeros_ties_and_certainties_are_survived(case: Case, change: Callable[[Predictions], Predictions]):
     given = change(LABELLED), change(TARGET)
     assert_sound(fitted(case, *given).transform(given[1]), given[1])

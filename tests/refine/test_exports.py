@@ -14,7 +14,7 @@ import etude.refine
 SRC = Path(__file__).resolve().parents[2] / "src"
 
 
-@pytest.mark.parametrize("name", etude.refine.__all__)
+@pytest.mark.each("name", etude.refine.__all__)
 def test_every_name_is_there_and_hides_no_module(name: str):
     assert not isinstance(getattr(etude.refine, name), ModuleType)
     assert name not in {module.name for module in pkgutil.iter_modules(etude.refine.__path__)}

@@ -15,9 +15,9 @@ def drawn(seed: int = 0, n: int = 80, classes: int = 3) -> tuple[np.ndarray, np.
     return np.eye(classes)[labels] @ rng.normal(size=(classes, 5)) + rng.normal(size=(n, 5)), labels
 
 
-@pytest.mark.parametrize("classes", [2, 3, 5])
-@pytest.mark.parametrize("strength", [0.01, 1.0])
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.each("classes", [2, 3, 5])
+@pytest.mark.each("strength", [0.01, 1.0])
+@pytest.mark.each("weighted", [False, True])
 def test_it_is_scikit_learns_regression(classes: int, strength: float, weighted: bool):
     rows, labels = drawn(classes=classes)
     importance = np.random.default_rng(1).uniform(0.2, 3, 80) if weighted else None
@@ -50,7 +50,7 @@ def test_a_correction_of_no_strength_leaves_the_offset():
     assert strong[picked].mean() > offset[picked].mean() + 0.1
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(st.integers(0, 100), st.permutations(range(3)))
 def test_classes_may_come_in_any_order(seed: int, order: list[int]):
     rows, labels = drawn(seed)

@@ -151,7 +151,7 @@ def test_few_labelled_images_say_nothing():
     assert knn_on(TRAIN).fit(LABELLED.take(range(9))).weight_ == 0
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     ("options", "sentence"),
     [
         ({"ks": (0,)}, "k of at least 1"),

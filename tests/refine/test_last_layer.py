@@ -154,7 +154,7 @@ def test_the_search_begins_at_the_head_that_was_given(most: int):
     assert np.abs(cold.transform(TARGET).probabilities() - expected).max() > 0.01
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     ("options", "sentence"),
     [
         ({"pseudo_share": 1.0}, "pseudo_share from 0 to below 1"),

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.neighbors import NearestNeighbors
@@ -41,7 +41,6 @@ def test_exact_neighbours_are_those_of_scikit_learn(block: int, monkeypatch: pyt
     np.testing.assert_allclose(found.distances, distance, atol=1e-5)
 
 
-@settings(deadline=None)
 @given(
     hnp.arrays(np.float32, st.tuples(st.integers(1, 12), st.just(2)), elements=st.integers(-2, 2)), st.integers(1, 14)
 )
@@ -189,7 +188,7 @@ def test_a_missing_nmslib_is_told_in_one_sentence(monkeypatch: pytest.MonkeyPatc
 # --- what is refused ---
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     ("make", "sentence"),
     [
         (lambda: NeighbourIndex(np.zeros(3)), r"features of the index must be numbers of shape \(N, D\)"),

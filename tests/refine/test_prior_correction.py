@@ -48,7 +48,7 @@ def test_em_is_at_the_greatest_likelihood():
         assert likelihood(q) >= likelihood(other)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.lists(st.floats(0.05, 1), min_size=4, max_size=4))
 def test_em_and_bbse_find_the_shares(weights: list[float]):
     shares = np.array(weights) / sum(weights)
@@ -156,7 +156,7 @@ def test_the_promise_counts_the_luck_of_few_labelled_images():
     assert few.gain_sd_ > 2 * many.gain_sd_
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     ("arguments", "told"),
     [
         ({"method": "emm"}, "Did you mean 'em'"),

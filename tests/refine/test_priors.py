@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -53,7 +53,7 @@ def test_files(tmp_path: Path, name: str, content: str):
     np.testing.assert_allclose(parse_prior(str(tmp_path / name), CLASSES), [0.25, 0.75, 0])
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     ("given", "told"),
     [
         ("unifrom", "Did you mean 'uniform'"),
@@ -75,7 +75,7 @@ def test_mistakes_are_told_in_one_sentence(given: Any, told: str):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     ("name", "content", "told"),
     [
         ("p.json", "[1, 2, 3]", "an object"),
@@ -97,7 +97,6 @@ def test_files_that_cannot_be_used(tmp_path: Path, name: str, content: str | byt
     assert name in str(caught.value)
 
 
-@settings(deadline=None)
 @given(LOGITS, SHARES, SHARES)
 def test_correcting_there_and_back_changes_nothing(logits: np.ndarray, source: np.ndarray, target: np.ndarray):
     log_p = normalised(logits)
@@ -105,7 +104,6 @@ def test_correcting_there_and_back_changes_nothing(logits: np.ndarray, source: n
     np.testing.assert_allclose(correct(correct(log_p, source, target), target, source), log_p, atol=1e-9)
 
 
-@settings(deadline=None)
 @given(SHARES, SHARES)
 def test_correcting_is_bayes_rule(source: np.ndarray, target: np.ndarray):
     likelihood = np.array([[0.2, 0.5, 0.1], [0.3, 0.3, 0.3]])  # of two images, under each class

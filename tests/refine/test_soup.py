@@ -47,7 +47,7 @@ def test_equal_scores_take_every_checkpoint_the_earlier_first(tmp_path: Path):
     assert soup.weights["w"].tolist() == [2]
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.lists(st.floats(-3, 3, width=32), min_size=1, max_size=5), st.floats(-3, 3))
 def test_a_soup_is_never_worse_than_the_best_and_is_the_mean_of_its_members(
     tmp_path_factory: pytest.TempPathFactory, values: list[float], goal: float

@@ -94,7 +94,7 @@ def test_what_is_no_probability_is_refused_with_its_place(tmp_path: Path, cell: 
         read_probabilities(written(tmp_path, f"id,cat,dog\na,0.2,0.8\nb,0.5,{cell}\n"))
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     ("text", "sentence"),
     [
         ("id,cat,dog\na,0,0\n", "every class a probability of zero"),

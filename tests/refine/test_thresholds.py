@@ -4,7 +4,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from etude.core.errors import EtudeError
@@ -50,7 +50,6 @@ def test_labels_of_chance_need_no_offsets():
     assert sum(moved) <= 2
 
 
-@settings(max_examples=30)
 @given(st.integers(0, 10_000), st.sampled_from(["macro_f1", "balanced_accuracy", "kappa", "accuracy"]))
 def test_two_classes_are_solved_exactly(seed: int, name: str):
     rng = np.random.default_rng(seed)
@@ -63,7 +62,6 @@ def test_two_classes_are_solved_exactly(seed: int, name: str):
     assert metric.value(log_p + offsets_for(metric, log_p, labels), labels) >= best - 1e-12
 
 
-@settings(max_examples=30)
 @given(st.integers(0, 10_000), st.sampled_from(["macro_f1", "balanced_accuracy", "kappa"]))
 def test_no_single_offset_of_a_grid_improves_what_was_found(seed: int, name: str):
     rng = np.random.default_rng(seed)

@@ -74,8 +74,8 @@ SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=range(len(SETTINGS)))
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.each("settings", SETTINGS, ids=range(len(SETTINGS)))
+@pytest.mark.each("name", NAMED)
 def test_a_written_recipe_reads_back_as_it_was(tmp_path: Path, name: str, settings: list[str]):
     recipe = load_recipe(name, settings)
     write_recipe(tmp_path / "again.toml", recipe, ["two\nlines"])

@@ -85,7 +85,7 @@ def test_a_good_machine_has_nothing_to_complain_of():
     assert a_report().complaints == {}
 
 
-@pytest.mark.parametrize(("about", "changed", "sentence"), BAD)
+@pytest.mark.each(("about", "changed", "sentence"), BAD)
 def test_each_fault_is_reported_alone_with_what_to_do(about, changed, sentence):
     found = complaints(**changed)
     assert list(found) == [about]
@@ -107,7 +107,7 @@ def test_each_slow_measurement_is_reported(about, changed, sentence):
     assert sentence in found[about]
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     "changed",
     [
         {"busy_cores": None, "memory_free": None, "governors": ()},

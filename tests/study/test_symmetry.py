@@ -18,7 +18,7 @@ def right(count: int, plain: int, **lost: int) -> dict[str, np.ndarray]:
     return found | {name: (rows >= lost.get(name.replace(" ", "_"), 0)) & (rows < plain) for name in NAMES}
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     ("seen", "policy", "told"),
     [
         (right(192, 180), "symmetric", "quarter"),

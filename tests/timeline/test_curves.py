@@ -36,7 +36,7 @@ WARM = Warmup(Cosine(1.0, 0.0), length=0.2)  # a line to 1 over [0, 0.2], half a
 ROW = Joined(((0.25, Linear(0.0, 4.0)), (0.5, Constant(3.0)), (0.25, Linear(2.0, 0.0))))
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     ("curve", "progress", "expected"),
     [
         (Constant(0.3), 0.0, 0.3),
@@ -209,7 +209,7 @@ def test_a_warmup_leaves_something_of_its_phase(length: str):
         resolved(Warmup(Constant(1.0), length), 500, RUN)
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     ("make", "told"),
     [
         (lambda: Constant(math.nan), "value of the curve 'constant' must be a finite number, got nan"),
@@ -243,7 +243,7 @@ def test_impossible_curves_are_refused_in_one_sentence(make, told: str):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     "curve",
     [
         *(Constant(0.1), Linear(0.0, 1.0), Cosine(1.0, 0.0), Exponential(1.0, 0.1), THREE_STEPS, CYCLE, WARM, ROW),

@@ -20,7 +20,7 @@ KINDS = [Triangular, Triangular2, ExpRange]
 PLAIN, HALVED, DECAYED = Triangular(0.1, 0.5, 0.5), Triangular2(0.1, 0.5, 0.5), ExpRange(0.1, 0.5, 0.5, decay=1 / 16)
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     ("curve", "progress", "expected"),
     [
         (PLAIN, 0.0, 0.1),
@@ -107,7 +107,7 @@ def test_an_unresolved_cycle_has_no_values():
         Triangular(0.0, 1.0, "2ep").at(0.5)
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     ("make", "told"),
     [
         (lambda: Triangular(math.nan, 1.0), "base of the curve 'triangular' must be a finite number"),

@@ -11,7 +11,7 @@ from etude.timeline.lengths import Pace, RunSize, check_shares, divided, length_
 RUN = RunSize(1000, epoch_steps=40, pace=Pace(0.5, size=100))
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     ("length", "parsed"),
     [
         (0.25, (0.25, "share")),
@@ -31,20 +31,20 @@ def test_lengths_are_read(length: float | str, parsed: tuple[float, str]):
     assert share_of(length) == (parsed[0] if parsed[1] == "share" else None)
 
 
-@pytest.mark.parametrize("length", ["", "ep", "3 epochs", "3x", "-3ep", "1,5ep", "3ep4", True, None, [1]])
+@pytest.mark.each("length", ["", "ep", "3 epochs", "3x", "-3ep", "1,5ep", "3ep4", True, None, [1]])
 def test_what_is_no_length_is_named(length: object):
     with pytest.raises(ValueError, match="cannot be read; a length is a share such as 0.25") as error:
         parse_length(length)  # type: ignore[arg-type]
     assert repr(length) in str(error.value)
 
 
-@pytest.mark.parametrize("length", [0, 0.0, -0.1, math.nan, math.inf, "0ep", "0%", "9e999st"])
+@pytest.mark.each("length", [0, 0.0, -0.1, math.nan, math.inf, "0ep", "0%", "9e999st"])
 def test_a_length_is_above_zero_and_finite(length: float | str):
     with pytest.raises(ValueError, match="must be above 0 and finite"):
         parse_length(length)
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     ("length", "size", "steps"),
     [
         (0.1, None, 20.0),  # of the whole of 200

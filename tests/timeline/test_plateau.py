@@ -122,7 +122,7 @@ def test_the_state_is_what_was_seen():
     assert watch.state_dict() == {"best": 0.5, "bad": 0, "cooldown": 2, "reductions": 1}
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     ("arguments", "message"),
     [
         ({"metric": ""}, "name of a metric"),

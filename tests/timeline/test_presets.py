@@ -6,13 +6,12 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from etude.timeline import PRESETS, Event, Plateau, RunSize, Shape, Timeline, preset
 
 PROGRESS = st.floats(0, 1)
-FEWER = settings(max_examples=40)  # for each of the nine presets
 NAMES = ["default", "cyclic", "cyclic-decay", "cyclic-exp", "one-cycle", "plateau"]
 NAMES += ["progressive", "large-batch", "five-minutes"]
 SHAPE = Shape(1e-3, 128, 224)
@@ -95,7 +94,7 @@ RATES = [
 ]
 
 
-@pytest.mark.parametrize(("progress", "phase", "lr", "size", "augment"), DEFAULT)
+@pytest.mark.each(("progress", "phase", "lr", "size", "augment"), DEFAULT)
 def test_the_default_passes_through_known_moments(progress, phase, lr, size, augment):
     moment = preset("default", SHAPE).at(progress)
     assert (moment.progress, moment.phase, moment.image_size) == (progress, phase, size)
@@ -153,7 +152,6 @@ def test_plateau_goes_on_to_finish_at_the_rate_it_has_reached():
 
 
 @pytest.mark.parametrize("name", NAMES)
-@FEWER
 @given(shapes(), PROGRESS)
 def test_moments_stay_in_bounds(name: str, shape: Shape, progress: float):
     plan = plan_of(name, shape)
@@ -168,7 +166,6 @@ def test_moments_stay_in_bounds(name: str, shape: Shape, progress: float):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@FEWER
 @given(shapes())
 def test_the_learning_rate_does_not_jump_where_phases_join(name: str, shape: Shape):
     plan = plan_of(name, shape)
@@ -182,7 +179,6 @@ def test_the_learning_rate_does_not_jump_where_phases_join(name: str, shape: Sha
 
 
 @pytest.mark.parametrize("name", NAMES)
-@FEWER
 @given(shapes(), PROGRESS, PROGRESS)
 def test_sizes_only_grow(name: str, shape: Shape, one: float, other: float):
     early, late = (plan_of(name, shape).at(progress).image_size for progress in sorted((one, other)))
@@ -192,7 +188,6 @@ def test_sizes_only_grow(name: str, shape: Shape, one: float, other: float):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@FEWER
 @given(shapes(), PROGRESS)
 def test_every_preset_finishes_clean(name: str, shape: Shape, progress: float):
     plan = plan_of(name, shape)
@@ -208,13 +203,13 @@ def test_every_preset_finishes_clean(name: str, shape: Shape, progress: float):
     assert set(tricks) == {(shape.mixup == 0.0, shape.cutmix == 0.0)}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.each("name", NAMES)
 def test_mixing_keeps_its_alpha_until_finish(name: str):
     plan = preset(name, replace(SHAPE, mixup=0.2, cutmix=1.0))
     assert {(moment.mixup, moment.cutmix) for moment in plan.moments(50) if moment.phase != "finish"} == {(0.2, 1.0)}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.each("name", NAMES)
 def test_fixed_lengths_leave_the_middle_what_is_left(name: str):
     plan = preset(name, replace(SHAPE, warmup="2ep", finish="100st")).resolved(RunSize(1000, epoch_steps=25))
     names = [phase.name for phase in plan.phases]
@@ -239,7 +234,7 @@ def test_an_unknown_preset_is_refused_with_the_nearest(name: str, hint: str):
         preset(name, SHAPE)
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     ("arguments", "message"),
     [
         ({"peak_lr": 0.0}, "the peak learning rate is 0.0"),

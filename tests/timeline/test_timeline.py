@@ -56,7 +56,7 @@ def test_what_no_phase_schedules_is_left_alone():
     assert ASCENT.quantities() == ("lr", "momentum", "image_size", "augment", "batch_size")
 
 
-@pytest.mark.parametrize("quantity", QUANTITIES)
+@pytest.mark.each("quantity", QUANTITIES)
 def test_a_number_is_a_constant(quantity: str):
     phase = Phase("all", 1.0, **{quantity: 1})
     assert getattr(phase, quantity) == Constant(1.0)
@@ -171,7 +171,7 @@ def test_phases_that_make_no_run_are_refused(phases: tuple[Phase, ...], message:
         Timeline(phases)
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     ("arguments", "message"),
     [
         ({"name": ""}, "a phase needs a name"),

@@ -5,7 +5,7 @@ import tomllib
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from etude.timeline.curves import (
@@ -106,7 +106,6 @@ def test_curves_come_back_from_json_as_they_were(curve: Curve):
     assert curve_from_tree(json.loads(json.dumps(tree_of_curve(curve), allow_nan=False))) == curve
 
 
-@settings(max_examples=30)
 @given(timelines())
 def test_timelines_come_back_from_json_as_they_were(timeline: Timeline):
     tree = json.loads(json.dumps(timeline_to_tree(timeline), allow_nan=False))
@@ -114,7 +113,6 @@ def test_timelines_come_back_from_json_as_they_were(timeline: Timeline):
     assert [phase_from_tree(phase) for phase in tree["phases"]] == list(timeline.phases)
 
 
-@settings(max_examples=30)
 @given(timelines(CURVES_OF_SHARES), st.floats(0.45, 0.95), PLATEAUS, NUMBERS)
 def test_a_run_under_way_comes_back_with_its_events(timeline: Timeline, progress: float, plateau: Plateau, at: float):
     running = timeline.resolved(RunSize(1000, epoch_steps=10))
@@ -214,7 +212,7 @@ def phase(**quantities: object) -> dict[str, object]:
     return {"name": "grow", "length": 1.0, **quantities}
 
 
-@pytest.mark.parametrize(
+@pytest.mark.each(
     ("written", "told"),
     [
         (3, "a timeline must be a table with the key 'phases', got 3"),

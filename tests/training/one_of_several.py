@@ -1,7 +1,8 @@
-"""One of several processes that fine-tune together, started by ``test_resume_processes.py`` with torchrun's variables.
+"""Starts several processes that fine-tune together, with torchrun's variables, for ``test_resume_processes.py``.
 
-Usage: one_of_several.py FOLDER KILL_AT_STEP (new|resume) (free|full), each process with the same words. It leaves
-``RANK.json`` and ``RANK.safetensors`` in FOLDER: what it saw and what it ended with.
+Each line of standard input is a JSON list: the variables of every process, and FOLDER, KILL_AT_STEP, whether to resume
+and whether the disk is full. The answer is a line with how each process ended. A process leaves ``RANK.json`` and
+``RANK.safetensors`` in FOLDER: what it saw and what it ended with. All are forked from here: libraries load once.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import os
 import resource
 import signal
 import sys
+import time
+import traceback
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +22,7 @@ import etude.compat  # noqa: F401  (before lightning)
 import numpy as np
 import torch
 import torch.distributed
+from lightning.pytorch.utilities import rank_zero_only
 from safetensors.torch import save_file
 
 from etude.core.context import Advance, BarContext, Silent
@@ -30,6 +34,7 @@ from etude.training.task import FineTuneTask
 from training.digits import network, rows, task
 
 SETTINGS = ("train.epochs=8", "train.validate_every=20st", "train.checkpoint_every=0.3s")
+LONGEST = 120  # seconds that the processes may take
 TOO_SMALL = 2_000_000  # bytes: less than a checkpoint takes, more than the finished network
 
 
@@ -91,5 +96,41 @@ def main(folder: Path, kill_at: int, resume: bool, full_disk: bool) -> None:
     (folder / f"{rank}.json").write_text(json.dumps(told))
 
 
+def forked(variables: dict[str, str], folder: str, kill_at: int, resume: bool, full_disk: bool) -> int:
+    """Start one of the processes; return its number."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            os.dup2(2, 1)
+            os.environ.update(variables)
+            rank_zero_only.rank = int(variables["RANK"])  # as if Lightning were imported with these variables
+            main(Path(folder), kill_at, resume, full_disk)
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    return pid
+
+
+def ends_of(pids: list[int]) -> list[int | str]:
+    """Return how each process ended, or that it did not and was killed."""
+    ends: dict[int, int | str] = {}
+    deadline = time.monotonic() + LONGEST
+    while len(ends) < len(pids):
+        for pid in pids:
+            if pid not in ends and (found := os.waitpid(pid, os.WNOHANG))[0]:
+                ends[pid] = os.waitstatus_to_exitcode(found[1])
+            elif pid not in ends and time.monotonic() > deadline:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                ends[pid] = f"still at work after {LONGEST} seconds"
+        time.sleep(0.02)
+    return [ends[pid] for pid in pids]
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "resume", sys.argv[4] == "full")
+    for line in sys.stdin:
+        variables, *words = json.loads(line)
+        print(json.dumps(ends_of([forked(one, *words) for one in variables])), flush=True)

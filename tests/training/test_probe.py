@@ -84,9 +84,9 @@ def probed(net: Pretended, *, batch_size: int = 16, **given) -> ProbeResult:
     return probe_modes(net, 12, batch_size, 3, CPU, clock=net.clock, **given)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("layout", ["channels_last", "contiguous"])
-@pytest.mark.parametrize("threads", [4, 2, 1])
+@pytest.mark.each("precision", ["fp32", "bf16"])
+@pytest.mark.each("layout", ["channels_last", "contiguous"])
+@pytest.mark.each("threads", [4, 2, 1])
 def test_the_fastest_mode_is_found_whichever_it_is(precision, layout, threads):
     best, clock = Mode(precision, layout, threads), Clock()
     found = probed(Pretended(clock, favourite(best)))
@@ -210,8 +210,8 @@ def test_the_budget_ends_the_probe_with_what_there_is():
     assert any("not tried" in each.note for each in found.table)
 
 
-@pytest.mark.parametrize("seconds", [0.002, 0.02, 0.1])
-@pytest.mark.parametrize("budget", [3.0, 10.0, 1000.0])
+@pytest.mark.each("seconds", [0.002, 0.02, 0.1])
+@pytest.mark.each("budget", [3.0, 10.0, 1000.0])
 def test_the_budget_holds_and_never_exceeds_fifteen_seconds(seconds, budget):
     clock = Clock()
     found = probed(Pretended(clock, favourite(Mode("bf16", "contiguous", 2), seconds)), budget=budget)
