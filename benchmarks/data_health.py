@@ -36,7 +36,7 @@ from common import machine, spread
 from etude.core.context import Silent
 from etude.core.seeds import rng_for
 from etude.data.dataset import Dataset, open_dataset
-from etude.data.scan import read_facts, survey
+from etude.data.scan import read_facts, scan_images
 from etude.data.sources import read_labelled
 from etude.data.split import Fold
 from etude.health.label_errors import suspect_labels
@@ -143,7 +143,7 @@ def write(folder: Path, images: list[Image.Image], labels: np.ndarray, seed: int
 def opened(written: Written, size: int, cache: Path) -> tuple[Dataset, list[Fold]]:
     """Store the images and split them as they were written."""
     images = read_labelled(written.folder)
-    surveyed = survey(images, Silent())
+    surveyed = scan_images(images, Silent())
     data = open_dataset(
         images, surveyed, size, fit="squash", cache=cache, progress=Silent(), warn=print, kind="raw"
     )  # fmt: skip

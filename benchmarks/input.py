@@ -45,7 +45,7 @@ from common import machine
 from etude.core.context import Silent
 from etude.data.dataset import open_dataset
 from etude.data.loader import StepBatches, TrainingRows
-from etude.data.scan import survey
+from etude.data.scan import scan_images
 from etude.data.sources import read_labelled
 from etude.functional.augment import augment, policy_named
 from etude.models.backbones import build_backbone
@@ -82,7 +82,7 @@ def opened(folder: Path, cache: Path, size: int) -> Any:
     """Return the dataset of a folder, decoded at ``size``."""
     images = read_labelled(folder)
     return open_dataset(
-        images, survey(images, Silent()), size, fit="squash", cache=cache, progress=Silent(), warn=print
+        images, scan_images(images, Silent()), size, fit="squash", cache=cache, progress=Silent(), warn=print
     )
 
 

@@ -23,7 +23,7 @@ ROOMS: dict[str, set[str]] = {
     "journal": {"core", "timeline"},
     "refine": {"core"},
     "functional": {"core", "compat"},
-    "data": {"core", "recipe"},
+    "data": {"core", "recipe", "functional"},
     "health": {"core", "data", "refine"},
     "models": {"core", "recipe", "compat"},
     "callbacks": {"core", "functional", "timeline", "compat"},

@@ -16,7 +16,7 @@ from etude.core.errors import EtudeError, listed
 from etude.core.predictions import Predictions
 from etude.core.submission import Unreadable, write_submission
 from etude.data.dataset import Dataset, open_dataset
-from etude.data.scan import survey
+from etude.data.scan import scan_images
 from etude.data.sources import BadFile, read_unlabelled
 from etude.inference.predict import predict
 from etude.inference.views import MOST_VIEWS, ViewLike, input_size, many_views, views_of
@@ -184,7 +184,7 @@ class Run:
     ) -> Dataset:
         found = read_unlabelled(images)
         shape = card.preprocessing
-        surveyed = survey(found, progress).like(shape.channels, shape.value_range, "images", self._warn)
+        surveyed = scan_images(found, progress).like(shape.channels, shape.value_range, "images", self._warn)
         return open_dataset(
             found, surveyed, shape.stored_size if size is None else size,
             fit=shape.fit, cache=cache, progress=progress, warn=self._warn,

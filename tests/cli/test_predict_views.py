@@ -13,7 +13,7 @@ from PIL import ImageOps
 from etude.core.errors import EtudeError
 from etude.core.predictions import Predictions
 from etude.data.dataset import Dataset, open_dataset
-from etude.data.scan import SurveyResult
+from etude.data.scan import Scan
 from etude.data.sources import ImageSet
 from etude.run import load
 from etude.study.unlabelled.guards import Seen
@@ -136,7 +136,7 @@ def test_the_larger_input_shows_more_detail(etude, tmp_path, monkeypatch):
     etude("fit", train, "--test", test, *PHOTOS, "--out", "run")
     sizes: list[int] = []
 
-    def watched(images: ImageSet, surveyed: SurveyResult, size: int, **options: Any) -> Dataset:
+    def watched(images: ImageSet, surveyed: Scan, size: int, **options: Any) -> Dataset:
         sizes.append(size)
         return open_dataset(images, surveyed, size, **options)
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 import etude
 from etude.core.context import Progress, Silent
-from etude.data.scan import survey
+from etude.data.scan import scan_images
 from etude.data.sources import ImageSet, read_unlabelled
 from etude.data.stores import partial as ingest
 from etude.data.stores.build import StoreBuild, build_store
@@ -33,7 +33,7 @@ def build(images: ImageSet, cache: Path, size: int = 8, warn=None, progress: Pro
 
     shown = progress or Silent()
     built: StoreBuild = build_store(
-        images, survey(images, shown), size, cache=cache, progress=shown, warn=warn or unexpected, **options
+        images, scan_images(images, shown), size, cache=cache, progress=shown, warn=warn or unexpected, **options
     )
     return built
 

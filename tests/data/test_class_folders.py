@@ -14,7 +14,7 @@ from PIL import Image
 from etude.core.context import Silent
 from etude.core.errors import EtudeError
 from etude.data import walk
-from etude.data.scan import survey
+from etude.data.scan import scan_images
 from etude.data.sources import read_labelled, read_unlabelled
 
 
@@ -89,7 +89,7 @@ def test_files_are_images_by_their_content_where_the_ending_says_nothing(class_f
         ("cat/pipe", "not an image (without an ending)"),
         ("cat/x.npy", "not an image (.npy)"),
     ]
-    scan = survey(images, Silent())
+    scan = scan_images(images, Silent())
     assert [(file.id, file.reason) for file in scan.bad] == [("cat/pipe.png", "not a regular file")]
     assert (scan.widths == 12).all()
     assert read_unlabelled(class_folders / "cat" / "none").ids == ("none",)

@@ -16,8 +16,8 @@ from data.storing import write_images
 from etude.core.context import Silent
 from etude.core.files import digest_of
 from etude.data.compact import DIGEST_BYTES, Digests, Paths, Texts
-from etude.data.dataset import joined, open_dataset
-from etude.data.scan import survey
+from etude.data.dataset import concatenated_sets, open_dataset
+from etude.data.scan import scan_images
 from etude.data.sources import read_labelled, read_unlabelled
 from etude.data.split import group_labels
 from etude.data.stores.disk import StoreRecord
@@ -102,9 +102,9 @@ def test_splits_are_those_of_a_list_of_hashes(numbers: list[int], seed: int):
 def test_stores_of_earlier_versions_list_their_hashes(tmp_path: Path):
     images = write_images(tmp_path / "in", 3, 12)
     options = {"fit": "squash", "cache": tmp_path / "cache", "progress": Silent(), "warn": print}
-    folder = open_dataset(images, survey(images, Silent()), 12, **options).build.store.folder  # type: ignore[arg-type]
+    folder = open_dataset(images, scan_images(images, Silent()), 12, **options).build.store.folder  # type: ignore[arg-type]
     record, path = StoreRecord.load(folder), folder / "store.json"
-    assert list(record.content_hashes) == list(survey(images, Silent()).content_hashes)
+    assert list(record.content_hashes) == list(scan_images(images, Silent()).content_hashes)
     listed = ", ".join(f'"{content}"' for content in record.content_hashes)
     path.write_text(path.read_text().replace(f'"{record.content_hashes.hex()}"', f"[{listed}]"))
     assert StoreRecord.load(folder) == record
@@ -124,7 +124,7 @@ def test_sets_from_two_folders_are_found_after_they_are_joined(tmp_path: Path):
         for label in ("a", "b"):
             write_images(tmp_path / folder / label, 2)
         sets.append(read_labelled(tmp_path / folder))
-    both = joined(*sets)
+    both = concatenated_sets(*sets)
     assert list(both.ids[4:]) == ["valid/a/0000.png", "valid/a/0001.png", "valid/b/0000.png", "valid/b/0001.png"]
     assert list(both.paths) == [*sets[0].paths, *sets[1].paths]
     assert all(path.is_file() for path in both.take([0, 7]).paths)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from etude.data import decode as decode_module
-from etude.data.decode import PADDING, UnreadableImage, decode, read_image_file, survey_image
+from etude.data.decode import PADDING, UnreadableImage, decode, read_header, read_image_file
 
 FORMATS = ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF"]
 
@@ -44,13 +44,13 @@ def test_every_format_decodes_to_nearly_the_same_pixels(kind: str) -> None:
     assert pixels.dtype == np.uint8
     assert pixels.flags.c_contiguous
     assert close(pixels, decode(encoded(photograph(), "PNG"), 32, "squash", 3), within=8 if kind == "GIF" else 2)
-    assert survey_image(data)[:3] == (64, 48, 3)
+    assert read_header(data)[:3] == (64, 48, 3)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP"])
 def test_grey_images_have_one_channel(kind: str) -> None:
     data = encoded(photograph().convert("L"), kind)
-    assert survey_image(data).channels == (3 if kind == "WEBP" else 1)  # WebP stores grey as colours
+    assert read_header(data).channels == (3 if kind == "WEBP" else 1)  # WebP stores grey as colours
     assert decode(data, 16, "crop", 1).shape == (16, 16, 1)
     colours = decode(data, 16, "crop", 3)
     assert close(colours[..., 0], colours[..., 2], within=1)
@@ -68,7 +68,7 @@ def test_transparency_is_drawn_on_white() -> None:
     half_red = Image.new("RGBA", (8, 8), (255, 0, 0, 128))
     assert close(decode(encoded(half_red, "PNG"), 8, "squash", 3), np.array([255, 127, 127]), within=1)
     grey = Image.new("LA", (8, 8), (0, 0))
-    assert survey_image(encoded(grey, "PNG")).channels == 1
+    assert read_header(encoded(grey, "PNG")).channels == 1
     assert (decode(encoded(grey, "PNG"), 8, "squash", 1) == 255).all()
     keyed = Image.new("L", (8, 8), 7)
     assert (decode(encoded(keyed, "PNG", transparency=7), 8, "squash", 1) == 255).all()
@@ -77,11 +77,11 @@ def test_transparency_is_drawn_on_white() -> None:
 def test_palette_images() -> None:
     coloured = photograph().quantize(64)
     assert coloured.mode == "P"
-    assert survey_image(encoded(coloured, "PNG")).channels == 3
+    assert read_header(encoded(coloured, "PNG")).channels == 3
     expected = np.asarray(coloured.convert("RGB").resize((32, 32), Image.Resampling.BILINEAR))
     assert close(decode(encoded(coloured, "PNG"), 32, "squash", 3), expected, within=1)
     grey = photograph().convert("L").convert("P", palette=Image.Palette.ADAPTIVE)
-    assert survey_image(encoded(grey, "PNG")).channels == 1
+    assert read_header(encoded(grey, "PNG")).channels == 1
     clear = Image.new("P", (8, 8), 0)
     clear.putpalette([0, 0, 0] * 256)
     assert (decode(encoded(clear, "PNG", transparency=0), 8, "squash", 3) == 255).all()
@@ -89,7 +89,7 @@ def test_palette_images() -> None:
 
 def test_one_bit_images() -> None:
     data = encoded(Image.new("1", (8, 8), 1), "PNG")
-    assert survey_image(data).channels == 1
+    assert read_header(data).channels == 1
     assert (decode(data, 8, "squash", 1) == 255).all()
 
 
@@ -104,7 +104,7 @@ def test_cmyk_is_converted() -> None:
 def test_sixteen_bit_grey_is_scaled_by_the_range_given(kind: str) -> None:
     values = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
     data = encoded(Image.fromarray(values), kind)
-    assert survey_image(data).channels == 1
+    assert read_header(data).channels == 1
     for high in (65535.0, 4095.0):
         expected = np.minimum(255, np.rint(values * (255 / high))).astype(int)
         assert np.abs(decode(data, 64, "squash", 1, (0.0, high))[..., 0] - expected).max() <= 1
@@ -118,7 +118,7 @@ def test_exif_orientation_is_applied(kind: str, orientation: int, fit: str) -> N
     exif[0x0112] = orientation
     turned = photograph().transpose(UNDO[orientation]) if orientation in UNDO else photograph()
     data = encoded(turned, kind, exif=exif)
-    assert survey_image(data)[:2] == (64, 48)
+    assert read_header(data)[:2] == (64, 48)
     assert close(decode(data, 24, fit, 3), decode(encoded(photograph(), "PNG"), 24, fit, 3), within=2)
 
 
@@ -221,7 +221,7 @@ def test_extreme_shapes() -> None:
     ],
 )
 def test_files_that_are_no_images(data: bytes, reason: str) -> None:
-    for read in (survey_image, lambda data: decode(data, 8, "squash", 3)):
+    for read in (read_header, lambda data: decode(data, 8, "squash", 3)):
         with pytest.raises(UnreadableImage, match=reason):
             read(data)
 
@@ -238,7 +238,7 @@ def test_decompression_bomb(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(photograph(), "PNG")
     monkeypatch.setattr(decode_module, "MAX_PIXELS", 64 * 48 - 1)
     with pytest.raises(UnreadableImage, match=r"too large \(64 x 48 pixels"):
-        survey_image(data)
+        read_header(data)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(UnreadableImage, match="too large"):
         decode(data, 8, "squash", 3)
@@ -259,7 +259,7 @@ def webp_header(kind: bytes, width: int, height: int) -> bytes:
 def test_a_huge_webp_is_refused_before_pillow_opens_it(kind: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "open", pytest.fail)
     with pytest.raises(UnreadableImage, match=r"too large \(16383 x 16382 pixels"):
-        survey_image(webp_header(kind, 16383, 16382))
+        read_header(webp_header(kind, 16383, 16382))
 
 
 @pytest.mark.parametrize("options", [{}, {"lossless": True}, {"exif": b"Exif\0\0"}])
@@ -278,16 +278,16 @@ def test_large_images_need_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         monkeypatch.setattr(decode_module, "free_memory", lambda free=free: free)
         if fits:
-            assert survey_image(data).width == 64
+            assert read_header(data).width == 64
             assert decode(data, 8, "squash", 3, (0.0, 255.0)).shape == (8, 8, 3)
         else:
             with pytest.raises(UnreadableImage, match=r"free memory \(64 x 48 pixels"):
-                survey_image(data)
+                read_header(data)
 
 
 def test_damaged_exif_counts_as_upright() -> None:
     data = encoded(photograph(), "JPEG", exif=b"Exif\0\0garbage that is no EXIF")
-    assert survey_image(data)[:2] == (64, 48)
+    assert read_header(data)[:2] == (64, 48)
     assert decode(data, 8, "squash", 3).shape == (8, 8, 3)
 
 
@@ -295,7 +295,7 @@ def test_damaged_exif_counts_as_upright() -> None:
 def test_a_damaged_byte_gives_pixels_or_a_reason(kind: str, position: int, value: int) -> None:
     data = bytearray(encoded(photograph(), kind))
     data[position % len(data)] = value
-    for read in (lambda data: survey_image(data).width, lambda data: decode(data, 8, "crop", 3).size):
+    for read in (lambda data: read_header(data).width, lambda data: decode(data, 8, "crop", 3).size):
         with suppress(UnreadableImage):
             assert read(bytes(data)) > 0
 

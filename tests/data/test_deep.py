@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from data.tiffs import tiff
-from etude.data.decode import UnreadableImage, decode, survey_image
+from etude.data.decode import UnreadableImage, decode, read_header
 
 RANGES = {"u": (0.0, 4095.0), "i": (0.0, 4095.0), "f": (0.0, 1.0)}
 
@@ -35,7 +35,7 @@ def read(data: bytes, side: int, channels: int, kind: str) -> np.ndarray:
 def test_every_type_of_grey_and_colour_tiff(kind: str, bands: int) -> None:
     values = gradient(8, 8, bands, kind)
     data = tiff(values)
-    found = survey_image(data)
+    found = read_header(data)
     assert found[:4] == (8, 8, bands, False)
     assert found.values is not None
     assert found.values.largest == pytest.approx(float(values.max()))
@@ -48,10 +48,10 @@ def test_a_fourth_band_is_transparency_only_where_the_file_says_so(kind: str) ->
     values = gradient(8, 8, 4, kind)
     values[..., 3] = 0
     for extra in ((), (0,)):  # near-infrared, say
-        assert survey_image(tiff(values, extra)).spare
+        assert read_header(tiff(values, extra)).spare
         assert np.abs(read(tiff(values, extra), 8, 3, kind) - grey_levels(values[..., :3])).max() <= 1
     for extra in ((1,), (2,)):
-        assert not survey_image(tiff(values, extra)).spare
+        assert not read_header(tiff(values, extra)).spare
         if extra == (2,):
             assert (read(tiff(values, extra), 8, 3, kind) == 255).all()
 
@@ -59,12 +59,12 @@ def test_a_fourth_band_is_transparency_only_where_the_file_says_so(kind: str) ->
 def test_a_fourth_band_of_8_bits_does_not_wash_out_either() -> None:
     values = np.full((8, 8, 4), (200, 100, 50, 30), np.uint8)
     for extra in ((), (0,)):
-        assert survey_image(tiff(values, extra))[:4] == (8, 8, 3, True)
+        assert read_header(tiff(values, extra))[:4] == (8, 8, 3, True)
         assert (decode(tiff(values, extra), 8, "squash", 3) == (200, 100, 50)).all()
     on_white = decode(tiff(values, (2,)), 8, "squash", 3)[0, 0].astype(int)
     assert np.abs(on_white - np.rint([255 - 55 * 30 / 255, 255 - 155 * 30 / 255, 255 - 205 * 30 / 255])).max() <= 1
     grey = np.full((8, 8, 2), (90, 7), np.uint8)
-    assert survey_image(tiff(grey, (0,)))[2:4] == (1, True)
+    assert read_header(tiff(grey, (0,)))[2:4] == (1, True)
     assert (decode(tiff(grey, (0,)), 8, "squash", 1) == 90).all()
 
 
@@ -81,7 +81,7 @@ def test_a_fourth_band_of_8_bits_does_not_wash_out_either() -> None:
 )
 def test_what_is_not_read_is_named(pixels: np.ndarray, tags: dict[str, object], named: str) -> None:
     with pytest.raises(UnreadableImage, match=named):
-        survey_image(tiff(pixels, **tags))  # type: ignore[arg-type]
+        read_header(tiff(pixels, **tags))  # type: ignore[arg-type]
 
 
 @pytest.mark.each("kind", ["u2", "f4"])
@@ -92,7 +92,7 @@ def test_deep_tiff_comes_upright(orientation: int, bands: int, kind: str) -> Non
     data = tiff(values, orientation=orientation)
     eight = Image.fromarray(grey_levels(values).astype(np.uint8).squeeze())
     wide = 9 if orientation < 5 else 6
-    assert survey_image(data)[:2] == (wide, 15 - wide)
+    assert read_header(data)[:2] == (wide, 15 - wide)
     upright = decode(tiff(np.asarray(eight), orientation=orientation), 18, "letterbox", bands).astype(int)
     assert np.abs(decode(data, 18, "letterbox", bands, RANGES[values.dtype.kind]) - upright).max() <= 1
 
@@ -100,7 +100,7 @@ def test_deep_tiff_comes_upright(orientation: int, bands: int, kind: str) -> Non
 def test_deep_colours_in_png() -> None:
     values = gradient(8, 8, 4, "u2")
     data = cv2.imencode(".png", values[..., 2::-1])[1].tobytes()
-    assert survey_image(data).values is not None
+    assert read_header(data).values is not None
     assert np.abs(read(data, 8, 3, "u2") - grey_levels(values[..., :3])).max() <= 1
     values[..., 3] = 0
     assert (read(cv2.imencode(".png", values)[1].tobytes(), 8, 3, "u2") == 255).all()
@@ -111,13 +111,13 @@ def test_values_that_are_no_numbers_are_named() -> None:
         values = np.zeros((8, 8), np.float32)
         values[3, 3] = wrong
         with pytest.raises(UnreadableImage, match="NaN or infinite"):
-            survey_image(tiff(values))
+            read_header(tiff(values))
 
 
 def test_damaged_deep_files_give_a_reason() -> None:
     data = tiff(gradient(8, 8, 3, "f4"))
     with pytest.raises(UnreadableImage, match="32-bit floating-point|truncated|damaged"):
-        survey_image(data[: len(data) - 40])
+        read_header(data[: len(data) - 40])
     noise = np.random.default_rng(0).integers(0, 65536, (32, 32, 3), dtype=np.uint16)
     png = cv2.imencode(".png", noise)[1].tobytes()
     with pytest.raises(UnreadableImage):
@@ -144,5 +144,5 @@ def test_a_transparent_value_of_deep_grey_is_read_as_any_other() -> None:
     values = gradient(8, 8, 1, "u2")[..., 0]
     file = BytesIO()
     Image.fromarray(values).save(file, format="PNG", transparency=0)
-    assert survey_image(file.getvalue())[:3] == (8, 8, 1)
+    assert read_header(file.getvalue())[:3] == (8, 8, 1)
     np.testing.assert_allclose(read(file.getvalue(), 8, 1, "u2")[..., 0], grey_levels(values), atol=1)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from data.loading import Images, batches, training_rows
 from etude.data.batches import TrainingRows
-from etude.data.loader import OrderedBatches, joined
+from etude.data.loader import OrderedBatches, concatenated_rows
 from etude.data.order import FixedMix
 
 
@@ -50,19 +50,19 @@ def on_device(data: TrainingRows) -> TrainingRows:
 @given(st.lists(st.integers(0, 13), min_size=1, max_size=30))
 def test_images_come_from_their_own_store_in_the_order_asked_for(positions: list[int]):
     parts = labelled(5), unlabelled(6), labelled(3)
-    whole = joined(*parts)
+    whole = concatenated_rows(*parts)
     source = np.concatenate([part.gather(part.rows, 4)[:, 0, 0, 0] for part in parts])
     found = whole.gather(whole.rows[np.array(positions)], 4)
     assert found.shape == (len(positions), 4, 4, 3)
     np.testing.assert_array_equal(found, np.broadcast_to(source[positions][:, None, None, None], found.shape))
-    tensor = joined(*map(on_device, parts))
+    tensor = concatenated_rows(*map(on_device, parts))
     assert tensor.gather_tensor is not None
     np.testing.assert_array_equal(tensor.gather_tensor(np.array(positions), 4).numpy(), found)
 
 
 def test_all_that_belongs_to_a_row_stays_with_it():
     one, two = labelled(3), unlabelled(2)
-    whole = joined(one, two)
+    whole = concatenated_rows(one, two)
     assert len(whole) == 5
     assert whole.rows.tolist() == [0, 1, 2, 3, 4]
     assert whole.targets.tolist() == [0, 1, 0, -1, -1]
@@ -71,12 +71,12 @@ def test_all_that_belongs_to_a_row_stays_with_it():
     assert whole.labelled.tolist() == [True] * 3 + [False] * 2
     np.testing.assert_array_equal(whole.weights, [*one.weights, *two.weights])
     assert whole.weights.dtype == np.float32
-    assert joined(one, one).labelled is None
+    assert concatenated_rows(one, one).labelled is None
 
 
 def test_targets_become_dense_when_one_part_has_them_dense():
     soft = replace(unlabelled(2), targets=np.array([[0.3, 0.7], [0.9, 0.1]], np.float32), num_classes=None)
-    whole = joined(labelled(2), soft)
+    whole = concatenated_rows(labelled(2), soft)
     assert whole.num_classes is None
     np.testing.assert_array_equal(whole.targets, np.array([[1, 0], [0, 1], [0.3, 0.7], [0.9, 0.1]], np.float32))
     assert whole.targets.dtype == np.float32
@@ -84,18 +84,18 @@ def test_targets_become_dense_when_one_part_has_them_dense():
 
 def test_a_teacher_is_had_by_all_or_by_none():
     taught = [replace(part, teacher=np.full((len(part), 2), 0.5, np.float32)) for part in (labelled(3), unlabelled(2))]
-    teacher = joined(*taught).teacher
+    teacher = concatenated_rows(*taught).teacher
     assert teacher is not None
     assert teacher.shape == (5, 2)
     with pytest.raises(ValueError, match="1 of 2 parts have a teacher"):
-        joined(taught[0], unlabelled(2))
+        concatenated_rows(taught[0], unlabelled(2))
 
 
 def test_a_side_that_serves_all_stores_is_read():
-    whole = joined(labelled(2), unlabelled(2))
+    whole = concatenated_rows(labelled(2), unlabelled(2))
     assert whole.source_size is not None
     assert [whole.source_size(size) for size in (8, 20, 64)] == [16, 32, 32]
-    assert joined(training_rows(2), training_rows(2)).source_size is None
+    assert concatenated_rows(training_rows(2), training_rows(2)).source_size is None
 
 
 @pytest.mark.parametrize(
@@ -107,23 +107,23 @@ def test_a_side_that_serves_all_stores_is_read():
 )
 def test_parts_that_do_not_fit_are_refused(other: TrainingRows, message: str):
     with pytest.raises(ValueError, match=message):
-        joined(labelled(2), other)
+        concatenated_rows(labelled(2), other)
 
 
 def test_grey_and_coloured_images_are_not_mixed():
     grey = replace(labelled(2), gather=lambda rows, size: np.zeros((len(rows), size, size, 1), np.uint8))
     with pytest.raises(ValueError, match="same channels"):
-        joined(labelled(2), grey).gather(np.arange(4), 8)
+        concatenated_rows(labelled(2), grey).gather(np.arange(4), 8)
 
 
 def test_an_image_stays_on_its_device_only_where_all_parts_are_on_one():
-    assert joined(on_device(labelled(2)), unlabelled(2)).gather_tensor is None
+    assert concatenated_rows(on_device(labelled(2)), unlabelled(2)).gather_tensor is None
 
 
 def test_a_mixed_run_over_two_stores_tells_them_apart():
     one, two = labelled(6), unlabelled(9)
     options: dict[str, Any] = {"mix": FixedMix(0.6)}
-    for batch in batches(joined(one, two), 5, 6, **options):
+    for batch in batches(concatenated_rows(one, two), 5, 6, **options):
         assert batch["is_labeled"].tolist() == (batch["id"] < 6).tolist()
         rows = np.concatenate([one.rows, two.rows])[batch["id"].numpy()]
         shade = rows % 100 + np.where(batch["is_labeled"].numpy(), 0, 100)
@@ -133,7 +133,7 @@ def test_a_mixed_run_over_two_stores_tells_them_apart():
 
 
 def test_joined_rows_can_be_joined_and_chosen_from_again():
-    whole = joined(joined(labelled(3), unlabelled(2)), labelled(2))
+    whole = concatenated_rows(concatenated_rows(labelled(3), unlabelled(2)), labelled(2))
     chosen = whole.subset(np.array([6, 4, 0]))
     assert chosen.rows.tolist() == [6, 4, 0]
     assert chosen.targets.tolist() == [1, -1, 0]
@@ -143,5 +143,5 @@ def test_joined_rows_can_be_joined_and_chosen_from_again():
 
 def test_joined_rows_of_stores_that_pickle_do_so_too():
     parts = [replace(part, source_size=None) for part in (labelled(3), unlabelled(2))]
-    again = pickle.loads(pickle.dumps(joined(*parts)))
-    np.testing.assert_array_equal(again.gather(np.arange(5), 4), joined(*parts).gather(np.arange(5), 4))
+    again = pickle.loads(pickle.dumps(concatenated_rows(*parts)))
+    np.testing.assert_array_equal(again.gather(np.arange(5), 4), concatenated_rows(*parts).gather(np.arange(5), 4))

@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from etude.core.errors import EtudeError
-from etude.data.split import apportion, hold_out, k_folds, parse_amount, sample, shares_with_least
+from etude.data.split import allocate, hold_out, k_folds, parse_amount, sample, shares_with_least
 
 label_lists = st.lists(st.integers(0, 4), min_size=2, max_size=120).map(lambda labels: np.array(labels))
 fractions = st.floats(0.02, 0.98)
@@ -221,7 +221,7 @@ def test_apportioned_counts_add_up_within_bounds(sizes: list[int], data: st.Data
     available = np.array(sizes)
     total = data.draw(st.integers(0, int(available.sum())))
     shares = available * (total / available.sum())
-    counts = apportion(shares, total, np.zeros_like(available), available)
+    counts = allocate(shares, total, np.zeros_like(available), available)
     assert counts.sum() == total
     assert (np.abs(counts - shares) < 1).all()
     least = np.minimum(available, 1)

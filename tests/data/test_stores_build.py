@@ -13,7 +13,7 @@ from data.storing import KINDS, build, whole_stores, write_images
 from etude.core.context import Silent
 from etude.core.errors import EtudeError
 from etude.data.decode import decode
-from etude.data.scan import survey
+from etude.data.scan import scan_images
 from etude.data.sources import read_labelled, read_unlabelled
 from etude.data.stores.build import build_store
 
@@ -116,7 +116,7 @@ def test_a_cache_that_is_a_file(class_folders: Path, tmp_path: Path) -> None:
 
 def test_a_file_that_changes_between_survey_and_build(class_folders: Path, tmp_path: Path, save_image) -> None:
     images = read_labelled(class_folders)
-    seen = survey(images, Silent())
+    seen = scan_images(images, Silent())
     save_image(class_folders / "cat" / "1.png", seed=50)
     built = build_store(images, seen, 8, cache=tmp_path / "cache", progress=Silent(), warn=print)
     assert [(file.id, file.reason) for file in built.bad] == [("cat/1.png", "changed while it was being read")]
@@ -140,8 +140,8 @@ def test_peak_memory_does_not_grow_with_the_number_of_images(kind: str, tmp_path
     for number in range(2000):
         Image.new("RGB", (4, 4), (number % 256, number // 256, 0)).save(tmp_path / "in" / f"{number}.bmp")
     images = read_unlabelled(tmp_path / "in")
-    seen = survey(images, Silent())
-    build_store(images.take([0]), survey(images.take([0]), Silent()), 64, cache=tmp_path / "imported",
+    seen = scan_images(images, Silent())
+    build_store(images.take([0]), scan_images(images.take([0]), Silent()), 64, cache=tmp_path / "imported",
                 progress=Silent(), warn=print, kind=kind)  # fmt: skip
     tracemalloc.start()
     build_store(images, seen, 64, cache=tmp_path / "cache", progress=Silent(), warn=print, threads=2, kind=kind)

@@ -10,7 +10,7 @@ from data.storing import build, flat, smooth, write_images
 from etude.core.context import Silent
 from etude.core.errors import EtudeError
 from etude.core.text import told_bytes
-from etude.data.scan import survey
+from etude.data.scan import scan_images
 from etude.data.sources import ImageSet
 from etude.data.stores import choose
 from etude.data.stores.choose import Room, choose_kind
@@ -40,7 +40,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def chosen(images: ImageSet, *, asked: str = "auto", free: int = PLENTY, limit: int | None = None) -> tuple[str, str]:
     room = Room(free, limit, Path("/cache/stores"))
-    return choose_kind(images, survey(images, Silent()), SIDE, fit="squash", asked=asked, room=room, threads=1)
+    return choose_kind(images, scan_images(images, Silent()), SIDE, fit="squash", asked=asked, room=room, threads=1)
 
 
 def test_photos_stay_raw(photos: ImageSet) -> None:
@@ -142,9 +142,9 @@ def test_no_sampled_image_can_be_decoded(photos: ImageSet) -> None:
 def test_few_images_are_sampled(photos: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
     counts: list[int] = []
 
-    def counting(images, survey, target, threads, most):
+    def counting(images, scan, target, threads, most):
         counts.append(most)
-        return sample(images, survey, target, threads, most)
+        return sample(images, scan, target, threads, most)
 
     sample = choose.sample_rows
     monkeypatch.setattr(choose, "sample_rows", counting)
@@ -158,7 +158,7 @@ def test_the_estimate_is_near(drawings: ImageSet, photos: ImageSet, tmp_path: Pa
     for images, kind in ((drawings, "blosc2"), (photos, "encoded"), (photos, "blosc2")):
         built = build(images, tmp_path / "cache" / images.root.name, SIDE, kind=kind)
         sample = choose.sample_rows(
-            images, survey(images, Silent()), choose.Target(Blosc2Store, SIDE, "squash"), 1, COUNT
+            images, scan_images(images, Silent()), choose.Target(Blosc2Store, SIDE, "squash"), 1, COUNT
         )
         expected = choose.Sizes(COUNT, SIDE, RAW, sample).expected(type(built.store))
         assert expected == built.store.record.total_bytes

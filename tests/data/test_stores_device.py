@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.storing import build, smooth, write_images
-from etude.data.stores.device import DeviceStore, area_weights, fits_on_device, resized
+from etude.data.stores.device import DeviceStore, fits_on_device, resized_on_device
+from etude.functional.augment_tensor import area_weights
 
 
 def test_a_device_store_gathers_tensors(tmp_path: Path, progress) -> None:
@@ -36,9 +37,9 @@ def test_a_device_store_resizes_in_parts(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_autocast_does_not_blur_resizing() -> None:
     images = torch.from_numpy(np.stack([smooth(0, 40, 3)]))
-    expected = resized(images, 17)
+    expected = resized_on_device(images, 17)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(resized(images, 17), expected)
+        assert torch.equal(resized_on_device(images, 17), expected)
 
 
 def test_what_fits_on_a_device(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ import os, signal
 from pathlib import Path
 from data.storing import build
 from etude.data.sources import read_unlabelled
-from etude.data.stores import ingest
+from etude.data.stores import partial as ingest
 from etude.data.stores.partial import PartialStore
 append, ingest.SAVE_SECONDS = PartialStore.append, 0.0
 def appended(store, *row):

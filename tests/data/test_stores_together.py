@@ -32,7 +32,7 @@ import time
 from pathlib import Path
 from data.storing import build
 from etude.data.sources import read_unlabelled
-from etude.data.stores import ingest
+from etude.data.stores import partial as ingest
 read = ingest.read_image_file
 def slow(path):
     time.sleep(0.02)

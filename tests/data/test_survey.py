@@ -1,4 +1,4 @@
-"""The survey of every file, and the list of those that cannot be used."""
+"""The scan of every file, and the list of those that cannot be used."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 
 from etude.core.context import Silent
 from etude.core.errors import EtudeError
-from etude.core.prefetch import map_in_order
-from etude.data.scan import survey
+from etude.core.prefetch import prefetch
+from etude.data.scan import scan_images
 from etude.data.sources import BadFile, read_labelled, read_unlabelled, write_bad_files
 
 
@@ -19,7 +19,7 @@ def test_survey_reads_sizes_channels_and_hashes(class_folders: Path, save_image,
     save_image(class_folders / "cat" / "wide.png", size=(40, 20), mode="L")
     (class_folders / "dog" / "copy.png").write_bytes((class_folders / "cat" / "0.png").read_bytes())
     images = read_labelled(class_folders)
-    seen = survey(images, progress)
+    seen = scan_images(images, progress)
     assert len(seen) == 10
     assert seen.widths.max() == 40
     assert seen.median_short_side == 10
@@ -28,16 +28,16 @@ def test_survey_reads_sizes_channels_and_hashes(class_folders: Path, save_image,
     hash_of = dict(zip(images.ids, seen.content_hashes, strict=True))
     assert hash_of["cat/0.png"] == hash_of["dog/copy.png"]
     assert len(set(seen.content_hashes)) == 9
-    assert progress.bars == {"survey": [10, 10]}
-    assert survey(images.take([4]), Silent()).channels == 1
+    assert progress.bars == {"scan": [10, 10]}
+    assert scan_images(images.take([4]), Silent()).channels == 1
 
 
 def test_fingerprint_follows_contents_not_names(class_folders: Path, save_image) -> None:
-    before = survey(read_unlabelled(class_folders), Silent()).fingerprint
+    before = scan_images(read_unlabelled(class_folders), Silent()).fingerprint
     (class_folders / "cat").rename(class_folders / "bat")
-    assert survey(read_unlabelled(class_folders), Silent()).fingerprint == before
+    assert scan_images(read_unlabelled(class_folders), Silent()).fingerprint == before
     save_image(class_folders / "bat" / "0.png", seed=99)
-    assert survey(read_unlabelled(class_folders), Silent()).fingerprint != before
+    assert scan_images(read_unlabelled(class_folders), Silent()).fingerprint != before
 
 
 def test_all_bad_is_one_sentence(tmp_path: Path) -> None:
@@ -45,7 +45,7 @@ def test_all_bad_is_one_sentence(tmp_path: Path) -> None:
     for number in range(3):
         (tmp_path / "in" / f"{number}.jpg").write_text("text")
     with pytest.raises(EtudeError, match=r"none of the 3 images in .* can be used \(3 times 'not an image.*0.jpg"):
-        survey(read_unlabelled(tmp_path / "in"), Silent())
+        scan_images(read_unlabelled(tmp_path / "in"), Silent())
 
 
 def test_write_bad_files(tmp_path: Path) -> None:
@@ -66,9 +66,9 @@ def test_results_come_in_order_and_few_wait() -> None:
         started.append(number)
         return number * number
 
-    results = map_in_order(work, range(1000), threads=2)
+    results = prefetch(work, range(1000), threads=2)
     assert next(results) == 0
     assert len(started) <= 16
     results.close()
     assert len(started) <= 16
-    assert list(map_in_order(work, range(100), threads=3)) == [number * number for number in range(100)]
+    assert list(prefetch(work, range(100), threads=3)) == [number * number for number in range(100)]

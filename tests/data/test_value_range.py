@@ -12,7 +12,7 @@ from PIL import Image
 from etude.core.context import Silent
 from etude.core.errors import EtudeError
 from etude.data.dataset import Dataset, open_dataset
-from etude.data.scan import SurveyResult, survey
+from etude.data.scan import Scan, scan_images
 from etude.data.sources import read_unlabelled
 from etude.data.value_range import DeepValues, ValueRange, to_eight_bits, values_of
 
@@ -123,7 +123,7 @@ def write(folder: Path, highest: float, kind: str = "u2", count: int = 6) -> Pat
     return folder
 
 
-def stored(folder: Path, surveyed: SurveyResult, cache: Path, warn: Callable[[str], None]) -> Dataset:
+def stored(folder: Path, surveyed: Scan, cache: Path, warn: Callable[[str], None]) -> Dataset:
     return open_dataset(read_unlabelled(folder), surveyed, 32, fit="squash", cache=cache, progress=Silent(), warn=warn)
 
 
@@ -132,7 +132,7 @@ def test_10_and_12_bits_in_16_are_stored_as_8_bits_would_be(tmp_path: Path) -> N
     for bits in (8, 10, 12, 16):
         folder = write(tmp_path / str(bits), 2**bits - 1, "u2" if bits > 8 else "u1")
         said: list[str] = []
-        surveyed = survey(read_unlabelled(folder), Silent()).in_range(None, said.append)
+        surveyed = scan_images(read_unlabelled(folder), Silent()).in_range(None, said.append)
         assert surveyed.value_range == (None if bits == 8 else (0, 2**bits - 1))
         assert (str(2**bits - 1) in "".join(said)) == (bits > 8)
         data = stored(folder, surveyed, tmp_path / "cache", pytest.fail)
@@ -144,7 +144,7 @@ def test_10_and_12_bits_in_16_are_stored_as_8_bits_would_be(tmp_path: Path) -> N
 def test_the_range_is_part_of_the_stores_key_where_images_are_deep(tmp_path: Path) -> None:
     for highest, kind, different in ((4000, "u2", True), (200, "u1", False)):
         folder = write(tmp_path / kind, highest, kind)
-        surveyed = survey(read_unlabelled(folder), Silent())
+        surveyed = scan_images(read_unlabelled(folder), Silent())
         keys = {
             stored(
                 folder, surveyed.in_range(asked, lambda text: None), tmp_path / "cache", lambda text: None
@@ -157,11 +157,11 @@ def test_the_range_is_part_of_the_stores_key_where_images_are_deep(tmp_path: Pat
 def test_other_images_take_the_training_range_and_what_is_beyond_is_counted(tmp_path: Path) -> None:
     folder = write(tmp_path / "test", 60000)
     warned: list[str] = []
-    like = survey(read_unlabelled(folder), Silent()).like(1, (0, 4095), "test images", warned.append)
+    like = scan_images(read_unlabelled(folder), Silent()).like(1, (0, 4095), "test images", warned.append)
     assert like.value_range == (0, 4095)
     assert len(warned) == 1
     assert "6 of 6 test images" in warned[0]
-    within = survey(read_unlabelled(write(tmp_path / "dark", 900)), Silent()).like(1, (0, 4095), "", pytest.fail)
+    within = scan_images(read_unlabelled(write(tmp_path / "dark", 900)), Silent()).like(1, (0, 4095), "", pytest.fail)
     assert within.value_range == (0, 4095)
 
 
@@ -169,7 +169,7 @@ def test_images_that_show_nothing_are_warned_of(tmp_path: Path) -> None:
     folder = write(tmp_path / "dark", 4095)
     for name, level in (("black", 3), ("white", 251), ("grey", 100)):
         Image.new("L", (40, 20), level).save(folder / f"{name}.png")
-    surveyed = survey(read_unlabelled(folder), Silent())
+    surveyed = scan_images(read_unlabelled(folder), Silent())
     for fit in ("letterbox", "squash"):
         warned: list[str] = []
         for _ in range(2):  # built, then found in the cache

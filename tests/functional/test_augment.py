@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from etude.core.errors import EtudeError
+from etude.core.images import resized
 from etude.core.seeds import rng_for
 from etude.functional.augment import POLICIES, Changes, Policy, apply_changes, augment, draw_changes, policy_named
-from etude.functional.warp import resized
 
 ALL = pytest.mark.each("policy", POLICIES.values(), ids=POLICIES)
 TOUCHING = pytest.mark.each("policy", [p for p in POLICIES.values() if p.name != "none"], ids=lambda p: p.name)

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from etude.core.errors import EtudeError
+from etude.core.images import resized
 from etude.core.seeds import rng_for
 from etude.functional.augment import POLICIES, Policy, augment, draw_changes
 from etude.functional.augment_tensor import area_weights, augment_tensor, resized_tensor
-from etude.functional.warp import resized
 
 FIELDS = {
     "crop": Policy("crop", flip=True, crop=0.8, log_aspect=0.3),

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etude.functional.warp import Geometry, reduction_factors, resized, warp, warp_matrices
+from etude.core.images import resized
+from etude.functional.warp import Geometry, reduction_factors, warp, warp_matrices
 
 
 def noise(count: int, size: int, channels: int, seed: int = 0) -> np.ndarray:

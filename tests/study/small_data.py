@@ -10,7 +10,7 @@ from PIL import Image
 
 from etude.core.context import Silent
 from etude.data.dataset import Dataset, open_dataset
-from etude.data.scan import survey
+from etude.data.scan import scan_images
 from etude.data.sources import ImageSet, read_labelled, read_unlabelled
 from etude.data.split import Fold
 from picture_folders import picture, write_classes
@@ -33,7 +33,7 @@ def write_faulty(root: Path, count: int = 40) -> Path:
 
 def opened(images: ImageSet, cache: Path) -> Dataset:
     """Survey and store the images."""
-    found = survey(images, Silent())
+    found = scan_images(images, Silent())
     return open_dataset(
         images, found, SIDE, fit="squash", cache=cache, progress=Silent(), warn=lambda text: None, kind="raw"
     )

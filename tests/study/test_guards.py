@@ -11,7 +11,7 @@ from PIL import Image
 from etude.core.context import Silent
 from etude.core.predictions import Predictions
 from etude.data.dataset import Dataset, open_dataset
-from etude.data.scan import survey
+from etude.data.scan import scan_images
 from etude.data.sources import read_unlabelled
 from etude.study.unlabelled.guards import (
     Seen,
@@ -30,7 +30,7 @@ CLASSES = ("a", "b", "c")
 
 def dataset(folder: Path, cache: Path) -> Dataset:
     images = read_unlabelled(folder)
-    surveyed = survey(images, Silent())
+    surveyed = scan_images(images, Silent())
     return open_dataset(images, surveyed, 32, fit="squash", cache=cache, progress=Silent(), warn=print)
 
 

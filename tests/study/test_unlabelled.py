@@ -14,8 +14,8 @@ import pytest
 from etude.core.context import Silent
 from etude.core.errors import EtudeError
 from etude.data.dataset import Dataset, open_dataset
-from etude.data.loader import joined
-from etude.data.scan import survey
+from etude.data.loader import concatenated_rows
+from etude.data.scan import scan_images
 from etude.data.sources import read_unlabelled
 from etude.recipe import load_recipe
 from etude.recipe.settings import labelled_share, mixed_recipe, share_caution, supervised_recipe
@@ -35,7 +35,9 @@ def dataset(folder: Path, numbers: range | list[int]) -> Dataset:
 def opened(folder: Path) -> Dataset:
     images = read_unlabelled(folder)
     cache = folder.parent / "cache"
-    return open_dataset(images, survey(images, Silent()), 24, fit="squash", cache=cache, progress=Silent(), warn=print)
+    return open_dataset(
+        images, scan_images(images, Silent()), 24, fit="squash", cache=cache, progress=Silent(), warn=print
+    )
 
 
 class FakeSession:
@@ -105,13 +107,13 @@ def test_training_rows_are_the_chosen_images_with_what_belongs_to_them(tmp_path:
     targets = np.eye(4, 3, dtype=np.float32)
     parts = both.training_rows(chosen, 3, targets, np.arange(4, dtype=np.float32))
     assert [len(part) for part in parts] == [2, 2]
-    rows = joined(*parts)
+    rows = concatenated_rows(*parts)
     expected = np.concatenate([one.build.store.gather([2, 4], 24), other.build.store.gather([0, 5], 24)])
     np.testing.assert_array_equal(rows.gather(rows.rows, 24), expected)
     np.testing.assert_array_equal(rows.targets, targets)
     np.testing.assert_array_equal(rows.weights, [0, 1, 2, 3])
     assert not rows.is_labelled(np.arange(4)).any()
-    bare = joined(*both.training_rows(chosen, 3))
+    bare = concatenated_rows(*both.training_rows(chosen, 3))
     assert not bare.dense_targets(np.arange(4)).any()
     assert (bare.weights == 1).all()
 

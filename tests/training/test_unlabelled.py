@@ -12,7 +12,7 @@ import torch
 
 from etude.core.errors import EtudeError
 from etude.data.batches import TrainingRows
-from etude.data.loader import joined
+from etude.data.loader import concatenated_rows
 from etude.data.order import FixedMix
 from etude.functional.augment import POLICIES
 from etude.training import fit
@@ -33,7 +33,7 @@ def unlabelled(first: int, count: int) -> TrainingRows:
 def mixed(
     folder: Path, *settings: str, share: float = 0.25, method: tuple[str, ...] = ONLINE, **options: Any
 ) -> FineTuneTask:
-    both = joined(rows(0, 40), unlabelled(40, 120))
+    both = concatenated_rows(rows(0, 40), unlabelled(40, 120))
     return task(folder, "default", [*method, *settings], train=both, mix=FixedMix(share), **options)
 
 
@@ -126,7 +126,7 @@ def test_distillation_brings_the_student_to_its_teacher(tmp_path: Path, cached: 
     shape = task(tmp_path).preprocessing
     probe = rows(300, 200)
     pixels = torch.from_numpy(probe.gather(probe.rows, 28))
-    both = joined(rows(0, 20), unlabelled(0, 300))
+    both = concatenated_rows(rows(0, 20), unlabelled(0, 300))
     with torch.no_grad():
         said = teacher.eval()(shape.to_input(torch.from_numpy(both.gather(both.rows, 28)))).softmax(1).numpy()
         expected = teacher(shape.to_input(pixels)).argmax(1)

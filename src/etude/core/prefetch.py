@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -11,58 +11,37 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def made_ahead(
+def prefetch(
     function: Callable[[Item], Result],
     items: Iterable[Item],
     *,
     threads: int = 1,
-    most: int = 1,
-    name: str = "etude-ahead",
+    ahead: int | None = None,
+    name: str = "etude-prefetch",
 ) -> Generator[Result]:
-    """Yield ``function(item)`` for each item, in order; an error surfaces in the place of its item.
+    """Yield ``function(item)`` for each item, in order; an error surfaces at its item.
 
-    Nothing is made before the first result is asked for. A reader that stops early leaves no thread behind.
+    Nothing is computed before the first result is requested. A reader that stops early leaves no thread behind.
 
     Args:
         threads: that work at the same time.
-        most: results that are ready or in the making while the reader works, which bounds the memory.
-        name: that the threads' names begin with.
+        ahead: results that are ready or being computed while the reader works, which bounds the memory
+            (``Executor.map`` would queue all items); None for about eight a thread.
+        name: prefix of the threads' names.
 
-    >>> list(made_ahead(abs, [-1, 2, -3], threads=2, most=2))
+    >>> list(prefetch(abs, [-1, 2, -3], threads=2, ahead=2))
     [1, 2, 3]
     """
+    ahead = 8 * threads - 1 if ahead is None else ahead
     pending: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix=name) as pool:
         try:
             for item in items:
                 pending.append(pool.submit(function, item))
-                if len(pending) > most:
+                if len(pending) > ahead:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
-        finally:  # a reader that stops early must not wait for what nobody wants
-            for waiting in pending:
-                waiting.cancel()
-
-
-def map_in_order(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
-    """Yield ``function(item)`` for each item, in order, computed in ``threads`` threads.
-
-    At most eight results a thread are computed ahead of the reader, so memory stays bounded however many items there
-    are (``Executor.map`` would queue them all).
-
-    >>> list(map_in_order(abs, [-1, 2, -3], threads=2))
-    [1, 2, 3]
-    """
-    pending: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(threads, thread_name_prefix="etude-data") as pool:
-        try:
-            for item in items:
-                pending.append(pool.submit(function, item))
-                if len(pending) >= 8 * threads:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
+        finally:  # a reader that stops early must not wait for results that nobody needs
             for waiting in pending:
                 waiting.cancel()

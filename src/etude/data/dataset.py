@@ -16,7 +16,7 @@ from etude.core.context import Progress
 from etude.core.errors import listed
 from etude.data.compact import Paths, Texts
 from etude.data.decode import UnreadableImage, decode, read_image_file
-from etude.data.scan import SurveyResult
+from etude.data.scan import Scan
 from etude.data.sources import ImageSet
 from etude.data.stores.build import StoreBuild, build_store
 
@@ -54,7 +54,7 @@ class Dataset:
 
 def open_dataset(
     images: ImageSet,
-    surveyed: SurveyResult,
+    surveyed: Scan,
     size: int,
     *,
     fit: str,
@@ -84,14 +84,14 @@ def same_files_as(known: Dataset, data: Dataset) -> np.ndarray:
     return np.isin(data.build.content_hashes.keys(), known.build.content_hashes.keys())
 
 
-def joined(first: ImageSet, second: ImageSet) -> ImageSet:
+def concatenated_sets(first: ImageSet, second: ImageSet) -> ImageSet:
     """Return both sets as one, the second after the first; both are labelled with the same classes.
 
     Where an id stands in both, those of the second set get its folder's name in front. Of the columns of groups those
     that both have are kept.
     """
     if first.labels is None or second.labels is None or first.classes != second.classes:
-        raise ValueError("only labelled sets with the same classes can be joined")
+        raise ValueError("only labelled sets with the same classes can be concatenated")
     clash = not set(first.ids).isdisjoint(second.ids)
     ids = (f"{second.root.name}/{name}" for name in second.ids) if clash else second.ids
     return replace(
@@ -109,7 +109,7 @@ def joined(first: ImageSet, second: ImageSet) -> ImageSet:
     )
 
 
-def seconds_to_decode(images: ImageSet, surveyed: SurveyResult, size: int, count: int = 12) -> float:
+def seconds_to_decode(images: ImageSet, surveyed: Scan, size: int, count: int = 12) -> float:
     """Return seconds an image to read and decode, timed over a few images spread over the set."""
     chosen = np.unique(np.linspace(0, len(surveyed) - 1, min(count, len(surveyed))).astype(int))
     start = time.perf_counter()

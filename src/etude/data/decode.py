@@ -244,7 +244,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
-class Survey(NamedTuple):
+class Header(NamedTuple):
     """What an image's header says: upright size in pixels, and 1 (grey) or 3 channels.
 
     Args:
@@ -320,7 +320,7 @@ def read_image_file(path: Path) -> bytes:
     return data
 
 
-def survey_image(data: bytes) -> Survey:
+def read_header(data: bytes) -> Header:
     """Read the header of an image: its upright size and whether it is grey.
 
     Pixels are decoded where they are deeper than 8 bits, to see what values they have.
@@ -336,7 +336,7 @@ def survey_image(data: bytes) -> Survey:
         if layout.deep:
             pixels = deep_pixels(data, image, layout)
             values = values_of(pixels[:, :, :3] if layout.alpha else pixels)
-        return Survey(width, height, 1 if layout.grey else 3, layout.spare, values)
+        return Header(width, height, 1 if layout.grey else 3, layout.spare, values)
 
 
 def decode(data: bytes, size: int, fit: str, channels: int, value_range: ValueRange | None = None) -> np.ndarray:

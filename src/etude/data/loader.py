@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from etude.core.errors import EtudeError
-from etude.core.prefetch import made_ahead
+from etude.core.prefetch import prefetch
 from etude.core.processor import usable_cores
 from etude.core.seeds import rng_for
 from etude.data.batches import (
@@ -34,7 +34,7 @@ from etude.data.order import Epochs, FixedMix, Order
 _LARGEST_SIDE = 1 << 20  # asked for more than it has, a store names the side of its own images
 
 
-def joined(*parts: TrainingRows) -> TrainingRows:
+def concatenated_rows(*parts: TrainingRows) -> TrainingRows:
     """Return the rows of all parts, one part after the other; the images stay where they are.
 
     ``rows``, and so a batch's ``id``, are positions in what is returned, unique over all parts. Targets are class
@@ -47,10 +47,10 @@ def joined(*parts: TrainingRows) -> TrainingRows:
         ValueError: the parts' classes or stored sizes differ, or some have a teacher and others none.
     """
     if len({part.classes for part in parts}) != 1:
-        raise ValueError(f"rows of {[part.classes for part in parts]} classes cannot be joined")
+        raise ValueError(f"rows of {[part.classes for part in parts]} classes cannot be concatenated")
     sides = {part.source_size(_LARGEST_SIDE) for part in parts if part.source_size is not None}
     if len(sides) > 1:
-        raise ValueError(f"rows of stores of {sorted(sides)} px cannot be joined: store them at one size")
+        raise ValueError(f"rows of stores of {sorted(sides)} px cannot be concatenated: store them at one size")
     teachers = [part.teacher for part in parts if part.teacher is not None]
     if len(teachers) not in (0, len(parts)):
         raise ValueError(f"{len(teachers)} of {len(parts)} parts have a teacher; all have to, or none")
@@ -257,7 +257,7 @@ class StepBatches:
     def _made_ahead(self) -> Generator[Batch]:
         step, first = self.start, self._taken_before(self.start)
         waiting: deque[_Pending] = deque()
-        with ThreadPoolExecutor(self.threads, "etude-batches", initializer=stand_back) as pool:
+        with ThreadPoolExecutor(self.threads, "etude-batches", initializer=lower_priority) as pool:
             try:
                 while step < self.steps or waiting:
                     while step < self.steps and len(waiting) < self.prefetch:
@@ -312,7 +312,7 @@ def default_threads() -> int:
     return max(1, min(_MOST_THREADS, usable_cores() // 2))
 
 
-def stand_back() -> None:
+def lower_priority() -> None:
     """Let this thread wait for the others of the process when there are not cores enough for all.
 
     The network's threads wait for each other at every layer, so a loader's thread that takes the core of one of them
@@ -365,4 +365,4 @@ class OrderedBatches:
         make: Callable[[np.ndarray], Batch] = lambda rows: plain_batch(self.data, rows, self.size, self.pin)  # noqa: E731
         if self.data.gather_tensor is not None:
             return map(make, chosen)
-        return made_ahead(make, chosen, name="etude-ordered")
+        return prefetch(make, chosen, ahead=1, name="etude-ordered")

@@ -15,17 +15,17 @@ from PIL import Image
 from etude.core.context import Progress
 from etude.core.errors import EtudeError
 from etude.core.files import digest_of
-from etude.core.prefetch import map_in_order
+from etude.core.prefetch import prefetch
 from etude.core.processor import usable_cores
 from etude.core.text import counted
 from etude.data.compact import DIGEST_BYTES, Digests
-from etude.data.decode import Survey, UnreadableImage, read_image_file, survey_image
+from etude.data.decode import Header, UnreadableImage, read_header, read_image_file
 from etude.data.sources import BadFile, ImageSet
 from etude.data.value_range import DeepValues, ValueRange, Values
 
 
 @dataclass(frozen=True)
-class SurveyResult:
+class Scan:
     """What the files of an image set hold, before any pixel is decoded.
 
     Attributes:
@@ -65,7 +65,7 @@ class SurveyResult:
         """The median of :attr:`short_sides`, rounded down to a whole pixel."""
         return int(np.median(self.short_sides))
 
-    def in_range(self, asked: ValueRange | None, say: Callable[[str], None]) -> SurveyResult:
+    def in_range(self, asked: ValueRange | None, say: Callable[[str], None]) -> Scan:
         """Return the scan with the range of values that was asked for, or the one that its deep images settle.
 
         Raises:
@@ -81,9 +81,7 @@ class SurveyResult:
         say(f"values: {reason}")
         return replace(self, value_range=value_range)
 
-    def like(
-        self, channels: int, value_range: ValueRange | None, what: str, warn: Callable[[str], None]
-    ) -> SurveyResult:
+    def like(self, channels: int, value_range: ValueRange | None, what: str, warn: Callable[[str], None]) -> Scan:
         """Return the scan with the channels and the range of values of the training images.
 
         Args:
@@ -100,7 +98,7 @@ class SurveyResult:
         return replace(self, channels=channels, value_range=value_range)
 
 
-def survey(images: ImageSet, progress: Progress, *, threads: int | None = None) -> SurveyResult:
+def scan_images(images: ImageSet, progress: Progress) -> Scan:
     """Read every file once, in threads: hash its content and read its header.
 
     Raises:
@@ -111,8 +109,8 @@ def survey(images: ImageSet, progress: Progress, *, threads: int | None = None) 
     bad: list[BadFile] = []
     spare, deep = 0, list[Values]()
     # Reading waits for the disk most of the time, so more threads than cores help.
-    looked = map_in_order(_look, images.paths, threads or 2 * usable_cores())
-    with progress.bar("survey", len(images)) as advance:
+    looked = prefetch(_look, images.paths, threads=2 * usable_cores())
+    with progress.bar("scan", len(images)) as advance:
         for index, (header, content) in enumerate(looked):
             advance()
             if isinstance(header, str):
@@ -128,7 +126,7 @@ def survey(images: ImageSet, progress: Progress, *, threads: int | None = None) 
     if not readable.any():
         raise EtudeError(none_readable(images, bad))
     contents = Digests(hashes[readable])
-    return SurveyResult(
+    return Scan(
         kept=np.flatnonzero(readable),
         widths=sides[0, readable],
         heights=sides[1, readable],
@@ -151,11 +149,11 @@ def none_readable(images: ImageSet, bad: list[BadFile]) -> str:
     )
 
 
-def _look(path: Path) -> tuple[Survey | str, str]:
+def _look(path: Path) -> tuple[Header | str, str]:
     """Return header and content hash of a file, or the reason why it cannot be used and an empty hash."""
     try:
         data = read_image_file(path)
-        return survey_image(data), digest_of(data)
+        return read_header(data), digest_of(data)
     except UnreadableImage as problem:
         return str(problem), ""
 
@@ -187,13 +185,13 @@ class FileFacts:
         return bool(self.kind)
 
 
-def read_facts(paths: Sequence[Path], progress: Progress, *, threads: int | None = None) -> list[FileFacts]:
+def read_facts(paths: Sequence[Path], progress: Progress) -> list[FileFacts]:
     """Look at each file's size and header, in threads; no pixel is decoded and no file is read to its end."""
     found: list[FileFacts] = []
     # A header is read faster than it is handed over to a thread.
     blocks = [paths[start : start + _A_BLOCK] for start in range(0, len(paths), _A_BLOCK)]
     with progress.bar("file facts", len(paths), unit="files") as advance:
-        for facts in map_in_order(lambda block: [facts_of(path) for path in block], blocks, threads or usable_cores()):
+        for facts in prefetch(lambda block: [facts_of(path) for path in block], blocks, threads=usable_cores()):
             found += facts
             advance(len(facts))
     return found
@@ -205,7 +203,7 @@ def facts_of(path: Path) -> FileFacts:
         size = os.stat(path).st_size
         with Image.open(path) as image:
             kind, (width, height), camera = f"{image.format} {image.mode}", image.size, _camera(image)
-    except Exception:  # decoders raise anything on damaged files; the survey tells why one cannot be used
+    except Exception:  # decoders raise anything on damaged files; the scan says why one cannot be used
         return FileFacts()
     return FileFacts(size, width, height, kind, camera)
 

@@ -158,7 +158,7 @@ class ImageSet:
         root: the folder that relative ids start from.
         ids: (N,) unique; POSIX path relative to ``root``, or the value as the table writes it. Sorted by Unicode code
             point, which needs no locale, so every machine has the same order.
-        paths: (N,) the file of each id, made when asked for; it may be missing or damaged, which the survey finds out.
+        paths: (N,) the file of each id, made when asked for; it may be missing or damaged, which the scan finds out.
         labels: (N,) int64 index into ``classes``, or None for unlabelled images.
         classes: (C,) class names, exactly as the folder or table has them.
         weights: (N,) float32 weight of each image in training, or None.

@@ -19,7 +19,7 @@ from etude.core.text import counted
 from etude.data.compact import Digests
 
 
-def apportion(shares: np.ndarray, total: int, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
+def allocate(shares: np.ndarray, total: int, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
     """Round ``shares`` to whole numbers between the bounds that add up to ``total`` (largest remainders).
 
     When the bounds forbid the total, the result is the nearest sum that they allow.
@@ -33,7 +33,7 @@ def apportion(shares: np.ndarray, total: int, lower: np.ndarray, upper: np.ndarr
     Returns:
         (C,) int64.
 
-    >>> apportion(np.array([2.4, 1.6, 1.0]), 5, np.array([1, 1, 1]), np.array([9, 9, 9]))
+    >>> allocate(np.array([2.4, 1.6, 1.0]), 5, np.array([1, 1, 1]), np.array([9, 9, 9]))
     array([2, 2, 1])
     """
     counts = np.clip(np.floor(shares).astype(np.int64), lower, upper)
@@ -193,7 +193,7 @@ def hold_out(
     upper = np.where(splittable, np.maximum(1, np.ceil(shares)), 0).astype(np.int64)
     upper = np.minimum(upper, np.maximum(grouped.class_sizes - 1, 0))
     lower = np.minimum(lower, upper)
-    wanted = apportion(shares, round(fraction * len(grouped.labels)), lower, upper)
+    wanted = allocate(shares, round(fraction * len(grouped.labels)), lower, upper)
     valid = _fill(grouped, wanted, splittable, fraction, rng)
     _tell_of_unvalidated(grouped, valid, warn, classes)
     return np.setdiff1d(np.arange(len(grouped.labels)), valid), valid
@@ -283,7 +283,7 @@ def sample(labels: np.ndarray, amount: str, seed: int, *, warn: Warn) -> np.ndar
     least = np.minimum(sizes, 2)
     if least.sum() > total:
         least = np.minimum(sizes, 1)
-    counts = apportion(shares_with_least(sizes, total, least), total, least, sizes)
+    counts = allocate(shares_with_least(sizes, total, least), total, least, sizes)
     rng = rng_for(seed, "split.sample")
     members = by_class(rng.permutation(len(labels)), labels)
     return np.sort(np.concatenate([indices[:count] for indices, count in zip(members, counts, strict=True)]))

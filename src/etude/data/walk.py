@@ -52,7 +52,7 @@ def is_image_name(name: str) -> bool:
 def is_image_file(path: str, name: str) -> bool:
     """Whether a file is an image by its name; where that says nothing, by its content."""
     if is_image_name(name):
-        return True  # whatever it is: the survey names what cannot be read, a missing or special file too
+        return True  # whatever it is: the scan names what cannot be read, a missing or special file too
     kind = _TYPES.guess_type(name)[0]
     known = kind is not None and not kind.startswith("image/") and kind != "application/octet-stream"
     return not known and is_image_content(path)

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from etude.core.errors import EtudeError, nearest
+from etude.core.images import resized
 from etude.functional.color import Color, Tone, color_map, tone_map
 from etude.functional.effects import Effects, apply_effects
-from etude.functional.warp import Geometry, resized, warp, warp_matrices
+from etude.functional.warp import Geometry, warp, warp_matrices
 
 OPERATIONS = (
     "identity",

@@ -142,21 +142,6 @@ def warp(images: np.ndarray, matrices: np.ndarray, border: str = "reflect", size
     return warped
 
 
-def resized(images: np.ndarray, size: int) -> np.ndarray:
-    """Return uint8 (B, size, size, C): area averages where that is smaller, cubic where larger, else the images.
-
-    >>> resized(np.array([0, 2, 4, 6], np.uint8).reshape(1, 2, 2, 1), 1).ravel().tolist()
-    [3]
-    """
-    if images.shape[1] == size:
-        return images
-    result = np.empty((len(images), size, size, images.shape[3]), np.uint8)
-    method = cv2.INTER_AREA if size < images.shape[1] else cv2.INTER_CUBIC
-    for image, target in zip(images, result, strict=True):
-        cv2.resize(image, (size, size), target, interpolation=method)
-    return result
-
-
 def _averaged(image: np.ndarray, factor: int) -> np.ndarray:
     """Average ``factor`` × ``factor`` pixels; the edge is repeated up to a whole number of them."""
     side = image.shape[0]

@@ -10,7 +10,7 @@ import numpy as np
 
 from etude.core.context import Progress
 from etude.core.predictions import Predictions
-from etude.core.prefetch import made_ahead
+from etude.core.prefetch import prefetch
 from etude.core.processor import usable_cores
 from etude.inference.views import IDENTITY, ViewLike, input_size, many_views
 from etude.models.classifier import Classifier, ModelCard
@@ -78,7 +78,7 @@ def _features(
     # Each item is a batch seen through one view: the network takes one at a time, the threads run ahead.
     items, threads = len(batches) * len(views), max(1, min(_MOST_THREADS, usable_cores() - 1))
     make = _ViewsOfBatches(gather, batches, views, card.preprocessing.size)
-    made = made_ahead(make, range(items), threads=threads, most=threads + 1, name="etude-views")
+    made = prefetch(make, range(items), threads=threads, ahead=threads + 1, name="etude-views")
     outputs = outputs_of(
         model.backbone, lambda item: next(made), items, card.preprocessing, precision=card.precision, batch_size=1
     )

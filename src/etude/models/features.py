@@ -15,7 +15,7 @@ from etude.core.arrays import load_arrays, save_arrays
 from etude.core.context import Progress
 from etude.core.errors import EtudeError
 from etude.core.files import digest_of
-from etude.core.prefetch import made_ahead
+from etude.core.prefetch import prefetch
 from etude.core.seeds import rng_for
 from etude.models.classifier import Preprocessing
 from etude.models.device import channels_last
@@ -85,7 +85,7 @@ def outputs_of(
     device = next(backbone.parameters()).device
     channels_last(backbone).eval()
     parts = [slice(start, min(start + batch_size, count)) for start in range(first, count, batch_size)]
-    for images in made_ahead(fetch, parts, name="etude-features"):
+    for images in prefetch(fetch, parts, ahead=1, name="etude-features"):
         with torch.inference_mode(), autocast(device, precision):  # not while the reader has the batch
             batch = backbone(preprocessing.to_input(torch.from_numpy(images).to(device)))
             # Halved by torch: numpy's own conversion takes ten times as long.

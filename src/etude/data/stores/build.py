@@ -22,7 +22,7 @@ from etude.core.processor import usable_cores
 from etude.core.text import told_bytes
 from etude.data.compact import Digests
 from etude.data.decode import DECODER_VERSION, FITS, choose_fit
-from etude.data.scan import SurveyResult
+from etude.data.scan import Scan
 from etude.data.sources import BadFile, ImageSet
 from etude.data.stores.choose import Room, check_kind, choose_kind
 from etude.data.stores.disk import STORE_VERSION, DamagedStoreError, DiskStore
@@ -162,7 +162,7 @@ class StoreBuild:
     Attributes:
         store: row i holds image ``kept[i]``.
         kept: (N,) int64 indices into the image set.
-        bad: every image that was left out, those of the survey included.
+        bad: every image that was left out, those of the scan included.
         fit: ``squash``, ``crop`` or ``letterbox``.
         fit_reason: one sentence for the screen.
         kind: ``raw``, ``blosc2`` or ``encoded``.
@@ -188,7 +188,7 @@ class StoreBuild:
 
 def build_store(
     images: ImageSet,
-    survey: SurveyResult,
+    scan: Scan,
     size: int,
     *,
     fit: str = "auto",
@@ -207,7 +207,7 @@ def build_store(
 
     Args:
         images: the image set that was surveyed.
-        survey: what :func:`etude.data.scan.survey` returned for it.
+        scan: what :func:`etude.data.scan.scan_images` returned for it.
         size: side of the stored squares in pixels.
         fit: ``squash``, ``crop``, ``letterbox``, or ``auto`` to choose from the aspect ratios.
         cache: the cache folder.
@@ -221,7 +221,7 @@ def build_store(
         EtudeError: no image can be decoded, fit or kind is unknown, the size is below 1, the images do not fit within
             the limit, or the disk is full.
     """
-    fit, reason = _settled_fit(fit, survey)
+    fit, reason = _settled_fit(fit, scan)
     check_kind(kind)
     if size < 1:
         raise EtudeError(f"the image size is {size}; it must be 1 pixel or more")
@@ -229,22 +229,22 @@ def build_store(
     with explained_write(stores):
         stores.mkdir(parents=True, exist_ok=True)
     versions = f"{STORE_VERSION}.{DECODER_VERSION}"
-    values = "" if survey.deep is None else str(survey.value_range)
-    key = digest_of(versions, str(size), fit, str(survey.channels) + values, *survey.content_hashes)
-    work = _Work(images, survey, size, fit, Places(stores, key), progress, warn, threads or usable_cores())
+    values = "" if scan.deep is None else str(scan.value_range)
+    key = digest_of(versions, str(size), fit, str(scan.channels) + values, *scan.content_hashes)
+    work = _Work(images, scan, size, fit, Places(stores, key), progress, warn, threads or usable_cores())
     store, made = work.store(kind, limit)
     return StoreBuild(
         store=store,
-        kept=np.delete(survey.kept, [position for position, _ in store.record.bad]),
-        bad=(*survey.bad, *undecoded(images, survey, store.record.bad)),
+        kept=np.delete(scan.kept, [position for position, _ in store.record.bad]),
+        bad=(*scan.bad, *undecoded(images, scan, store.record.bad)),
         fit=fit,
         fit_reason=reason,
         kind=store.kind,
         kind_reason=made or f"{store.kind}: {told_bytes(store.record.total_bytes)}, already there",
         content_hashes=store.record.content_hashes,
         reused=made is None,
-        value_range=survey.value_range,
-        dull=tuple((images.ids[int(survey.kept[position])], what) for position, what in store.record.dull),
+        value_range=scan.value_range,
+        dull=tuple((images.ids[int(scan.kept[position])], what) for position, what in store.record.dull),
     )
 
 
@@ -253,7 +253,7 @@ class _Work:
     """What it takes to build a store."""
 
     images: ImageSet
-    survey: SurveyResult
+    scan: Scan
     size: int
     fit: str
     places: Places
@@ -276,11 +276,11 @@ class _Work:
 
     def _chosen(self, asked: str, limit: int | None, locked: bool) -> tuple[str, str]:
         room = self.places.room(limit)
-        begun = self.places.begun(len(self.survey), room.allowed) if asked == "auto" and locked else None
+        begun = self.places.begun(len(self.scan), room.allowed) if asked == "auto" and locked else None
         if begun is not None:
             return begun
         return choose_kind(
-            self.images, self.survey, self.size, fit=self.fit, asked=asked, room=room, threads=self.threads
+            self.images, self.scan, self.size, fit=self.fit, asked=asked, room=room, threads=self.threads
         )
 
     def _build(self, kind: str, locked: bool) -> None:
@@ -289,7 +289,7 @@ class _Work:
             self.places.clear(except_for=kind)
         try:
             ingest(
-                self.images, self.survey, Target(KINDS[kind], self.size, self.fit),
+                self.images, self.scan, Target(KINDS[kind], self.size, self.fit),
                 (partial, self.places.folder(kind)),
                 progress=self.progress, warn=self.warn, threads=self.threads,
             )  # fmt: skip
@@ -298,9 +298,9 @@ class _Work:
                 remove(partial)
 
 
-def _settled_fit(fit: str, survey: SurveyResult) -> tuple[str, str]:
+def _settled_fit(fit: str, scan: Scan) -> tuple[str, str]:
     if fit == "auto":
-        return choose_fit(survey.widths, survey.heights)
+        return choose_fit(scan.widths, scan.heights)
     if fit not in FITS:
         raise EtudeError(f"data.fit is {fit!r}; choose one of {listed(('auto', *FITS))}.{nearest(fit, FITS)}")
     return fit, f"{fit}, as asked for"

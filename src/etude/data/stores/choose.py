@@ -11,7 +11,7 @@ import numpy as np
 from etude.core.errors import EtudeError, listed, nearest
 from etude.core.processor import usable_cores
 from etude.core.text import counted, told_bytes
-from etude.data.scan import SurveyResult
+from etude.data.scan import Scan
 from etude.data.sources import ImageSet
 from etude.data.stores.disk import ENDS_TYPE, DiskStore
 from etude.data.stores.formats import (
@@ -75,7 +75,7 @@ def check_kind(asked: str) -> None:
 
 def choose_kind(
     images: ImageSet,
-    survey: SurveyResult,
+    scan: Scan,
     size: int,
     *,
     fit: str,
@@ -91,7 +91,7 @@ def choose_kind(
 
     Args:
         images: the image set that was surveyed.
-        survey: of the images.
+        scan: of the images.
         size: side of the stored squares in pixels.
         fit: ``squash``, ``crop`` or ``letterbox``.
         asked: ``auto``, or the kind that the user wants.
@@ -102,15 +102,15 @@ def choose_kind(
         EtudeError: no kind, or not the one asked for, fits.
     """
     check_kind(asked)
-    raw = len(survey) * size * size * survey.channels
+    raw = len(scan) * size * size * scan.channels
     if asked != "auto" and raw <= room.most:
         told = told_bytes(raw)
         return asked, f"{asked}, as asked for" if asked != RawStore.kind else f"raw: {told}, as asked for"
     if asked == "auto" and raw <= room.allowed and (raw <= SMALL or not has_blosc2()):
         return RawStore.kind, f"raw: {told_bytes(raw)}"
-    most = min(_MOST_SAMPLED, max(_LEAST_SAMPLED, len(survey) // 64))  # little beside decoding all of them
-    rows = sample_rows(images, survey, Target(RawStore, size, fit), threads or usable_cores(), most)
-    sizes = Sizes(len(survey), size, raw, rows)
+    most = min(_MOST_SAMPLED, max(_LEAST_SAMPLED, len(scan) // 64))  # little beside decoding all of them
+    rows = sample_rows(images, scan, Target(RawStore, size, fit), threads or usable_cores(), most)
+    sizes = Sizes(len(scan), size, raw, rows)
     if asked != "auto":
         if sizes.expected(KINDS[asked]) > room.most:
             raise EtudeError(_refusal(sizes, room, room.most))

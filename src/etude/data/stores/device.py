@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -104,40 +103,18 @@ class DeviceStore:
         if size == self.size or not len(images):
             return images if size == self.size else images.new_empty(0, size, size, self.channels)
         at_once = max(1, _RESIZED_AT_ONCE // (4 * self.channels * max(size, self.size) ** 2))
-        return torch.cat([resized(part, size) for part in images.split(at_once)])
+        return torch.cat([resized_on_device(part, size) for part in images.split(at_once)])
 
 
-def resized(images: torch.Tensor, size: int) -> torch.Tensor:
-    """Resize uint8 (B, S, S, C) to uint8 (B, size, size, C) as OpenCV does, within 1 of 255.
-
-    Smaller: the exact average of each area, for whole and broken factors alike. Larger: cubic.
-    """
+def resized_on_device(images: torch.Tensor, size: int) -> torch.Tensor:
+    """Resize uint8 (B, S, S, C) to uint8 (B, size, size, C) as OpenCV does, within 1 of 255."""
     import torch
-    from torch.nn import functional as F
 
-    planes = images.permute(0, 3, 1, 2).float()
+    from etude.functional.augment_tensor import resized_tensor
+
     with torch.autocast(images.device.type, enabled=False):  # bfloat16 has too few digits for pixels
-        if size < images.shape[1]:
-            weights = torch.from_numpy(area_weights(images.shape[1], size)).to(planes.device, non_blocking=True)
-            planes = weights @ planes @ weights.T
-        else:
-            planes = F.interpolate(planes, (size, size), mode="bicubic", align_corners=False)
-    return planes.round_().clamp_(0, 255).permute(0, 2, 3, 1).to(torch.uint8).contiguous()
-
-
-@cache
-def area_weights(source: int, target: int) -> np.ndarray:
-    """Return float32 (target, source): how much of each source pixel goes into each target pixel. Rows sum to 1.
-
-    >>> area_weights(3, 2) * 3
-    array([[2., 1., 0.],
-           [0., 1., 2.]], dtype=float32)
-    """
-    edges = np.arange(target + 1) * (source / target)
-    pixels = np.arange(source)
-    starts, ends = edges[:-1, None], edges[1:, None]
-    overlap = np.minimum(ends, pixels + 1) - np.maximum(starts, pixels)
-    return (np.clip(overlap, 0, None) * (target / source)).astype(np.float32)
+        planes = resized_tensor(images.permute(0, 3, 1, 2).float(), size)
+    return planes.round().clamp_(0, 255).permute(0, 2, 3, 1).to(torch.uint8).contiguous()
 
 
 def fits_on_device(store: Store, device: torch.device | str, free: int | None = None) -> tuple[bool, str]:

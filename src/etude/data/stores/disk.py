@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import cv2
 import numpy as np
 
 from etude.core.context import Progress
@@ -55,9 +54,9 @@ class StoreRecord:
         shape: (N, H, W, C) of the pixels.
         fit: how images became squares.
         content_hashes: (N,) hash of the file behind each row.
-        bad: (position in the survey, reason) of the files that could be surveyed but not decoded.
+        bad: (position in the scan, reason) of the files that could be surveyed but not decoded.
         files: the store's other files, by name.
-        dull: (position in the survey, what) of the images that are nearly black, nearly white or of one colour.
+        dull: (position in the scan, what) of the images that are nearly black, nearly white or of one colour.
         version: layout of the folder.
     """
 
@@ -201,16 +200,6 @@ class DiskStore(ABC):
             for name, expected in self.record.files.items():
                 if checksum_of(self.folder / name, expected.bytes, count) != expected.checksum:
                     raise DamagedStoreError(self.folder, f"{name} changed since it was written")
-
-
-def place(pixels: np.ndarray, target: np.ndarray) -> None:
-    """Write an image (S, S, C) into ``target`` (T, T, C): area average when T is smaller, cubic when it is larger."""
-    if pixels.shape == target.shape:
-        target[...] = pixels
-        return
-    size = target.shape[0]
-    method = cv2.INTER_AREA if size < pixels.shape[0] else cv2.INTER_CUBIC
-    target[...] = cv2.resize(pixels, (size, size), interpolation=method).reshape(target.shape)
 
 
 ENDS_TYPE = np.dtype("<i8")

@@ -14,7 +14,8 @@ import cv2
 import numpy as np
 
 from etude.core.errors import EtudeError
-from etude.data.stores.disk import DamagedStoreError, DiskStore, PackedStore, StoreRecord, place
+from etude.core.images import resize_into
+from etude.data.stores.disk import DamagedStoreError, DiskStore, PackedStore, StoreRecord
 from etude.data.stores.protocol import checked_rows
 
 PIXELS_NAME = "pixels.u8"
@@ -50,7 +51,7 @@ class RawStore(DiskStore):
             return self._pixels[rows]
         gathered = np.empty((len(rows), size, size, self.channels), dtype=np.uint8)
         for row, target in zip(rows, gathered, strict=True):
-            place(self._pixels[row], target)
+            resize_into(self._pixels[row], target)
         return gathered
 
 
@@ -105,7 +106,7 @@ class EncodedStore(PackedStore):
                 raise DamagedStoreError(self.folder, f"row {row} is no JPEG image of {self.size} px")
             if self.channels == 3:
                 pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
-            place(pixels.reshape(side, side, self.channels), target)
+            resize_into(pixels.reshape(side, side, self.channels), target)
         return gathered
 
 
@@ -160,7 +161,7 @@ class Blosc2Store(PackedStore):
             except ValueError as error:
                 raise DamagedStoreError(self.folder, f"row {row}: {error}") from None
             if not own_size:
-                place(pixels, target)
+                resize_into(pixels, target)
         return gathered
 
 

@@ -24,10 +24,10 @@ import numpy as np
 from etude.core.context import Progress
 from etude.core.errors import EtudeError
 from etude.core.files import digest_of, explained_write, read_json, write_json
-from etude.core.prefetch import map_in_order
+from etude.core.prefetch import prefetch
 from etude.data.compact import Digests
 from etude.data.decode import UnreadableImage, decode, dullness, read_image_file
-from etude.data.scan import SurveyResult, none_readable
+from etude.data.scan import Scan, none_readable
 from etude.data.sources import BadFile, ImageSet
 from etude.data.stores.disk import ENDS_TYPE, STORE_VERSION, DiskStore, FileSum, StoreRecord, checksum_of
 from etude.data.stores.formats import RawStore
@@ -40,10 +40,10 @@ class Begun:
     """What is done of a store.
 
     Attributes:
-        done: images that were read, good or bad, in the survey's order.
-        bad: (position in the survey, reason) of those that could not be decoded.
+        done: images that were read, good or bad, in the scan's order.
+        bad: (position in the scan, reason) of those that could not be decoded.
         files: how far the files have come.
-        dull: (position in the survey, what) of images that show hardly anything.
+        dull: (position in the scan, what) of images that show hardly anything.
     """
 
     done: int
@@ -112,12 +112,12 @@ class PartialStore:
 
     @property
     def bad(self) -> tuple[tuple[int, str], ...]:
-        """(position in the survey, reason) of the images that could not be decoded."""
+        """(position in the scan, reason) of the images that could not be decoded."""
         return tuple((position, reason) for position, reason in self._bad if position < self.done)
 
     @property
     def dull(self) -> tuple[tuple[int, str], ...]:
-        """(position in the survey, what) of images that show hardly anything."""
+        """(position in the scan, what) of images that show hardly anything."""
         return tuple((position, what) for position, what in self._dull if position < self.done)
 
     def reserve(self, rows: int, row_bytes: int) -> None:
@@ -219,7 +219,7 @@ class Target:
 
 def ingest(
     images: ImageSet,
-    survey: SurveyResult,
+    scan: Scan,
     target: Target,
     folders: tuple[Path, Path],
     *,
@@ -231,7 +231,7 @@ def ingest(
 
     Args:
         images: the image set that was surveyed.
-        survey: of the images.
+        scan: of the images.
         target: what is built.
         folders: of the partial work, and where the store appears when it is whole.
         progress: shows a bar.
@@ -246,35 +246,33 @@ def ingest(
     with explained_write(folder):
         with PartialStore(work, target.store, begun) as store:
             try:
-                _fill(store, images, survey, target, progress, threads)
+                _fill(store, images, scan, target, progress, threads)
             except BaseException:  # an interrupt loses nothing; what the save itself lacks is no news
                 with suppress(OSError, EtudeError):
                     store.save() if store.done else remove(work)
                 raise
-            if len(store.bad) < len(survey):
-                _record(store, survey, target).save(work)
-        if len(store.bad) == len(survey):
+            if len(store.bad) < len(scan):
+                _record(store, scan, target).save(work)
+        if len(store.bad) == len(scan):
             remove(work)
-            raise EtudeError(none_readable(images, _all_bad(images, survey, store)))
+            raise EtudeError(none_readable(images, _all_bad(images, scan, store)))
         _appear(work, folder)
 
 
-def undecoded(images: ImageSet, survey: SurveyResult, bad: tuple[tuple[int, str], ...]) -> list[BadFile]:
-    """Return the files behind (position in the survey, reason)."""
-    chosen = [(int(survey.kept[position]), reason) for position, reason in bad]
+def undecoded(images: ImageSet, scan: Scan, bad: tuple[tuple[int, str], ...]) -> list[BadFile]:
+    """Return the files behind (position in the scan, reason)."""
+    chosen = [(int(scan.kept[position]), reason) for position, reason in bad]
     return [BadFile(images.ids[index], images.paths[index], reason) for index, reason in chosen]
 
 
-def _fill(
-    store: PartialStore, images: ImageSet, survey: SurveyResult, target: Target, progress: Progress, threads: int
-) -> None:
-    done, total = store.done, len(survey)
+def _fill(store: PartialStore, images: ImageSet, scan: Scan, target: Target, progress: Progress, threads: int) -> None:
+    done, total = store.done, len(scan)
     if target.store is RawStore:
-        store.reserve(total - done, target.size**2 * survey.channels)
-    read = partial(_read_row, images=images, survey=survey, target=target)
+        store.reserve(total - done, target.size**2 * scan.channels)
+    read = partial(_read_row, images=images, scan=scan, target=target)
     saved = time.monotonic()
     with progress.bar(f"decode (resumed at {done:,})" if done else "decode", total - done) as advance:
-        for row in map_in_order(read, range(done, total), threads):
+        for row in prefetch(read, range(done, total), threads=threads):
             if isinstance(row, str):
                 store.skip(row)
             else:
@@ -285,26 +283,26 @@ def _fill(
                 saved = time.monotonic()
 
 
-def _read_row(at: int, images: ImageSet, survey: SurveyResult, target: Target) -> tuple[bytes, str] | str:
+def _read_row(at: int, images: ImageSet, scan: Scan, target: Target) -> tuple[bytes, str] | str:
     """Return what is kept of one file and whether it shows hardly anything, or the reason why nothing is kept."""
     try:
-        data = read_image_file(images.paths[survey.kept[at]])
-        if digest_of(data) != survey.content_hashes[at]:  # otherwise the store would be kept under another file's hash
+        data = read_image_file(images.paths[scan.kept[at]])
+        if digest_of(data) != scan.content_hashes[at]:  # otherwise the store would be kept under another file's hash
             return "changed while it was being read"
-        pixels = decode(data, target.size, target.fit, survey.channels, survey.value_range)
-        return target.store.encode(pixels), dullness(pixels, target.fit, (survey.widths[at], survey.heights[at]))
+        pixels = decode(data, target.size, target.fit, scan.channels, scan.value_range)
+        return target.store.encode(pixels), dullness(pixels, target.fit, (scan.widths[at], scan.heights[at]))
     except UnreadableImage as problem:
         return str(problem)
 
 
-def _record(store: PartialStore, survey: SurveyResult, target: Target) -> StoreRecord:
-    hashes = Digests(np.delete(survey.content_hashes.values, [position for position, _ in store.bad], axis=0))
-    shape = (len(hashes), target.size, target.size, survey.channels)
+def _record(store: PartialStore, scan: Scan, target: Target) -> StoreRecord:
+    hashes = Digests(np.delete(scan.content_hashes.values, [position for position, _ in store.bad], axis=0))
+    shape = (len(hashes), target.size, target.size, scan.channels)
     return StoreRecord(target.store.kind, shape, target.fit, hashes, store.bad, store.complete(), store.dull)
 
 
-def _all_bad(images: ImageSet, survey: SurveyResult, store: PartialStore) -> list[BadFile]:
-    return [*survey.bad, *undecoded(images, survey, store.bad)]
+def _all_bad(images: ImageSet, scan: Scan, store: PartialStore) -> list[BadFile]:
+    return [*scan.bad, *undecoded(images, scan, store.bad)]
 
 
 def _appear(work: Path, folder: Path) -> None:
@@ -319,16 +317,16 @@ def _appear(work: Path, folder: Path) -> None:
     (folder / PROGRESS_NAME).unlink(missing_ok=True)
 
 
-def sample_rows(images: ImageSet, survey: SurveyResult, target: Target, threads: int, most: int) -> list[np.ndarray]:
+def sample_rows(images: ImageSet, scan: Scan, target: Target, threads: int, most: int) -> list[np.ndarray]:
     """Decode up to ``most`` images spread over the set: (S, S, C) uint8 each; those that cannot be are left out."""
-    count = min(len(survey), most)
-    chosen = np.unique(np.linspace(0, len(survey) - 1, count).astype(int))
+    count = min(len(scan), most)
+    chosen = np.unique(np.linspace(0, len(scan) - 1, count).astype(int))
 
     def decoded(position: int) -> np.ndarray | None:
         try:
-            data = read_image_file(images.paths[survey.kept[position]])
-            return decode(data, target.size, target.fit, survey.channels, survey.value_range)
+            data = read_image_file(images.paths[scan.kept[position]])
+            return decode(data, target.size, target.fit, scan.channels, scan.value_range)
         except UnreadableImage:  # the store names what it cannot read
             return None
 
-    return [pixels for pixels in map_in_order(decoded, chosen.tolist(), threads) if pixels is not None]
+    return [pixels for pixels in prefetch(decoded, chosen.tolist(), threads=threads) if pixels is not None]

@@ -10,7 +10,7 @@ from typing import Any
 from etude.core.errors import EtudeError
 from etude.core.metrics import Metric
 from etude.core.paired import FEWEST_SEEDS, paired_metric
-from etude.data.scan import survey
+from etude.data.scan import scan_images
 from etude.journal.record import RunRecord, read_run
 from etude.journal.runs import FILE_NAME, is_complete, working_on
 from etude.journal.screen import Screen
@@ -176,7 +176,7 @@ def _prepare(asked: AblationRequest, screen: Screen) -> _Prepared:
         name: at_trained_sizes(resolve(recipe, subject.facts), lambda text: None) for name, recipe in arms.items()
     }
     assert subject.images is not None
-    fingerprint = survey(subject.images, screen).fingerprint
+    fingerprint = scan_images(subject.images, screen).fingerprint
     inputs = {**inputs_of(subject.recipe, subject.images, len(subject.images)), "images": fingerprint}
     if begun.folder is not None and known:
         refuse_other_inputs(begun.folder, read_run(begun.folder).get, inputs)

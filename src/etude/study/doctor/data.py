@@ -10,7 +10,7 @@ import numpy as np
 from etude.core.context import default_cache
 from etude.core.text import counted
 from etude.data.dataset import Dataset, open_dataset
-from etude.data.scan import SurveyResult
+from etude.data.scan import Scan
 from etude.data.sources import ImageSet
 from etude.health.summary import MOST, examine_health
 from etude.journal.screen import Screen
@@ -40,7 +40,7 @@ def examine_data(request: Request, screen: Screen) -> dict[str, Any]:
     recipe = resolve(recipe, ImageFacts(short_side, channels, count=sources.train_count, required_size=needed))
     cache, precision = request.cache or default_cache(), choose_precision(recipe.train.precision, best_device())
 
-    def opened(images: ImageSet, scan: SurveyResult, fit: str) -> Dataset:
+    def opened(images: ImageSet, scan: Scan, fit: str) -> Dataset:
         size = recipe.model.feature_size
         return open_dataset(images, scan, size, fit=fit, cache=cache, progress=screen, warn=screen.warn)
 

@@ -16,11 +16,11 @@ from PIL import Image
 
 from etude.core.context import Progress
 from etude.core.files import explained_write
-from etude.core.prefetch import map_in_order
+from etude.core.prefetch import prefetch
 from etude.core.processor import usable_cores
 from etude.core.seeds import rng_for
 from etude.data.decode import UnreadableImage, decode, read_image_file
-from etude.data.scan import survey
+from etude.data.scan import scan_images
 from etude.data.sources import ImageSet
 from etude.data.value_range import ValueRange
 from etude.journal.screen import Screen
@@ -145,7 +145,7 @@ def choose_subject(recipe: str, settings: Sequence[str], request: Request | None
     images = read_sources(request, asked, screen.warn).labelled
     spread = np.unique(np.linspace(0, len(images) - 1, min(_SCANNED, len(images))).astype(int))
     ranges: list[str] = []
-    scanned = survey(images.take(spread), screen).in_range(value_range(asked.data.range), ranges.append)
+    scanned = scan_images(images.take(spread), screen).in_range(value_range(asked.data.range), ranges.append)
     if scanned.bad:
         screen.warn(
             f"{len(scanned.bad):,} of {len(spread):,} sampled files cannot be read; etude fit lists all of them"
@@ -272,7 +272,7 @@ def decode_rate(
 
     start, done = time.perf_counter(), 0
     with progress.bar("decode", len(pictures)) as advance:
-        for _ in map_in_order(work, pictures, usable_cores()):
+        for _ in prefetch(work, pictures, threads=usable_cores()):
             done += 1
             advance()
             if time.perf_counter() - start > _DECODE_SECONDS:

@@ -16,7 +16,7 @@ from etude.core.metrics import score_of
 from etude.core.predictions import Predictions
 from etude.core.seeds import derive_seed
 from etude.data.dataset import Dataset
-from etude.data.loader import TrainingRows, joined
+from etude.data.loader import TrainingRows, concatenated_rows
 from etude.data.order import FixedMix
 from etude.data.split import Fold
 from etude.functional.augment import policy_named
@@ -109,7 +109,7 @@ def training_task(
     labelled = everything.subset(fold.train)
     return FineTuneTask(
         preprocessing=card.preprocessing,
-        train=joined(labelled, *extras.rows) if extras.rows else labelled,
+        train=concatenated_rows(labelled, *extras.rows) if extras.rows else labelled,
         valid=everything.subset(fold.valid),
         recipe=recipe,
         policy=policy_named(card.policy),

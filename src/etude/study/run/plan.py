@@ -13,7 +13,7 @@ from etude.core.metrics import accuracy, adjusted_error, log_loss
 from etude.core.processor import usable_cores
 from etude.data.dataset import seconds_to_decode
 from etude.data.order import epoch_images
-from etude.data.scan import SurveyResult
+from etude.data.scan import Scan
 from etude.data.tables import GivenSplit
 from etude.journal.screen import Screen
 from etude.models.backbones import Backbone
@@ -332,7 +332,7 @@ def show_plan(
     session: Session,
     recipe: Recipe,
     sources: Sources,
-    surveyed: SurveyResult,
+    surveyed: Scan,
     amounts: Amounts,
     frozen: Frozen | None,
     training: Training | None,

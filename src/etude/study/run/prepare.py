@@ -10,7 +10,7 @@ import numpy as np
 from etude.core.errors import EtudeError, listed
 from etude.core.files import digest_of
 from etude.data.dataset import Dataset, open_dataset, same_files_as
-from etude.data.scan import SurveyResult
+from etude.data.scan import Scan
 from etude.data.sources import BadFile, ImageSet, by_ending, write_bad_files
 from etude.data.split import Fold
 from etude.data.stores.device import DeviceStore, fits_on_device
@@ -150,14 +150,14 @@ def _features(session: Session, frozen: Frozen, data: Dataset, recipe: Recipe, p
 def _store(
     session: Session, recipe: Recipe, sources: Sources, surveys: Surveys
 ) -> tuple[Dataset, Dataset | None, Dataset | None]:
-    def opened(images: ImageSet, surveyed: SurveyResult, fit: str) -> Dataset:
+    def opened(images: ImageSet, surveyed: Scan, fit: str) -> Dataset:
         return open_dataset(
             images, surveyed, stored_size(recipe), fit=fit,
             cache=session.cache, progress=session.screen, warn=session.warn,
             kind=recipe.data.store, limit=recipe.data.cache_limit,
         )  # fmt: skip
 
-    def alike(images: ImageSet | None, surveyed: SurveyResult | None, what: str) -> Dataset | None:
+    def alike(images: ImageSet | None, surveyed: Scan | None, what: str) -> Dataset | None:
         """Images without labels are read like the labelled ones: geometry, channels and range of values."""
         if images is None or surveyed is None:
             return None
@@ -227,7 +227,7 @@ def _list_bad(session: Session, bad: Sequence[BadFile], readable: int, others: S
 
 
 def _record_data(
-    session: Session, sources: Sources, data: Dataset, test: Dataset | None, folds: list[Fold], surveyed: SurveyResult
+    session: Session, sources: Sources, data: Dataset, test: Dataset | None, folds: list[Fold], surveyed: Scan
 ) -> None:
     classes = data.images.classes
     counts = np.bincount(data.labels, minlength=len(classes))

@@ -12,8 +12,8 @@ from etude.core.errors import EtudeError, listed
 from etude.core.files import digest_of, hash_of_file
 from etude.core.seeds import derive_seed
 from etude.core.submission import check_sample, checked_positive
-from etude.data.dataset import Dataset, joined
-from etude.data.scan import SurveyResult, survey
+from etude.data.dataset import Dataset, concatenated_sets
+from etude.data.scan import Scan, scan_images
 from etude.data.sources import BadFile, ImageSet, read_unlabelled
 from etude.data.split import Fold, Split, hold_out, k_folds, sample
 from etude.data.tables import shared_groups
@@ -52,9 +52,9 @@ class Surveys:
         unlabelled: further images without labels, or None.
     """
 
-    labelled: SurveyResult
-    test: SurveyResult | None = None
-    unlabelled: SurveyResult | None = None
+    labelled: Scan
+    test: Scan | None = None
+    unlabelled: Scan | None = None
 
 
 def read_sources(request: Request, recipe: Recipe, warn: Warn) -> Sources:
@@ -67,7 +67,7 @@ def read_sources(request: Request, recipe: Recipe, warn: Warn) -> Sources:
             _, strata = np.unique(np.stack([strata, train.split.fold_of]), axis=1, return_inverse=True)
         train = train.take(sample(strata, request.sample, request.seed, warn=warn))
     valid = request.read_valid(train.classes, recipe.data, warn)
-    labelled = train if valid is None else joined(train, valid)
+    labelled = train if valid is None else concatenated_sets(train, valid)
     test = None if request.test is None else read_unlabelled(request.test)
     if request.probabilities and request.sample_submission is None and "id" in train.classes:
         raise EtudeError(
@@ -121,8 +121,8 @@ def survey_sources(sources: Sources, recipe: Recipe, screen: Screen) -> Surveys:
     Raises:
         EtudeError: not one file can be used, or the range cannot be settled.
     """
-    labelled = survey(sources.labelled, screen).in_range(value_range(recipe.data.range), screen.say)
-    rest = (None if images is None else survey(images, screen) for images in (sources.test, sources.unlabelled))
+    labelled = scan_images(sources.labelled, screen).in_range(value_range(recipe.data.range), screen.say)
+    rest = (None if images is None else scan_images(images, screen) for images in (sources.test, sources.unlabelled))
     return Surveys(labelled, *rest)
 
 
@@ -139,7 +139,7 @@ def make_folds(data: Dataset, sources: Sources, request: Request, recipe: Recipe
     ]
 
 
-def planned_split(sources: Sources, surveyed: SurveyResult, request: Request, recipe: Recipe) -> tuple[int, int]:
+def planned_split(sources: Sources, surveyed: Scan, request: Request, recipe: Recipe) -> tuple[int, int]:
     """Return how many images of the first fold train and validate, if all that could be surveyed can be decoded.
 
     Raises:

@@ -15,7 +15,7 @@ from etude.core.predictions import Predictions
 from etude.data.batches import TrainingRows
 from etude.data.compact import Digests
 from etude.data.dataset import Dataset, open_dataset
-from etude.data.scan import survey
+from etude.data.scan import scan_images
 from etude.inference.predict import predict
 from etude.journal.record import read_run
 from etude.journal.runs import model_files, models_of, verify
@@ -173,7 +173,7 @@ def _predicted(
         store.size, data.build.fit, store.channels, own_range,
     ):  # fmt: skip
         images = data.images.take(rows)
-        surveyed = survey(images, session.screen).like(shape.channels, shape.value_range, "images", session.warn)
+        surveyed = scan_images(images, session.screen).like(shape.channels, shape.value_range, "images", session.warn)
         own = open_dataset(
             images, surveyed, shape.stored_size, fit=shape.fit,
             cache=session.cache, progress=session.screen, warn=session.warn,
