@@ -62,7 +62,6 @@ def machine(monkeypatch):
     threads = [3]
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads[0])
     monkeypatch.setattr(torch, "set_num_threads", lambda count: threads.__setitem__(0, count))
-    monkeypatch.setattr(probe, "native_bf16", lambda: True)
     monkeypatch.setattr(probe, "usable_cores", lambda: 4)
     monkeypatch.setattr(probe, "physical_cores", lambda: 2)
     monkeypatch.setattr("etude.models.device.native_bf16", lambda: True)
@@ -128,7 +127,6 @@ def test_what_was_asked_is_taken_and_nothing_else_tried(asked):
 
 
 def test_without_native_bf16_only_fp32_is_tried(monkeypatch):
-    monkeypatch.setattr(probe, "native_bf16", lambda: False)
     monkeypatch.setattr("etude.models.device.native_bf16", lambda: False)
     net = Pretended(Clock(), favourite(Mode("bf16", "channels_last", 4)))
     assert probed(net).mode.precision == "fp32"

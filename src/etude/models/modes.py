@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import torch
+from pydantic import ConfigDict, Field, TypeAdapter
 from torch import nn
 
 from etude.core.processor import usable_cores
@@ -16,6 +17,8 @@ from etude.models.device import choose_precision
 Precision = Literal["fp32", "bf16"]
 MemoryFormat = Literal["channels_last", "contiguous"]
 Module = TypeVar("Module", bound=nn.Module)
+
+Count = Annotated[int, Field(ge=1, strict=True)]
 
 _FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
@@ -34,10 +37,12 @@ class Mode:
     'bf16, channels_last, 2 threads'
     """
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     precision: Precision
     memory_format: MemoryFormat
-    threads: int
-    micro_batch: int | None = None
+    threads: Count
+    micro_batch: Count | None = None
 
     def in_words(self) -> str:
         """Return the mode for the plan."""
@@ -51,21 +56,8 @@ class Mode:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Mode:
-        """Return the mode that :meth:`as_dict` described.
-
-        Raises:
-            ValueError: it describes none.
-
-        >>> Mode.from_dict(Mode("fp32", "contiguous", 1).as_dict())
-        Mode(precision='fp32', memory_format='contiguous', threads=1, micro_batch=None)
-        """
-        known = set(values) == set(cls.__dataclass_fields__)
-        if not known or values["precision"] not in ("fp32", "bf16") or values["memory_format"] not in _FORMATS:
-            raise ValueError(f"no mode: {dict(values)}")
-        counts = [values["threads"], *([] if values["micro_batch"] is None else [values["micro_batch"]])]
-        if not all(type(count) is int and count >= 1 for count in counts):
-            raise ValueError(f"no mode: {dict(values)}")
-        return cls(**values)
+        """Return the mode that :meth:`as_dict` described, or raise a ValueError."""
+        return TypeAdapter(cls).validate_python(values)
 
 
 @dataclass(frozen=True, slots=True)

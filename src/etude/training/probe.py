@@ -1,9 +1,10 @@
-"""The probe: a few steps of the real network in every numeric mode worth trying, and the fastest that keeps the loss.
+"""The probe: a few steps of the real network in every mode worth trying, and the fastest that keeps the loss.
 
-What is tried: both memory layouts, float32 and bfloat16 where the hardware multiplies it natively, and numbers of
+What is tried: both memory formats, float32 and bfloat16 where the hardware multiplies it natively, and numbers of
 threads. Not float16: its gradients vanish without loss scaling, and what has it fast has bfloat16 as fast. Not
 ``torch.compile``: compiling takes longer than a whole probe, and again for each image size
-(``benchmarks/train_modes.py`` measures what it would buy).
+(``benchmarks/train_modes.py`` measures what it would buy). There the first guess, :func:`likely_mode`, is the best mode
+of all eight cases: the probe is for processors unlike that one, for the memory, and for a mode that breaks the loss.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, TypeAdapter
 from torch import nn
 
 from etude.core.context import Advance, Progress, Silent
@@ -26,24 +28,20 @@ from etude.core.errors import EtudeError
 from etude.core.files import digest_of, read_json, write_json
 from etude.core.processor import cpu_model, free_memory, physical_cores, seconds_of_others, usable_cores
 from etude.core.seeds import derive_seed
-from etude.models.device import native_bf16
+from etude.models.device import choose_precision
 from etude.models.features import autocast
 from etude.models.modes import AskedMode, MemoryFormat, Mode, Precision, applied, lay_out, lay_out_images, likely_mode
 
-_DISTURBING = 0.5  # cores of others
+_DISTURBING = 0.5  # cores that other programs use
+_VERSION = 2  # of what probes measure
 
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """A mode that was looked at.
-
-    Args:
-        images_per_second: at the probe's batch, or None when it was not timed.
-        note: why it was left out or not tried, or empty.
-    """
+    """A mode with its measured speed, None where it was not timed, and why it was left out, if so."""
 
     mode: Mode
-    images_per_second: float | None
+    images_per_second: Annotated[float, Field(ge=0)] | None
     note: str = ""
 
 
@@ -54,21 +52,21 @@ class ProbeResult:
     Args:
         mode: the fastest of those that keep the loss.
         images_per_second: in that mode, at the probe's batch; None when nothing could be timed.
-        table: all modes looked at, the fastest first.
+        table: all modes, the fastest first.
         seconds: that the measurement took.
         batch: images a step while measuring.
-        complete: whether the budget sufficed to look at every mode.
+        complete: whether the budget sufficed for every mode.
         busy_cores: that other programs used meanwhile, or None when that is not known.
         cached: whether it was measured earlier.
     """
 
     mode: Mode
-    images_per_second: float | None
+    images_per_second: Annotated[float, Field(ge=0)] | None
     table: tuple[Timed, ...]
-    seconds: float
-    batch: int
+    seconds: Annotated[float, Field(ge=0)]
+    batch: Annotated[int, Field(ge=1)]
     complete: bool = True
-    busy_cores: float | None = None
+    busy_cores: Annotated[float, Field(ge=0)] | None = None
     cached: bool = False
 
     @property
@@ -88,128 +86,41 @@ class ProbeResult:
         >>> ProbeResult(mode, 31.2, (Timed(mode, 31.2),), 4.0, 8).in_words()
         'bf16, channels_last, 2 threads: 31 images/s'
         """
-        rate = "" if self.images_per_second is None else f": {_rate(self.images_per_second)}"
-        timed = [each for each in self.table if each.images_per_second is not None]
-        slowest = timed[-1] if len(timed) > 1 else None
-        beside = ""
-        if slowest is not None and slowest.images_per_second is not None:
-            beside = f", the fastest of {len(timed)} (the slowest, {slowest.mode.in_words()}: " + (
-                f"{_rate(slowest.images_per_second)})"
-            )
-        left_out = [each for each in self.table if each.note.startswith(("left out", "taken as asked"))]
-        told = "".join(f"; {each.mode.precision} {each.mode.memory_format} {each.note}" for each in left_out)
-        unfinished = "" if self.complete else "; the probe's time was used up, so not every mode was tried"
+        text = self.mode.in_words()
+        if self.images_per_second is not None:
+            text += f": {_rate(self.images_per_second)}"
+        timed = [(each.mode, each.images_per_second) for each in self.table if each.images_per_second is not None]
+        if len(timed) > 1:
+            slowest, rate = timed[-1]
+            text += f", the fastest of {len(timed)} (the slowest, {slowest.in_words()}: {_rate(rate)})"
+        for each in self.table:
+            if each.note.startswith(("left out", "taken as asked")):
+                text += f"; {each.mode.precision} {each.mode.memory_format} {each.note}"
+        if not self.complete:
+            text += "; the probe's time was used up, so not every mode was tried"
         if self.disturbed:
-            unfinished += f"; other programs kept about {self.busy_cores:.1f} cores busy, so it is not kept"
-        return self.mode.in_words() + rate + beside + told + unfinished + ("; measured earlier" if self.cached else "")
-
-    def rows(self) -> list[tuple[str, str, int, float | None, str]]:
-        """Return (precision, memory format, threads, images/s, note) of every mode, for a table."""
-        return [
-            (each.mode.precision, each.mode.memory_format, each.mode.threads, each.images_per_second, each.note)
-            for each in self.table
-        ]
+            text += f"; other programs kept about {self.busy_cores:.1f} cores busy, so it is not kept"
+        return text + ("; measured earlier" if self.cached else "")
 
     def as_dict(self) -> dict[str, Any]:
         """Return the result as JSON values."""
-        return {
-            "mode": self.mode.as_dict(),
-            "images_per_second": self.images_per_second,
-            "table": [
-                {"mode": each.mode.as_dict(), "images_per_second": each.images_per_second, "note": each.note}
-                for each in self.table
-            ],
-            "seconds": self.seconds,
-            "batch": self.batch,
-            "complete": self.complete,
-            "busy_cores": self.busy_cores,
-            "cached": self.cached,
-        }
+        return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ProbeResult:
-        """Return the result that :meth:`as_dict` described.
-
-        Raises:
-            ValueError, TypeError, KeyError: it describes none.
-        """
-        table = tuple(Timed(Mode.from_dict(each["mode"]), _number(each["images_per_second"]), str(each["note"]))
-                      for each in values["table"])  # fmt: skip
-        seconds, batch = _number(values["seconds"]), _number(values["batch"])
-        if seconds is None or batch is None:
-            raise ValueError("no seconds or no batch")
-        rate = _number(values["images_per_second"])
-        mode = Mode.from_dict(values["mode"])
-        busy, complete = _number(values["busy_cores"]), bool(values["complete"])
-        return cls(mode, rate, table, seconds, int(batch), complete, busy, bool(values["cached"]))
-
-
-def _number(value: Any) -> float | None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value < 0):
-        raise ValueError(f"no number: {value!r}")
-    return value
+    def from_dict(cls, values: Any) -> ProbeResult:
+        """Return the result that :meth:`as_dict` described, or raise a ValueError."""
+        return TypeAdapter(cls).validate_python(values)
 
 
 def _rate(images_per_second: float) -> str:
     return f"{images_per_second:,.0f} images/s" if images_per_second >= 10 else f"{images_per_second:.2g} images/s"
 
 
-PROBE_VERSION = 1
-"""Raise it when probes measure anything else than before."""
-
-
-def key_of(
-    module: nn.Module, shape: tuple[int, int, int], device: torch.device, threads: int, train: bool, asked: AskedMode
-) -> str:
-    """Return a digest of all that a probe's result depends on: machine, network with what of it is frozen, batch.
-
-    The network counts by its structure, not by its weights: how fast it runs does not depend on them.
-
-    Args:
-        shape: of the batch: images, channels, side.
-    """
-    graphics = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    machine = [cpu_model(), usable_cores(), physical_cores(), threads, device.type, graphics, torch.__version__]
-    weights = [(name, tuple(weight.shape), weight.requires_grad) for name, weight in module.named_parameters()]
-    told = json.dumps([PROBE_VERSION, machine, shape, train, asdict(asked), module.training, weights])
-    return digest_of("probe", told, repr(module))
-
-
-class ProbeCache:
-    """One result in ``FOLDER/probes/KEY.json``.
-
-    Args:
-        folder: the cache; None keeps nothing.
-        key: of :func:`key_of`.
-    """
-
-    def __init__(self, folder: Path | None, key: str) -> None:
-        self._path = None if folder is None else folder / "probes" / f"{key}.json"
-
-    def load(self) -> ProbeResult | None:
-        """Return the result, or None where there is none; one that is damaged is measured again."""
-        if self._path is None or not self._path.is_file():
-            return None
-        try:
-            return replace(ProbeResult.from_dict(read_json(self._path)), cached=True)
-        except (EtudeError, OSError, ValueError, TypeError, KeyError, AttributeError):
-            return None
-
-    def save(self, result: ProbeResult) -> None:
-        """Keep the result.
-
-        Raises:
-            EtudeError: the cache cannot be written.
-        """
-        if self._path is not None:
-            write_json(self._path, result.as_dict())
-
-
 Clock = Callable[[], float]
 
 _LOSS_TOLERANCE = 0.02  # relative; bfloat16 comes to 0.001 or less
 _LEAST_COSINE = 0.8  # of the gradients; bfloat16 has 0.99 and above, 0.9 on unkind random weights
-_SHORT = 0.03  # seconds that a visit lasts at least, so that short steps are measured many times
+_SHORT = 0.03  # seconds that a measurement lasts at least, so that short steps are repeated
 _MOST_STEPS = 20
 
 
@@ -218,15 +129,7 @@ class OutOfMemory(Exception):
 
 
 class Steps:
-    """Runs steps of ``module`` as training does them: forward, loss, backward.
-
-    Args:
-        module: on ``device``, its frozen parameters frozen.
-        size: side of the images in pixels.
-        channels: that the network takes.
-        train: go backward too; without any trained parameter a step is a forward pass.
-        clock: returns seconds.
-    """
+    """Runs steps of ``module`` as training does them: forward, loss, and with ``train`` backward."""
 
     def __init__(
         self, module: nn.Module, size: int, channels: int, device: torch.device, *, train: bool, clock: Clock
@@ -237,13 +140,7 @@ class Steps:
         self._images = torch.empty(0, *self._shape)
 
     def seconds(self, mode: Mode, count: int) -> float:
-        """Return seconds of a step of ``count`` images, the best of a few after one that is not counted.
-
-        The best, because whatever else the machine does can only make a step longer.
-
-        Raises:
-            OutOfMemory: the batch does not fit.
-        """
+        """Return seconds of a step of ``count`` images: the best of a few, since other work only makes steps longer."""
         with self._ready(mode, count) as (images, targets):
             warm = self._timed(images, targets, mode, 1)  # the first step in a mode prepares its kernels
             steps = max(1, min(_MOST_STEPS, math.ceil(_SHORT / max(warm, 1e-9))))
@@ -252,16 +149,18 @@ class Steps:
             return min(self._timed(images, targets, mode, 1) for _ in range(steps))
 
     def disagreement(self, mode: Mode, count: int) -> str:
-        """Return why the mode does not keep the loss, or an empty string: compared with float32, laid out plainly.
-
-        Dropout is switched off and batch norm keeps its statistics, so that both compute the same function.
-        """
-        with self._evaluating():
+        """Return why the mode does not keep the loss of contiguous float32, or an empty string."""
+        training = [module for module in self._module.modules() if module.training]
+        self._module.eval()  # without dropout and batch statistics both compute the same function
+        try:
             if self._reference is None:
                 plain = Mode("fp32", "contiguous", mode.threads)
                 self._reference = self._loss_and_gradients(plain, count)
             loss, gradients = self._reference
             found, others = self._loss_and_gradients(mode, count)
+        finally:
+            for module in training:
+                module.training = True
         if not math.isfinite(found) or not all(bool(torch.isfinite(gradient).all()) for gradient in others):
             return "its loss or gradients are not finite"
         if abs(found - loss) > _LOSS_TOLERANCE * max(abs(loss), 1e-3):
@@ -362,16 +261,6 @@ class Steps:
         self._module.zero_grad(set_to_none=True)
         return loss, found
 
-    @contextmanager
-    def _evaluating(self) -> Generator[None]:
-        training = [module for module in self._module.modules() if module.training]
-        self._module.eval()
-        try:
-            yield
-        finally:
-            for module in training:
-                module.training = True
-
     def _finish(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
@@ -381,12 +270,13 @@ class Steps:
 
 def _cosine(first: list[torch.Tensor], second: list[torch.Tensor]) -> float:
     """Return the cosine between two sets of gradients; 1 where both vanish."""
-    products = [0.0, 0.0, 0.0]
-    for a, b in zip(first, second, strict=True):
-        for place, (left, right) in enumerate(((a, b), (a, a), (b, b))):
-            products[place] += float((left * right).sum())
-    norms = math.sqrt(products[1] * products[2])
-    return products[0] / norms if norms else float(products[1] == products[2])
+    pairs = list(zip(first, second, strict=True))
+    product, one, other = (
+        sum(float((left * right).sum()) for left, right in chosen)
+        for chosen in (pairs, [(a, a) for a, _ in pairs], [(b, b) for _, b in pairs])
+    )
+    norms = math.sqrt(one * other)
+    return product / norms if norms else float(one == other)
 
 
 DEFAULT_BUDGET = 10.0
@@ -395,11 +285,11 @@ LONGEST_BUDGET = 15.0
 _LONGEST_STEP = 0.5  # seconds that a probe's step may be expected to take
 _CHEAPER = 0.9  # times the seconds an image: what a batch of twice the images must reach to be worth its time
 _COMPARED = 4  # images on which modes are compared with float32
-_FAR = 1.6  # times the best, seen once: a mode out of the race; less may be the machine's doing
-_SLOWER = 1.25  # likewise, seen twice or more
+_FAR = 1.6  # times the best, measured once: out of the race; less may be the machine's doing
+_SLOWER = 1.25  # likewise, measured twice or more
 _ROUNDS = 5
 _AS_GOOD = 1.05  # times the best: what is likely the best elsewhere is taken
-_THREADS_SHARE = 1 / 4  # of the budget: the longest that another number of threads may take to look at
+_THREADS_SHARE = 1 / 4  # of the budget: the longest that one measurement of another number of threads may take
 _MEMORY_SHARE = 0.7  # of the free memory that activations may fill; weights, moments and images need some too
 
 
@@ -424,7 +314,7 @@ def probe_modes(
     Modes take turns, so that a slow moment of the machine meets all of them; the best time of each counts, and modes
     much slower than the best leave the race. A mode whose loss or gradients differ from float32's is left out.
     A batch that does not fit into the memory is halved until it does. The module's weights, statistics and training
-    flags stay, and so do torch's threads and generators; it ends up on ``device``, laid out as the mode says.
+    flags stay, and so do torch's threads and generators; it ends up on ``device``, in the mode's memory format.
 
     Args:
         module: the network as it is trained, frozen parameters frozen; maps (B, channels, size, size) to (B, C).
@@ -434,10 +324,6 @@ def probe_modes(
         train: measure forward and backward; otherwise forward only.
         budget: seconds that the probe may take, at most 15; the first measurement is always made.
         cache: folder whose ``probes/`` keeps results; None measures anew.
-        progress: draws the bar.
-        clock: returns seconds.
-        memory: returns the free bytes of memory, None where that is not known.
-        others: returns the processor seconds that other programs have used so far, None where that is not known.
 
     Raises:
         EtudeError: not even one image fits into the memory.
@@ -445,43 +331,38 @@ def probe_modes(
     asked = asked or AskedMode()
     found = likely_mode(device, asked)
     module.to(device)
-    kept = ProbeCache(cache, key_of(module, (batch_size, channels, size), device, found.threads, train, asked))
-    if (known := kept.load()) is not None:
-        return known
+    # The network counts by its structure, not by its weights: its speed does not depend on them.
+    graphics = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    machine = [cpu_model(), usable_cores(), physical_cores(), found.threads, device.type, graphics, torch.__version__]
+    weights = [(name, tuple(weight.shape), weight.requires_grad) for name, weight in module.named_parameters()]
+    work = [(batch_size, channels, size), train, asdict(asked), module.training, weights]
+    key = digest_of("probe", json.dumps([_VERSION, machine, work]), repr(module))
+    path = None if cache is None else cache / "probes" / f"{key}.json"
+    if path is not None and path.is_file():
+        with suppress(EtudeError, OSError, ValueError):  # one that is damaged is measured again
+            return replace(ProbeResult.from_dict(read_json(path)), cached=True)
     steps = Steps(module, size, channels, device, train=train, clock=clock)
     race = _Race(steps, device, asked, batch_size, min(budget, LONGEST_BUDGET), clock)
     before = others()
-    with steps.left_as_found(), (progress or Silent()).bar("modes", race.most_looks, unit="looks") as advance:
+    with steps.left_as_found(), (progress or Silent()).bar("modes", race.most_looks, unit="measurements") as advance:
         result = race.run(found, memory, advance)
     if before is not None and (after := others()) is not None:
         result = replace(result, busy_cores=max(0.0, after - before) / max(result.seconds, 1e-9))
-    if result.lasting:
-        kept.save(result)
+    if path is not None and result.lasting:
+        write_json(path, result.as_dict())
     return result
 
 
 def candidate_formats(device: torch.device, asked: AskedMode) -> list[tuple[Precision, MemoryFormat]]:
-    """Return the pairs of precision and memory format worth trying, the likeliest first.
-
-    >>> candidate_formats(torch.device("cpu"), AskedMode(precision="fp32", memory_format="contiguous"))
-    [('fp32', 'contiguous')]
-    """
-    natively = {"cpu": native_bf16, "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False)}
-    precisions: list[Precision] = ["bf16", "fp32"] if natively.get(device.type, lambda: False)() else ["fp32"]
-    layouts: list[MemoryFormat] = ["channels_last", "contiguous"]
-    if asked.precision is not None:
-        precisions = [asked.precision]
-    if asked.memory_format is not None:
-        layouts = [asked.memory_format]
+    """Return the pairs of precision and memory format worth trying, the likeliest first."""
+    native = choose_precision("auto", device) == "bf16"
+    precisions: list[Precision] = [asked.precision] if asked.precision else ["bf16", "fp32"] if native else ["fp32"]
+    layouts: list[MemoryFormat] = [asked.memory_format] if asked.memory_format else ["channels_last", "contiguous"]
     return [(precision, layout) for precision in precisions for layout in layouts]
 
 
 def candidate_threads(device: torch.device, asked: AskedMode) -> list[int]:
-    """Return the numbers of threads worth trying, all usable cores first.
-
-    >>> candidate_threads(torch.device("cpu"), AskedMode(threads=3))
-    [3]
-    """
+    """Return the numbers of threads worth trying, all usable cores first."""
     if asked.threads is not None:
         return [asked.threads]
     usable = usable_cores()
@@ -511,12 +392,12 @@ class _Race:
 
     @property
     def most_looks(self) -> int:
-        """How often a mode is looked at, if two are near each other until the end."""
+        """Measurements, if two modes stay near each other until the end."""
         formats, threads = candidate_formats(self._device, self._asked), candidate_threads(self._device, self._asked)
         return len(formats) + 2 * (len(threads) - 1) + 2 * (_ROUNDS - 1)
 
     def run(self, likely: Mode, memory: Callable[[], int | None], advance: Advance) -> ProbeResult:
-        """Measure, and return the choice with everything seen."""
+        """Measure, and return the choice with all that was measured."""
         self._advance = advance
         self._begin(likely)
         alive = self._with_other_threads(self._first_round(likely))
@@ -532,9 +413,10 @@ class _Race:
         rate = 1 / self._best[chosen] if chosen in self._best else None
         chosen = replace(chosen, micro_batch=self._micro_batch(chosen, memory))
         advance(self.most_looks - self._looks)
-        table = sorted((Timed(m, 1 / s, self._notes.get(m, "")) for m, s in self._best.items()), key=_slowness)
+        ranked = sorted(self._best.items(), key=lambda pair: pair[1])
+        table = [Timed(mode, 1 / seconds, self._notes.get(mode, "")) for mode, seconds in ranked]
         table += [Timed(mode, None, note) for mode, note in self._notes.items() if mode not in self._best]
-        return ProbeResult(chosen, rate, tuple(table), self._spent(), self._batch, complete=self._whole)
+        return ProbeResult(chosen, rate, tuple(table), self._clock() - self._start, self._batch, complete=self._whole)
 
     def _begin(self, likely: Mode) -> None:
         """Choose the batch of the probe: doubled for as long as that makes an image much cheaper, in short steps."""
@@ -548,7 +430,7 @@ class _Race:
             gained = self._best[likely] <= _CHEAPER * before
 
     def _first_round(self, likely: Mode) -> list[Mode]:
-        """Look at every layout and precision once; return those near the best that keep the loss."""
+        """Measure every format and precision once; return those near the best that keep the loss."""
         formats = candidate_formats(self._device, self._asked)
         modes = [Mode(precision, layout, likely.threads, likely.micro_batch) for precision, layout in formats]
         seen = [mode for mode in modes if mode in self._best or self._look(mode)]
@@ -583,7 +465,9 @@ class _Race:
 
     def _look(self, mode: Mode, expected: float | None = None) -> bool:
         """Time the mode once more, if the budget allows; return whether it was timed."""
-        if self._best and self._cost.get(mode, expected or max(self._cost.values())) > self._left():
+        if self._best and self._cost.get(mode, expected or max(self._cost.values())) > self._budget - (
+            self._clock() - self._start
+        ):
             if mode not in self._best:
                 self._whole = False
                 self._notes[mode] = "not tried: the probe's time was used up"
@@ -628,13 +512,3 @@ class _Race:
                 "or free memory that other programs hold"
             )
         return (count + 1) // 2
-
-    def _spent(self) -> float:
-        return self._clock() - self._start
-
-    def _left(self) -> float:
-        return self._budget - self._spent()
-
-
-def _slowness(timed: Timed) -> float:
-    return -(timed.images_per_second or 0.0)

@@ -26,7 +26,9 @@ def show_report(screen: Screen, report: Report) -> None:
     screen.say("")
     screen.plan("This machine", _machine(report))
     screen.say("")
-    rows = [[*row[:3], None if row[3] is None else _rate(row[3]), row[4]] for row in report.probe.rows()]
+    timed = [(one.mode, None if (rate := one.images_per_second) is None else _rate(rate), one.note)
+             for one in report.probe.table]  # fmt: skip
+    rows = [[mode.precision, mode.memory_format, mode.threads, rate, note] for mode, rate, note in timed]
     columns = ["precision", "memory format", "threads", "images/s", "note"]
     if not any(row[-1] for row in rows):
         rows, columns = [row[:-1] for row in rows], columns[:-1]
