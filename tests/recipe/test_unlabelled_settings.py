@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from etude.core.errors import EtudeError
-from etude.recipe import NAMED, Recipe, flat, load_recipe, resolved_timeline, timeline_of
+from etude.recipe import NAMED, Recipe, flat, load_recipe, resolved_run, timeline_of
 from etude.recipe.timeline import with_ramp
 from etude.timeline import Phase, Timeline, timeline_from_tree, timeline_to_tree
 
@@ -87,11 +87,11 @@ def test_refused_values(change: str, told: str):
 
 def test_online_weight_rises_over_the_run_and_survives_its_file():
     recipe = load_recipe("consistency", ["unlabeled.weight=3", "unlabeled.ramp=[0.05, 0.45]"])
-    timeline, _ = resolved_timeline(recipe, 4_000)
+    timeline, _ = resolved_run(recipe, 4_000)
     found = [timeline.at(progress).unlabeled_weight for progress in (0.0, 0.05, 0.25, 0.45, 0.7, 1.0)]
     assert found == pytest.approx([0, 0, 1.5, 3, 3, 3])
     assert timeline_from_tree(timeline_to_tree(timeline)) == timeline
-    assert resolved_timeline(load_recipe("pseudo-label"), 4_000)[0].at(0.5).unlabeled_weight is None
+    assert resolved_run(load_recipe("pseudo-label"), 4_000)[0].at(0.5).unlabeled_weight is None
 
 
 def test_phases_that_schedule_the_weight_keep_their_own():
@@ -100,7 +100,7 @@ def test_phases_that_schedule_the_weight_keep_their_own():
         {"name": "b", "length": 0.5},
     ]
     recipe = Recipe.model_validate({"unlabeled": {"method": "online", "weight": 2.0}, "timeline": {"phases": phases}})
-    timeline, _ = resolved_timeline(recipe, 400)
+    timeline, _ = resolved_run(recipe, 400)
     assert [timeline.at(progress).unlabeled_weight for progress in (0.1, 0.9)] == [0.25, 2.0]
     assert timeline_of(recipe).phases[1].curve("unlabeled_weight") is not None
 

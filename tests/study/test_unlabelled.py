@@ -18,7 +18,7 @@ from etude.data.loader import concatenated_rows
 from etude.data.scan import scan_images
 from etude.data.sources import read_unlabelled
 from etude.recipe import load_recipe
-from etude.recipe.settings import labelled_share, mixed_recipe, share_caution, supervised_recipe
+from etude.recipe.resolve import labelled_share, mixed_recipe, share_caution, supervised_recipe
 from etude.study.run.prepare import Prepared
 from etude.study.run.session import Session
 from etude.study.unlabelled.pool import Part, Pool, pool_of

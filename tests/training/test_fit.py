@@ -13,7 +13,7 @@ import torch
 
 from etude.core.errors import EtudeError, Terminated
 from etude.recipe import load_recipe
-from etude.recipe.timeline import resolved_timeline
+from etude.recipe.timeline import resolved_run
 from etude.timeline import Pace, RunSize
 from etude.training.fit import validation_interval
 from etude.training.optimizer import build_optimizer
@@ -24,7 +24,8 @@ from training.digits import KillAt, Killed, network, task, train
 def test_training_follows_its_plan(tmp_path: Path):
     one = task(tmp_path, "progressive", ["augment.cutmix=1.0"])
     _, done = train(one)
-    timeline, steps = resolved_timeline(one.recipe, len(one.train.rows))
+    timeline, size = resolved_run(one.recipe, len(one.train.rows))
+    steps = size.steps
     assert done.steps == steps == 20  # two epochs of ten batches
     assert done.timeline == timeline
     assert [row["step"] for row in done.happened] == [*range(steps)]
@@ -117,14 +118,16 @@ def test_minutes_need_a_pace(tmp_path: Path):
 )
 def test_validation_comes_at_the_asked_interval(settings: tuple[str, ...], expected: int):
     recipe = load_recipe("default", ["train.epochs=100", *settings])
-    timeline, steps = resolved_timeline(recipe, 640)
+    timeline, size = resolved_run(recipe, 640)
+    steps = size.steps
     assert validation_interval(recipe, timeline, steps, RunSize(steps, 20.0)) == expected
 
 
 def test_the_last_look_falls_on_the_end_of_the_run_or_before():
     recipe = load_recipe("default", [])
     for images in (250, 500, 1970):
-        timeline, steps = resolved_timeline(recipe, images)
+        timeline, size = resolved_run(recipe, images)
+        steps = size.steps
         interval = validation_interval(recipe, timeline, steps, RunSize(steps, images / 32))
         assert steps - steps // interval * interval < 8, images
 

@@ -198,7 +198,7 @@ def _resolved(
 ) -> tuple[Timeline, RunSize]:
     """Return the timeline resolved for a run of the given size, and that size."""
     from etude.core.errors import EtudeError
-    from etude.recipe.timeline import resolved_timeline, run_size, timeline_of
+    from etude.recipe.timeline import resolved_run, timeline_of
     from etude.timeline import Pace, RunSize
 
     pace = Pace(step_seconds, recipe.timeline.final_size)
@@ -211,7 +211,7 @@ def _resolved(
                 f"recipe {recipe.name!r} in {steps:,} steps: {error}; --steps and --epoch-steps say how long a run is"
             ) from None
     images = max(1, round((epoch_steps or _STEPS / recipe.train.epochs) * recipe.train.batch_size))
-    return resolved_timeline(recipe, images, pace)[0], run_size(recipe, images, pace)
+    return resolved_run(recipe, images, pace)
 
 
 def _tell_presets(screen: Screen, as_json: bool) -> None:

@@ -3,15 +3,7 @@
 from etude.recipe.load import NAMED, changed_settings, flat, load_recipe
 from etude.recipe.resolve import ImageFacts, resolve
 from etude.recipe.settings import Recipe
-from etude.recipe.timeline import (
-    needs_pace,
-    nominal_timeline,
-    resolved_timeline,
-    run_size,
-    run_steps,
-    timeline_of,
-    timeline_warnings,
-)
+from etude.recipe.timeline import needs_pace, nominal_timeline, resolved_run, timeline_of, timeline_warnings
 
 __all__ = [
     "NAMED",
@@ -23,9 +15,7 @@ __all__ = [
     "needs_pace",
     "nominal_timeline",
     "resolve",
-    "resolved_timeline",
-    "run_size",
-    "run_steps",
+    "resolved_run",
     "timeline_of",
     "timeline_warnings",
 ]

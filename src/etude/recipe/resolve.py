@@ -1,13 +1,15 @@
-"""Settings left on ``auto`` become definite once the images have been looked at."""
+"""Recipes made from recipes: ``auto`` decided by the images, and the settings of training with unlabelled images."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from etude.core.errors import EtudeError
 from etude.recipe.settings import Recipe, Settings
 from etude.recipe.timeline import timeline_of
+from etude.timeline.plan import rounded
 
 TINY_SIDE = 40  # pixels; at this side and below a pretrained network sees mostly padding and strides
 DEFAULT_BACKBONE = "tf_efficientnet_lite0"
@@ -45,10 +47,13 @@ RATES_BY_NORM = {"lamb": 5e-3, "lars": 0.3}
 With LARS's usual trust coefficient of 0.001 and momentum of 0.9, both come to about 0.3% to 0.5% a step.
 """
 
+MIN_SHARE, MAX_SHARE = 0.125, 0.7  # of labelled images in a batch, where the share is decided by their number
+SAFE_SHARE = (0.65, 0.75)  # in pseudo-label rounds, as competitors use it; any other is allowed with a warning
+
 
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
-    """What the survey of the images found.
+    """What the scan of the images found.
 
     Args:
         median_side: median of the shorter sides, in pixels.
@@ -63,10 +68,12 @@ class ImageFacts:
     required_size: int | None = None
 
 
-def resolve(recipe: Recipe, facts: ImageFacts) -> Recipe:
+def resolve(recipe: Recipe, facts: ImageFacts, warn: Callable[[str], object] = lambda text: None) -> Recipe:
     """Return the recipe with every ``auto`` that depends on the images decided; settings given by hand stay.
 
-    Images of at most 40 px (median of the shorter side) get the small network and its own training settings.
+    Images of at most 40 px (median of the shorter side) get the small network and its own training settings. Image
+    sizes become whole multiples of the timeline's, so that validation and prediction see the size that was trained at
+    last; ``warn`` is given a sentence where that changes one.
 
     >>> resolve(Recipe(), ImageFacts(median_side=28, channels=1)).model.backbone
     'tiny'
@@ -95,7 +102,59 @@ def resolve(recipe: Recipe, facts: ImageFacts) -> Recipe:
         recipe = _with_unset(recipe, "model", {"levels": 0})
     if recipe.augment.policy == "auto":
         recipe = _with(recipe, "augment", policy="digits" if tiny and facts.channels == 1 else "auto")
-    return recipe
+    return _at_trained_sizes(recipe, warn)
+
+
+def _at_trained_sizes(recipe: Recipe, warn: Callable[[str], object]) -> Recipe:
+    multiple = recipe.timeline.size_multiple
+    sizes = {name: getattr(recipe.timeline, name) for name in ("start_size", "final_size")}
+    trained = {name: rounded(size, multiple) for name, size in sizes.items()}
+    changes = [
+        f"timeline.{name} {size} becomes {trained[name]}" for name, size in sizes.items() if size != trained[name]
+    ]
+    if changes and "finetune" in recipe.stages:
+        warn(
+            f"training takes multiples of {multiple} px, so {' and '.join(changes)}; "
+            "--set timeline.size_multiple=1 allows any size"
+        )
+    return _with(recipe, "timeline", **trained)
+
+
+def labelled_share(recipe: Recipe, labelled: int, unlabelled: int) -> float:
+    """Return the share of each batch that is labelled; ``auto`` is the images' own, within limits.
+
+    >>> from etude.recipe import load_recipe
+    >>> [labelled_share(load_recipe("consistency"), labelled, 900) for labelled in (10, 300, 9_000)]
+    [0.125, 0.25, 0.7]
+    """
+    share = recipe.unlabeled.labeled_share
+    if isinstance(share, float):
+        return share
+    return min(MAX_SHARE, max(MIN_SHARE, labelled / (labelled + unlabelled)))
+
+
+def share_caution(recipe: Recipe) -> str | None:
+    """Return a warning where rounds train at another share of labelled images than competitors use."""
+    share, (low, high) = recipe.unlabeled.labeled_share, SAFE_SHARE
+    if recipe.unlabeled.method != "rounds" or not isinstance(share, float) or low <= share <= high:
+        return None
+    return (
+        f"unlabeled.labeled_share={share:g}: {low:.0%} to {high:.0%} labelled images a batch keep pseudo-labels from "
+        "taking over; fewer follow the teacher's mistakes sooner, and more use little of the unlabelled images"
+    )
+
+
+def mixed_recipe(recipe: Recipe) -> Recipe:
+    """Return the recipe of a training with unlabelled images: their own length and batch size in place of the usual."""
+    own = recipe.unlabeled
+    if own.batch_size is not None:
+        recipe = _with(recipe, "train", batch_size=own.batch_size)
+    return recipe if own.length is None else _with(recipe, "timeline", length=own.length)
+
+
+def supervised_recipe(recipe: Recipe) -> Recipe:
+    """Return the recipe of a training on the labelled images alone."""
+    return _with(recipe, "unlabeled", method="off")
 
 
 def _refuse_other_sizes(recipe: Recipe, given: set[str], side: int) -> None:
@@ -120,6 +179,6 @@ def _with(recipe: Recipe, section: str, **values: Any) -> Recipe:
 
 
 def _with_unset(recipe: Recipe, section: str, values: dict[str, Any]) -> Recipe:
-    """Change only what neither the recipe file nor ``--set`` has named."""
+    """Change only what neither the recipe file nor ``--set`` names."""
     given: Settings = getattr(recipe, section)
     return _with(recipe, section, **{key: value for key, value in values.items() if key not in given.model_fields_set})

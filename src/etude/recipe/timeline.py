@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import pairwise
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from etude.core.errors import EtudeError, listed
 from etude.recipe.settings import PlateauSettings, Recipe, Settings
@@ -30,46 +30,11 @@ from etude.timeline import (
 )
 from etude.timeline.tree import phase_from_tree
 
-
-def with_ramp(timeline: Timeline, weight: float, start: float, end: float) -> Timeline:
-    """Return a resolved timeline whose ``unlabeled_weight`` rises from 0 to ``weight`` between two shares of the run.
-
-    Phases count their own progress, so each gets its piece of the rise. A timeline that schedules the weight by itself
-    stays as it is.
-
-    >>> from etude.timeline import Phase
-    >>> plan = with_ramp(Timeline((Phase("a", 0.5), Phase("b", 0.5))), 2.0, 0.25, 0.75)
-    >>> [plan.at(progress).unlabeled_weight for progress in (0.0, 0.25, 0.5, 0.75, 1.0)]
-    [0.0, 0.0, 1.0, 2.0, 2.0]
-    """
-    if "unlabeled_weight" in timeline.quantities():
-        return timeline
-
-    def risen(progress: float) -> float:
-        if progress >= end:
-            return weight
-        return 0.0 if progress <= start else weight * (progress - start) / (end - start)
-
-    def piece(left: float, right: float) -> Iterator[tuple[float, Curve]]:
-        inner = [point for point in (start, end) if left < point < right]
-        points = [left, *dict.fromkeys(inner), right]
-        for one, other in pairwise(points):
-            # Where the weight jumps (start = end), the value just after the point is that of the whole piece.
-            low, high = (weight, weight) if one >= end else (0.0, 0.0) if other <= start else (risen(one), risen(other))
-            yield (other - one) / (right - left), Constant(low) if low == high else Linear(low, high)
-
-    phases = [
-        replace(phase, unlabeled_weight=_in_a_row([*piece(left, right)]))
-        for phase, (_, left, right) in zip(timeline.phases, timeline.spans(), strict=True)
-    ]
-    return replace(timeline, phases=tuple(phases))
-
-
-def _in_a_row(parts: list[tuple[float, Curve]]) -> Curve:
-    return parts[0][1] if len(parts) == 1 else Joined(tuple(parts))
-
-
 METRICS = ("valid_loss", "valid_accuracy")
+SMALLEST_SIZE, LARGEST_SIZE = 8, 2048  # sides in pixels that the settings accept
+SAMPLES = 512  # points of the run at which batch and image sizes are read for their means
+SHAPING = ("warmup", "cycle", "batch_scaling", "base_batch_size")  # settings that shape some timelines only
+ROUNDS = 20  # at most; a few settle how lengths, batch sizes and the number of steps depend on each other
 
 
 def timeline_of(recipe: Recipe) -> Timeline:
@@ -79,7 +44,7 @@ def timeline_of(recipe: Recipe) -> Timeline:
     a phase of your own leaves something out, the recipe's constant stands, so that no moment depends on the past.
 
     Raises:
-        EtudeError: the settings make no timeline, told in one sentence.
+        EtudeError: the settings make no timeline.
 
     >>> [phase.name for phase in timeline_of(Recipe()).phases]
     ['warmup', 'grow', 'finish']
@@ -144,10 +109,10 @@ def _of_own_phases(recipe: Recipe) -> Timeline:
 
 
 def _plateau(settings: PlateauSettings) -> Plateau:
-    told = settings.model_dump()
+    values: dict[str, Any] = settings.model_dump()
     if settings.mode == "auto":
-        told["mode"] = "max" if settings.metric == "valid_accuracy" else "min"
-    return Plateau(**told)
+        values["mode"] = "max" if settings.metric == "valid_accuracy" else "min"
+    return Plateau(**values)
 
 
 def _growing_batches(batch_size: int, growth: float, phases: int) -> Iterator[Curve]:
@@ -195,30 +160,6 @@ def _completed(timeline: Timeline, recipe: Recipe) -> Timeline:
     )
 
 
-__all__ = [
-    "needs_pace",
-    "nominal_timeline",
-    "resolved_run",
-    "resolved_timeline",
-    "run_size",
-    "run_steps",
-    "timeline_of",
-    "timeline_warnings",
-]
-
-SMALLEST_SIZE, LARGEST_SIZE = 8, 2048  # sides in pixels that the settings accept
-SAMPLES = 512  # points of the run at which batch and image sizes are read for their means
-SHAPING = ("warmup", "cycle", "batch_scaling", "base_batch_size")  # have a say in some timelines only
-ROUNDS = 20  # at most; a few settle how lengths, batch sizes and the number of steps depend on each other
-
-
-class _Mean(NamedTuple):
-    """What a step takes on the average of a run."""
-
-    images: float
-    seconds: float | None
-
-
 def needs_pace(recipe: Recipe) -> bool:
     """Return whether a step must be timed before the run's steps are known: some length is in minutes or seconds.
 
@@ -233,26 +174,24 @@ def needs_pace(recipe: Recipe) -> bool:
     return any(parse_length(length)[1] == "s" for length in lengths if length is not None)
 
 
-def run_steps(recipe: Recipe, images: int, pace: Pace | None = None) -> int:
-    """Return the optimiser steps of the recipe's run over ``images`` training images.
+def resolved_run(recipe: Recipe, images: int, pace: Pace | None = None) -> tuple[Timeline, RunSize]:
+    """Return the recipe's timeline resolved for ``images`` training images, with the steps of the run and of an epoch.
 
     The length of the run is ``timeline.length``; else the sum of phases that all have fixed lengths; else
     ``train.epochs``. Batches run on from epoch to epoch, so no image is left out.
 
     Args:
+        recipe: with its open settings decided.
+        images: training images, at least 1.
         pace: of a step at ``train.batch_size``; needed when something counts in minutes (:func:`needs_pace`).
 
     Raises:
         EtudeError: the lengths do not fit the run, or the pace is missing.
 
-    >>> run_steps(Recipe(), images=100)
-    25
+    >>> timeline, size = resolved_run(Recipe(), images=100)
+    >>> timeline.is_resolved, size.steps
+    (True, 25)
     """
-    return run_size(recipe, images, pace).steps
-
-
-def resolved_run(recipe: Recipe, images: int, pace: Pace | None = None) -> tuple[Timeline, RunSize]:
-    """Return the resolved timeline with the steps of the run and of an epoch; errors as :func:`run_steps`."""
     if images < 1:
         raise ValueError(f"a run needs at least 1 training image, got {images}")
     timeline = timeline_of(recipe)
@@ -265,39 +204,24 @@ def resolved_run(recipe: Recipe, images: int, pace: Pace | None = None) -> tuple
         plan, size = _fixed_point(timeline, recipe, images, pace)
     except (ValueError, ArithmeticError) as error:
         raise EtudeError(f"recipe {recipe.name!r}: {error} ({_length_in_words(recipe, timeline)})") from None
-    _check_sizes(recipe, plan)
+    sizes = [moment.image_size or SMALLEST_SIZE for moment in plan.moments(SAMPLES)]
+    if min(sizes) < SMALLEST_SIZE or max(sizes) > LARGEST_SIZE:
+        raise EtudeError(
+            f"recipe {recipe.name!r} takes images from {min(sizes):,.6g} to {max(sizes):,.6g} px; "
+            f"give sizes from {SMALLEST_SIZE} to {LARGEST_SIZE:,}"
+        )
     if recipe.unlabeled.method == "online":
         plan = with_ramp(plan, recipe.unlabeled.weight, *recipe.unlabeled.ramp)
     return plan, size
 
 
-def run_size(recipe: Recipe, images: int, pace: Pace | None = None) -> RunSize:
-    """Return the steps of the run, and of an epoch at its mean batch size; the same errors as :func:`run_steps`."""
-    return resolved_run(recipe, images, pace)[1]
-
-
-def resolved_timeline(recipe: Recipe, images: int, pace: Pace | None = None) -> tuple[Timeline, int]:
-    """Return the timeline resolved for ``images`` training images, and its steps; errors as :func:`run_steps`.
-
-    >>> timeline, steps = resolved_timeline(Recipe(), images=100)
-    >>> timeline.is_resolved, steps
-    (True, 25)
-    """
-    timeline, size = resolved_run(recipe, images, pace)
-    return timeline, size.steps
-
-
-def nominal_timeline(recipe: Recipe) -> tuple[Timeline, int]:
-    """Return the timeline as it is on images of no particular number: for a figure, or a look ahead.
-
-    Raises:
-        EtudeError: its lengths fit no run.
-    """
+def nominal_timeline(recipe: Recipe) -> Timeline:
+    """Return the timeline resolved for an assumed number of images; EtudeError when its lengths fit none."""
     refusal = EtudeError("")
     for epoch_steps in (1_000, 20, 50_000, 5, 1):
         for seconds in (0.1, 10.0, 0.001) if needs_pace(recipe) else (0.1,):
             try:
-                return resolved_timeline(recipe, epoch_steps * recipe.train.batch_size, Pace(seconds))
+                return resolved_run(recipe, epoch_steps * recipe.train.batch_size, Pace(seconds))[0]
             except EtudeError as error:
                 refusal = error
     raise refusal
@@ -308,13 +232,14 @@ def timeline_warnings(
 ) -> list[str]:
     """Return what is allowed but seldom meant, a sentence each.
 
-    Told are a last phase that ends with images still changed, image sizes asked for that are above the images' own,
-    learning rates that jump, and settings that change nothing.
+    These are: a last phase that ends with images still changed, image sizes above the images' own, learning rates that
+    jump, and settings that change nothing.
 
     Args:
+        recipe: the recipe.
         median_side: median of the images' shorter sides in pixels, where it is known.
         timeline: resolved for the run, where its size is known.
-        given: the recipe as it was before its open settings were decided, which tells what was asked for by hand.
+        given: the recipe before its open settings were decided, which shows what was set by hand.
 
     Raises:
         EtudeError: the settings make no timeline.
@@ -322,33 +247,24 @@ def timeline_warnings(
     >>> timeline_warnings(Recipe(), median_side=300)
     []
     """
-    plan = timeline or nominal_timeline(recipe)[0]
+    plan, found = timeline or nominal_timeline(recipe), list[str]()
     end = plan.at(1.0)
-    told = [_unsettled(end), _enlarged(given or recipe, plan, median_side)]
-    return [sentence for sentence in told if sentence] + [*_idle(recipe), *plan.jumps()]
-
-
-def _unsettled(end: Moment) -> str:
     values = {"augment": end.augment, "mixup": end.mixup, "cutmix": end.cutmix}
-    on = [f"{name}={value:g}" for name, value in values.items() if value]
-    if not on:
-        return ""
-    return (
-        f"the last phase {end.phase!r} ends with {' and '.join(on)}, so the network ends on images unlike those it "
-        "will see; set them to 0 in that phase, or let them fall to 0"
-    )
-
-
-def _enlarged(recipe: Recipe, plan: Timeline, median_side: int | None) -> str:
-    """Sizes that nobody asked for are left alone: a pretrained network wants the size it was trained at."""
-    asked = recipe.timeline.phases or {"start_size", "final_size"} & recipe.timeline.model_fields_set
+    if on := [f"{name}={value:g}" for name, value in values.items() if value]:
+        found.append(
+            f"the last phase {end.phase!r} ends with {' and '.join(on)}, so the network ends on images unlike those it "
+            "will see; set them to 0 in that phase, or let them fall to 0"
+        )
+    # Default sizes are left alone: a pretrained network wants the size it was trained at.
+    shape = (given or recipe).timeline
+    by_hand = shape.phases or {"start_size", "final_size"} & shape.model_fields_set
     size = plan.largest_size(SAMPLES)
-    if median_side is None or not asked or size - plan.size_multiple < median_side:
-        return ""
-    return (
-        f"the timeline takes images to {size:,} px, above their own median side of {median_side:,} px: enlarging takes "
-        f"time and brings no detail; about {plan.rounded_size(median_side):,} px show all there is"
-    )
+    if median_side is not None and by_hand and size - plan.size_multiple >= median_side:
+        found.append(
+            f"the timeline takes images to {size:,} px, above their own median side of {median_side:,} px: enlarging "
+            f"takes time and brings no detail; about {plan.rounded_size(median_side):,} px show all there is"
+        )
+    return [*found, *_idle(recipe), *plan.jumps()]
 
 
 def _idle(recipe: Recipe) -> Iterator[str]:
@@ -372,15 +288,21 @@ def _fixed_point(timeline: Timeline, recipe: Recipe, images: int, pace: Pace | N
     """
     batch = min(recipe.train.batch_size, images)
     varied = "batch_size" in timeline.quantities()
-    mean = _Mean(1.0 if varied else batch, pace and pace.at(recipe.timeline.final_size) * 0.05)
+    mean_batch, seconds = 1.0 if varied else batch, pace and pace.at(recipe.timeline.final_size) * 0.05
     plan, size = timeline, RunSize(1)
     for _ in range(ROUNDS):
-        size = RunSize(_steps(recipe, timeline, images / mean.images, mean.seconds, pace), images / mean.images, pace)
+        size = RunSize(_steps(recipe, timeline, images / mean_batch, seconds, pace), images / mean_batch, pace)
         plan = timeline.resolved(size)
         if not varied and (recipe.timeline.length is None or pace is None):
             break
-        before, mean = mean, _mean(plan, batch, images, pace)
-        if math.isclose(before.images, mean.images) and math.isclose(before.seconds or 0.0, mean.seconds or 0.0):
+        before = mean_batch, seconds
+        moments = list(plan.moments(SAMPLES))
+        batches = [batch if one.batch_size is None else min(one.batch_size, images) for one in moments]
+        mean_batch = math.fsum(batches) / SAMPLES
+        if pace is not None:
+            each = (pace.at(one.image_size) * size / batch for one, size in zip(moments, batches, strict=True))
+            seconds = math.fsum(each) / SAMPLES
+        if math.isclose(before[0], mean_batch) and math.isclose(before[1] or 0.0, seconds or 0.0):
             break
     return plan, size
 
@@ -391,30 +313,8 @@ def _steps(recipe: Recipe, timeline: Timeline, epoch_steps: float, seconds: floa
         fixed = timeline.fixed_steps(epoch_steps, pace)
         return max(1, round(recipe.train.epochs * epoch_steps if fixed is None else fixed))
     amount, unit = parse_length(length)
-    in_unit: dict[str, Callable[[], float]] = {
-        "st": lambda: amount,
-        "ep": lambda: amount * epoch_steps,
-        "s": lambda: amount / (seconds or 1.0),
-    }
-    return max(1, round(in_unit[unit]()))
-
-
-def _mean(plan: Timeline, batch: int, images: int, pace: Pace | None) -> _Mean:
-    def size(moment: Moment) -> int:
-        return batch if moment.batch_size is None else min(moment.batch_size, images)
-
-    moments = list(plan.moments(SAMPLES))
-    seconds = pace and math.fsum(pace.at(moment.image_size) * size(moment) / batch for moment in moments) / SAMPLES
-    return _Mean(math.fsum(size(moment) for moment in moments) / SAMPLES, seconds)
-
-
-def _check_sizes(recipe: Recipe, plan: Timeline) -> None:
-    sizes = [moment.image_size or SMALLEST_SIZE for moment in plan.moments(SAMPLES)]
-    if min(sizes) < SMALLEST_SIZE or max(sizes) > LARGEST_SIZE:
-        raise EtudeError(
-            f"recipe {recipe.name!r} takes images from {min(sizes):,.6g} to {max(sizes):,.6g} px; "
-            f"give sizes from {SMALLEST_SIZE} to {LARGEST_SIZE:,}"
-        )
+    steps = {"st": amount, "ep": amount * epoch_steps, "s": amount / (seconds or 1.0)}
+    return max(1, round(steps[unit]))
 
 
 def _length_in_words(recipe: Recipe, timeline: Timeline) -> str:
@@ -438,6 +338,40 @@ def _lengths(tree: object) -> Iterator[str]:
         yield from _lengths(tuple(getattr(tree, field.name) for field in fields(tree)))
 
 
+def with_ramp(timeline: Timeline, weight: float, start: float, end: float) -> Timeline:
+    """Return a resolved timeline whose ``unlabeled_weight`` rises from 0 to ``weight`` between two shares of the run.
+
+    Phases count their own progress, so each gets its piece of the rise. A timeline that schedules the weight by itself
+    stays as it is.
+
+    >>> from etude.timeline import Phase
+    >>> plan = with_ramp(Timeline((Phase("a", 0.5), Phase("b", 0.5))), 2.0, 0.25, 0.75)
+    >>> [plan.at(progress).unlabeled_weight for progress in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    [0.0, 0.0, 1.0, 2.0, 2.0]
+    """
+    if "unlabeled_weight" in timeline.quantities():
+        return timeline
+
+    def risen(progress: float) -> float:
+        if progress >= end:
+            return weight
+        return 0.0 if progress <= start else weight * (progress - start) / (end - start)
+
+    def piece(left: float, right: float) -> Iterator[tuple[float, Curve]]:
+        inner = [point for point in (start, end) if left < point < right]
+        points = [left, *dict.fromkeys(inner), right]
+        for one, other in pairwise(points):
+            # Where the weight jumps (start = end), the value just after the point is that of the whole piece.
+            low, high = (weight, weight) if one >= end else (0.0, 0.0) if other <= start else (risen(one), risen(other))
+            yield (other - one) / (right - left), Constant(low) if low == high else Linear(low, high)
+
+    phases: list[Phase] = []
+    for phase, (_, left, right) in zip(timeline.phases, timeline.spans(), strict=True):
+        parts = tuple(piece(left, right))
+        phases.append(replace(phase, unlabeled_weight=parts[0][1] if len(parts) == 1 else Joined(parts)))
+    return replace(timeline, phases=tuple(phases))
+
+
 @dataclass(frozen=True, slots=True)
 class ImageSizes:
     """Sides of the square training images, in pixels, rounded as the timeline does."""
@@ -448,7 +382,7 @@ class ImageSizes:
 
 
 def image_sizes(recipe: Recipe) -> ImageSizes:
-    """Return the first, last and largest size of the recipe's timeline.
+    """Return the first, last and largest image size of the recipe's timeline.
 
     >>> from etude.recipe import load_recipe
     >>> image_sizes(load_recipe("progressive"))
@@ -470,7 +404,7 @@ def most_of(recipe: Recipe, quantity: str) -> float:
 
 def _moments(recipe: Recipe) -> list[Moment]:
     """Return moments of the whole run, both ends of every phase among them: a phase may last a few steps only."""
-    timeline, _ = nominal_timeline(recipe)
+    timeline = nominal_timeline(recipe)
     ends = [point for _, start, stop in timeline.spans() for point in (start, max(start, stop - 1e-6))]
     between = [step_progress(step, SAMPLES) for step in range(SAMPLES)]
     return [timeline.at(point) for point in sorted({0.0, 1.0, *ends, *between})]

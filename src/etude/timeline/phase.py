@@ -10,20 +10,6 @@ from etude.timeline.curves import Constant, Curve, is_resolved
 from etude.timeline.lengths import Length, parse_length
 from etude.timeline.plateau import Plateau
 
-QUANTITIES: tuple[str, ...] = (
-    "lr",
-    "momentum",
-    "image_size",
-    "augment",
-    "mixup",
-    "cutmix",
-    "dropout",
-    "drop_path",
-    "batch_size",
-    "label_smoothing",
-    "unlabeled_weight",
-)
-
 # Lowest and highest value that makes sense; augment is clipped to [0, 1] instead, so that a ramp may reach beyond it.
 LIMITS: dict[str, tuple[float, float]] = {
     "lr": (0.0, math.inf),
@@ -38,6 +24,8 @@ LIMITS: dict[str, tuple[float, float]] = {
     "label_smoothing": (0.0, 1.0),
     "unlabeled_weight": (0.0, math.inf),
 }
+
+QUANTITIES: tuple[str, ...] = tuple(LIMITS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +123,6 @@ class Phase:
                     f"phase {self.name!r} has {quantity} = {value!r}; "
                     "give a number, a curve such as Linear(0, 1), or None"
                 )
-        self._check_length()
-
-    def _check_length(self) -> None:
         try:
             amount, unit = parse_length(self.length)
         except ValueError as error:
@@ -181,5 +166,5 @@ def check_values(phase: Phase) -> None:
         wrong = [value for value in values if not low <= value <= high]
         if wrong:
             worst = max(wrong, key=lambda value: max(low - value, value - high))
-            accepted = f"at least {low:g}" if high == float("inf") else f"within [{low:g}, {high:g}]"
+            accepted = f"at least {low:g}" if high == math.inf else f"within [{low:g}, {high:g}]"
             raise ValueError(f"phase {phase.name!r} sets {quantity} to {worst:g}; it must be {accepted}")

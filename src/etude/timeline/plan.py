@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 from etude.timeline.curves import Curve, is_resolved, resolved
-from etude.timeline.lengths import Length, Pace, RunSize, check_shares, divided, length_in_steps, parse_length
+from etude.timeline.lengths import Pace, RunSize, check_shares, divided, length_in_steps, parse_length
 from etude.timeline.phase import QUANTITIES, Moment, Phase, check_values, step_progress
 from etude.timeline.plateau import Event
 
@@ -16,40 +16,36 @@ SIZE_SAMPLES = 32  # points at which a size curve is read for its mean area
 
 
 def resolve_phases(phases: Sequence[Phase], run: RunSize, size_multiple: int) -> tuple[Phase, ...]:
-    """Return the phases with all lengths as shares of the run.
-
-    Fixed lengths come first; shares divide what they leave.
-
-    Raises:
-        ValueError: the fixed lengths do not fit into the run, do not fill it although no phase has a share, or are
-            in a unit that ``run`` does not know.
-    """
-    lengths = [_in_steps_if_timed(phase, run, size_multiple) for phase in phases]
-    shares = divided(lengths, float(run.steps), run)
-    return tuple(_with_share(phase, share, run) for phase, share in zip(phases, shares, strict=True))
+    """Return the phases with all lengths as shares of the run; ValueError when they do not fit into it or fill it."""
+    # How many steps fit into a time depends on the phase's image sizes.
+    lengths = [
+        f"{steps_of(phase, run, size_multiple):.15g}st" if parse_length(phase.length)[1] == "s" else phase.length
+        for phase in phases
+    ]
+    resolved_phases: list[Phase] = []
+    for phase, share in zip(phases, divided(lengths, float(run.steps), run), strict=True):
+        curves = {name: _resolved_curve(phase, curve, share * run.steps, run) for name, curve in phase.curves().items()}
+        resolved_phases.append(replace(phase, length=share, **cast(dict[str, Any], curves)))
+    return tuple(resolved_phases)
 
 
 def steps_of(phase: Phase, run: RunSize, size_multiple: int) -> float:
     """Return the steps of a phase of fixed length; ValueError when its unit is one that ``run`` does not know."""
-    return length_in_steps(phase.length, float(run.steps), run, _mean_size(phase, run, size_multiple))
+    size, curve = None, phase.curve("image_size")
+    if curve is not None and parse_length(phase.length)[1] == "s":
+        # A step's work grows with the area, so the size is that of the phase's mean area. The curve of sizes may
+        # itself hold a fixed length, which depends on the steps that are sought; a few rounds settle that.
+        for _ in range(1 if is_resolved(curve) else 4):
+            steps = length_in_steps(phase.length, float(run.steps), run, size)
+            settled = _resolved_curve(phase, curve, steps, run)
+            points = ((sample + 0.5) / SIZE_SAMPLES for sample in range(SIZE_SAMPLES))
+            size = math.sqrt(sum(rounded(settled.at(point), size_multiple) ** 2 for point in points) / SIZE_SAMPLES)
+    return length_in_steps(phase.length, float(run.steps), run, size)
 
 
 def rounded(size: float, multiple: int) -> int:
     """Round half up to the multiple: Python's ``round`` would send 144 and 176 in different directions."""
     return max(multiple, math.floor(size / multiple + 0.5) * multiple)
-
-
-def _in_steps_if_timed(phase: Phase, run: RunSize, size_multiple: int) -> Length:
-    """Return the phase's length, in steps if it is in time: how many fit depends on the phase's image sizes."""
-    timed = parse_length(phase.length)[1] == "s"
-    return f"{steps_of(phase, run, size_multiple):.15g}st" if timed else phase.length
-
-
-def _with_share(phase: Phase, share: float, run: RunSize) -> Phase:
-    curves = {
-        quantity: _resolved_curve(phase, curve, share * run.steps, run) for quantity, curve in phase.curves().items()
-    }
-    return replace(phase, length=share, **cast(dict[str, Any], curves))
 
 
 def _resolved_curve(phase: Phase, curve: Curve, steps: float, run: RunSize) -> Curve:
@@ -59,44 +55,18 @@ def _resolved_curve(phase: Phase, curve: Curve, steps: float, run: RunSize) -> C
         raise ValueError(f"phase {phase.name!r}: {error}") from None
 
 
-def _mean_size(phase: Phase, run: RunSize, size_multiple: int) -> float | None:
-    """Return the size whose area is the phase's mean area, as a step's work grows with the area.
-
-    Only a phase in minutes asks for it. Its curve of sizes may itself hold a fixed length, which depends on the
-    steps that are sought; a few rounds settle that.
-    """
-    curve = phase.curve("image_size")
-    if curve is None or parse_length(phase.length)[1] != "s":
-        return None
-    size = None
-    for _ in range(1 if is_resolved(curve) else 4):
-        steps = length_in_steps(phase.length, float(run.steps), run, size)
-        settled = _resolved_curve(phase, curve, steps, run)
-        sizes = [rounded(settled.at((sample + 0.5) / SIZE_SAMPLES), size_multiple) for sample in range(SIZE_SAMPLES)]
-        size = math.sqrt(sum(size * size for size in sizes) / SIZE_SAMPLES)
-    return size
-
-
 # A phase's first moment belongs to it although sums of shares are rounded.
 SLACK = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A phase's place in the run.
-
-    Args:
-        phase: the phase.
-        start: progress of the run at which it begins.
-        stop: progress at which it ends.
-        length: share of the run it was planned to take; longer than ``stop - start`` when it was ended early.
-        curves: the phase's scheduled curves, by name.
-    """
+    """A phase's place in the run."""
 
     phase: Phase
-    start: float
+    start: float  # progress of the run
     stop: float
-    length: float
+    length: float  # share of the run as planned: longer than stop - start when the phase was ended early
     curves: tuple[tuple[str, Curve], ...]
 
 
@@ -115,10 +85,7 @@ def planned_spans(phases: Sequence[Phase]) -> tuple[Span, ...]:
 def moved_by(spans: tuple[Span, ...], events: Sequence[Event]) -> tuple[Span, ...]:
     """Return the places after the ``"end"`` events: each ends its phase, and later phases move up, as long as before.
 
-    An event after its phase's end changes nothing.
-
-    Raises:
-        ValueError: the events are out of order, or one names a phase that does not exist or has not begun.
+    An event after its phase's end changes nothing; events out of order or of a phase that has not begun are refused.
     """
     names, before = [span.phase.name for span in spans], 0.0
     for event in events:
@@ -133,16 +100,12 @@ def moved_by(spans: tuple[Span, ...], events: Sequence[Event]) -> tuple[Span, ..
                 f"which begins only at {spans[number].start:g}"
             )
         if event.kind == "end" and event.progress < spans[number].stop:
-            spans = _ended(spans, number, max(event.progress, spans[number].start))
+            moved = [*spans[:number], replace(spans[number], stop=max(event.progress, spans[number].start))]
+            for span in spans[number + 1 :]:
+                start = moved[-1].stop
+                moved.append(replace(span, start=start, stop=min(1.0, start + (span.stop - span.start))))
+            spans = tuple(moved)
     return spans
-
-
-def span_at(spans: tuple[Span, ...], progress: float) -> Span:
-    """Return the last span that has begun."""
-    for span in reversed(spans):
-        if span.start <= progress + SLACK:
-            return span
-    return spans[0]
 
 
 def scaled_lr(lr: float, events: Sequence[Event], progress: float) -> float:
@@ -161,14 +124,6 @@ def jump_between(before: float, after: float, peak: float) -> bool:
     if high <= 0.01 * peak and low == 0.0:
         return False
     return low == 0.0 or (high / low > 2.0 and not math.isclose(high / low, 2.0))
-
-
-def _ended(spans: tuple[Span, ...], number: int, progress: float) -> tuple[Span, ...]:
-    moved = [*spans[:number], replace(spans[number], stop=progress)]
-    for span in spans[number + 1 :]:
-        start = moved[-1].stop
-        moved.append(replace(span, start=start, stop=min(1.0, start + (span.stop - span.start))))
-    return tuple(moved)
 
 
 BatchScaling = Literal["none", "linear", "sqrt"]
@@ -194,7 +149,7 @@ class Timeline:
         ValueError: no phase, a name used twice, shares that do not sum to 1, a batch size scheduled in some phases
             only although the learning rate follows it, a value out of its limits, or events that do not fit.
 
-    >>> from etude.timeline import Linear, Phase, Timeline
+    >>> from etude.timeline import Linear
     >>> plan = Timeline((Phase("warmup", 0.5, lr=Linear(0, 1)), Phase("finish", 0.5, lr=Linear(1, 0), image_size=96)))
     >>> plan.at(0.25).lr, plan.at(0.5).phase, plan.at(1.0).image_size
     (0.5, 'finish', 96)
@@ -217,7 +172,9 @@ class Timeline:
             for phase in self.phases:
                 check_values(phase)
             object.__setattr__(self, "_spans", moved_by(planned_spans(self.phases), self.events))
-            object.__setattr__(self, "_base", float(self.base_batch_size or self._first_batch_size()))
+            batch = self.phases[0].curve("batch_size")
+            base = self.base_batch_size or (_whole(batch.at(0.0)) if batch else 1)
+            object.__setattr__(self, "_base", float(base))
         elif self.events:
             raise ValueError("events belong to a run of known size; resolve the timeline before adding them")
 
@@ -244,10 +201,6 @@ class Timeline:
                 "schedule it in every phase or in none"
             )
 
-    def _first_batch_size(self) -> int:
-        curve = self.phases[0].curve("batch_size")
-        return _whole(curve.at(0.0)) if curve else 1
-
     @property
     def is_resolved(self) -> bool:
         """Whether all lengths are shares, so that ``at`` can answer."""
@@ -265,7 +218,6 @@ class Timeline:
             ValueError: the fixed lengths do not fit into the run, do not fill it although no phase has a share, or
                 are in a unit that ``run`` does not know.
 
-        >>> from etude.timeline import RunSize
         >>> plan = Timeline((Phase("warmup", "25st"), Phase("finish", 1.0)))
         >>> [phase.length for phase in plan.resolved(RunSize(steps=100)).phases]
         [0.25, 0.75]
@@ -378,7 +330,8 @@ class Timeline:
             raise ValueError(f"progress is {progress}, it must lie in [0, 1]")
         spans = self._resolved_spans()
         progress = min(progress, spans[-1].stop)
-        return span_at(spans, progress), progress
+        begun = next((span for span in reversed(spans) if span.start <= progress + SLACK), spans[0])
+        return begun, progress
 
     def _batch_factor(self, batch_size: int | None) -> float:
         if batch_size is None or self.batch_scaling == "none":

@@ -6,6 +6,7 @@ import difflib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from etude.timeline.curves import Constant, Cosine, Curve, ExpRange, Joined, Linear, OneCycle, Triangular, Triangular2
@@ -42,9 +43,6 @@ class Shape:
         plateau: what the preset plateau does when a metric stops improving.
         knee: share of the peak at which cycles begin and end and the finish phase begins.
         min_lr_share: share of the peak at which the run ends.
-
-    Raises:
-        ValueError: a setting out of its range.
     """
 
     peak_lr: float
@@ -86,12 +84,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """A named way to build a timeline.
-
-    Args:
-        line: what it does, in one line.
-        build: makes the timeline of a shape.
-    """
+    """A named way to build a timeline: what it does, in one line, and the function that makes it."""
 
     line: str
     build: Callable[[Shape], Timeline]
@@ -117,13 +110,13 @@ def preset(name: str, shape: Shape) -> Timeline:
 
 
 def _default(shape: Shape) -> Timeline:
-    return _timeline(shape, _warmup(shape), _grow(shape, Linear(shape.start_size, shape.final_size)))
+    return _timeline(shape, _warmup(shape), _grow(shape))
 
 
 def _progressive(shape: Shape) -> Timeline:
     if shape.start_size == shape.final_size:
         shape = replace(shape, start_size=max(1, shape.final_size // 2))
-    return _timeline(shape, _warmup(shape), _grow(shape, _held_then_growing(shape)))
+    return _timeline(shape, _warmup(shape), replace(_grow(shape), image_size=_held_then_growing(shape)))
 
 
 def _five_minutes(shape: Shape) -> Timeline:
@@ -136,12 +129,13 @@ def _large_batch(shape: Shape) -> Timeline:
     scaled = shape.batch_size is not None and shape.batch_size > shape.base_batch_size
     start = shape.peak_lr * shape.base_batch_size / shape.batch_size if scaled and shape.batch_size else 0.0
     warmup = replace(_warmup(shape), lr=Linear(start, shape.peak_lr))
-    plan = _timeline(shape, warmup, _grow(shape, Linear(shape.start_size, shape.final_size)))
-    return replace(plan, batch_scaling="linear", base_batch_size=shape.base_batch_size)
+    return replace(
+        _timeline(shape, warmup, _grow(shape)), batch_scaling="linear", base_batch_size=shape.base_batch_size
+    )
 
 
 def _plateau(shape: Shape) -> Timeline:
-    hold = _middle(shape, "hold", Constant(shape.peak_lr), plateau=shape.plateau)
+    hold = replace(_middle(shape, "hold", Constant(shape.peak_lr)), plateau=shape.plateau)
     return _timeline(shape, _warmup(shape), hold, finish_from=shape.peak_lr)
 
 
@@ -152,15 +146,12 @@ def _one_cycle(shape: Shape) -> Timeline:
     return _timeline(replace(shape, momentum=high), cycle)
 
 
-def _cyclic(kind: type[Triangular]) -> Callable[[Shape], Timeline]:
-    def build(shape: Shape) -> Timeline:
-        curve = kind(shape.peak_lr * shape.knee, shape.peak_lr, shape.cycle)
-        cycles = _middle(shape, "cycles", curve, warmed_up=False)
-        if not curve.is_resolved:  # nobody knows yet where in a cycle the phase will end
-            return _timeline(shape, cycles, jump=True)
-        return _timeline(shape, cycles, finish_from=curve.at(1.0))
-
-    return build
+def _cyclic(kind: type[Triangular], shape: Shape) -> Timeline:
+    curve = kind(shape.peak_lr * shape.knee, shape.peak_lr, shape.cycle)
+    cycles = _middle(shape, "cycles", curve, warmed_up=False)
+    if not curve.is_resolved:  # where in a cycle the phase will end is not known yet
+        return _timeline(shape, cycles, jump=True)
+    return _timeline(shape, cycles, finish_from=curve.at(1.0))
 
 
 def _timeline(shape: Shape, *phases: Phase, finish_from: float | None = None, jump: bool = False) -> Timeline:
@@ -191,11 +182,11 @@ def _warmup(shape: Shape) -> Phase:
     )
 
 
-def _grow(shape: Shape, sizes: Curve) -> Phase:
-    return replace(_middle(shape, "grow", Cosine(shape.peak_lr, shape.peak_lr * shape.knee)), image_size=sizes)
+def _grow(shape: Shape) -> Phase:
+    return _middle(shape, "grow", Cosine(shape.peak_lr, shape.peak_lr * shape.knee))
 
 
-def _middle(shape: Shape, name: str, lr: Curve, *, warmed_up: bool = True, plateau: Plateau | None = None) -> Phase:
+def _middle(shape: Shape, name: str, lr: Curve, *, warmed_up: bool = True) -> Phase:
     """Return the phase before finish, which takes what the others leave."""
     others = (shape.warmup, shape.finish) if warmed_up else (shape.finish,)
     return Phase(
@@ -204,7 +195,6 @@ def _middle(shape: Shape, name: str, lr: Curve, *, warmed_up: bool = True, plate
         lr=lr,
         image_size=Linear(shape.start_size, shape.final_size),
         augment=Linear(0.5 * shape.augment if warmed_up else 0.0, shape.augment),
-        plateau=plateau,
         **_constants(shape),
     )
 
@@ -219,9 +209,9 @@ def _constants(shape: Shape) -> dict[str, Any]:
 
 
 def _held_then_growing(shape: Shape) -> Curve:
-    """Return the sizes of the phase between warmup and finish, after Composer's progressive resizing.
+    """Return the sizes between warmup and finish, after Composer's progressive resizing.
 
-    The share that is held counts the warmup in. Beside fixed lengths it is that of a warmup of 10% and a finish of 20%.
+    The share that is held counts the warmup in; with fixed lengths it is that of a warmup of 10% and a finish of 20%.
     """
     warmup, finish = share_of(shape.warmup), share_of(shape.finish)
     if warmup is None or finish is None:
@@ -236,10 +226,13 @@ def _held_then_growing(shape: Shape) -> Curve:
 PRESETS: dict[str, Preset] = {
     "default": Preset("warmup, then a cosine while sizes and augmentation grow, then a clean finish", _default),
     "cyclic": Preset(
-        "triangles between a base and a peak (Smith 2015, triangular), then a clean finish", _cyclic(Triangular)
+        "triangles between a base and a peak (Smith 2015, triangular), then a clean finish",
+        partial(_cyclic, Triangular),
     ),
-    "cyclic-decay": Preset("triangles that halve with every cycle (Smith 2015, triangular2)", _cyclic(Triangular2)),
-    "cyclic-exp": Preset("triangles that shrink exponentially (Smith 2015, exp_range)", _cyclic(ExpRange)),
+    "cyclic-decay": Preset(
+        "triangles that halve with every cycle (Smith 2015, triangular2)", partial(_cyclic, Triangular2)
+    ),
+    "cyclic-exp": Preset("triangles that shrink exponentially (Smith 2015, exp_range)", partial(_cyclic, ExpRange)),
     "one-cycle": Preset("one rise and one fall, momentum the other way round (Smith & Topin 2017)", _one_cycle),
     "plateau": Preset("constant until the metric stops improving, twice scaled down, then the finish", _plateau),
     "progressive": Preset(

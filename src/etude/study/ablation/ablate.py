@@ -21,7 +21,6 @@ from etude.study.ablation.report import Outcome, show_outcome, show_plan, write_
 from etude.study.ablation.runs import Runs, judge
 from etude.study.diagnostics import report, send
 from etude.study.doctor.doctor import Subject, choose_subject
-from etude.study.run.plan import at_trained_sizes
 from etude.study.run.request import Request, claim_run_folder
 from etude.study.run.session import (
     naming_resume,
@@ -172,9 +171,7 @@ def _prepare(asked: AblationRequest, screen: Screen) -> _Prepared:
     arms = {
         arm.name: load_recipe(request.recipe, [*request.settings, *as_settings(arm.changes)]) for arm in design.arms
     }
-    recipes = {
-        name: at_trained_sizes(resolve(recipe, subject.facts), lambda text: None) for name, recipe in arms.items()
-    }
+    recipes = {name: resolve(recipe, subject.facts) for name, recipe in arms.items()}
     assert subject.images is not None
     fingerprint = scan_images(subject.images, screen).fingerprint
     inputs = {**inputs_of(subject.recipe, subject.images, len(subject.images)), "images": fingerprint}

@@ -33,7 +33,7 @@ from etude.recipe.settings import value_range
 from etude.recipe.timeline import image_sizes
 from etude.study.doctor.machine import MachineFacts, read_facts
 from etude.study.run.frozen import Frozen, build_frozen, frozen_name, trainable_backbone
-from etude.study.run.plan import Amounts, Speed, at_trained_sizes, expected_seconds, measure_speed, stored_size
+from etude.study.run.plan import Amounts, Speed, expected_seconds, measure_speed, stored_size
 from etude.study.run.request import Request
 from etude.study.run.sources import read_sources
 from etude.training.probe import ProbeResult, probe_modes
@@ -140,7 +140,7 @@ def choose_subject(recipe: str, settings: Sequence[str], request: Request | None
     needed = required_size(asked.model.backbone)
     if request is None:
         facts = ImageFacts(_CAMERA_SIDE, 3, count=1_000, required_size=needed)
-        return Subject(at_trained_sizes(resolve(asked, facts), screen.warn), facts)
+        return Subject(resolve(asked, facts, screen.warn), facts)
     request.check()
     images = read_sources(request, asked, screen.warn).labelled
     spread = np.unique(np.linspace(0, len(images) - 1, min(_SCANNED, len(images))).astype(int))
@@ -152,7 +152,7 @@ def choose_subject(recipe: str, settings: Sequence[str], request: Request | None
         )
     facts = ImageFacts(scanned.median_short_side, scanned.channels, count=len(images), required_size=needed)
     return Subject(
-        at_trained_sizes(resolve(asked, facts), screen.warn),
+        resolve(asked, facts, screen.warn),
         facts,
         replace(images, described="; ".join([images.described, *ranges])),
         scanned.value_range,

@@ -20,8 +20,8 @@ from etude.journal.screen import Screen
 from etude.models.classifier import ModelCard
 from etude.models.head import LinearHead
 from etude.recipe import Recipe, load_recipe
-from etude.recipe.settings import supervised_recipe
-from etude.recipe.timeline import resolved_timeline, timeline_of
+from etude.recipe.resolve import supervised_recipe
+from etude.recipe.timeline import resolved_run, timeline_of
 from etude.study.diagnostics import hand_over, look_back, report
 from etude.study.run.finish import finish
 from etude.study.run.frozen import add_views
@@ -184,7 +184,8 @@ class Job:
             self._find_lr(fold, policy)
         figure, title, recipe = folder / "timeline.png", f"{self.recipe.name}{suffix}", supervised_recipe(self.recipe)
         images = len(fold.train) + sum(len(rows) for rows in self.extras.rows)
-        timeline, steps = resolved_timeline(recipe, images, self.prepared.pace)
+        timeline, size = resolved_run(recipe, images, self.prepared.pace)
+        steps = size.steps
         try:
             with session.stage(f"fine-tune{suffix}") as stage:
                 draw_timeline(figure, timeline, steps, title=title)

@@ -20,8 +20,9 @@ from etude.models.backbones import Backbone
 from etude.models.device import best_device
 from etude.models.features import autocast
 from etude.models.modes import AskedMode, Mode, applied, lay_out, lay_out_images, likely_mode
-from etude.recipe.settings import Recipe, labelled_share, mixed_recipe, supervised_recipe
-from etude.recipe.timeline import image_sizes, most_of, resolved_run, resolved_timeline, timeline_of
+from etude.recipe.resolve import labelled_share, mixed_recipe, supervised_recipe
+from etude.recipe.settings import Recipe
+from etude.recipe.timeline import image_sizes, most_of, resolved_run
 from etude.study.run.frozen import Frozen
 from etude.study.run.request import Request
 from etude.study.run.session import Row, Session
@@ -160,8 +161,8 @@ def expected_seconds(
         stages.append(("features", features.infer_at(recipe.model.feature_size) * seen))
         stages.append(("head", _head_seconds(recipe, amounts, head_weights) * views * amounts.folds))
     if training is not None:
-        timeline, steps = resolved_timeline(recipe, amounts.train, pace_of(training, recipe, amounts))
-        one = training_seconds(training, timeline, steps, min(recipe.train.batch_size, amounts.train))
+        timeline, size = resolved_run(recipe, amounts.train, pace_of(training, recipe, amounts))
+        one = training_seconds(training, timeline, size.steps, min(recipe.train.batch_size, amounts.train))
         stages.append(("fine-tune", one * amounts.folds))
         if recipe.unlabeled.is_on:
             stages.append(("unlabelled", _unlabelled_seconds(recipe, amounts, training) * amounts.folds))
@@ -189,10 +190,10 @@ def _unlabelled_seconds(recipe: Recipe, amounts: Amounts, training: Speed) -> fl
     pool = pool_size(recipe, amounts)
     share = labelled_share(recipe, amounts.train, pool)
     images = epoch_images(amounts.train, pool, share)
-    timeline, steps = resolved_timeline(recipe, images, pace_of(training, recipe, amounts))
-    seconds = training_seconds(training, timeline, steps, recipe.train.batch_size)
+    timeline, size = resolved_run(recipe, images, pace_of(training, recipe, amounts))
+    seconds = training_seconds(training, timeline, size.steps, recipe.train.batch_size)
     if recipe.unlabeled.method == "online":
-        rounds, seconds = 1, seconds + training.infer * recipe.train.batch_size * (1 - share) * steps
+        rounds, seconds = 1, seconds + training.infer * recipe.train.batch_size * (1 - share) * size.steps
     return rounds * (seconds + training.infer * pool * recipe.predict.tta)
 
 
@@ -203,23 +204,6 @@ def _head_seconds(recipe: Recipe, amounts: Amounts, weights: int) -> float:
     rows = searched * candidates + amounts.train
     fits = recipe.head.folds * candidates + 1
     return 4.0 * weights * rows * _SOLVER_STEPS / _FLOPS + fits * _SECONDS_A_FIT
-
-
-def at_trained_sizes(recipe: Recipe, warn: Callable[[str], None]) -> Recipe:
-    """Return the recipe with the image sizes that training really takes: whole multiples of the timeline's.
-
-    Validation and prediction then see images of the size that was trained at last. ``warn`` is told of any change.
-    """
-    asked, timeline = recipe.timeline, timeline_of(recipe)
-    sizes = {"start_size": asked.start_size, "final_size": asked.final_size}
-    taken = {name: timeline.rounded_size(size) for name, size in sizes.items()}
-    changes = [f"timeline.{name} {size} becomes {taken[name]}" for name, size in sizes.items() if size != taken[name]]
-    if changes and "finetune" in recipe.stages:
-        warn(
-            f"training takes multiples of {asked.size_multiple} px, so {' and '.join(changes)}; "
-            "--set timeline.size_multiple=1 allows any size"
-        )
-    return recipe.model_copy(update={"timeline": asked.model_copy(update=taken)})
 
 
 def refuse_single_images(recipe: Recipe, train: int) -> None:
@@ -309,8 +293,8 @@ def settle_training(
 
 
 def _expected_seconds(recipe: Recipe, speed: Speed, amounts: Amounts) -> float:
-    timeline, steps = resolved_timeline(recipe, amounts.train, pace_of(speed, recipe, amounts))
-    return training_seconds(speed, timeline, steps, min(recipe.train.batch_size, amounts.train)) * amounts.folds
+    timeline, size = resolved_run(recipe, amounts.train, pace_of(speed, recipe, amounts))
+    return training_seconds(speed, timeline, size.steps, min(recipe.train.batch_size, amounts.train)) * amounts.folds
 
 
 def _largest_batch(recipe: Recipe, amounts: Amounts) -> int:

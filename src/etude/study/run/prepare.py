@@ -22,7 +22,6 @@ from etude.recipe.timeline import timeline_warnings
 from etude.study.run.frozen import Frozen, FrozenFeatures, build_frozen, compute_features, trainable_backbone
 from etude.study.run.plan import (
     Amounts,
-    at_trained_sizes,
     refuse_single_images,
     settle_training,
     show_plan,
@@ -95,7 +94,7 @@ def prepare(session: Session, recipe: Recipe, sources: Sources) -> Prepared:
             count=sources.train_count,
             required_size=required_size(recipe.model.backbone),
         )
-        asked, recipe = recipe, at_trained_sizes(resolve(recipe, facts), session.warn)
+        asked, recipe = recipe, resolve(recipe, facts, session.warn)
         if "finetune" in recipe.stages:
             for text in timeline_warnings(recipe, surveyed.median_short_side, given=asked):
                 session.warn(text)

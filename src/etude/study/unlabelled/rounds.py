@@ -19,7 +19,7 @@ from etude.inference.views import many_views
 from etude.journal.figures.timeline import draw_timeline
 from etude.journal.record import Stage
 from etude.models.head import fit_head
-from etude.recipe.settings import labelled_share, mixed_recipe, share_caution
+from etude.recipe.resolve import labelled_share, mixed_recipe, share_caution
 from etude.refine.pseudo_labels import Drift, PseudoLabelRule, Selected, drift
 from etude.refine.views import gain_by_views
 from etude.study.run.frozen import compute_features
