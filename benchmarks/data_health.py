@@ -33,7 +33,7 @@ import numpy as np
 from PIL import Image
 
 from common import machine, spread
-from etude.core.context import Silent
+from etude.core.context import Context, Silent
 from etude.core.seeds import rng_for
 from etude.data.dataset import Dataset, open_dataset
 from etude.data.scan import read_facts, scan_images
@@ -209,7 +209,7 @@ def clean_features(images: list[Image.Image], labels: np.ndarray, cache: Path, f
     data, _ = opened(write(folder / "clean", images, labels, 0), recipe.model.feature_size, cache)
     frozen = build_frozen(recipe, 1)
     assert frozen is not None
-    found = compute_features(frozen, data, recipe, precision="fp32", cache=cache, progress=Silent())
+    found = compute_features(frozen, data, recipe, "fp32", Context(cache=cache))
     return found.values, data.labels
 
 

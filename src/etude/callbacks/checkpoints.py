@@ -41,7 +41,7 @@ class Checkpoints(Checkpoint):
         *,
         every_steps: int | None = None,
         every_seconds: float = 60.0,
-        warn: Callable[[str], None] = warnings.warn,
+        warn: Callable[[str], object] = warnings.warn,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__()

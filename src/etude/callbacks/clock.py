@@ -114,7 +114,7 @@ class Clock(EtudeCallback):
     """
 
     def __init__(
-        self, timeline: Timeline, steps: int | None = None, warn: Callable[[str], None] = warnings.warn
+        self, timeline: Timeline, steps: int | None = None, warn: Callable[[str], object] = warnings.warn
     ) -> None:
         super().__init__()
         self._given, self._warn = (timeline, steps or 0), warn

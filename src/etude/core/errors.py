@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 
 class EtudeError(Exception):
@@ -57,13 +57,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {matches[0]!r}?" if matches else ""
 
 
-def listed(names: Iterable[str], most: int = 5) -> str:
-    """Join names for a sentence, cut after ``most``.
+def listed(names: Iterable[str], most: int = 5, shown: Callable[[str], str] = repr) -> str:
+    """Join names for a sentence, quoted by default, cut after ``most``.
 
     >>> listed(["a", "b", "c"], most=2)
     "'a', 'b' and 1 more"
     """
     names = list(names)
-    shown = ", ".join(repr(name) for name in names[:most])
+    first = ", ".join(map(shown, names[:most]))
     rest = len(names) - most
-    return f"{shown} and {rest:,} more" if rest > 0 else shown
+    return f"{first} and {rest:,} more" if rest > 0 else first

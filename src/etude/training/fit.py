@@ -38,7 +38,7 @@ def fine_tune(
     task: FineTuneTask,
     *,
     progress: Progress,
-    warn: Callable[[str], None],
+    warn: Callable[[str], object],
     name: str = "fine-tune",
 ) -> Finished:
     """Train ``model`` in place by the task's recipe.

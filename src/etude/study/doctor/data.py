@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from etude.core.context import default_cache
+from etude.core.context import Context, default_cache
 from etude.core.text import counted
 from etude.data.dataset import Dataset, open_dataset
 from etude.data.scan import Scan
@@ -47,7 +47,7 @@ def examine_data(request: Request, screen: Screen) -> dict[str, Any]:
     def features(images: Dataset | None) -> np.ndarray | None:
         if frozen is None or images is None:
             return None
-        return compute_features(frozen, images, recipe, precision=precision, cache=cache, progress=screen).values
+        return compute_features(frozen, images, recipe, precision, Context(screen, warn, cache)).values
 
     data, test = opened(sources.labelled, scans.labelled, recipe.data.fit), None
     folds = make_folds(data, sources, request, recipe, screen.warn)

@@ -1,10 +1,9 @@
-"""The end of a run: predictions of validation, training and test images, the submission, and what stands where."""
+"""The end of a run: predictions of validation, training and test images, the submission, and the list of files."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -13,16 +12,15 @@ from etude.core.metrics import score_of
 from etude.core.predictions import Predictions
 from etude.core.submission import Unreadable, write_submission
 from etude.data.dataset import Dataset
-from etude.inference.predict import predict
 from etude.inference.views import many_views
 from etude.refine.ensemble import average
 from etude.refine.views import gain_by_views
 from etude.study.run.network import Candidate
 from etude.study.run.prepare import Prepared
-from etude.study.run.session import Row, Session
+from etude.study.run.session import Session
 
 TRAINED_ON = "trained_on.json"
-"""The file that tells which images a run was trained on, by the hashes of their contents."""
+"""Holds the content hashes of the images that a run was trained on."""
 
 
 def finish(session: Session, kept: Sequence[tuple[str, Candidate]], prepared: Prepared) -> list[tuple[str, Candidate]]:
@@ -32,32 +30,32 @@ def finish(session: Session, kept: Sequence[tuple[str, Candidate]], prepared: Pr
     Returns:
         The kept models; where views did harm on the validation images, their cards ask for the plain one alone.
     """
-    data, test = prepared.data, prepared.test
+    data, folder = prepared.data, session.folder
     valid, harm = _validation(session, [candidate for _, candidate in kept], data, prepared.recipe.predict.tta_if)
     if harm:
         valid, kept = replace(valid, logits=valid.logits[:1]), _with_plain_view(session, kept, harm)
     candidates = [candidate for _, candidate in kept]
-    written = [session.folder / name for name in ("valid.npz", "train.npz", "test.npz", "submission.csv")]
+    written = [folder / name for name in ("valid.npz", "train.npz", "test.npz", "submission.csv")]
     session.record.forget(written)
     valid.save(written[0])
     _train(session, candidates, data)
     trained = np.unique(np.concatenate([fold.train for fold in prepared.folds]))
-    write_json(session.folder / TRAINED_ON, {"files": data.build.content_hashes.take(trained).hex()})
-    if test is not None:
-        _test(session, candidates, test)
-    right, negative_loss = score_of(valid)
-    session.record.set(
-        "result",
-        {
-            "models": [name for name, _ in kept],
-            "kept": [candidate.stage for candidate in candidates],
-            "notes": [candidate.notes for candidate in candidates],
-            "accuracy": right,
-            "log_loss": -negative_loss,
-            "validation_images": len(valid),
-        },
-    )
-    for path in sorted([*_written(session.folder), session.folder / TRAINED_ON]):
+    write_json(folder / TRAINED_ON, {"files": data.build.content_hashes.take(trained).hex()})
+    if prepared.test is not None:
+        _test(session, candidates, prepared.test)
+    accuracy, negative_loss = score_of(valid)
+    result = {
+        "models": [name for name, _ in kept],
+        "kept": [candidate.stage for candidate in candidates],
+        "notes": [candidate.notes for candidate in candidates],
+        "accuracy": accuracy,
+        "log_loss": -negative_loss,
+        "validation_images": len(valid),
+    }
+    session.record.set("result", result)
+    endings = (".safetensors", ".npz", ".csv", ".png")
+    found = (path for path in folder.rglob("*") if path.suffix in endings and path.is_file())
+    for path in sorted([*(path for path in found if "checkpoints" not in path.parts), folder / TRAINED_ON]):
         session.record.artefact(path)
     return list(kept)
 
@@ -69,28 +67,19 @@ def _validation(
     metrics in which its views do harm, if they are to be left out for it.
     """
     if len(many_views(candidates[0].card.policy, candidates[0].card.tta)) == 1:
-        parts = [candidate.valid for candidate in candidates]
-        if len(parts) > 1:
-            session.scores["out-of-fold"] = Row("out-of-fold", None, _stacked(parts))
-        return _stacked(parts), ()
+        whole = _stacked([candidate.valid for candidate in candidates])
+        if len(candidates) > 1:
+            session.scores["out-of-fold"] = "out-of-fold", whole
+        return whole, ()
     with session.stage("TTA") as stage:
         position = {name: row for row, name in enumerate(data.images.ids)}
-        parts = [
-            predict(
-                candidate.model,
-                candidate.card,
-                data.build.store.gather,
-                np.array([position[name] for name in candidate.valid.ids]),
-                candidate.valid.ids,
-                labels=candidate.valid.labels,
-                tta=candidate.card.tta,
-                known_features=candidate.valid.features,
-                progress=session.screen,
-                name="TTA",
+        whole = _stacked([
+            one.predict(
+                data, np.array([position[name] for name in one.valid.ids]), session.context,
+                tta=one.card.tta, known_features=one.valid.features, name="TTA",
             )
-            for candidate in candidates
-        ]
-        whole = _stacked(parts)
+            for one in candidates
+        ])  # fmt: skip
         gains = gain_by_views(whole)
         stage.note("views", whole.logits.shape[0])
         stage.note("views that are enough", gains.enough)
@@ -104,7 +93,7 @@ def _validation(
 def _with_plain_view(
     session: Session, kept: Sequence[tuple[str, Candidate]], harm: Sequence[str]
 ) -> list[tuple[str, Candidate]]:
-    """Return the kept models with cards that ask for one view, which are saved and told."""
+    """Save the kept models with cards that ask for one view, and return them."""
     words = {"log_loss": "raise the log loss", "accuracy": "lower the accuracy beyond noise"}
     session.warn(
         f"the views {' and '.join(words[name] for name in harm)} on validation images, so images are predicted by the "
@@ -124,61 +113,33 @@ def _train(session: Session, candidates: Sequence[Candidate], data: Dataset) -> 
     if len(candidates) > 1:
         session.warn("predict.train_features=always saves nothing with several folds: the model of each has its own")
         return
+    known = None if train.features is None else train.features[train.rows]
     with session.stage("train features"):
-        predict(
-            candidates[0].model,
-            candidates[0].card,
-            data.build.store.gather,
-            train.rows,
-            [data.images.ids[row] for row in train.rows],
-            labels=data.labels[train.rows],
-            known_features=None if train.features is None else train.features[train.rows],
-            progress=session.screen,
-            name="train features",
-        ).save(session.folder / "train.npz")
+        found = candidates[0].predict(data, train.rows, session.context, known_features=known, name="train features")
+        found.save(session.folder / "train.npz")
 
 
 def _test(session: Session, candidates: Sequence[Candidate], test: Dataset) -> None:
+    rows, request = np.arange(len(test)), session.request
     with session.stage("predict test"):
-        parts = [
-            predict(
-                candidate.model,
-                candidate.card,
-                test.build.store.gather,
-                np.arange(len(test)),
-                test.images.ids,
-                tta=candidate.card.tta,
-                progress=session.screen,
-            )
-            for candidate in candidates
-        ]
+        parts = [one.predict(test, rows, session.context, tta=one.card.tta) for one in candidates]
         predictions = parts[0] if len(parts) == 1 else average(parts)
         predictions.save(session.folder / "test.npz")
         write_submission(
-            session.folder / "submission.csv",
-            predictions,
-            probabilities=session.request.probabilities,
-            sample=session.request.sample_submission,
-            positive=session.request.positive,
+            session.folder / "submission.csv", predictions,
+            probabilities=request.probabilities, sample=request.sample_submission, positive=request.positive,
             unreadable=Unreadable([bad.id for bad in test.build.bad], session.record.get("data")["classes"]),
             warn=session.warn,
-        )
+        )  # fmt: skip
 
 
 def _stacked(parts: Sequence[Predictions]) -> Predictions:
     """Put the folds' validation predictions below each other; features are left out, as each fold has its own."""
     if len(parts) == 1:
         return parts[0]
-    labels = [part.labels for part in parts if part.labels is not None]
     return Predictions(
         ids=tuple(name for part in parts for name in part.ids),
         classes=parts[0].classes,
         logits=np.concatenate([part.logits for part in parts], axis=1),
-        labels=np.concatenate(labels),
+        labels=np.concatenate([part.labels for part in parts if part.labels is not None]),
     )
-
-
-def _written(folder: Path) -> list[Path]:
-    suffixes = (".safetensors", ".npz", ".csv", ".png")
-    kept = (path for path in folder.rglob("*") if "checkpoints" not in path.parts)  # those go when the run ends
-    return [path for path in kept if path.suffix in suffixes and path.is_file()]

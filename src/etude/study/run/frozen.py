@@ -1,13 +1,12 @@
-"""Stage 2's backbone as it is trained."""
+"""The backbones of both stages: stage 1's, frozen, with its cached features, and stage 2's as it is trained."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
-from etude.core.context import Progress
+from etude.core.context import Context
 from etude.core.files import digest_of
 from etude.data.batches import Augment
 from etude.data.dataset import Dataset
@@ -23,14 +22,7 @@ from etude.training.optimizer import freeze_depthwise, freeze_first_layers
 
 @dataclass(frozen=True, slots=True)
 class Frozen:
-    """Stage 1's backbone.
-
-    Args:
-        name: of the backbone.
-        backbone: the frozen network, batch norm folded, several depths pooled.
-        own_features: width of the network's own features, the first columns.
-        levels: depths pooled beside them.
-    """
+    """Stage 1's backbone, batch norm folded; ``levels`` more depths are pooled after its own features."""
 
     name: str
     backbone: Backbone
@@ -40,12 +32,7 @@ class Frozen:
 
 @dataclass(frozen=True, slots=True)
 class AugmentedViews:
-    """Features of training images under random changes.
-
-    Args:
-        rows: sorted int (R,), the images.
-        values: float16 (V, R, D), without the plain view.
-    """
+    """Features float16 (V, R, D) of augmented views of the training images at the sorted ``rows`` (R,)."""
 
     rows: np.ndarray
     values: np.ndarray
@@ -53,15 +40,7 @@ class AugmentedViews:
 
 @dataclass(frozen=True, slots=True)
 class FrozenFeatures:
-    """Features of every image of a data set.
-
-    Args:
-        frozen: the network they come from.
-        preprocessing: of its input.
-        values: float16 (N, D).
-        reused: whether they came from the cache.
-        augmented: of more views of the training images, or None.
-    """
+    """Features float16 (N, D) of every image of a dataset; ``reused`` if they came from the cache."""
 
     frozen: Frozen
     preprocessing: Preprocessing
@@ -74,8 +53,8 @@ class FrozenFeatures:
         plain = self.values[rows, :columns]
         if self.augmented is None:
             return plain[None]
-        places = np.searchsorted(self.augmented.rows, rows)
-        return np.concatenate([plain[None], self.augmented.values[:, places, :columns]])
+        positions = np.searchsorted(self.augmented.rows, rows)
+        return np.concatenate([plain[None], self.augmented.values[:, positions, :columns]])
 
 
 def frozen_name(recipe: Recipe) -> str:
@@ -97,10 +76,8 @@ def build_frozen(recipe: Recipe, channels: int) -> Frozen | None:
     return Frozen(frozen_name(recipe), pooled, backbone.num_features, levels)
 
 
-def compute_features(
-    frozen: Frozen, data: Dataset, recipe: Recipe, *, precision: str, cache: Path, progress: Progress
-) -> FrozenFeatures:
-    """Return the features of all images, from the cache when data, size, weights and numeric mode are the same."""
+def compute_features(frozen: Frozen, data: Dataset, recipe: Recipe, precision: str, context: Context) -> FrozenFeatures:
+    """Return the features of all images, from the cache when data, size, weights and precision are the same."""
     module = frozen.backbone.module
     preprocessing = Preprocessing.of(frozen.backbone, data.build, recipe.model.feature_size)
     gather, rows = data.build.store.gather, np.arange(len(data))
@@ -112,8 +89,8 @@ def compute_features(
     )
     module.to(best_device())
     values, reused = cached(
-        cache / "features" / f"{key}.npz",
-        lambda: extract_features(module, gather, rows, preprocessing, progress=progress, precision=precision),
+        context.cached("features", f"{key}.npz"),
+        lambda: extract_features(module, gather, rows, preprocessing, progress=context, precision=precision),
         len(rows),
     )
     return FrozenFeatures(frozen, preprocessing, values, reused)
@@ -126,25 +103,25 @@ def add_views(
     recipe: Recipe,
     augment: Augment,
     policy: str,
-    *,
-    seed: int,
     precision: str,
-    cache: Path | None,
-    progress: Progress,
+    context: Context,
+    *,
+    keep: bool,
 ) -> FrozenFeatures:
     """Return the features with ``recipe.head.views`` views of the images ``rows``, from the cache where it has them.
 
     Args:
         augment: ``augment(images, strength, rng, size)``.
         policy: tells this change from every other.
+        keep: whether the cache may hold them; not where ``policy`` cannot tell one change from another.
     """
     store, module = data.build.store, features.frozen.backbone.module.to(best_device())
     rows = np.unique(rows)
     values = extract_views(
         module, store.gather, rows, features.preprocessing,
-        augment=augment, policy=policy, views=recipe.head.views, seed=seed, data=store.folder.name,
+        augment=augment, policy=policy, views=recipe.head.views, seed=context.seed, data=store.folder.name,
         plain=features.values[rows], source_size=store.source_size, precision=precision,
-        cache=None if cache is None else cache / "features", progress=progress,
+        cache=context.cached("features") if keep else None, progress=context,
     )  # fmt: skip
     return replace(features, augmented=AugmentedViews(rows, values[1:]))
 

@@ -27,7 +27,6 @@ from etude.study.run.finish import finish
 from etude.study.run.frozen import add_views
 from etude.study.run.lr_find import find_lr, refuse_idle_search
 from etude.study.run.network import NO_EXTRAS, Candidate, better, finetune_candidate, fit_head_on, head_candidate
-from etude.study.run.plan import show_scores
 from etude.study.run.policy import PolicyChoice, settle_policy
 from etude.study.run.prepare import Prepared, prepare
 from etude.study.run.request import Request, claim_run_folder
@@ -121,7 +120,7 @@ class Job:
         kept = [self._train(fold, number, len(folds)) for number, fold in enumerate(folds, 1)]
         kept = finish(self.session, kept, self.prepared)
         look_back(self.session, self.prepared, kept, kept[0][1].card.policy)
-        show_scores(self.session.screen, self.session.table())
+        self.session.show_table()
 
     def _train(self, fold: Fold, number: int, count: int) -> tuple[str, Candidate]:
         """Train the recipe's stages on one fold; return its folder's name and the better candidate, which is saved."""
@@ -134,7 +133,7 @@ class Job:
         if self.prepared.features is not None:
             with session.stage(f"head{suffix}") as stage:
                 head = fit_head_on(self.prepared.data, fold, self.prepared.features, self.recipe)
-                candidates.append(head_candidate(self.prepared, fold, head, session.screen))
+                candidates.append(head_candidate(self.prepared, fold, head, session.context))
             session.scored(stage, candidates[-1].valid)
             # So that a run killed in stage 2 can already predict.
             session.save_model(name, candidates[-1].model, candidates[-1].card)
@@ -169,9 +168,8 @@ class Job:
         with session.stage("views"):
             features = add_views(
                 prepared.features, prepared.data, np.concatenate([fold.train for fold in folds]), self.recipe,
-                changes_of(policy, own), f"{policy} {own} {code}",
-                seed=session.request.seed, precision=prepared.precision,
-                cache=None if code is None else session.cache, progress=session.screen,
+                changes_of(policy, own), f"{policy} {own} {code}", prepared.precision, session.context,
+                keep=code is not None,
             )  # fmt: skip
         self.prepared = replace(prepared, features=features)
 
@@ -191,9 +189,8 @@ class Job:
                 draw_timeline(figure, timeline, steps, title=title)
                 self._record_timeline(folder, timeline, steps)
                 trained, done = finetune_candidate(
-                    replace(self.prepared, recipe=recipe), fold,
-                    policy=policy, folder=folder, resume=session.request.resume,
-                    progress=session.screen, warn=session.warn, extras=self.extras,
+                    replace(self.prepared, recipe=recipe), fold, session.context,
+                    policy=policy, folder=folder, resume=session.request.resume, extras=self.extras,
                 )  # fmt: skip
                 stage.note("steps", done.steps)
                 stage.note("events", [f"{event.kind} at {event.progress:.1%}" for event in done.timeline.events])
@@ -229,7 +226,7 @@ class Job:
         session, figure = self.session, self.session.folder / "lr_find.png"
         try:
             with session.stage("lr-find"):
-                found = find_lr(self.prepared, fold, policy, figure=figure, progress=session.screen)
+                found = find_lr(self.prepared, fold, policy, figure, session.context)
         except NoDescentError as problem:
             session.warn(f"train.lr={self.recipe.train.lr:g} is kept: {problem}")
             return {"lr": self.recipe.train.lr}

@@ -6,7 +6,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from etude.core.context import Progress
+from etude.core.context import Context
 from etude.core.errors import EtudeError
 from etude.core.lr_range import LrSuggestion, suggest_lr
 from etude.data.split import Fold
@@ -24,7 +24,7 @@ from etude.study.run.sources import read_sources
 from etude.training.lr_range import lr_range_test
 
 
-def find_lr(prepared: Prepared, fold: Fold, policy: str, *, figure: Path, progress: Progress) -> LrSuggestion:
+def find_lr(prepared: Prepared, fold: Fold, policy: str, figure: Path, context: Context) -> LrSuggestion:
     """Run a range test on a fresh network and draw it; return what to set ``train.lr`` to.
 
     The test finds the rate that the timeline may reach at its peak; ``train.lr`` is that divided by what the timeline
@@ -36,21 +36,17 @@ def find_lr(prepared: Prepared, fold: Fold, policy: str, *, figure: Path, progre
     model, card = starting_network(prepared, fold, policy)
     with tempfile.TemporaryDirectory() as nowhere:
         task = training_task(prepared, fold, card, Path(nowhere))
-        rates, losses = lr_range_test(model, task, progress=progress)
+        rates, losses = lr_range_test(model, task, progress=context)
     suggestion = suggest_lr(rates, losses)
     draw_lr_range(figure, rates, losses, suggestion.smoothed, suggestion)
     return replace(suggestion, lr=suggestion.lr * prepared.recipe.train.lr / most_of(prepared.recipe, "lr"))
 
 
 def search(request: Request, screen: Screen, figure: Path) -> LrSuggestion:
-    """Prepare the images as a run would, and search the learning rate on its first fold; only the figure is kept.
-
-    Raises:
-        EtudeError: whatever the user can mend, in one sentence.
-    """
+    """Prepare the images as a run would, and search the learning rate on its first fold; only the figure is kept."""
     request.check()
     recipe = load_recipe(request.recipe, request.settings)
-    refuse_idle_search(recipe, asked=True)
+    refuse_idle_search(recipe, always=True)
     sources = read_sources(request, recipe, screen.warn)
     with tempfile.TemporaryDirectory() as nowhere:
         record = RunRecord.open(
@@ -64,19 +60,12 @@ def search(request: Request, screen: Screen, figure: Path) -> LrSuggestion:
         if prepared.features is not None and prepared.recipe.augment.policy == "auto":  # to measure symmetries with
             head = fit_head_on(prepared.data, fold, prepared.features, prepared.recipe)
         policy = settle_policy(session, prepared, fold, head).policy
-        return find_lr(prepared, fold, policy, figure=figure, progress=screen)
+        return find_lr(prepared, fold, policy, figure, session.context)
 
 
-def refuse_idle_search(recipe: Recipe, asked: bool = False) -> None:
-    """Refuse to search a learning rate that nothing would use.
-
-    Args:
-        asked: whether the search was asked for by more than the recipe.
-
-    Raises:
-        EtudeError: with what to give instead.
-    """
-    if (asked or recipe.train.find_lr) and "finetune" not in recipe.stages:
+def refuse_idle_search(recipe: Recipe, always: bool = False) -> None:
+    """Refuse to search a learning rate that nothing would use; ``always`` where the search is the command."""
+    if (always or recipe.train.find_lr) and "finetune" not in recipe.stages:
         raise EtudeError(
             f"recipe {recipe.name!r} fine-tunes no network, so it has no learning rate to search: give another --recipe"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from etude.core.context import Progress
+from etude.core.context import Context
 from etude.core.metrics import score_of
 from etude.core.predictions import Predictions
 from etude.core.seeds import derive_seed
@@ -39,10 +38,10 @@ class Extras:
     Args:
         rows: unlabelled images, with pseudo-labels or without.
         mix: how they share the batches with the labelled ones.
-        prior: (C,) class shares that online pseudo-labels are aligned to, or None.
-        teacher: float32 (N, C) a teacher's probabilities of all labelled images, or None.
-        teachers: networks that look at the very views of the student.
-        start: weights to start from, or None for a fresh network.
+        prior: (C,) class shares that online pseudo-labels are aligned to.
+        teacher: float32 (N, C) a teacher's probabilities of all labelled images.
+        teachers: networks that see the same views as the student.
+        start: weights to start from.
     """
 
     rows: tuple[TrainingRows, ...] = ()
@@ -124,11 +123,6 @@ def training_task(
     )
 
 
-_PASSES = 3  # of the network forward take about as long as one pass of training, forward and backward
-_CHEAP = 0.05  # of the time of training
-_SMALL = 2**29  # bytes of features
-
-
 @dataclass(frozen=True, slots=True)
 class TrainRows:
     """The images that a candidate was trained on, where their features are to be saved.
@@ -144,11 +138,10 @@ class TrainRows:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A trained model and its predictions of the validation images.
+    """A trained model and its labelled predictions of the validation images.
 
     Args:
         stage: the stage that made it, ``head`` or ``finetune``, or ``round 2`` or ``online`` with unlabelled images.
-        valid: labelled predictions, all views.
         train: the training images, or None when nobody wants their features.
     """
 
@@ -159,14 +152,21 @@ class Candidate:
     notes: dict[str, Any] = field(default_factory=dict)
     train: TrainRows | None = None
 
-    @property
-    def score(self) -> tuple[float, float]:
-        """Validation accuracy, then negative log loss to settle ties; larger is better."""
-        return score_of(self.valid)
+    def predict(self, data: Dataset, rows: np.ndarray, context: Context, **options: Any) -> Predictions:
+        """Return what the model predicts of images of a data set, with their labels where there are some."""
+        return _predict(self.model, self.card, data, rows, context, **options)
+
+
+def _predict(
+    model: Classifier, card: ModelCard, data: Dataset, rows: np.ndarray, context: Context, **options: Any
+) -> Predictions:
+    labels, ids = data.images.labels, [data.images.ids[row] for row in rows]
+    known = None if labels is None else data.labels[rows]
+    return predict(model, card, data.build.store.gather, rows, ids, labels=known, progress=context, **options)
 
 
 def head_candidate(
-    prepared: Prepared, fold: Fold, head: LinearHead, progress: Progress, stage: str = "head"
+    prepared: Prepared, fold: Fold, head: LinearHead, context: Context, stage: str = "head"
 ) -> Candidate:
     """Return stage 1 as a candidate; its validation predictions come from the cached features."""
     features, classes = prepared.features, prepared.data.images.classes
@@ -178,7 +178,8 @@ def head_candidate(
         frozen.name, classes, features.preprocessing, prepared.precision,
         tta=1, policy="none", levels=frozen.levels, folded=True,
     )  # fmt: skip
-    valid = _predict_valid(model, card, prepared, fold, progress, features.values[fold.valid])
+    known = features.values[fold.valid]
+    valid = _predict(model, card, prepared.data, fold.valid, context, known_features=known, name="validate")
     notes = {"C": head.inverse_regularization, "cv cross-entropy": head.cross_entropy}
     return Candidate(stage, model, card, valid, notes, _train_rows(prepared, fold, model, features.values))
 
@@ -186,35 +187,35 @@ def head_candidate(
 def finetune_candidate(
     prepared: Prepared,
     fold: Fold,
+    context: Context,
     *,
     policy: str,
     folder: Path,
     resume: bool,
-    progress: Progress,
-    warn: Callable[[str], None],
     extras: Extras = NO_EXTRAS,
     stage: str = "finetune",
 ) -> tuple[Candidate, Finished]:
-    """Fine-tune a network, or go on with one that was stopped; return it with what happened on the way.
-
-    Args:
-        extras: what it learns from besides the fold's labelled images.
-        stage: its name.
-    """
+    """Fine-tune a network, or resume one that was stopped; return it with what happened on the way."""
     model, card = starting_network(prepared, fold, policy)
     if extras.start is not None:
         model.load_state_dict(extras.start.state_dict())
     task = training_task(prepared, fold, card, folder, resume=resume, extras=extras)
-    done = fine_tune(model, task, progress=progress, warn=warn, name="fine-tune" if stage == "finetune" else stage)
-    valid = _predict_valid(model, card, prepared, fold, progress, None)
+    name = "fine-tune" if stage == "finetune" else stage
+    done = fine_tune(model, task, progress=context, warn=context.warn, name=name)
+    valid = _predict(model, card, prepared.data, fold.valid, context, name="validate")
     epochs = done.steps * min(prepared.recipe.train.batch_size, len(fold.train)) / len(fold.train)
     train = _train_rows(prepared, fold, model, None, epochs)
     return Candidate(stage, model, card, valid, {"steps": done.steps}, train), done
 
 
 def better(candidates: list[Candidate]) -> Candidate:
-    """Return the candidate with the best validation score; the earlier stage where they are equal."""
-    return max(candidates, key=lambda candidate: candidate.score)
+    """Return the candidate with the best validation accuracy, then log loss; the earlier one where they are equal."""
+    return max(candidates, key=lambda candidate: score_of(candidate.valid))
+
+
+_PASSES = 3  # of the network forward take about as long as one pass of training, forward and backward
+_CHEAP = 0.05  # of the time of training
+_SMALL = 2**29  # bytes of features
 
 
 def _train_rows(
@@ -229,20 +230,3 @@ def _train_rows(
     cheap = size <= _SMALL and (known is not None or _CHEAP * _PASSES * epochs >= 1.0)
     wanted = cheap and len(prepared.folds) == 1 if asked == "auto" else asked == "always"
     return TrainRows(fold.train, known) if wanted else None
-
-
-def _predict_valid(
-    model: Classifier, card: ModelCard, prepared: Prepared, fold: Fold, progress: Progress, known: np.ndarray | None
-) -> Predictions:
-    data = prepared.data
-    return predict(
-        model,
-        card,
-        data.build.store.gather,
-        fold.valid,
-        [data.images.ids[row] for row in fold.valid],
-        labels=data.labels[fold.valid],
-        progress=progress,
-        known_features=known,
-        name="validate",
-    )

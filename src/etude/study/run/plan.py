@@ -9,13 +9,11 @@ from dataclasses import dataclass, replace
 import torch
 
 from etude.core.errors import EtudeError
-from etude.core.metrics import accuracy, adjusted_error, log_loss
 from etude.core.processor import usable_cores
 from etude.data.dataset import seconds_to_decode
 from etude.data.order import epoch_images
 from etude.data.scan import Scan
 from etude.data.tables import GivenSplit
-from etude.journal.screen import Screen
 from etude.models.backbones import Backbone
 from etude.models.device import best_device
 from etude.models.features import autocast
@@ -25,7 +23,7 @@ from etude.recipe.settings import Recipe
 from etude.recipe.timeline import image_sizes, most_of, resolved_run
 from etude.study.run.frozen import Frozen
 from etude.study.run.request import Request
-from etude.study.run.session import Row, Session
+from etude.study.run.session import Session
 from etude.study.run.sources import Sources
 from etude.timeline import Pace, RunSize, Timeline
 from etude.training.probe import DEFAULT_BUDGET, probe_modes
@@ -284,7 +282,8 @@ def settle_training(
         return Training(mode, speed, mode.in_words())
     found = probe_modes(
         backbone.module, image_sizes(recipe).largest, _largest_batch(recipe, amounts), backbone.in_channels, device,
-        asked=asked, budget=min(DEFAULT_BUDGET, expected * _SHARE + 1.0), cache=session.cache, progress=session.screen,
+        asked=asked, budget=min(DEFAULT_BUDGET, expected * _SHARE + 1.0), cache=session.context.cached(),
+        progress=session.screen,
     )  # fmt: skip
     session.record.set("probe", found.as_dict())
     if found.mode != mode:
@@ -363,24 +362,6 @@ def show_plan(
     if session.kept:  # a search for the learning rate goes only part of the way
         session.screen.plan(f"Plan (recipe {recipe.name}, seed {request.seed})", rows)
     return expected, pace
-
-
-def show_scores(screen: Screen, rows: Sequence[Row]) -> None:
-    """Print the final table: stage, seconds, validation scores with their standard error."""
-    cells: list[list[str | float | None]] = []
-    for row in rows:
-        scores: list[str | float | None] = [None, None]
-        if row.predictions is not None and row.predictions.labels is not None:
-            labels = row.predictions.labels
-            right = accuracy(row.predictions.predicted(), labels)
-            error = adjusted_error(right, len(labels))
-            scores = [f"{right:.2%} ± {error:.2%}", f"{log_loss(row.predictions.probabilities(), labels):.4f}"]
-        cells.append([row.stage, None if row.seconds is None else f"{row.seconds:.1f}", *scores])
-    screen.table(
-        "What each stage took and reached; ± is one standard error",
-        ["stage", "seconds", "validation accuracy", "log loss"],
-        cells,
-    )
 
 
 def _split_in_words(request: Request, recipe: Recipe, amounts: Amounts, given: GivenSplit | None) -> str:

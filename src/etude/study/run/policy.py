@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from etude.core.context import Progress
+from etude.core.context import Context
 from etude.core.paired import matched_interval
-from etude.core.seeds import rng_for
 from etude.data.dataset import Dataset
 from etude.data.split import Fold
 from etude.inference.views import SYMMETRIES, seen_through
@@ -35,27 +34,20 @@ class PolicyChoice:
 
 
 def choose_policy(
-    data: Dataset,
-    fold: Fold,
-    features: FrozenFeatures,
-    head: LinearHead,
-    *,
-    precision: str,
-    seed: int,
-    progress: Progress,
+    data: Dataset, fold: Fold, features: FrozenFeatures, head: LinearHead, precision: str, context: Context
 ) -> PolicyChoice:
-    """Return the widest policy whose symmetries are seen to leave the labels recognisable.
+    """Return the widest policy whose symmetries leave the labels recognisable.
 
     The head has never seen a turned or mirrored image; where it still knows the classes, the symmetry keeps the label.
     """
-    rows = fold.valid[np.sort(rng_for(seed, "symmetry").permutation(len(fold.valid))[:_IMAGES])]
+    rows = fold.valid[np.sort(context.rng("symmetry").permutation(len(fold.valid))[:_IMAGES])]
     truth = data.labels[rows]
     right = {"plain": _right(head, features.values[rows], truth)}
     for view in SYMMETRIES:
         if view.name in _PROBES:
             seen = extract_features(
                 features.frozen.backbone.module, seen_through(view, data.build.store.gather), rows,
-                features.preprocessing, progress=progress, precision=precision, name=f"symmetry ({view.name})",
+                features.preprocessing, progress=context, precision=precision, name=f"symmetry ({view.name})",
             )  # fmt: skip
             right[view.name] = _right(head, seen, truth)
     return decide(right, chance=float(np.bincount(truth).max() / len(truth)))
@@ -106,7 +98,4 @@ def settle_policy(session: Session, prepared: Prepared, fold: Fold, head: Linear
     if features is None or head is None:
         return PolicyChoice("photos", "there is no stage 1 head to measure symmetries with")
     with session.stage("symmetry"):
-        return choose_policy(
-            prepared.data, fold, features, head,
-            precision=prepared.precision, seed=session.request.seed, progress=session.screen,
-        )  # fmt: skip
+        return choose_policy(prepared.data, fold, features, head, prepared.precision, session.context)

@@ -139,9 +139,7 @@ def on_device(session: Session, recipe: Recipe, data: Dataset) -> DeviceStore | 
 
 def _features(session: Session, frozen: Frozen, data: Dataset, recipe: Recipe, precision: str) -> FrozenFeatures:
     with session.stage("features") as stage:
-        features = compute_features(
-            frozen, data, recipe, precision=precision, cache=session.cache, progress=session.screen
-        )
+        features = compute_features(frozen, data, recipe, precision, session.context)
         stage.note("reused", features.reused)
     return features
 
@@ -152,7 +150,7 @@ def _store(
     def opened(images: ImageSet, surveyed: Scan, fit: str) -> Dataset:
         return open_dataset(
             images, surveyed, stored_size(recipe), fit=fit,
-            cache=session.cache, progress=session.screen, warn=session.warn,
+            cache=session.context.cached(), progress=session.screen, warn=session.warn,
             kind=recipe.data.store, limit=recipe.data.cache_limit,
         )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What every stage of a run shares: the request, the record, the screen, and the rows of the final table."""
+"""A run in progress: the folder that it opens or resumes, its record and screen, and the table of its stages."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import re
 import shlex
 import shutil
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from etude.core.context import default_cache
-from etude.core.errors import EtudeError
-from etude.core.metrics import score_of
+from etude.core.context import Context
+from etude.core.errors import EtudeError, listed
+from etude.core.metrics import accuracy, adjusted_error, log_loss, score_of
 from etude.core.predictions import Predictions
 from etude.journal.record import RunRecord, Stage
 from etude.journal.runs import IN_NO_STAGE, add_tags, at_work, is_complete, read_record, read_run, was_kept
@@ -26,11 +26,7 @@ from etude.study.run.request import Request, run_folders
 
 
 def resumable_folder(request: Request) -> Path:
-    """Return the folder of the run to go on with: ``--out``, or the newest unfinished run on these images.
-
-    Raises:
-        EtudeError: there is none, or another process is still at work on it.
-    """
+    """Return the folder of the run to resume: ``--out``, or the newest unfinished run on these images."""
     if request.out is not None:
         folder = request.out
         if not (folder / "run.json").is_file():
@@ -51,11 +47,7 @@ def resumable_folder(request: Request) -> Path:
 
 
 def record_to_resume(folder: Path) -> dict[str, Any]:
-    """Return the record of the run in ``folder``, whose lock is held.
-
-    Raises:
-        EtudeError: nothing is left to do.
-    """
+    """Return the record of the unfinished run in ``folder``, whose lock is held; refuse a finished one."""
     record = read_record(folder)
     if is_complete(record):
         raise EtudeError(f"{folder} is finished, so nothing is left to resume: leave out --resume for a new run")
@@ -63,11 +55,7 @@ def record_to_resume(folder: Path) -> dict[str, Any]:
 
 
 def refuse_other_settings(folder: Path, recipe: Recipe, request: Request) -> None:
-    """Refuse to go on with a run by other settings than those it began with.
-
-    Raises:
-        EtudeError: with the settings that differ.
-    """
+    """Refuse to resume a run by other settings than those it began with."""
     record = read_run(folder)
     began, asks = dict(record["settings"]), json.loads(json.dumps(flat(recipe), default=str))
     began["seed"], asks["seed"] = record["seed"], request.seed
@@ -76,27 +64,23 @@ def refuse_other_settings(folder: Path, recipe: Recipe, request: Request) -> Non
         asks |= {"folds": request.folds or 1, "sample": request.sample}
     if new := sorted(asks.keys() - began.keys()):
         raise EtudeError(
-            f"{folder} was begun by an earlier version of etude, which did not know {listed_plainly(new)}, and a "
+            f"{folder} was begun by an earlier version of etude, which did not know {listed(new, 3, str)}, and a "
             "resumed run would mix both: leave out --resume to start a new run"
         )
     differ = [f"{key} {began.get(key)!r} (now {value!r})" for key, value in asks.items() if began.get(key) != value]
     if differ:
         raise EtudeError(
-            f"{folder} was begun with {listed_plainly(differ)}: give the same settings again to resume it, or leave "
+            f"{folder} was begun with {listed(differ, 3, str)}: give the same settings again to resume it, or leave "
             "out --resume to start a new run"
         )
 
 
 def refuse_other_inputs(folder: Path, begun: Callable[[str], Any], now: Mapping[str, str]) -> None:
-    """Refuse to go on with a run on other images, labels and so on than those it began with.
+    """Refuse to resume a run on other images, labels and so on than those it began with.
 
     Args:
-        folder: of the run.
         begun: returns a section of its record, or None; what an older etude did not write is not compared.
         now: fingerprints by the name of what they are of, and perhaps ``described``: the training data in words.
-
-    Raises:
-        EtudeError: with what has changed.
     """
     data, unlabelled = begun("data") or begun("ablation") or {}, begun("unlabelled") or {}
     known = {"images": data.get("fingerprint"), "unlabelled images": unlabelled.get("fingerprint")}
@@ -119,18 +103,8 @@ def clear_leftovers(folder: Path) -> None:
         half.unlink(missing_ok=True)
 
 
-def listed_plainly(parts: list[str], most: int = 3) -> str:
-    """Join parts for a sentence, cut after ``most``.
-
-    >>> listed_plainly(["a", "b", "c", "d"])
-    'a, b, c and 1 more'
-    """
-    rest = len(parts) - most
-    return ", ".join(parts[:most]) + (f" and {rest} more" if rest > 0 else "")
-
-
 def _runs_on(train: Path) -> list[Path]:
-    """Return the folders below ``runs/`` that are named after the training data, the one begun last at the end."""
+    """Return the folders below ``runs/`` that are named after the training data, the newest last."""
     first = next(run_folders(train))
     name = re.compile(re.escape(first.name) + r"(-\d+)?")
     return sorted(
@@ -147,33 +121,18 @@ def _content(folder: Path) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """A line of the final table.
-
-    Args:
-        stage: its name.
-        seconds: that it took, or None.
-        predictions: labelled validation predictions to score, or None.
-    """
-
-    stage: str
-    seconds: float | None
-    predictions: Predictions | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Session:
     """One run in progress.
 
     Args:
-        scores: what stages predict of the validation images, and how the final table names them.
+        scores: by stage, its name in the final table and what it predicts of the validation images.
         kept: whether the folder stays; a search for the learning rate needs one for as long as it runs only.
     """
 
     request: Request
     record: RunRecord
     screen: Screen
-    scores: dict[str, Row] = field(default_factory=dict)
+    scores: dict[str, tuple[str, Predictions]] = field(default_factory=dict)
     kept: bool = True
 
     @property
@@ -182,9 +141,9 @@ class Session:
         return self.record.folder
 
     @property
-    def cache(self) -> Path:
-        """The folder of stores and features."""
-        return self.request.cache or default_cache()
+    def context(self) -> Context:
+        """What the stages share with everything below them."""
+        return Context(self.screen, self.warn, self.request.cache, self.request.seed)
 
     def warn(self, text: str) -> None:
         """Show a warning and keep it in the record."""
@@ -197,44 +156,50 @@ class Session:
         with self.record.writing(folder / "model.safetensors", folder / "model.json"):
             save_model(folder, model, card)
 
-    @contextmanager
-    def stage(self, name: str) -> Generator[Stage]:
+    def stage(self, name: str) -> AbstractContextManager[Stage]:
         """Time a stage in the record, and so in the final table."""
-        with self.record.stage(name) as stage:
-            yield stage
+        return self.record.stage(name)
 
     def keep_inputs(self, now: Mapping[str, str]) -> None:
-        """Write fingerprints of inputs into the record, by name; a resumed run must have begun with the same.
-
-        Raises:
-            EtudeError: with what has changed.
-        """
+        """Write fingerprints of inputs into the record, by name; a resumed run must have begun with the same."""
         refuse_other_inputs(self.folder, self.record.get, now)
         self.record.set("inputs", {**(self.record.get("inputs") or {}), **now})
 
     def begun_mode(self) -> Mode | None:
-        """Return the numeric mode of the run that is resumed: another one would end with other weights."""
-        told = (self.record.get("plan") or {}).get("mode") if self.request.resume else None
-        return None if told is None else Mode.from_dict(told)
+        """Return the mode that a resumed run began with: another one would end with other weights."""
+        begun = (self.record.get("plan") or {}).get("mode") if self.request.resume else None
+        return None if begun is None else Mode.from_dict(begun)
 
     def scored(self, stage: Stage, predictions: Predictions, shown: str | None = None) -> None:
-        """Write the validation scores of a stage into its record and its row, ``shown`` by another name perhaps."""
+        """Write a stage's validation scores into its record and its row of the final table, named ``shown`` there."""
         right, negative_loss = score_of(predictions)
         stage.score("accuracy", right)
         stage.score("log_loss", -negative_loss)
-        self.scores[stage.name] = Row(shown or stage.name, None, predictions)
+        self.scores[stage.name] = shown or stage.name, predictions
 
-    def table(self) -> list[Row]:
-        """Return the final table: every stage of the record, what no stage took, and the whole of the run's seconds."""
+    def show_table(self) -> None:
+        """Show every stage, what no stage took, and the run's seconds, with scores and their standard error."""
         self.record.write()  # which brings the seconds up to date
-        stages, scores = self.record.get("stages"), dict(self.scores)
-        rows: list[Row] = []
-        for entry in stages:
-            row = scores.pop(entry["name"], Row(entry["name"], None))
-            name = row.stage if was_kept(entry) else f"{row.stage}: not kept"
-            rows.append(replace(row, stage=name, seconds=entry["seconds"]))
-        rest, whole = self.record.get("seconds_in_no_stage"), self.record.get("seconds")
-        return [*rows, *scores.values(), Row(IN_NO_STAGE, rest), Row("in all", whole)]
+        scores = dict(self.scores)
+        rows: list[list[str | float | None]] = []
+        for entry in self.record.get("stages"):
+            name, predictions = scores.pop(entry["name"], (entry["name"], None))
+            rows.append(_row(name if was_kept(entry) else f"{name}: not kept", entry["seconds"], predictions))
+        rows += [_row(name, None, predictions) for name, predictions in scores.values()]
+        rows.append(_row(IN_NO_STAGE, self.record.get("seconds_in_no_stage"), None))
+        rows.append(_row("in all", self.record.get("seconds"), None))
+        columns = ["stage", "seconds", "validation accuracy", "log loss"]
+        self.screen.table("What each stage took and reached; ± is one standard error", columns, rows)
+
+
+def _row(name: str, seconds: float | None, predictions: Predictions | None) -> list[str | float | None]:
+    shown = None if seconds is None else f"{seconds:.1f}"
+    if predictions is None or predictions.labels is None:
+        return [name, shown, None, None]
+    right = accuracy(predictions.predicted(), predictions.labels)
+    error = adjusted_error(right, len(predictions))
+    loss = log_loss(predictions.probabilities(), predictions.labels)
+    return [name, shown, f"{right:.2%} ± {error:.2%}", f"{loss:.4f}"]
 
 
 @contextmanager

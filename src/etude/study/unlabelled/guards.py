@@ -1,4 +1,4 @@
-"""What keeps unlabelled images from fooling a run: validation kept apart, shifted classes told, no gain no change."""
+"""What keeps unlabelled images from harm: no copies of validation images, label shift reported, a student must gain."""
 
 from __future__ import annotations
 
@@ -34,12 +34,10 @@ _COMMON = 0.02  # share from which on a class is expected to show
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a model says about the validation images and the pool, both calibrated on the first.
+    """A model's predictions of the validation images and the pool, both calibrated on the first.
 
     Args:
-        valid: labelled.
-        pool: the unlabelled images that training may use.
-        losses: (N,) mean log loss of each validation image over the views that it is judged by.
+        losses: (N,) mean log loss of each validation image over the views by which it is evaluated.
     """
 
     valid: Predictions
@@ -48,11 +46,7 @@ class Seen:
 
     @classmethod
     def calibrated(cls, valid: Predictions, pool: Predictions) -> Seen:
-        """Return predictions at the temperature at which those of the validation images fit their labels best.
-
-        Args:
-            valid: through V views, the first ones those of ``pool``.
-        """
+        """Return predictions at the temperature that fits ``valid`` best, whose first views are ``pool``'s."""
         same = replace(valid, logits=valid.logits[: len(pool.logits)])
         fitted = Temperature().fit(same)
         return cls(fitted.transform(same), fitted.transform(pool), _losses_of_views(valid))
@@ -60,13 +54,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Shift:
-    """How the classes of the unlabelled images differ from the labelled ones'.
-
-    Args:
-        labelled: (C,) shares among the labelled training images.
-        estimated: (C,) shares among the unlabelled images, by EM.
-        p_value: of both being equal.
-    """
+    """Class shares (C,) of the labelled training images and, by EM, of the unlabelled ones; p-value of equal shares."""
 
     labelled: Array
     estimated: Array
@@ -96,9 +84,8 @@ class Verdict:
         gain: in log loss on the validation images, after calibration of both.
         before: accuracy and log loss of the teacher there.
         after: those of the student.
-        images: validation images.
-        keep_at: probability of being better that is asked for.
-        collapse: what speaks against it whatever validation says, or nothing.
+        keep_at: the least probability of being better.
+        collapse: what speaks against it at any validation score, or nothing.
     """
 
     gain: Gain
@@ -143,10 +130,10 @@ class Verdict:
 def apart_from_validation(
     pool: Pool, data: Dataset, valid: np.ndarray, features: tuple[np.ndarray, np.ndarray] | None = None
 ) -> np.ndarray:
-    """Return the positions, ascending, of the pool's images that no validation image is a copy of.
+    """Return the positions, ascending, of the pool's images that are no near-duplicates of validation images.
 
-    Copies are found by thumbnails of their pixels. Where features are known, those propose more, such as crops, and
-    pixels that are much alike confirm them: images of one class may be as close in features as copies are.
+    They are found by thumbnails of their pixels. Where features are known, those propose more, such as crops, and
+    similar pixels confirm them: images of one class may be as close in features as near-duplicates are.
 
     Args:
         valid: rows of ``data`` that validate.

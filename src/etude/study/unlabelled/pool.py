@@ -7,16 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from etude.core.context import Progress
+from etude.core.context import Context
 from etude.core.errors import EtudeError
 from etude.core.files import digest_of
 from etude.core.predictions import Predictions
 from etude.data.batches import TrainingRows
 from etude.data.dataset import Dataset
 from etude.data.stores.device import DeviceStore
-from etude.inference.predict import predict
-from etude.models.classifier import Classifier, ModelCard
 from etude.recipe.settings import Recipe
+from etude.study.run.network import Candidate
 from etude.study.run.prepare import Prepared, on_device
 from etude.study.run.request import Request
 from etude.study.run.session import Session
@@ -28,9 +27,8 @@ class Part:
 
     Args:
         name: ``unlabeled`` or ``test``.
-        data: the images and their store.
-        rows: int64 (N,), those of its rows that are in the pool.
-        near: the same store in the memory of the device that trains, or None.
+        rows: int64 (N,), the store's rows that are in the pool.
+        near: the same store in the memory of the device that trains.
     """
 
     name: str
@@ -41,7 +39,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Unlabelled images, one after the other over all parts; positions count from the first of the first part."""
+    """Unlabelled images; positions count over all parts, from the first image of the first."""
 
     parts: tuple[Part, ...]
 
@@ -54,7 +52,7 @@ class Pool:
         return tuple(f"{part.name}/{part.data.images.ids[row]}" for part in self.parts for row in part.rows)
 
     def of_parts(self, chosen: np.ndarray) -> Iterator[tuple[Part, np.ndarray, np.ndarray]]:
-        """Yield each part with the rows of its store and the places in ``chosen``, ascending positions, that it has."""
+        """Yield each part, the rows of its store, and where they are in ``chosen`` (ascending positions)."""
         start = 0
         for part in self.parts:
             places = np.flatnonzero((chosen >= start) & (chosen < start + len(part.rows)))
@@ -63,30 +61,22 @@ class Pool:
             start += len(part.rows)
 
     def predictions(
-        self,
-        model: Classifier,
-        card: ModelCard,
-        chosen: np.ndarray,
-        *,
-        tta: int,
-        progress: Progress,
-        features: np.ndarray | None = None,
+        self, candidate: Candidate, chosen: np.ndarray, tta: int, context: Context, features: np.ndarray | None
     ) -> Predictions:
-        """Return what a model says about the images at the positions ``chosen``; without features.
+        """Return a model's predictions, without features, of the images at the positions ``chosen``.
 
         Args:
             features: (pool, D) of the plain view, where they are known.
         """
         logits: list[np.ndarray] = []
         for part, rows, places in self.of_parts(chosen):
-            known = None if features is None else features[chosen[places]]
-            seen = predict(
-                model, card, part.data.build.store.gather, rows, [part.data.images.ids[row] for row in rows],
-                tta=tta, progress=progress, known_features=known, name=f"pseudo-labels ({part.name})",
-            )  # fmt: skip
-            logits.append(seen.logits)
+            known, name = None if features is None else features[chosen[places]], f"pseudo-labels ({part.name})"
+            found = candidate.predict(part.data, rows, context, tta=tta, known_features=known, name=name)
+            logits.append(found.logits)
         ids = self.ids
-        return Predictions(tuple(ids[position] for position in chosen), card.classes, np.concatenate(logits, axis=1))
+        return Predictions(
+            tuple(ids[position] for position in chosen), candidate.card.classes, np.concatenate(logits, axis=1)
+        )
 
     def training_rows(
         self,
@@ -100,9 +90,9 @@ class Pool:
 
         Args:
             classes: C.
-            targets: float32 (M, C) pseudo-labels, or None when they are made during training.
-            weights: float32 (M,), or None for equal ones.
-            teacher: float32 (M, C) probabilities for distillation, or None.
+            targets: float32 (M, C) pseudo-labels; None when they are made during training.
+            weights: float32 (M,); None for equal ones.
+            teacher: float32 (M, C) probabilities for distillation.
         """
         given = np.full(len(chosen), -1, np.int64) if targets is None else targets
         even = np.ones(len(chosen), np.float32) if weights is None else weights
@@ -119,11 +109,7 @@ class Pool:
 
 
 def refuse_mismatch(request: Request, recipe: Recipe) -> None:
-    """Refuse images and teachers that the recipe does not use, and a recipe that lacks what it is about.
-
-    Raises:
-        EtudeError: with the option or the recipe to change.
-    """
+    """Refuse images and teachers that the recipe does not use, and a recipe that lacks what it is about."""
     settings = recipe.unlabeled
     if request.unlabeled is not None and not settings.is_on and not request.teachers:
         raise EtudeError(
@@ -159,9 +145,6 @@ def pool_of(session: Session, prepared: Prepared) -> Pool | None:
 
     A file that is also among the labelled images, or came before, is left out. A resumed run refuses other images
     than those it began with.
-
-    Raises:
-        EtudeError: none is left, or the images have changed.
     """
     recipe, request = prepared.recipe, session.request
     if not recipe.unlabeled.is_on and not request.teachers:
@@ -195,6 +178,6 @@ def _record(session: Session, parts: list[Part], pool: Pool) -> None:
     copies = sum(len(part.data) - len(part.rows) for part in parts)
     counts = {part.name: len(part.rows) for part in parts}
     session.record.set("unlabelled", {"images": len(pool), "of": counts, "copies": copies, "fingerprint": fingerprint})
-    told = " and ".join(f"{count:,} of --{name}" for name, count in counts.items())
+    given = " and ".join(f"{count:,} of --{name}" for name, count in counts.items())
     left = f"; {copies:,} copies of other images are left out" if copies else ""
-    session.screen.say(f"unlabelled images: {told}{left}")
+    session.screen.say(f"unlabelled images: {given}{left}")

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from etude.data.order import FixedMix
 from etude.data.split import Fold
-from etude.inference.predict import predict
 from etude.inference.views import many_views
 from etude.journal.figures.timeline import draw_timeline
 from etude.journal.record import Stage
@@ -44,16 +43,13 @@ _LEAST_PROBABILITY = 0.02  # of a class, for a soft pseudo-label of the head to 
 
 @dataclass
 class Rounds:
-    """What all rounds on a fold have in common.
+    """All rounds on a fold.
 
     Args:
-        session: of the run.
-        prepared: with the recipe as it is by now.
-        fold: whose labelled images train and validate.
-        pool: the unlabelled images.
         policy: of augmentation, by name.
         folder: of the fold; each round has a folder in it.
-        suffix: tells the fold, where there are several.
+        suffix: names the fold, where there are several.
+        features: of the pool, where the head alone is trained.
         tta: views of a prediction, once the first teacher has shown whether those of the recipe do harm.
     """
 
@@ -115,9 +111,7 @@ class Rounds:
     def _trained(
         self, name: str, kept: Candidate, seen: Seen, prior: np.ndarray | None
     ) -> tuple[Candidate, Selected | None, Seen, Stage] | None:
-        """Return a student, the pseudo-labels made for it before, what it predicts, and its stage; None where there is
-        nothing to learn from.
-        """
+        """Return a student, its pseudo-labels, what it predicts, and its stage; None with nothing to learn from."""
         session, settings = self.session, self.prepared.recipe.unlabeled
         selected = None if settings.method == "online" else self._rule(prior, len(seen.pool.classes)).select(seen.pool)
         if selected is not None and not (selected.weights > 0).any():
@@ -156,9 +150,8 @@ class Rounds:
         stage.note("labelled share", share)
         folder = self.folder / name.replace(" ", "-")
         student, done = finetune_candidate(
-            mixed(self.prepared), self.fold,
-            policy=self.policy, folder=folder, resume=session.request.resume,
-            progress=session.screen, warn=session.warn, stage=name,
+            mixed(self.prepared), self.fold, session.context,
+            policy=self.policy, folder=folder, resume=session.request.resume, stage=name,
             extras=Extras(tuple(rows), FixedMix(share, settings.balanced), prior, start=kept.model if warm else None),
         )  # fmt: skip
         stage.note("steps", done.steps)
@@ -188,51 +181,41 @@ class Rounds:
             weights=np.concatenate([weights, pseudo]),
             seed=fold.seed,
         )
-        return head_candidate(prepared, fold, head, self.session.screen, name)
+        return head_candidate(prepared, fold, head, self.session.context, name)
 
     def _seen(self, candidate: Candidate) -> Seen:
         """Return the candidate's calibrated predictions of validation images and pool, with the recipe's views."""
-        prepared, progress, recipe = self.prepared, self.session.screen, self.prepared.recipe.predict
-        card = replace(candidate.card, policy=self.policy)
-        data, known = prepared.data, candidate.valid
-        views = many_views(self.policy, max(recipe.tta, judging_views(len(known))))  # which begin with those of tta
-        valid = predict(
-            candidate.model, card, data.build.store.gather, self.fold.valid, known.ids,
-            views=views, labels=known.labels, known_features=known.features, progress=progress, name="judge",
+        recipe, context = self.prepared.recipe.predict, self.session.context
+        candidate = replace(candidate, card=replace(candidate.card, policy=self.policy))
+        views = many_views(self.policy, max(recipe.tta, judging_views(len(candidate.valid))))  # first those of tta
+        valid = candidate.predict(
+            self.prepared.data, self.fold.valid, context,
+            views=views, known_features=candidate.valid.features, name="judge",
         )  # fmt: skip
         if self.tta is None:  # settled by the first teacher: students are compared with it through the same views
             asked = replace(valid, logits=valid.logits[: recipe.tta])
             self.tta = 1 if recipe.tta_if == "harmless" and gain_by_views(asked).harm else recipe.tta
         if self.tta < recipe.tta:
             valid = replace(valid, logits=valid.logits[:1])
-        pool = self.pool.predictions(
-            candidate.model, card, self.chosen, tta=self.tta, progress=progress, features=self.features
-        )
+        pool = self.pool.predictions(candidate, self.chosen, self.tta, context, self.features)
         return Seen.calibrated(valid, pool)
 
     def _rule(self, prior: np.ndarray | None, classes: int) -> PseudoLabelRule:
         settings = self.prepared.recipe.unlabeled
+        quotas = None if settings.quota is None else [settings.quota] * classes
         return PseudoLabelRule(
-            kind=settings.kind,
-            temperature=settings.temperature,
-            threshold=settings.threshold,
-            quotas=None if settings.quota is None else [settings.quota] * classes,
-            weights=settings.weights,
-            prior=prior,
-        )
+            kind=settings.kind, temperature=settings.temperature, threshold=settings.threshold,
+            quotas=quotas, weights=settings.weights, prior=prior,
+        )  # fmt: skip
 
     def _pool_features(self) -> np.ndarray:
-        prepared, session = self.prepared, self.session
-        features = prepared.features
-        assert features is not None
-        found: list[np.ndarray] = []
-        for part in self.pool.parts:
-            values = compute_features(
-                features.frozen, part.data, prepared.recipe,
-                precision=prepared.precision, cache=session.cache, progress=session.screen,
-            ).values  # fmt: skip
-            found.append(values[part.rows])
-        return np.concatenate(found)
+        prepared, context = self.prepared, self.session.context
+        assert prepared.features is not None
+        frozen, precision = prepared.features.frozen, prepared.precision
+        return np.concatenate([
+            compute_features(frozen, part.data, prepared.recipe, precision, context).values[part.rows]
+            for part in self.pool.parts
+        ])  # fmt: skip
 
     def _tell(self, name: str, verdict: Verdict, moved: Drift, selected: Selected | None) -> None:
         """Show what a round brought, and write it into the record in place of an attempt that was stopped."""

@@ -33,29 +33,14 @@ Models = list[tuple[Classifier, ModelCard]]
 
 @dataclass(frozen=True, slots=True)
 class Teachers:
-    """What was given by ``--teacher``, read and checked.
-
-    Args:
-        runs: the models of each run, and its folder.
-        files: predictions of each file, and its path.
-    """
+    """What ``--teacher`` names: the models of each run and the predictions of each file, with their paths."""
 
     runs: tuple[tuple[Path, Models], ...]
     files: tuple[tuple[Path, Predictions], ...]
 
-    @property
-    def described(self) -> str:
-        """For the plan, such as ``"runs/a, runs/b"``."""
-        return ", ".join(str(path) for path, _ in (*self.runs, *self.files))
-
 
 def open_teachers(session: Session, prepared: Prepared) -> Teachers | None:
-    """Return the teachers that the request names, or None without any.
-
-    Raises:
-        EtudeError: a path is neither a finished run nor a file of probabilities, its classes are others, or a file is
-            asked to look at a student's views.
-    """
+    """Return the teachers that the request names, or None without any."""
     runs: list[tuple[Path, Models]] = []
     files: list[tuple[Path, Predictions]] = []
     classes = prepared.data.images.classes
@@ -83,11 +68,7 @@ def open_teachers(session: Session, prepared: Prepared) -> Teachers | None:
 
 
 def trained_models(folder: Path) -> Models:
-    """Return the models of a run: one, or one a fold.
-
-    Raises:
-        EtudeError: the folder is not a run, or holds no trained model.
-    """
+    """Return the models of a run: one, or one a fold."""
     record = read_run(folder)
     names = models_of(record) or ["."]
     verify(folder, model_files(names), record)
@@ -95,7 +76,7 @@ def trained_models(folder: Path) -> Models:
 
 
 def _files_of(teachers: Sequence[Path]) -> Iterator[Path]:
-    """Yield the files that decide what the teachers say."""
+    """Yield the files that the teachers' predictions depend on."""
     for path in teachers:
         if path.is_dir():
             yield from (path / name for name in model_files(models_of(read_run(path)) or ["."]))
@@ -107,10 +88,7 @@ def distilled(session: Session, prepared: Prepared, teachers: Teachers, pool: Po
     """Return what the student learns from its teachers, on labelled and unlabelled images.
 
     With cached views each teacher predicts every image once, averaged over its own views; several teachers are
-    averaged. What it said is kept in the run's folder. With the same views the networks themselves take part.
-
-    Raises:
-        EtudeError: a file lacks labelled images.
+    averaged; the mean is kept in the run's folder. With the same views the networks themselves take part.
     """
     classes = prepared.data.images.classes
     whole = np.arange(0 if pool is None else len(pool))
@@ -124,8 +102,9 @@ def distilled(session: Session, prepared: Prepared, teachers: Teachers, pool: Po
         if unknown.any():
             first = prepared.data.images.ids[int(unknown.argmax())]
             raise EtudeError(
-                f"--teacher {teachers.described} says nothing about {int(unknown.sum()):,} of {len(unknown):,} "
-                f"labelled images, {first!r} for one: give probabilities of all of them, or the run that made them"
+                f"--teacher {', '.join(map(str, session.request.teachers))} says nothing about "
+                f"{int(unknown.sum()):,} of {len(unknown):,} labelled images, {first!r} for one: give probabilities of "
+                "all of them, or the run that made them"
             )
         rows = () if pool is None else tuple(_pool_rows(session, prepared, teachers, pool))
     return Extras(rows, teacher=labelled)
@@ -176,7 +155,7 @@ def _predicted(
         surveyed = scan_images(images, session.screen).like(shape.channels, shape.value_range, "images", session.warn)
         own = open_dataset(
             images, surveyed, shape.stored_size, fit=shape.fit,
-            cache=session.cache, progress=session.screen, warn=session.warn,
+            cache=session.context.cached(), progress=session.screen, warn=session.warn,
         )  # fmt: skip
         gather, rows, ids = own.build.store.gather, np.arange(len(own)), list(own.images.ids)
     return predict(model, card, gather, rows, ids, tta=card.tta, progress=session.screen, name="teacher")
@@ -197,10 +176,10 @@ def _check_classes(path: Path, given: tuple[str, ...], wanted: tuple[str, ...]) 
     if set(given) == set(wanted):
         return
     lacks, more = sorted(set(wanted) - set(given)), sorted(set(given) - set(wanted))
-    told = [f"lacks {listed(lacks)}"] if lacks else []
-    told += [f"knows {listed(more)} besides"] if more else []
+    differs = [f"lacks {listed(lacks)}"] if lacks else []
+    differs += [f"knows {listed(more)} besides"] if more else []
     raise EtudeError(
-        f"--teacher {path} {' and '.join(told)}: teacher and student must have the same classes, so train it on these"
+        f"--teacher {path} {' and '.join(differs)}: teacher and student must have the same classes: train it on these"
     )
 
 
@@ -217,14 +196,10 @@ def _warn_of_seen_labels(session: Session, prepared: Prepared, path: Path) -> No
 def seen_in_training(folder: Path, prepared: Prepared, fingerprint: str | None) -> int:
     """Return how many of the validation images a run was trained on.
 
-    Files are told by their contents, whatever their names and folders; those of runs that did not write what they were
-    trained on, by their names.
+    Files are compared by their contents; those of older runs, which did not write what they were trained on, by name.
 
     Args:
         fingerprint: of the images that validate and train here.
-
-    Raises:
-        EtudeError: what the run wrote of it is damaged.
     """
     data, valid = prepared.data, np.unique(np.concatenate([fold.valid for fold in prepared.folds]))
     verify(folder, [TRAINED_ON, "train.npz", "valid.npz"])
