@@ -1,4 +1,4 @@
-"""The house in figures, and its line budgets: `make house` prints them, `tests/test_imports.py` holds them.
+"""The house in figures, and its budgets: `make house` prints them, `tests/test_imports.py` holds them.
 
     python tests/house.py             # the counts, and each room's lines against its budget
     python tests/house.py --shrink    # lower every budget to what its room needs today
@@ -19,7 +19,7 @@ SRC = Path(__file__).resolve().parents[1] / "src"
 HOUSE = SRC / "etude"
 BUDGETS = Path(__file__).with_name("house.toml")
 FILES = sorted(HOUSE.rglob("*.py"))
-HEAD = "# Lines that each room may have. They only shrink, unless a commit says why."
+HEAD = "# Lines of each room, and functions with a parameter of that name. Budgets only shrink, unless a commit says why."
 TRAVELLERS = ("progress", "warn", "cache", "seed")
 
 
@@ -116,9 +116,19 @@ def travellers() -> dict[str, int]:
     return {name: taken[name] for name in TRAVELLERS}
 
 
-def budgets() -> dict[str, int]:
-    """Room -> the lines that it may have."""
-    return tomllib.loads(BUDGETS.read_text(encoding="utf-8"))["lines"]
+def budgets(table: str) -> dict[str, int]:
+    """Room -> the lines that it may have; or name of a parameter -> the functions that may take it."""
+    return tomllib.loads(BUDGETS.read_text(encoding="utf-8"))[table]
+
+
+def shrink() -> None:
+    """Lower every budget to what is needed today; a room without one gets it."""
+    text = HEAD
+    for table, needed in (("lines", room_lines()), ("parameters", travellers())):
+        old = budgets(table)
+        kept = "\n".join(f"{name} = {min(count, old.get(name, count))}" for name, count in sorted(needed.items()))
+        text += f"\n[{table}]\n{kept}\n"
+    BUDGETS.write_text(text, encoding="utf-8")
 
 
 def main() -> None:
@@ -129,13 +139,9 @@ def main() -> None:
     print(f"import circles: {', '.join(circles(edges)) or 'none'}")
     print(f"files for one sibling only: {', '.join(only_for_a_sibling(edges)) or 'none'}")
     print("functions with the parameter " + ", ".join(f"{name} {count}" for name, count in travellers().items()))
-    allowed = budgets()
     if "--shrink" in sys.argv:
-        allowed = {room: min(count, allowed.get(room, count)) for room, count in sorted(lines.items())}
-        text = "\n".join(f"{room} = {count}" for room, count in allowed.items())
-        BUDGETS.write_text(
-            f"# Lines that each room may have. They only shrink, unless a commit says why.\n[lines]\n{text}\n"
-        )
+        shrink()
+    allowed = budgets("lines")
     for room, count in sorted(lines.items()):
         print(f"{room:12} {count:6} of {allowed.get(room, 0):6}, {sum(room_of(path) == room for path in FILES)} files")
     sys.exit(any(count > allowed.get(room, 0) for room, count in lines.items()))
