@@ -19,7 +19,7 @@ SRC = Path(__file__).resolve().parents[1] / "src"
 HOUSE = SRC / "etude"
 BUDGETS = Path(__file__).with_name("house.toml")
 FILES = sorted(HOUSE.rglob("*.py"))
-HEAD = "# Lines of each room, and functions with a parameter of that name. Budgets only shrink, unless a commit says why."
+HEAD = "# Lines of each room, and functions with a parameter of that name. They only shrink, unless a commit says why."
 TRAVELLERS = ("progress", "warn", "cache", "seed")
 
 
