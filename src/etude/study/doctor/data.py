@@ -47,7 +47,7 @@ def examine_data(request: Request, screen: Screen) -> dict[str, Any]:
     def features(images: Dataset | None) -> np.ndarray | None:
         if frozen is None or images is None:
             return None
-        return compute_features(frozen, images, recipe, precision, Context(screen, warn, cache)).values
+        return compute_features(frozen, images, recipe, precision, Context(screen, screen.warn, cache)).values
 
     data, test = opened(sources.labelled, scans.labelled, recipe.data.fit), None
     folds = make_folds(data, sources, request, recipe, screen.warn)
