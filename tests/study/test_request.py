@@ -21,7 +21,7 @@ def test_every_option_is_documented_in_the_python_call():
 
 def test_shortcuts_become_settings_once():
     request = Request(Path("in"), settings={"train.epochs": 2}, lr="auto", cache_limit="20GB", labels="strict")
-    expected = ("train.epochs=2", "train.find_lr=true", "data.cache_limit=20GB", "data.labels=strict")
+    expected = {"train.epochs": 2, "train.find_lr": True, "data.cache_limit": "20GB", "data.labels": "strict"}
     assert request.settings == replace(request, seed=1).settings == expected
 
 

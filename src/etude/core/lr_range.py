@@ -1,4 +1,4 @@
-"""Reading a learning-rate range test: where the loss falls, where it falls fastest, and where training breaks."""
+"""The learning rate that a range test suggests, from its losses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from etude.core.errors import EtudeError
 
-FEWEST = 10  # rates; fewer show no shape
+MIN_RATES = 10  # fewer show no shape
 DIVERGED = 4.0  # times the best smoothed loss: the sweep is over
 _MEMORY = 0.04  # of the sweep: what the smoothing remembers on each side
 _WINDOW = 0.1  # of the sweep: the line whose slope counts
@@ -24,7 +24,7 @@ class NoDescentError(EtudeError):
 
 @dataclass(frozen=True, slots=True)
 class LrSuggestion:
-    """What a range test says.
+    """The result of a range test.
 
     Args:
         lr: the suggested peak learning rate.
@@ -45,16 +45,14 @@ class LrSuggestion:
 def suggest_lr(rates: ArrayLike, losses: ArrayLike) -> LrSuggestion:
     """Read a range test (Smith 2015): one training run whose learning rate rises from step to step.
 
-    The losses are smoothed exponentially, with the bias of the start corrected, once forwards and once backwards: a
-    forward average alone lags behind, and so would name rates that are too high. The suggestion is the geometric
-    mean of two rules whose errors have little in common. The steepest descent is where learning pays most, but the
-    slope of a noisy curve is uncertain by a factor of several; a tenth of the rate at the minimum keeps its
-    distance from the edge, but knows nothing of how the loss came down. The mean halves the error of either on the
-    logarithmic scale, and stays below a third of the rate at the minimum whatever the curve.
+    The losses are smoothed exponentially, with the bias of the start corrected, once forwards and once backwards,
+    since a forward average alone lags behind. The suggestion is the geometric mean of two rules with independent
+    errors: the rate of steepest descent, whose slope is uncertain on a noisy curve, and a tenth of the rate at the
+    minimum, which ignores how the loss fell. It always stays below a third of the rate at the minimum.
 
     Args:
         rates: (N,) learning rates, positive and rising, N at least 10.
-        losses: (N,) training losses, one a rate; what follows the first that is not finite is not looked at.
+        losses: (N,) training losses, one a rate; those after the first that is not finite are ignored.
 
     Raises:
         NoDescentError: no descent stands out from the noise.
@@ -68,17 +66,19 @@ def suggest_lr(rates: ArrayLike, losses: ArrayLike) -> LrSuggestion:
     True
     """
     rate, loss = _checked(rates, losses)
-    count = _count_before_divergence(loss, _memory(len(rate)))
+    decay = 1.0 - 1.0 / max(1.0, _MEMORY * len(rate))
+    count = _count_before_divergence(loss, decay)
     diverged_at = float(rate[count]) if count < len(rate) else None
-    if count < FEWEST:
+    if count < MIN_RATES:
         raise EtudeError(
             f"the learning-rate range test broke down after {count} of {len(rate)} rates, at {rate[count]:.3g}: "
             "start it a hundred times lower (a loss that is not finite even there comes from the model or its data)"
         )
-    curve = _smoothed(loss[:count], _memory(len(rate)))
+    loss = loss[:count]
+    curve = (_running_mean(loss, decay) + _running_mean(loss[::-1], decay)[::-1]) / 2.0
     width = min(max(3, round(_WINDOW * len(rate))), count // 3)
     low = int(np.argmin(curve))
-    _require_descent(rate, loss[:count], low, width)
+    _require_descent(rate, loss, low, width)
     steepest = float(rate[_steepest(np.log(rate[: low + 1]), curve[: low + 1], width)])
     lowest = float(rate[low])
     smoothed = np.full(len(rate), np.nan)
@@ -93,19 +93,13 @@ def _checked(rates: ArrayLike, losses: ArrayLike) -> tuple[NDArray[np.float64], 
             f"the learning-rate range test has rates of shape {rate.shape} and losses of shape {loss.shape}: "
             "give one loss for each rate"
         )
-    if len(rate) < FEWEST:
+    if len(rate) < MIN_RATES:
         raise EtudeError(
-            f"the learning-rate range test has {len(rate)} rates, too few to show a shape: "
-            f"give at least {FEWEST}, better 100"
+            f"the learning-rate range test has {len(rate)} rates, too few: give at least {MIN_RATES}, better 100"
         )
     if not (np.isfinite(rate).all() and rate[0] > 0 and (np.diff(rate) > 0).all()):
         raise EtudeError("the rates of the learning-rate range test must be positive and rise from step to step")
     return rate, loss
-
-
-def _memory(count: int) -> float:
-    """Return the decay of a running average that remembers a fixed part of ``count`` steps."""
-    return 1.0 - 1.0 / max(1.0, _MEMORY * count)
 
 
 def _count_before_divergence(loss: NDArray[np.float64], decay: float) -> int:
@@ -127,10 +121,6 @@ def _running_mean(values: NDArray[np.float64], decay: float) -> NDArray[np.float
         total, weight = decay * total + (1.0 - decay) * value, decay * weight + (1.0 - decay)
         means[index] = total / weight
     return means
-
-
-def _smoothed(loss: NDArray[np.float64], decay: float) -> NDArray[np.float64]:
-    return (_running_mean(loss, decay) + _running_mean(loss[::-1], decay)[::-1]) / 2.0
 
 
 def _require_descent(rate: NDArray[np.float64], loss: NDArray[np.float64], low: int, width: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,11 +47,13 @@ class Predictions:
 
     def __post_init__(self) -> None:
         ids, classes = _names("ids", self.ids), _names("classes", self.classes)
-        _set(self, ids=ids, classes=classes, logits=_logits(self.logits, ids, classes))
+        checked: dict[str, Any] = {"ids": ids, "classes": classes, "logits": _logits(self.logits, ids, classes)}
         if self.features is not None:
-            _set(self, features=_features(self.features, ids))
+            checked["features"] = _features(self.features, ids)
         if self.labels is not None:
-            _set(self, labels=_labels(self.labels, ids, classes))
+            checked["labels"] = _labels(self.labels, ids, classes)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
     def __len__(self) -> int:
         """Return N, the number of images."""
@@ -136,11 +139,6 @@ class Predictions:
         return cls(tuple(ids), tuple(classes), cast("NDArray[np.float32]", logits[None]), labels=labels)
 
 
-def _set(predictions: Predictions, **fields: Any) -> None:
-    for name, value in fields.items():
-        object.__setattr__(predictions, name, value)
-
-
 def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     shifted = logits.astype(np.float64)
     shifted -= shifted.max(axis=1, keepdims=True)
@@ -167,17 +165,15 @@ def _names(what: str, names: Sequence[str]) -> tuple[str, ...]:
     names = tuple(str(name) for name in names)
     if not names:
         raise EtudeError(f"predictions need at least one entry in {what}, and got none")
-    if len(set(names)) < len(names):
-        seen: set[str] = set()
-        repeated = dict.fromkeys(name for name in names if name in seen or seen.add(name))
-        raise EtudeError(f"{what} must be unique, and {listed(repeated)} came more than once")
-    if broken := [name for name in names if not _can_be_written(name)]:
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise EtudeError(f"{what} must be unique, and {listed(repeated)} occur more than once")
+    if broken := [name for name in names if not _is_writable(name)]:
         raise EtudeError(f"{what} may not hold NUL or half of a surrogate pair, and {listed(broken)} do: rename them")
     return names
 
 
-def _can_be_written(name: str) -> bool:
-    """Whether ``name`` comes back from a file as it is: numpy cuts NULs off the end of a text."""
+def _is_writable(name: str) -> bool:
+    """Whether ``name`` is the same when read from a file: numpy cuts NULs off the end of a text."""
     try:
         name.encode("utf-8", "surrogateescape")  # a file name that is not UTF-8 passes: it has bytes to go back to
     except UnicodeEncodeError:
@@ -186,13 +182,13 @@ def _can_be_written(name: str) -> bool:
 
 
 def _refuse_unless_finite(array: NDArray[Any], what: str, ids: tuple[str, ...]) -> None:
-    """``array`` is (..., N, K); name the first id that has a value which is not finite."""
+    """Raise an error that names the first id with a value that is not finite; ``array`` is (..., N, K)."""
     finite = np.isfinite(array).all(axis=tuple(axis for axis in range(array.ndim) if axis != array.ndim - 2))
     if not finite.all():
         count, first = int((~finite).sum()), ids[int(np.argmin(finite))]
         raise EtudeError(
             f"the {what} of {first!r} hold NaN or infinity ({count:,} of {len(ids):,} images do): "
-            "the model diverged or its input was damaged; look at that image, or train with a lower learning rate"
+            "the model diverged or its input was damaged; check that image, or train with a lower learning rate"
         )
 
 

@@ -6,7 +6,7 @@ import csv
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,20 +23,10 @@ Warn = Callable[[str], object]
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """Images without predictions, since their files cannot be read, and what a submission holds in their place.
-
-    Args:
-        ids: of these images.
-        counts: labelled images of each class; their shares fill the rows, a label is the most frequent class.
-    """
+    """Ids of images that cannot be read, and the class counts whose shares fill their rows of a submission."""
 
     ids: Sequence[str]
     counts: Mapping[str, int]
-
-    def without(self, ids: Sequence[str]) -> Unreadable:
-        """Return the same without these ids, and without repeats."""
-        known = set(ids)
-        return replace(self, ids=[name for name in dict.fromkeys(self.ids) if name not in known])
 
 
 def write_submission(
@@ -60,12 +50,17 @@ def write_submission(
     significant digits.
 
     Args:
-        label_column: name of the column beside the ids where there is one alone and no sample; by default ``label``,
-            or the positive class.
+        path: of the CSV.
+        predictions: of the images.
+        probabilities: write probabilities in place of labels.
+        id_column: name of the first column where there is no sample.
+        label_column: name of the second column where there is only one and no sample; by default ``label``, or the
+            positive class.
+        sample: a sample submission.
         positive: the class whose probability the one column holds; by default, in a sample, the class that the column
             is named after, or 1, true, yes or positive of two classes.
         unreadable: fills the rows that the sample has for images that cannot be read.
-        warn: is given a sentence about rows that were filled, and about labels of the sample that are no classes.
+        warn: receives a sentence about rows that were filled, and about labels of the sample that are no classes.
 
     Raises:
         EtudeError: the sample and the predictions do not have the same ids or columns; nothing is written then.
@@ -78,29 +73,34 @@ def write_submission(
     ['id,label', 'a.jpg,dog']
     """
     if sample is None:
-        asked = predictions.classes if probabilities else None
+        classes = predictions.classes if probabilities else None
+        header = [id_column, *(classes or [label_column or "label"])]
         if positive is not None:
-            asked = (checked_positive(positive, predictions.classes),)
-        one = label_column or positive or "label"
-        header = [id_column, *(asked if asked is not None and positive is None else [one])]
+            classes = (checked_positive(positive, predictions.classes),)
+            header = [id_column, label_column or positive]
         if repeated := _repeated(header):
             raise EtudeError(f"the submission would have two columns named {listed(repeated)}: rename the id column")
         ids = list(predictions.ids)
     else:
         wanted = _read_sample(Path(sample))
         header, ids = wanted.header, wanted.ids
-        asked = _classes_asked(wanted, predictions.classes, probabilities, positive, warn)
-        unreadable = None if unreadable is None else unreadable.without(predictions.ids)
-        rows = _rows_in_order(wanted, predictions.ids, () if unreadable is None else unreadable.ids)
+        classes = _classes_of(wanted, predictions.classes, probabilities, positive, warn)
+        known = set(predictions.ids)
+        more = [name for name in dict.fromkeys(unreadable.ids if unreadable else ()) if name not in known]
+        rows = _rows_in_order(wanted, predictions.ids, more)
         filled = [name for name, row in zip(ids, rows, strict=True) if row >= len(predictions)]
         if unreadable is not None and filled:
-            predictions = _filled(predictions, unreadable)
+            predictions = _filled(predictions, more, unreadable.counts)
             warn(
                 f"{len(filled):,} of {len(ids):,} rows of {path} are of images that cannot be read "
                 f"({listed(filled, 3)}): filled by the class shares of the labelled images"
             )
         predictions = predictions.take(rows)
-    columns = [_label_column(predictions)] if asked is None else _probability_columns(predictions, asked)
+    if classes is None:
+        columns = [[predictions.classes[position] for position in predictions.predicted()]]
+    else:
+        table, positions = predictions.probabilities(), map(predictions.classes.index, classes)
+        columns = [[f"{value:.9g}" for value in table[:, position]] for position in positions]
     _write_rows(Path(path), [header, *([name, *cells] for name, *cells in zip(ids, *columns, strict=True))])
 
 
@@ -126,21 +126,17 @@ def check_sample(
     "column 'label' holds the predicted label"
     """
     wanted = _read_sample(Path(sample))
-    asked = _classes_asked(wanted, tuple(classes), probabilities, positive, warn)
+    held = _classes_of(wanted, tuple(classes), probabilities, positive, warn)
     _rows_in_order(wanted, tuple(ids), unreadable)
-    if asked is None:
+    if held is None:
         return f"column {wanted.header[1]!r} holds the predicted label"
-    if len(asked) == 1:
-        return f"column {wanted.header[1]!r} holds the probability of class {asked[0]!r}"
+    if len(held) == 1:
+        return f"column {wanted.header[1]!r} holds the probability of class {held[0]!r}"
     return "each column holds the probability of its class"
 
 
 def checked_positive(positive: str, classes: Sequence[str]) -> str:
-    """Return ``positive`` if it is a class.
-
-    Raises:
-        EtudeError: it is none.
-    """
+    """Return ``positive`` if it is a class; EtudeError otherwise."""
     if positive not in classes:
         raise EtudeError(
             f"--positive is {positive!r}, which is no class of the model: give one of {listed(classes)}."
@@ -153,11 +149,8 @@ def checked_positive(positive: str, classes: Sequence[str]) -> str:
 class _Sample:
     path: Path
     header: Row
-    rows: list[Row]
-
-    @property
-    def ids(self) -> list[str]:
-        return [row[0] for row in self.rows]
+    ids: Row
+    cells: Row  # of the second column
 
 
 def _repeated(names: Sequence[str]) -> list[str]:
@@ -170,21 +163,21 @@ def _read_sample(path: Path) -> _Sample:
     if len(rows) < 2 or len(rows[0][1]) < 2:
         raise EtudeError(
             f"the sample submission {path} must have a header with an id column and at least one column more, "
-            f"parted by commas, and at least one row; its header is {rows[0][1] if rows else []}"
+            f"separated by commas, and at least one row; its header is {rows[0][1] if rows else []}"
         )
     header = rows[0][1]
     for line, row in rows[1:]:
         if len(row) != len(header):
             raise EtudeError(f"the sample submission {path} has {len(row)} cells in line {line}, not {len(header)}")
-    found = _Sample(path, header, [row for _, row in rows[1:]])
+    found = _Sample(path, header, [row[0] for _, row in rows[1:]], [row[1] for _, row in rows[1:]])
     for what, names in (("column", header), ("id", found.ids)):
         if repeated := _repeated(names):
             raise EtudeError(f"the sample submission {path} names the same {what} more than once: {listed(repeated)}")
     return found
 
 
-def _classes_asked(
-    sample: _Sample, classes: tuple[str, ...], wished: bool, positive: str | None, warn: Warn
+def _classes_of(
+    sample: _Sample, classes: tuple[str, ...], probabilities: bool, positive: str | None, warn: Warn
 ) -> tuple[str, ...] | None:
     """Return the classes whose probabilities the sample's columns hold, in order; None for one column of labels."""
     columns = spelled_as(sample.header[1:], classes)
@@ -196,7 +189,7 @@ def _classes_asked(
             )
         return columns
     if len(columns) == 1:
-        return _single_column(sample, columns[0], classes, wished, positive, warn)
+        return _single_column(sample, columns[0], classes, probabilities, positive, warn)
     missing = [name for name in columns if name not in classes]
     extra = [name for name in classes if name not in columns]
     raise EtudeError(
@@ -207,13 +200,13 @@ def _classes_asked(
 
 
 def _single_column(
-    sample: _Sample, column: str, classes: tuple[str, ...], wished: bool, positive: str | None, warn: Warn
+    sample: _Sample, column: str, classes: tuple[str, ...], probabilities: bool, positive: str | None, warn: Warn
 ) -> tuple[str] | None:
     """One column is the label, or the probability of one class: that asked for, named so, or positive by its name."""
-    cells = {row[1].strip() for row in sample.rows} - {""}
+    cells = {cell.strip() for cell in sample.cells} - {""}
     # A column named after a class and filled with a number holds its probability, even where the number is a class too.
     filled = column in classes and len(cells.intersection(classes)) < 2 and all(map(_is_number, cells))
-    if positive is None and not wished and not filled and not _holds_fractions(cells, classes):
+    if positive is None and not probabilities and not filled and not _holds_fractions(cells, classes):
         _compare_labels(sample, cells, classes, warn)
         return None
     chosen = positive or (column if column in classes else positive_class(classes))
@@ -269,43 +262,29 @@ def _rows_in_order(sample: _Sample, ours: tuple[str, ...], unreadable: Sequence[
     known = set(unreadable)
     extra = [name for name in match.extra if name not in known]
     if match.missing or extra:
-        raise EtudeError(_mismatch(sample, len(ours), match.missing, extra))
+        parts: list[str] = []
+        if match.missing:
+            missing = f"{len(match.missing):,} of its {len(sample.ids):,} ids"
+            parts.append(f"{missing} have no prediction ({listed(match.missing)})")
+        if extra:
+            parts.append(f"{len(extra):,} of {len(ours):,} predictions are not in it ({listed(extra)})")
+        raise EtudeError(
+            f"the sample submission {sample.path} and the predictions have different ids: {' and '.join(parts)}; "
+            "nothing was written, so predict exactly the images that the sample names"
+        )
     return match.rows
 
 
-def _filled(predictions: Predictions, unreadable: Unreadable) -> Predictions:
-    """Return the predictions with rows for the unreadable images below them, which hold the class shares."""
-    more = unreadable.ids
-    counts = [unreadable.counts.get(name, 0) for name in predictions.classes]
+def _filled(predictions: Predictions, more: Sequence[str], counts: Mapping[str, int]) -> Predictions:
+    """Return the predictions followed by rows for ``more`` images, which hold the class shares."""
+    known = [counts.get(name, 0) for name in predictions.classes]
     shares = Predictions.from_probabilities(
-        more, predictions.classes, [counts if any(counts) else [1] * len(counts)] * len(more)
+        more, predictions.classes, [known if any(known) else [1] * len(known)] * len(more)
     )
     logits = np.broadcast_to(shares.logits, (len(predictions.logits), *shares.logits.shape[1:]))
     return Predictions(
         (*predictions.ids, *more), predictions.classes, np.concatenate([predictions.logits, logits], axis=1)
     )
-
-
-def _mismatch(sample: _Sample, count: int, missing: list[str], extra: list[str]) -> str:
-    parts: list[str] = []
-    if missing:
-        parts.append(f"{len(missing):,} of its {len(sample.rows):,} ids have no prediction ({listed(missing)})")
-    if extra:
-        parts.append(f"{len(extra):,} of {count:,} predictions are not in it ({listed(extra)})")
-    return (
-        f"the sample submission {sample.path} and the predictions have different ids: {' and '.join(parts)}; "
-        "nothing was written, so predict exactly the images that the sample names"
-    )
-
-
-def _label_column(predictions: Predictions) -> list[str]:
-    return [predictions.classes[position] for position in predictions.predicted()]
-
-
-def _probability_columns(predictions: Predictions, classes: Sequence[str]) -> list[list[str]]:
-    table = predictions.probabilities()
-    positions = [predictions.classes.index(name) for name in classes]
-    return [[f"{value:.9g}" for value in table[:, position]] for position in positions]
 
 
 def _write_rows(path: Path, rows: Sequence[Row]) -> None:

@@ -48,8 +48,8 @@ PRESET_ONLY = ("preset", "start_size", "warmup", "finish", "cycle", "fade", "bat
 """Settings of the timeline that shape a preset, and so have no say in phases of one's own."""
 
 
-def load_recipe(name_or_file: str = "default", changes: Iterable[str] = ()) -> Recipe:
-    """Return the recipe ``name_or_file`` with ``changes`` such as ``"train.lr=0.001"`` applied.
+def load_recipe(name_or_file: str = "default", changes: Mapping[str, Any] | Iterable[str] = ()) -> Recipe:
+    """Return the recipe ``name_or_file`` with ``changes`` applied, as :func:`changes_of` reads them.
 
     A TOML file holds the same tree; its key ``base`` names the recipe that it starts from (default: ``default``).
     Its ``[[timeline.phases]]`` replace the base's preset.
@@ -58,21 +58,46 @@ def load_recipe(name_or_file: str = "default", changes: Iterable[str] = ()) -> R
         EtudeError: unknown recipe or setting (the nearest name is suggested), a value that is not accepted, settings
             that contradict each other or make no timeline.
 
-    >>> load_recipe("quick", ["data.valid=0.3"]).data.valid
+    >>> load_recipe("quick", {"data.valid": 0.3}).data.valid
     0.3
     """
-    tree = _tree_of(name_or_file)
-    validate(tree, origin=f"recipe {name_or_file!r}")  # a mistake in the file is told before one in --set
-    for change in changes:
-        key, separator, text = change.partition("=")
-        if not separator or not key.strip():
-            raise EtudeError(f"--set received {change!r}; write it as section.setting=value, such as train.lr=0.001")
-        _assign(tree, key.strip(), _parse_value(text.strip()), f"--set {change}")
-    return validate(tree, origin=f"recipe {name_or_file!r}")
+    tree, origin = _tree_of(name_or_file), f"recipe {name_or_file!r}"
+    validate(tree, origin)  # a mistake in the file is reported before one in the changes
+    known = flat(Recipe())
+    for key, value in changes_of(changes).items():
+        if key not in known:
+            hint = nearest(key, known) or f" The settings are {', '.join(known)}."
+            raise EtudeError(f"--set {key}={shown(value)}: there is no setting {key!r}.{hint}")
+        *sections, leaf = key.split(".")
+        section = tree
+        for name in sections:
+            section = section.setdefault(name, {})
+        section[leaf] = value
+    return validate(tree, origin)
+
+
+def changes_of(settings: Mapping[str, Any] | Iterable[str]) -> dict[str, Any]:
+    """Return settings by dotted name from a mapping, or from texts whose values are TOML or else plain text.
+
+    >>> changes_of(["train.lr=0.001", "data.fit=crop"])
+    {'train.lr': 0.001, 'data.fit': 'crop'}
+    """
+    if isinstance(settings, Mapping):
+        return {key: str(value) if isinstance(value, Path) else value for key, value in settings.items()}
+    changes: dict[str, Any] = {}
+    for setting in settings:
+        key, separator, text = (part.strip() for part in setting.partition("="))
+        if not separator or not key:
+            raise EtudeError(f"--set received {setting!r}; write it as section.setting=value, such as train.lr=0.001")
+        try:
+            changes[key] = tomllib.loads(f"value = {text}")["value"]
+        except (ValueError, RecursionError):  # what Python cannot hold as a number or a list is text too
+            changes[key] = text
+    return changes
 
 
 def validate(tree: Mapping[str, Any], origin: str) -> Recipe:
-    """Validate a tree of settings; each refusal is one sentence that names the setting."""
+    """Return the recipe of a tree of settings; the first mistake is one sentence that names the setting."""
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
@@ -139,27 +164,8 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _assign(tree: dict[str, Any], key: str, value: Any, origin: str) -> None:
-    known = flat(Recipe())
-    if key not in known:
-        hint = nearest(key, known) or f" The settings are {', '.join(known)}."
-        raise EtudeError(f"{origin}: there is no setting {key!r}.{hint}")
-    *sections, leaf = key.split(".")
-    for section in sections:
-        tree = tree.setdefault(section, {})
-    tree[leaf] = value
-
-
-def _parse_value(text: str) -> Any:
-    """Read a value as TOML would; whatever is not TOML is plain text."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except (ValueError, RecursionError):  # what Python cannot hold as a number or a list is text too
-        return text
-
-
 def _refuse_contradictions(recipe: Recipe, origin: str) -> None:
-    """Refuse what cannot hold together; told here, since only what was given by hand contradicts."""
+    """Refuse settings that contradict each other; only those given by hand can."""
     given = [name for name in PRESET_ONLY if name in recipe.timeline.model_fields_set]
     if recipe.timeline.phases and given:
         raise EtudeError(

@@ -21,7 +21,7 @@ from pydantic_core import PydanticCustomError
 
 from etude.core.errors import nearest
 from etude.timeline import PRESETS, parse_length
-from etude.timeline.lengths import MOST_PARTS
+from etude.timeline.lengths import MAX_PARTS
 
 
 class Settings(BaseModel):
@@ -335,7 +335,7 @@ class TimelineSettings(Settings):
     )
     base_batch_size: Count = setting(None, "batch size that train.lr is meant for; none: train.batch_size", ge=1)
     phases: tuple[dict[str, Any], ...] = setting(
-        (), "phases of your own in place of the preset's; lr counts in multiples of train.lr", max_length=MOST_PARTS
+        (), "phases of your own in place of the preset's; lr counts in multiples of train.lr", max_length=MAX_PARTS
     )
 
     @field_validator("preset")

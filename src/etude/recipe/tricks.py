@@ -17,38 +17,28 @@ Changes = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Trick:
-    """One trick.
-
-    Args:
-        name: as ``etude ablate --tricks`` takes it.
-        what: it does, in a line.
-        on: settings that switch it on where it is off, by dotted name.
-        off: settings without it.
-        stage: that it belongs to; a recipe without this stage cannot have it. None: any.
-        is_choice: it is one of several values of its settings, so it is on only where they are just its own; other
-            tricks are on wherever the settings are not those of ``off``.
-    """
+    """One trick; ``on`` and ``off`` are the settings, by dotted name, with and without it."""
 
     name: str
     what: str
     on: Mapping[str, Any]
     off: Mapping[str, Any]
-    stage: str | None = "finetune"
-    is_choice: bool = False
+    stage: str | None = "finetune"  # a recipe without this stage cannot have it; None: any recipe can
+    is_choice: bool = False  # on only where the settings equal `on`; otherwise on where they differ from `off`
 
     def is_on(self, recipe: Recipe) -> bool:
-        """Whether the recipe has it; of settings on ``auto`` only the resolved recipe can tell."""
+        """Whether a resolved recipe has it."""
         own = _plain(recipe)
         if self.is_choice:
             return all(own[key] == value for key, value in self.on.items())
         return any(own[key] != value for key, value in self.off.items())
 
     def changes(self, recipe: Recipe, on: bool) -> Changes:
-        """Return the settings to change for the recipe to have it, or not; none where it is so already."""
+        """Return the settings to change for the recipe to have it, or not."""
         return {} if self.is_on(recipe) == on else dict(self.on if on else self.off)
 
     def is_idle(self, recipe: Recipe) -> bool:
-        """Whether the recipe is the same with and without it: it lacks the stage, or its timeline takes no notice."""
+        """Whether the recipe is the same with and without it: it lacks the stage, or its timeline ignores it."""
         if self.stage is not None and self.stage not in recipe.stages:
             return True
         if not all(key.startswith("timeline.") for key in (*self.on, *self.off)):
@@ -58,10 +48,7 @@ class Trick:
 
 _ALL = (
     Trick(
-        "warmup",
-        "the learning rate climbs from 0 at the start",
-        {"timeline.warmup": 0.1},
-        {"timeline.warmup": "1st"},
+        "warmup", "the learning rate climbs from 0 at the start", {"timeline.warmup": 0.1}, {"timeline.warmup": "1st"}
     ),
     Trick("augment", "random changes of the training images", {"augment.policy": "auto"}, {"augment.policy": "none"}),
     Trick(
@@ -93,10 +80,7 @@ _ALL = (
         is_choice=True,
     ),
     Trick(
-        "layer-decay",
-        "lower learning rates towards the image",
-        {"train.layer_decay": 0.93},
-        {"train.layer_decay": 1.0},
+        "layer-decay", "lower learning rates towards the image", {"train.layer_decay": 0.93}, {"train.layer_decay": 1.0}
     ),
     Trick("freeze", "the first layers kept as they are", {"train.freeze": 0.35}, {"train.freeze": 0.0}),
     Trick(
@@ -127,7 +111,7 @@ _ALL = (
 )
 
 TRICKS = {trick.name: trick for trick in _ALL}
-"""All tricks by name, in the order in which they are told."""
+"""All tricks by name, in the order of reports."""
 
 
 def tricks_named(names: Sequence[str], recipe: Recipe) -> tuple[Trick, ...]:
@@ -167,7 +151,7 @@ def switched(recipe: Recipe, tricks: Sequence[Trick], on: Collection[str]) -> Ch
     """Return the settings to change for a resolved recipe to have those of the ``tricks`` that ``on`` names, no others.
 
     Raises:
-        EtudeError: two of them want one setting otherwise, such as two shapes of the learning rate.
+        EtudeError: two of them need different values of one setting, such as two shapes of the learning rate.
 
     >>> switched(Recipe(), tricks_named(["ema", "mixup"], Recipe()), on={"mixup"})
     {'train.ema': 0.0, 'augment.mixup': 0.2}
@@ -177,10 +161,10 @@ def switched(recipe: Recipe, tricks: Sequence[Trick], on: Collection[str]) -> Ch
         changes |= trick.changes(recipe, trick.name in on)
     made = changed(recipe, changes)
     if odd := [trick.name for trick in tricks if trick.is_on(made) != (trick.name in on)]:
-        asked = ", ".join(trick.name for trick in tricks if trick.name in on) or "none"
+        wanted = ", ".join(trick.name for trick in tricks if trick.name in on) or "none"
         raise EtudeError(
             f"{listed(odd)} shares a setting with another of {', '.join(trick.name for trick in tricks)}, so there is "
-            f"no recipe with just these on: {asked}; give fewer --tricks, or --mode add-one-in, which has one on at a "
+            f"no recipe with just these on: {wanted}; give fewer --tricks, or --mode add-one-in, which has one on at a "
             "time"
         )
     return changes

@@ -12,8 +12,8 @@ Length = float | str
 
 ACCEPTED = "a length is a share such as 0.25 or '25%', epochs '3ep', steps '500st', or time '10m' or '90s'"
 
-MOST_PARTS = 200
-"""Phases of a timeline, and parts of a curve, that follow each other at most: each takes milliseconds to read."""
+MAX_PARTS = 200
+"""Maximum number of phases of a timeline, and of parts of a curve: each takes milliseconds to read."""
 
 _WRITTEN = re.compile(r"\s*(\d+\.?\d*(?:e[+-]?\d+)?|\.\d+)\s*(ep|st|s|m|h|%)?\s*")
 _FACTOR_AND_UNIT = {
@@ -34,9 +34,6 @@ class Pace:
     Args:
         seconds: of one step; above 0.
         size: side in pixels of the images it was measured with; None if the size does not matter or is not known.
-
-    Raises:
-        ValueError: ``seconds`` or ``size`` is not a finite number above 0.
 
     >>> Pace(0.1, size=112).at(224)
     0.4
@@ -65,9 +62,6 @@ class RunSize:
         steps: optimiser steps of the whole run; at least 1.
         epoch_steps: steps of one epoch; needed for lengths in epochs only.
         pace: duration of a step; needed for lengths in time only.
-
-    Raises:
-        ValueError: ``steps`` is below 1 or ``epoch_steps`` is not a finite number above 0.
     """
 
     steps: int
@@ -92,7 +86,7 @@ def parse_length(length: Length) -> tuple[float, str]:
     >>> parse_length("3ep"), parse_length("10m"), parse_length("25%"), parse_length(0.1)
     ((3.0, 'ep'), (600.0, 's'), (0.25, 'share'), (0.1, 'share'))
     """
-    received: object = length  # what users write in files reaches this place unchecked
+    received: object = length  # unchecked: it may come from a user's file
     if isinstance(received, int | float) and not isinstance(received, bool):
         amount, unit = float(received), "share"
     else:
@@ -154,13 +148,9 @@ def length_in_steps(length: Length, whole_steps: float, run: RunSize, mean_size:
 
 
 def check_shares(lengths: Sequence[Length]) -> None:
-    """Check what can be known of ``lengths`` in a row before the run is: the shares among them sum to 1.
-
-    Raises:
-        ValueError: too many lengths, a malformed one, or shares that do not sum to 1 (within 1e-6).
-    """
-    if len(lengths) > MOST_PARTS:
-        raise ValueError(f"{len(lengths):,} phases or parts of a curve follow each other; give at most {MOST_PARTS}")
+    """Raise ValueError unless the shares among ``lengths`` sum to 1 (within 1e-6), and there are at most MAX_PARTS."""
+    if len(lengths) > MAX_PARTS:
+        raise ValueError(f"{len(lengths):,} phases or parts of a curve follow each other; give at most {MAX_PARTS}")
     shares = [amount for amount, unit in map(parse_length, lengths) if unit == "share"]
     if shares and not math.isclose(sum(shares), 1.0, abs_tol=1e-6):
         listed = " + ".join(f"{share:g}" for share in shares)
@@ -173,11 +163,8 @@ def check_shares(lengths: Sequence[Length]) -> None:
 def divided(lengths: Sequence[Length], whole_steps: float, run: RunSize) -> tuple[float, ...]:
     """Return the share of ``whole_steps`` that each of ``lengths`` in a row takes; they sum to 1.
 
-    Epochs, steps and time come first; shares divide what they leave. Without shares they must fill the whole.
-
-    Raises:
-        ValueError: a malformed length, shares that do not sum to 1, or fixed lengths that leave nothing for the shares
-            or, with no share beside them, miss the whole by more than half a step.
+    Epochs, steps and time come first; shares divide what they leave. Without shares they must fill the whole to within
+    half a step; ValueError otherwise.
 
     >>> divided(["100st", 0.75, 0.25], 500, RunSize(500))
     (0.2, 0.6, 0.2)

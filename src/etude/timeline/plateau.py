@@ -21,15 +21,12 @@ class Plateau:
         metric: name of a logged metric.
         mode: ``"min"`` when lower is better, ``"max"`` when higher is.
         factor: of the learning rate, in (0, 1).
-        patience: validations without improvement that are borne; the next one makes a plateau.
+        patience: validations without improvement that are tolerated; the next one is a plateau.
         threshold: smallest change that counts as an improvement.
         threshold_mode: ``"rel"``: a share of the best value; ``"abs"``: in the metric's unit.
         cooldown: validations after a plateau that are not counted.
         min_lr: no plateau takes the learning rate below it.
         reductions: after so many scalings the next plateau ends the phase early; 0: the first one does; None: none.
-
-    Raises:
-        ValueError: a setting out of its range.
     """
 
     metric: str = "valid_loss"
@@ -63,7 +60,7 @@ class Plateau:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What a plateau did to a run: with the timeline, all there is to know of where a run stands.
+    """A reaction to a plateau: the only state of a run that its timeline does not hold.
 
     Args:
         progress: of the run at which it happened, in [0, 1].
@@ -71,9 +68,6 @@ class Event:
         phase: name of the phase that ran.
         factor: of the learning rate, for ``"scale"``.
         min_lr: the learning rate below which the factor does not take it.
-
-    Raises:
-        ValueError: a value out of its range.
     """
 
     progress: float
@@ -110,7 +104,7 @@ class PlateauWatch:
         self._reductions = 0
 
     def observe(self, value: float) -> Reaction | None:
-        """Take the metric of one validation; say what it asks for. NaN counts as no improvement."""
+        """Return the reaction to the metric of one validation, if any; NaN counts as no improvement."""
         if self._improves(value):
             self._best, self._bad = value, 0
         else:
@@ -126,7 +120,7 @@ class PlateauWatch:
         return "scale"
 
     def state_dict(self) -> dict[str, float | None]:
-        """Return what has been seen, as plain numbers; ``best`` is None before the first improvement."""
+        """Return the state as plain numbers; ``best`` is None before the first improvement."""
         return {
             "best": None if self._best == self._worst else self._best,
             "bad": self._bad,
@@ -135,7 +129,7 @@ class PlateauWatch:
         }
 
     def load_state_dict(self, state: Mapping[str, float | None]) -> None:
-        """Go on from what ``state_dict`` returned."""
+        """Restore what ``state_dict`` returned."""
         best = state["best"]
         self._best = self._worst if best is None else float(best)
         self._bad, self._cooldown, self._reductions = (

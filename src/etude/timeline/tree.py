@@ -25,7 +25,7 @@ from etude.timeline.curves import (
     Triangular2,
     Warmup,
 )
-from etude.timeline.lengths import MOST_PARTS, Length, parse_length
+from etude.timeline.lengths import MAX_PARTS, Length, parse_length
 from etude.timeline.phase import Phase
 from etude.timeline.plan import Timeline
 from etude.timeline.plateau import Event, Plateau
@@ -63,9 +63,9 @@ _TABLES: dict[type[Any], str] = {
 _PART = tuple[Length, Curve]
 # By type of an entry: what a list of them is called, how many entries it has at most, and what one is called.
 _LISTS: dict[Any, tuple[str, int, str | None]] = {
-    Phase: ("a list of tables, one a phase", MOST_PARTS, "phase"),
+    Phase: ("a list of tables, one a phase", MAX_PARTS, "phase"),
     Event: ("a list of tables, one an event", 10_000, "event"),
-    _PART: ("a list of tables such as {length = 0.5, of = {curve = 'linear', start = 0, end = 1}}", MOST_PARTS, None),
+    _PART: ("a list of tables such as {length = 0.5, of = {curve = 'linear', start = 0, end = 1}}", MAX_PARTS, None),
     float: ("a list of numbers in [0, 1]", 10_000, None),
 }
 _SCALARS: dict[type[Any], str] = {int: "a whole number", str: "text", bool: "true or false"}

@@ -15,8 +15,9 @@ from etude.journal.record import RunRecord, read_run
 from etude.journal.runs import FILE_NAME, is_complete, working_on
 from etude.journal.screen import Screen
 from etude.recipe import Recipe, load_recipe, resolve
+from etude.recipe.load import changes_of
 from etude.recipe.tricks import TRICKS, Trick, tricks_named, tricks_of
-from etude.study.ablation.design import Design, Division, as_settings, costs_of, design_of, divide, modes_named
+from etude.study.ablation.design import Design, Division, costs_of, design_of, divide, modes_named
 from etude.study.ablation.report import Outcome, show_outcome, show_plan, write_outcome
 from etude.study.ablation.runs import Runs, judge
 from etude.study.diagnostics import report, send
@@ -135,7 +136,7 @@ def ablate(asked: AblationRequest, screen: Screen) -> Outcome:
 def _run(
     prepared: _Prepared, division: Division, budget: float | None, request: Request, record: RunRecord, screen: Screen
 ) -> Outcome:
-    more = [] if division.epochs is None else as_settings({"train.epochs": division.epochs})
+    more = {} if division.epochs is None else {"train.epochs": division.epochs}
     runs = Runs(
         # The ablation is tagged and sent as a whole, when all of its runs have ended.
         replace(request, resume=False, tags=(), mlflow=None), record, screen, prepared.design, prepared.metric,
@@ -168,9 +169,7 @@ def _prepare(asked: AblationRequest, screen: Screen) -> _Prepared:
     subject = choose_subject(request.recipe, request.settings, request, screen)
     tricks = _tricks(asked.tricks or known.get("tricks"), subject.recipe)
     design = design_of(subject.recipe, tricks, modes)
-    arms = {
-        arm.name: load_recipe(request.recipe, [*request.settings, *as_settings(arm.changes)]) for arm in design.arms
-    }
+    arms = {arm.name: load_recipe(request.recipe, changes_of(request.settings) | arm.changes) for arm in design.arms}
     recipes = {name: resolve(recipe, subject.facts) for name, recipe in arms.items()}
     assert subject.images is not None
     fingerprint = scan_images(subject.images, screen).fingerprint

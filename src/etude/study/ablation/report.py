@@ -16,9 +16,10 @@ from etude.journal.figures.lift import Lift, LiftPanel, draw_lift
 from etude.journal.record import RunRecord
 from etude.journal.screen import Screen
 from etude.recipe import NAMED, Recipe, load_recipe
+from etude.recipe.load import changes_of
 from etude.recipe.settings import Settings
 from etude.recipe.tricks import TRICKS, Changes, Trick, changed
-from etude.study.ablation.design import Design, Division, Mode, as_settings
+from etude.study.ablation.design import Design, Division, Mode
 from etude.study.ablation.runs import ArmRun, Found, scale_of, unit_of
 from etude.study.run.plan import duration
 from etude.study.run.request import Request
@@ -85,10 +86,10 @@ def write_recipe(path: Path, recipe: Recipe, comments: Sequence[str] = ()) -> No
 
 
 def write_best(
-    path: Path, name_or_file: str, settings: Sequence[str], changes: Changes, found: Sequence[Found]
+    path: Path, name_or_file: str, settings: Mapping[str, Any] | Sequence[str], changes: Changes, found: Sequence[Found]
 ) -> Recipe:
     """Write the recipe with ``changes`` over its own ``settings``, the verdicts above it; return it."""
-    recipe = load_recipe(name_or_file, [*settings, *as_settings(changes)])
+    recipe = load_recipe(name_or_file, changes_of(settings) | changes)
     comments = [f"What etude ablate found to help, over the recipe {name_or_file}.", *(one.in_words() for one in found)]
     write_recipe(path, recipe, comments)
     return recipe

@@ -16,6 +16,7 @@ from etude.journal.record import FILE_NAME, RunRecord, read_run
 from etude.journal.runs import is_complete, verify
 from etude.journal.screen import Screen
 from etude.recipe import load_recipe
+from etude.recipe.load import changes_of
 from etude.study.ablation.design import Arm, Contrast, Design, as_settings
 from etude.study.run.job import fit
 from etude.study.run.plan import duration
@@ -185,7 +186,7 @@ class Runs:
     screen: Screen
     design: Design
     metric: Metric
-    more: Sequence[str] = ()
+    more: Mapping[str, Any] = field(default_factory=dict[str, Any])
     budget: float | None = None
     spent: float = 0.0
     failed: dict[str, str] = field(default_factory=dict)
@@ -234,7 +235,7 @@ class Runs:
         folder = self._folder(arm, seed)
         request = replace(
             self.request,
-            settings=[*self.request.settings, *self.more, *as_settings(arm.changes)],
+            settings={**changes_of(self.request.settings), **self.more, **arm.changes},
             seed=seed,
             out=folder,
             resume=(folder / FILE_NAME).is_file(),
@@ -289,7 +290,7 @@ def _as_fit(request: Request) -> tuple[str, ...]:
         "--image-root": request.image_root,
     }
     given = [word for name, value in options.items() if value is not None for word in (name, str(value))]
-    settings = [word for setting in request.settings for word in ("--set", setting)]
+    settings = [word for setting in as_settings(changes_of(request.settings)) for word in ("--set", setting)]
     recipe = ("--recipe", request.recipe, *settings, "--seed", str(request.seed))
     return ("etude", "fit", str(request.train), *recipe, *given)
 

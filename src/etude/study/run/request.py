@@ -7,9 +7,8 @@ names. This module is light: ``--help`` imports it.
 from __future__ import annotations
 
 import itertools
-import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from textwrap import fill
@@ -55,9 +54,6 @@ class Options:
         for name in _PATHS & {one.name for one in fields(self)}:
             if (given := getattr(self, name)) is not None:  # the shell leaves --out=~/FOLDER as it is, Python every ~
                 object.__setattr__(self, name, Path(os.path.expanduser(given)))
-        given = self.settings
-        changes = [f"{key}={_toml(value)}" for key, value in given.items()] if isinstance(given, Mapping) else given
-        object.__setattr__(self, "settings", tuple(changes))
         object.__setattr__(self, "sample", None if self.sample is None else str(self.sample))
 
     def request(self, train: Path, command: Sequence[str] = ()) -> Request:
@@ -114,8 +110,11 @@ class FitOptions(TrainingOptions):
         super().__post_init__()
         object.__setattr__(self, "teachers", tuple(Path(os.path.expanduser(given)) for given in self.teachers))
         given = {"data.cache_limit": self.cache_limit, "data.labels": self.labels}
-        changes = [*lr_settings(self.lr), *(f"{key}={value}" for key, value in given.items() if value)]
-        object.__setattr__(self, "settings", (*self.settings, *changes))
+        changes = lr_settings(self.lr) | {key: value for key, value in given.items() if value}
+        if changes:
+            from etude.recipe.load import changes_of
+
+            object.__setattr__(self, "settings", changes_of(self.settings) | changes)
         for name in ("lr", "cache_limit", "labels"):  # they are settings now
             object.__setattr__(self, name, None)
 
@@ -195,30 +194,23 @@ def documented(options: type[Options] = FitOptions, indent: int = 0) -> str:
     )
 
 
-def lr_settings(lr: str | float | None) -> list[str]:
+def lr_settings(lr: str | float | None) -> dict[str, Any]:
     """Return the settings that ``--lr`` stands for: a number, or ``auto`` for a search before training.
 
     Raises:
         EtudeError: it is neither.
 
     >>> lr_settings("auto"), lr_settings("3e-4"), lr_settings(None)
-    (['train.find_lr=true'], ['train.lr=0.0003'], [])
+    ({'train.find_lr': True}, {'train.lr': 0.0003}, {})
     """
     if lr is None:
-        return []
+        return {}
     if lr == "auto":
-        return ["train.find_lr=true"]
+        return {"train.find_lr": True}
     try:
-        return [f"train.lr={float(lr)}"]
+        return {"train.lr": float(lr)}
     except ValueError:
         raise EtudeError(f"--lr is {lr!r}; give a number such as 1e-3, or auto to search for it") from None
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
-    # JSON writes numbers, booleans and strings as TOML reads them.
-    return json.dumps(str(value) if isinstance(value, Path) else value)
 
 
 def run_folders(train: Path) -> Iterator[Path]:
