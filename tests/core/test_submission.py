@@ -247,7 +247,7 @@ def test_a_byte_order_mark_and_empty_lines_of_the_sample_are_no_text(tmp_path: P
     [
         ("", "must have a header"),
         ("id,label\n", "at least one row"),
-        ("id;label\n1;cat\n", "parted by commas"),
+        ("id;label\n1;cat\n", "separated by commas"),
         ("id,label\n1,cat\n2\n", "has 1 cells in line 3, not 2"),
         ("id,label\n1,cat\n1,cat\n", "same id more than once: '1'"),
         ("id,cat,cat\n1,0,0\n", "same column more than once: 'cat'"),

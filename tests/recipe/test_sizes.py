@@ -6,7 +6,7 @@ import pytest
 
 from etude.core.errors import EtudeError
 from etude.recipe import ImageFacts, Recipe, load_recipe, resolve
-from etude.recipe.timeline import ImageSizes, image_sizes, most_of, timeline_warnings
+from etude.recipe.timeline import ImageSizes, image_sizes, maximum_of, timeline_warnings
 
 SHORT_END = """
 [[timeline.phases]]
@@ -28,7 +28,7 @@ def test_a_last_phase_of_a_few_steps_counts(tmp_path: Path):
     (tmp_path / "short.toml").write_text(SHORT_END)
     recipe = load_recipe(str(tmp_path / "short.toml"))
     assert image_sizes(recipe) == ImageSizes(first=128, final=224, largest=224)
-    assert most_of(recipe, "dropout") == pytest.approx(0.4, abs=0.01)
+    assert maximum_of(recipe, "dropout") == pytest.approx(0.4, abs=0.01)
 
 
 def test_a_fixed_length_that_fits_short_runs_only_has_sizes_too():

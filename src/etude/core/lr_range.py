@@ -127,7 +127,7 @@ def _require_descent(rate: NDArray[np.float64], loss: NDArray[np.float64], low: 
     """Refuse losses that are around ``low`` no further below the first ones than their noise explains."""
     begin = min(max(0, low - width // 2), len(loss) - width)
     start, bottom = float(loss[:width].mean()), float(loss[begin : begin + width].mean())
-    # Differences of neighbours show the noise whatever the curve does; the median forgets the steep part.
+    # Differences of neighbours show the noise on any curve; the median ignores the steep part.
     noise = float(np.median(np.abs(np.diff(loss)))) / (math.sqrt(2.0) * 0.6745)
     needed = max(_SURE * noise * math.sqrt(2.0 / width), _LEAST_FALL * abs(start))
     if start - bottom <= needed:

@@ -46,7 +46,7 @@ def write_submission(
     With a ``sample`` submission its columns and the order of its rows are followed exactly. Its first column holds
     the ids, found as :func:`~etude.core.ids.match_ids` does. Columns named as the classes are their probabilities. One
     more column is the label; or the probability of one class, where it holds fractions in the sample or
-    ``probabilities`` are asked for. Texts are written as they are, quoted where CSV needs it; probabilities have nine
+    ``probabilities`` is set. Texts are written as they are, quoted where CSV needs it; probabilities have nine
     significant digits.
 
     Args:
@@ -202,7 +202,7 @@ def _classes_of(
 def _single_column(
     sample: _Sample, column: str, classes: tuple[str, ...], probabilities: bool, positive: str | None, warn: Warn
 ) -> tuple[str] | None:
-    """One column is the label, or the probability of one class: that asked for, named so, or positive by its name."""
+    """One column is the label (None), or the probability of ``positive``, of the class it is named after, or of "1"."""
     cells = {cell.strip() for cell in sample.cells} - {""}
     # A column named after a class and filled with a number holds its probability, even where the number is a class too.
     filled = column in classes and len(cells.intersection(classes)) < 2 and all(map(_is_number, cells))

@@ -158,15 +158,15 @@ def supervised_recipe(recipe: Recipe) -> Recipe:
 
 
 def _refuse_other_sizes(recipe: Recipe, given: set[str], side: int) -> None:
-    """Refuse sizes asked for that the network cannot take."""
+    """Refuse sizes set by hand that the network cannot take."""
     sizes = {"start_size", "final_size"} & given
-    asked = {f"timeline.{name}": getattr(recipe.timeline, name) for name in sorted(sizes)}
+    by_hand = {f"timeline.{name}": getattr(recipe.timeline, name) for name in sorted(sizes)}
     if "feature_size" in recipe.model.model_fields_set:
-        asked["model.feature_size"] = recipe.model.feature_size
+        by_hand["model.feature_size"] = recipe.model.feature_size
     for phase in timeline_of(recipe).phases if recipe.timeline.phases else ():
         curve = phase.curve("image_size")
-        asked |= {f"phase {phase.name!r}": round(curve.at(point)) for point in (0.0, 1.0)} if curve else {}
-    for name, size in asked.items():
+        by_hand |= {f"phase {phase.name!r}": round(curve.at(point)) for point in (0.0, 1.0)} if curve else {}
+    for name, size in by_hand.items():
         if size != side:
             raise EtudeError(
                 f"{name} asks for images of {size} px, and backbone {recipe.model.backbone!r} takes {side} px alone: "

@@ -210,7 +210,7 @@ class UnlabeledSettings(Settings):
 class DistillSettings(Settings):
     """What a student learns from its teachers; used only with ``--teacher``."""
 
-    temperature: float = setting(2.0, "that softens teacher and student alike", gt=0.0, le=100.0)
+    temperature: float = setting(2.0, "that softens both teacher and student", gt=0.0, le=100.0)
     weight: float = setting(0.5, "of the teachers' loss; the rest is the labels' own", gt=0.0, le=1.0)
     views: Literal["cached", "same"] = setting(
         "cached", "teachers see each image once, averaged over their views, or the very view that the student sees"

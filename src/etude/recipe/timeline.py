@@ -392,11 +392,11 @@ def image_sizes(recipe: Recipe) -> ImageSizes:
     return ImageSizes(sizes[0], sizes[-1], max(sizes))
 
 
-def most_of(recipe: Recipe, quantity: str) -> float:
+def maximum_of(recipe: Recipe, quantity: str) -> float:
     """Return the largest value of a quantity in the recipe's timeline; 0 where it is not scheduled.
 
     >>> from etude.recipe import load_recipe
-    >>> most_of(load_recipe("default"), "drop_path")
+    >>> maximum_of(load_recipe("default"), "drop_path")
     0.0
     """
     return max(getattr(moment, quantity) or 0.0 for moment in _moments(recipe))

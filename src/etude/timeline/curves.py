@@ -498,3 +498,8 @@ class ExpRange(Triangular):
     def amplitude(self, progress: float, number: int) -> float:
         """Return decay ** progress."""
         return self.decay**progress
+
+
+_SIMPLE = (Constant, Linear, Cosine, Exponential, Steps, OneCycle, Triangular, Triangular2, ExpRange)
+CURVES: dict[str, type[Any]] = {kind.name: kind for kind in (*_SIMPLE, Warmup, Joined, Scaled)}
+"""The curves by the name that they have in files, under the key ``curve``."""

@@ -79,7 +79,7 @@ class Phase:
     """A named part of the run; each quantity follows a curve over the phase's own progress.
 
     A quantity may be given as a number, which becomes a :class:`Constant`, or be left out (None): it is then not
-    scheduled in this phase and stays as the trainer has it. What each quantity means is said at :class:`Moment`.
+    scheduled in this phase and stays as the trainer has it. See :class:`Moment` for the meaning of each quantity.
 
     Args:
         name: such as ``"warmup"``, ``"grow"``, ``"finish"``.

@@ -135,7 +135,7 @@ class Timeline:
     """Phases in order. ``at`` is pure: the same progress always gives the same :class:`Moment`.
 
     Fixed lengths (``"3ep"``, ``"500st"``, ``"10m"``) come first; shares divide what they leave and sum to 1. A
-    timeline that holds a fixed length has to be resolved for a run of known size before it can be asked.
+    timeline that holds a fixed length has to be resolved for a run of known size before ``at`` can be called.
 
     Args:
         phases: at least one, with names that differ.

@@ -1,6 +1,7 @@
 """Timelines as plain tables, lists, numbers and text: the form that recipes (TOML), checkpoints and run.json hold.
 
-Reader and writer both follow the fields of the dataclasses and their type hints, so a new curve needs no code here.
+Reader and writer follow the fields of the dataclasses and their type hints, so a new curve needs no code here, but an
+entry in ``curves.CURVES``.
 """
 
 from __future__ import annotations
@@ -10,46 +11,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
-from etude.timeline.curves import (
-    Constant,
-    Cosine,
-    Curve,
-    Exponential,
-    ExpRange,
-    Joined,
-    Linear,
-    OneCycle,
-    Scaled,
-    Steps,
-    Triangular,
-    Triangular2,
-    Warmup,
-)
+from etude.timeline.curves import CURVES, Constant, Curve
 from etude.timeline.lengths import MAX_PARTS, Length, parse_length
 from etude.timeline.phase import Phase
 from etude.timeline.plan import Timeline
 from etude.timeline.plateau import Event, Plateau
 
 T = TypeVar("T")
-
-CURVES: dict[str, type[Any]] = {
-    kind.name: kind
-    for kind in (
-        Constant,
-        Linear,
-        Cosine,
-        Exponential,
-        Steps,
-        OneCycle,
-        Triangular,
-        Triangular2,
-        ExpRange,
-        Warmup,
-        Joined,
-        Scaled,
-    )
-}
-"""The curves by the name they have under the key ``curve``."""
 
 _KEYS = {"curve": "of"}  # by field: `curve` is the key of a curve's name, so the curve that is scaled has another
 
@@ -141,7 +109,7 @@ def tree_of_curve(curve: Curve) -> float | dict[str, Any]:
     Raises:
         ValueError: the curve is of a class of your own, which no file can name.
 
-    >>> tree_of_curve(Linear(0.0, 1.0)), tree_of_curve(Constant(0.9))
+    >>> tree_of_curve(CURVES["linear"](0.0, 1.0)), tree_of_curve(Constant(0.9))
     ({'curve': 'linear', 'start': 0.0, 'end': 1.0}, 0.9)
     """
     return _tree_of(curve)

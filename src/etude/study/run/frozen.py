@@ -16,7 +16,7 @@ from etude.models.device import best_device
 from etude.models.features import cached, extract_features, extract_views, weights_digest
 from etude.models.optimize import fold_batchnorm, use_fast_depthwise
 from etude.recipe.settings import Recipe
-from etude.recipe.timeline import most_of
+from etude.recipe.timeline import maximum_of
 from etude.training.optimizer import freeze_depthwise, freeze_first_layers
 
 
@@ -128,7 +128,7 @@ def add_views(
 
 def trainable_backbone(recipe: Recipe, channels: int, precision: str) -> Backbone:
     """Return the backbone folded, frozen and made fast as the recipe says."""
-    drop_path = max(recipe.train.drop_path, most_of(recipe, "drop_path"))
+    drop_path = max(recipe.train.drop_path, maximum_of(recipe, "drop_path"))
     backbone = build_backbone(recipe.model.backbone, recipe.model.weights, channels, drop_path)
     if recipe.train.batchnorm == "keep":
         fold_batchnorm(backbone.module, backbone.probe())

@@ -14,7 +14,7 @@ from etude.journal.figures.lr_range import draw_lr_range
 from etude.journal.record import RunRecord
 from etude.journal.screen import Screen
 from etude.recipe import Recipe, load_recipe
-from etude.recipe.timeline import most_of
+from etude.recipe.timeline import maximum_of
 from etude.study.run.network import fit_head_on, starting_network, training_task
 from etude.study.run.policy import settle_policy
 from etude.study.run.prepare import Prepared, prepare
@@ -39,7 +39,7 @@ def find_lr(prepared: Prepared, fold: Fold, policy: str, figure: Path, context: 
         rates, losses = lr_range_test(model, task, progress=context)
     suggestion = suggest_lr(rates, losses)
     draw_lr_range(figure, rates, losses, suggestion.smoothed, suggestion)
-    return replace(suggestion, lr=suggestion.lr * prepared.recipe.train.lr / most_of(prepared.recipe, "lr"))
+    return replace(suggestion, lr=suggestion.lr * prepared.recipe.train.lr / maximum_of(prepared.recipe, "lr"))
 
 
 def search(request: Request, screen: Screen, figure: Path) -> LrSuggestion:

@@ -23,7 +23,7 @@ from etude.inference.predict import predict
 from etude.models.classifier import Classifier, ModelCard, Preprocessing
 from etude.models.head import LinearHead, fit_head
 from etude.recipe.settings import Recipe
-from etude.recipe.timeline import image_sizes, most_of
+from etude.recipe.timeline import image_sizes, maximum_of
 from etude.study.run.frozen import FrozenFeatures, trainable_backbone
 from etude.study.run.prepare import Prepared
 from etude.training.fit import fine_tune
@@ -78,7 +78,7 @@ def starting_network(prepared: Prepared, fold: Fold, policy: str) -> tuple[Class
     name, classes = recipe.model.backbone, data.images.classes
     backbone = trainable_backbone(recipe, data.build.store.channels, mode.precision)
     folded = recipe.train.batchnorm == "keep"
-    dropout = max(recipe.train.dropout, most_of(recipe, "dropout"))  # the clock can change it, but not add it
+    dropout = max(recipe.train.dropout, maximum_of(recipe, "dropout"))  # the clock can change it, but not add it
     model = Classifier(backbone.module, backbone.num_features, len(classes), dropout)
     if features is not None and features.frozen.name == name:
         # The trained network pools its last map only, so its head starts from a fit on those columns.

@@ -20,7 +20,7 @@ from etude.models.features import autocast
 from etude.models.modes import AskedMode, Mode, applied, lay_out, lay_out_images, likely_mode
 from etude.recipe.resolve import labelled_share, mixed_recipe, supervised_recipe
 from etude.recipe.settings import Recipe
-from etude.recipe.timeline import image_sizes, most_of, resolved_run
+from etude.recipe.timeline import image_sizes, maximum_of, resolved_run
 from etude.study.run.frozen import Frozen
 from etude.study.run.request import Request
 from etude.study.run.session import Session
@@ -297,7 +297,7 @@ def _expected_seconds(recipe: Recipe, speed: Speed, amounts: Amounts) -> float:
 
 
 def _largest_batch(recipe: Recipe, amounts: Amounts) -> int:
-    return min(amounts.train, max(recipe.train.batch_size, round(most_of(recipe, "batch_size"))))
+    return min(amounts.train, max(recipe.train.batch_size, round(maximum_of(recipe, "batch_size"))))
 
 
 def stored_size(recipe: Recipe) -> int:
@@ -386,7 +386,7 @@ def _finetune_in_words(recipe: Recipe, timeline: Timeline, size: RunSize) -> str
     train, sizes = recipe.train, image_sizes(recipe)
     grows = f"{sizes.first} to {sizes.final} px" if sizes.first != sizes.final else f"{sizes.final} px"
     epochs = f"{size.steps / (size.epoch_steps or size.steps):.3g}"
-    rate = "a learning rate to be searched" if train.find_lr else f"{most_of(recipe, 'lr'):g}"
+    rate = "a learning rate to be searched" if train.find_lr else f"{maximum_of(recipe, 'lr'):g}"
     spans = ((name, round((stop - start) * size.steps)) for name, start, stop in timeline.spans())
     phases = ", ".join(f"{name} {steps:,}" for name, steps in spans)
     plural = "" if epochs == "1" else "s"
