@@ -145,7 +145,7 @@ def opened(written: Written, size: int, cache: Path) -> tuple[Dataset, list[Fold
     images = read_labelled(written.folder)
     surveyed = scan_images(images, Silent())
     data = open_dataset(
-        images, surveyed, size, fit="squash", cache=cache, progress=Silent(), warn=print, kind="raw"
+        images, surveyed, size, Context(Silent(), print, cache), fit="squash", kind="raw"
     )  # fmt: skip
     held = dict(zip(written.names, written.held.tolist(), strict=True))
     validates = np.array([held[Path(name).stem] for name in data.images.ids])

@@ -42,7 +42,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from common import machine
-from etude.core.context import Silent
+from etude.core.context import Context, Silent
 from etude.data.dataset import open_dataset
 from etude.data.loader import StepBatches, TrainingRows
 from etude.data.scan import scan_images
@@ -81,9 +81,7 @@ def draw_images(folder: Path, count: int, width: int, height: int, suffix: str =
 def opened(folder: Path, cache: Path, size: int) -> Any:
     """Return the dataset of a folder, decoded at ``size``."""
     images = read_labelled(folder)
-    return open_dataset(
-        images, scan_images(images, Silent()), size, fit="squash", cache=cache, progress=Silent(), warn=print
-    )
+    return open_dataset(images, scan_images(images, Silent()), size, Context(Silent(), print, cache), fit="squash")
 
 
 def batches_of(dataset: Any, size: int, steps: int, strength: float = 1.0, policy: str = POLICY) -> StepBatches:

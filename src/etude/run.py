@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from etude.core.context import Progress, Silent, default_cache
+from etude.core.context import Context, Progress, Silent, default_cache
 from etude.core.errors import EtudeError, listed
 from etude.core.predictions import Predictions
 from etude.core.submission import Unreadable, write_submission
@@ -186,8 +186,8 @@ class Run:
         shape = card.preprocessing
         surveyed = scan_images(found, progress).like(shape.channels, shape.value_range, "images", self._warn)
         return open_dataset(
-            found, surveyed, shape.stored_size if size is None else size,
-            fit=shape.fit, cache=cache, progress=progress, warn=self._warn,
+            found, surveyed, shape.stored_size if size is None else size, Context(progress, self._warn, cache),
+            fit=shape.fit,
         )  # fmt: skip
 
     def _models(self) -> list[tuple[Classifier, ModelCard]]:

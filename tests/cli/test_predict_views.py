@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import ImageOps
 
+from etude.core.context import Context
 from etude.core.errors import EtudeError
 from etude.core.predictions import Predictions
 from etude.data.dataset import Dataset, open_dataset
@@ -136,9 +137,9 @@ def test_the_larger_input_shows_more_detail(etude, tmp_path, monkeypatch):
     etude("fit", train, "--test", test, *PHOTOS, "--out", "run")
     sizes: list[int] = []
 
-    def watched(images: ImageSet, surveyed: Scan, size: int, **options: Any) -> Dataset:
+    def watched(images: ImageSet, surveyed: Scan, size: int, context: Context, **options: Any) -> Dataset:
         sizes.append(size)
-        return open_dataset(images, surveyed, size, **options)
+        return open_dataset(images, surveyed, size, context, **options)
 
     monkeypatch.setattr("etude.run.open_dataset", watched)
     plain = load("run").predict(test).predictions

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import etude
-from etude.core.context import Progress, Silent
+from etude.core.context import Context, Progress, Silent
 from etude.data.scan import scan_images
 from etude.data.sources import ImageSet, read_unlabelled
 from etude.data.stores import partial as ingest
@@ -32,9 +32,8 @@ def build(images: ImageSet, cache: Path, size: int = 8, warn=None, progress: Pro
         raise AssertionError(sentence)
 
     shown = progress or Silent()
-    built: StoreBuild = build_store(
-        images, scan_images(images, shown), size, cache=cache, progress=shown, warn=warn or unexpected, **options
-    )
+    context = Context(shown, warn or unexpected, cache)
+    built: StoreBuild = build_store(images, scan_images(images, shown), size, context, **options)
     return built
 
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.storing import write_images
-from etude.core.context import Silent
+from etude.core.context import Context, Silent
 from etude.core.files import digest_of
 from etude.data.compact import DIGEST_BYTES, Digests, Paths, Texts
 from etude.data.dataset import concatenated_sets, open_dataset
@@ -101,8 +101,8 @@ def test_splits_are_those_of_a_list_of_hashes(numbers: list[int], seed: int):
 
 def test_stores_of_earlier_versions_list_their_hashes(tmp_path: Path):
     images = write_images(tmp_path / "in", 3, 12)
-    options = {"fit": "squash", "cache": tmp_path / "cache", "progress": Silent(), "warn": print}
-    folder = open_dataset(images, scan_images(images, Silent()), 12, **options).build.store.folder  # type: ignore[arg-type]
+    context = Context(Silent(), print, tmp_path / "cache")
+    folder = open_dataset(images, scan_images(images, Silent()), 12, context, fit="squash").build.store.folder
     record, path = StoreRecord.load(folder), folder / "store.json"
     assert list(record.content_hashes) == list(scan_images(images, Silent()).content_hashes)
     listed = ", ".join(f'"{content}"' for content in record.content_hashes)

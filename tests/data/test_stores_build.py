@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from data.storing import KINDS, build, whole_stores, write_images
-from etude.core.context import Silent
+from etude.core.context import Context, Silent
 from etude.core.errors import EtudeError
 from etude.data.decode import decode
 from etude.data.scan import scan_images
@@ -118,7 +118,7 @@ def test_a_file_that_changes_between_survey_and_build(class_folders: Path, tmp_p
     images = read_labelled(class_folders)
     seen = scan_images(images, Silent())
     save_image(class_folders / "cat" / "1.png", seed=50)
-    built = build_store(images, seen, 8, cache=tmp_path / "cache", progress=Silent(), warn=print)
+    built = build_store(images, seen, 8, Context(cache=tmp_path / "cache"))
     assert [(file.id, file.reason) for file in built.bad] == [("cat/1.png", "changed while it was being read")]
     assert built.kept.tolist() == [0, *range(2, 8)]
 
@@ -141,10 +141,10 @@ def test_peak_memory_does_not_grow_with_the_number_of_images(kind: str, tmp_path
         Image.new("RGB", (4, 4), (number % 256, number // 256, 0)).save(tmp_path / "in" / f"{number}.bmp")
     images = read_unlabelled(tmp_path / "in")
     seen = scan_images(images, Silent())
-    build_store(images.take([0]), scan_images(images.take([0]), Silent()), 64, cache=tmp_path / "imported",
-                progress=Silent(), warn=print, kind=kind)  # fmt: skip
+    build_store(images.take([0]), scan_images(images.take([0]), Silent()), 64,
+                Context(cache=tmp_path / "imported"), kind=kind)  # fmt: skip
     tracemalloc.start()
-    build_store(images, seen, 64, cache=tmp_path / "cache", progress=Silent(), warn=print, threads=2, kind=kind)
+    build_store(images, seen, 64, Context(cache=tmp_path / "cache"), threads=2, kind=kind)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 6_000_000

@@ -18,9 +18,8 @@ from etude.core.errors import EtudeError
 from etude.data.sources import ImageSet
 from etude.data.stores import formats as blosc
 from etude.data.stores.device import DeviceStore
-from etude.data.stores.disk import DamagedStoreError
+from etude.data.stores.disk import DamagedStoreError, Store, checked_rows
 from etude.data.stores.formats import RawStore, open_store
-from etude.data.stores.protocol import Store, checked_rows
 
 COUNT, SIZE = 9, 48
 SIZES = (SIZE, 32, 24, 11, 60)

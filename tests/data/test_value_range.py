@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from etude.core.context import Silent
+from etude.core.context import Context, Silent
 from etude.core.errors import EtudeError
 from etude.data.dataset import Dataset, open_dataset
 from etude.data.scan import Scan, scan_images
@@ -124,7 +124,7 @@ def write(folder: Path, highest: float, kind: str = "u2", count: int = 6) -> Pat
 
 
 def stored(folder: Path, surveyed: Scan, cache: Path, warn: Callable[[str], None]) -> Dataset:
-    return open_dataset(read_unlabelled(folder), surveyed, 32, fit="squash", cache=cache, progress=Silent(), warn=warn)
+    return open_dataset(read_unlabelled(folder), surveyed, 32, Context(Silent(), warn, cache), fit="squash")
 
 
 def test_10_and_12_bits_in_16_are_stored_as_8_bits_would_be(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_images_that_show_nothing_are_warned_of(tmp_path: Path) -> None:
         for _ in range(2):  # built, then found in the cache
             open_dataset(
                 read_unlabelled(folder), surveyed.in_range((0, 65535), lambda text: None), 32,
-                fit=fit, cache=tmp_path / "cache", progress=Silent(), warn=warned.append,
+                Context(Silent(), warned.append, tmp_path / "cache"), fit=fit,
             )  # fmt: skip
         assert warned[:3] == warned[3:]
         told = "\n".join(sorted(warned[:3]))

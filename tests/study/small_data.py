@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from etude.core.context import Silent
+from etude.core.context import Context, Silent
 from etude.data.dataset import Dataset, open_dataset
 from etude.data.scan import scan_images
 from etude.data.sources import ImageSet, read_labelled, read_unlabelled
@@ -34,9 +34,7 @@ def write_faulty(root: Path, count: int = 40) -> Path:
 def opened(images: ImageSet, cache: Path) -> Dataset:
     """Survey and store the images."""
     found = scan_images(images, Silent())
-    return open_dataset(
-        images, found, SIDE, fit="squash", cache=cache, progress=Silent(), warn=lambda text: None, kind="raw"
-    )
+    return open_dataset(images, found, SIDE, Context(Silent(), lambda text: None, cache), fit="squash", kind="raw")
 
 
 def labelled(root: Path, cache: Path) -> Dataset:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from etude.core.context import Silent
+from etude.core.context import Context, Silent
 from etude.core.predictions import Predictions
 from etude.data.dataset import Dataset, open_dataset
 from etude.data.scan import scan_images
@@ -31,7 +31,7 @@ CLASSES = ("a", "b", "c")
 def dataset(folder: Path, cache: Path) -> Dataset:
     images = read_unlabelled(folder)
     surveyed = scan_images(images, Silent())
-    return open_dataset(images, surveyed, 32, fit="squash", cache=cache, progress=Silent(), warn=print)
+    return open_dataset(images, surveyed, 32, Context(Silent(), print, cache), fit="squash")
 
 
 def predictions(labels: np.ndarray, sure: float, seed: int = 0, wrong: float = 0.0, known: bool = True) -> Predictions:

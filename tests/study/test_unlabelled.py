@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from etude.core.context import Silent
+from etude.core.context import Context, Silent
 from etude.core.errors import EtudeError
 from etude.data.dataset import Dataset, open_dataset
 from etude.data.loader import concatenated_rows
@@ -35,9 +35,7 @@ def dataset(folder: Path, numbers: range | list[int]) -> Dataset:
 def opened(folder: Path) -> Dataset:
     images = read_unlabelled(folder)
     cache = folder.parent / "cache"
-    return open_dataset(
-        images, scan_images(images, Silent()), 24, fit="squash", cache=cache, progress=Silent(), warn=print
-    )
+    return open_dataset(images, scan_images(images, Silent()), 24, Context(Silent(), print, cache), fit="squash")
 
 
 class FakeSession:

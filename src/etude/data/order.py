@@ -26,43 +26,29 @@ class Stream(Protocol):
 
 
 class Order(Protocol):
-    """What each step of a run draws, of one or several streams, as this process' share of it.
-
-    Threads may use it at the same time.
-    """
+    """What each step of a run draws, of one or several streams, as this process' share; threads may use it together."""
 
     def taken(self, images: int) -> np.ndarray:
         """Return how many images of each stream a step of ``images`` takes over all processes, int64 (streams,)."""
         ...
 
     def chosen(self, first: np.ndarray, images: int) -> np.ndarray:
-        """Return the positions of this process' images in a step of ``images``.
+        """Return the positions of this process' images in a step of ``images`` (over all processes).
 
-        Args:
-            first: int64 (streams,), the images that the steps before took of each stream.
-            images: of the step, over all processes.
+        ``first`` int64 (streams,) are the images that the steps before took of each stream.
         """
         ...
 
 
 class Shuffled:
-    """All positions up to ``count``, shuffled anew for each epoch; every position comes once an epoch.
-
-    Args:
-        count: of positions, at least 1.
-        seed: the run's seed.
-        name: of the stream, which makes its shuffles its own.
-
-    >>> sorted(Shuffled(3, seed=0).take(3, 3).tolist())
-    [0, 1, 2]
-    """
+    """All positions up to ``count``, shuffled anew for each epoch; every position comes once an epoch."""
 
     def __init__(self, count: int, seed: int, name: str = "order") -> None:
         self.count, self.seed, self.name = count, seed, name
         self._epochs: dict[int, np.ndarray] = {}
 
     def take(self, first: int, count: int) -> np.ndarray:
-        """Return ``count`` positions of the stream from its place ``first`` on, int (count,)."""
+        """As :meth:`Stream.take`."""
         pieces = [np.empty(0, np.int64)]
         while count > 0:
             epoch, place = divmod(first, self.count)
@@ -83,16 +69,7 @@ class Shuffled:
 class Balanced:
     """Classes in turns, shuffled anew for each round, and of each class its images in an endless shuffled stream.
 
-    Any C places in a row that begin with a round hold each of the C classes once, however rare it is.
-
-    Args:
-        labels: (N,) classes; those that do not occur have no turn.
-        seed: the run's seed.
-        name: of the stream, which makes its shuffles its own.
-
-    >>> stream = Balanced(np.array([7, 7, 7, 4]), seed=0)
-    >>> 3 in stream.take(0, 2), 3 in stream.take(2, 2)  # the only image of class 4 is in every round
-    (True, True)
+    Any C places in a row that begin with a round hold each of the C classes that occur once, however rare it is.
     """
 
     def __init__(self, labels: np.ndarray, seed: int, name: str = "order") -> None:
@@ -102,7 +79,7 @@ class Balanced:
         self._streams = [Shuffled(len(own), seed, f"{name}/{code}") for code, own in enumerate(self._members)]
 
     def take(self, first: int, count: int) -> np.ndarray:
-        """Return ``count`` positions of the stream from its place ``first`` on, int (count,)."""
+        """As :meth:`Stream.take`."""
         drawn: list[int] = []
         while count > 0:
             cycle, place = divmod(first, len(self._members))
@@ -115,23 +92,17 @@ class Balanced:
 
 
 class Epochs:
-    """One stream of shuffled epochs that follow each other without a gap; the processes share each batch.
-
-    Args:
-        count: of images.
-        seed: the run's seed.
-        part: (which, of how many) processes.
-    """
+    """One stream of shuffled epochs that follow each other without a gap; ``part``: (which, of how many) processes."""
 
     def __init__(self, count: int, seed: int, part: tuple[int, int] = (0, 1)) -> None:
         self.part, self._stream = part, Shuffled(count, seed)
 
     def taken(self, images: int) -> np.ndarray:
-        """Return how many images of the stream a step of ``images`` takes over all processes, int64 (1,)."""
+        """As :meth:`Order.taken`."""
         return np.array([images])
 
     def chosen(self, first: np.ndarray, images: int) -> np.ndarray:
-        """Return the positions of this process' images in a step of ``images`` that follows ``first`` (1,)."""
+        """As :meth:`Order.chosen`."""
         which, processes = self.part
         return self._stream.take(int(first[0]), images)[which::processes]
 
@@ -140,9 +111,6 @@ def labelled_images(images: int, share: float) -> int:
     """Return how many of a batch's ``images`` are labelled: the share, halves rounded up.
 
     A share above 0 and below 1 leaves at least one image of each kind.
-
-    Raises:
-        EtudeError: the share is outside [0, 1], or the batch is too small to hold both kinds.
 
     >>> labelled_images(64, 0.7), labelled_images(5, 0.7), labelled_images(4, 0.99)
     (45, 4, 3)
@@ -162,15 +130,7 @@ def epoch_images(labelled: int, unlabelled: int, share: float) -> int:
     """Return the images in an epoch's batches: as many as it takes to see the longer stream once.
 
     The other stream begins anew meanwhile. Longer is meant by the batches it lasts: 100 labelled images at a share of
-    0.7 last for 142, 300 unlabelled ones for 1,000.
-
-    Args:
-        labelled: number of labelled images.
-        unlabelled: number of unlabelled images.
-        share: of labelled images in a batch. In batches of B images, ``labelled_images(B, share) / B`` is exact.
-
-    Raises:
-        EtudeError: the share is outside [0, 1], or asks for images of which there are none.
+    0.7 last for 142, 300 unlabelled ones for 1,000. In batches of B images, ``labelled_images(B, share) / B`` is exact.
 
     >>> epoch_images(100, 300, 0.7)
     1000
@@ -189,9 +149,6 @@ class FixedMix:
         share: of labelled images, in [0, 1].
         balanced: whether the labelled images come class by class in turns, so that rare classes are seen as often as
             common ones; otherwise every labelled image comes once before any comes again.
-
-    Raises:
-        EtudeError: the share is outside [0, 1].
     """
 
     share: float = 0.7
@@ -203,17 +160,7 @@ class FixedMix:
     def order(
         self, labelled: np.ndarray, seed: int, *, labels: np.ndarray | None = None, part: tuple[int, int] = (0, 1)
     ) -> MixedOrder:
-        """Return the order in which images are drawn.
-
-        Args:
-            labelled: bool (N,), which images are.
-            seed: the run's seed.
-            labels: (N,) classes, needed for a balanced mix; those of unlabelled images do not matter.
-            part: (which, of how many) processes share each batch.
-
-        Raises:
-            EtudeError: the share asks for images of which there are none.
-        """
+        """Return the order in which images are drawn; a balanced mix needs the classes ``labels`` (N,)."""
         return MixedOrder(self, labelled, seed, labels, part)
 
 
@@ -223,16 +170,6 @@ class MixedOrder:
     That holds for the batch of every process too, and no two processes draw the same place of a stream. Within a
     batch the kinds alternate evenly, so that its parts (for accumulated gradients) have the share to within one image.
     What a step draws depends on the seed and on the images that the steps before it took, on nothing else.
-
-    Args:
-        mix: the share.
-        labelled: bool (N,), which images are.
-        seed: the run's seed.
-        labels: (N,) classes, needed for a balanced mix.
-        part: (which, of how many) processes share each batch.
-
-    Raises:
-        EtudeError: the share asks for images of which there are none.
     """
 
     def __init__(
@@ -251,16 +188,11 @@ class MixedOrder:
         self._streams = known, Shuffled(len(self._members[1]), seed, names[1])
 
     def taken(self, images: int) -> np.ndarray:
-        """Return how many labelled and unlabelled images a step of ``images`` takes over all processes, int64 (2,)."""
+        """As :meth:`Order.taken`, int64 (2,): labelled and unlabelled images."""
         return _taken_by_each(images, self.mix.share, self.part[1]).sum(axis=0)
 
     def chosen(self, first: np.ndarray, images: int) -> np.ndarray:
-        """Return the positions of this process' images in a step of ``images``, evenly mixed, int64.
-
-        Args:
-            first: int64 (2,), labelled and unlabelled images that the steps before took.
-            images: of the step, over all processes.
-        """
+        """As :meth:`Order.chosen`, evenly mixed."""
         which, processes = self.part
         taken = _taken_by_each(images, self.mix.share, processes)
         starts, counts = first + taken[:which].sum(axis=0), taken[which]
@@ -372,9 +304,6 @@ def evenly(count: int, total: int) -> np.ndarray:
     """Return ``count`` True among ``total`` places, bool (total,), as evenly as can be.
 
     Any k places in a row hold the share ``k * count / total``, rounded up or down.
-
-    >>> evenly(2, 5).tolist()
-    [False, False, True, False, True]
     """
     return np.diff(np.arange(total + 1) * count // max(1, total)) > 0
 

@@ -1,4 +1,4 @@
-"""What a file tells of its image without its pixels: name, size, format, camera."""
+"""What a file says of its image before training: content hash, size, format, camera, values of deep images."""
 
 from __future__ import annotations
 
@@ -26,12 +26,11 @@ from etude.data.value_range import DeepValues, ValueRange, Values
 
 @dataclass(frozen=True)
 class Scan:
-    """What the files of an image set hold, before any pixel is decoded.
+    """What the files of an image set hold, before they are stored.
 
     Attributes:
         kept: (R,) int64 indices into the image set of the files whose header can be read.
-        widths: (R,) int32 upright width in pixels.
-        heights: (R,) int32 upright height in pixels.
+        widths, heights: (R,) int32 upright, in pixels.
         channels: 1 when all of them are grey, otherwise 3.
         content_hashes: (R,) hash of each file's bytes.
         bad: the others.
@@ -56,40 +55,29 @@ class Scan:
         return len(self.kept)
 
     @property
-    def short_sides(self) -> np.ndarray:
-        """(R,) the smaller of width and height, in pixels."""
-        return np.minimum(self.widths, self.heights)
-
-    @property
     def median_short_side(self) -> int:
-        """The median of :attr:`short_sides`, rounded down to a whole pixel."""
-        return int(np.median(self.short_sides))
+        """The median of the smaller of width and height, rounded down to a whole pixel."""
+        return int(np.median(np.minimum(self.widths, self.heights)))
+
+    def spread(self, count: int) -> np.ndarray:
+        """Return up to ``count`` positions spread over the images, int64."""
+        return np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).astype(int))
 
     def in_range(self, asked: ValueRange | None, say: Callable[[str], None]) -> Scan:
-        """Return the scan with the range of values that was asked for, or the one that its deep images settle.
+        """Return the scan with the range of values that was asked for, or the one that its deep images decide.
 
         Raises:
-            EtudeError: it cannot be settled.
+            EtudeError: they do not decide it.
         """
         if self.spare:
             say(f"bands: {counted(self.spare, 'image')} with a fourth band that is no transparency; it is left out")
-        if asked is None and self.deep is None:
-            return self
-        if asked is not None or self.deep is None:
-            return replace(self, value_range=asked)
-        value_range, reason = self.deep.settled()
-        say(f"values: {reason}")
-        return replace(self, value_range=value_range)
+        if asked is None and self.deep is not None:
+            asked, reason = self.deep.settled()
+            say(f"values: {reason}")
+        return replace(self, value_range=asked)
 
-    def like(self, channels: int, value_range: ValueRange | None, what: str, warn: Callable[[str], None]) -> Scan:
-        """Return the scan with the channels and the range of values of the training images.
-
-        Args:
-            channels: 1 or 3.
-            value_range: None where the training images have 8 bits; deeper ones cannot be used then.
-            what: these images in words, for warnings.
-            warn: is called with a sentence when values are outside the range.
-        """
+    def like(self, channels: int, value_range: ValueRange | None, what: str, warn: Callable[[str], object]) -> Scan:
+        """Return the scan with the channels and the range of values of the training images; ``what`` names these."""
         if self.deep is not None and value_range is not None and (count := int(self.deep.beyond(value_range).sum())):
             warn(
                 f"{count:,} of {len(self):,} {what} have values outside the training images' range "
@@ -109,9 +97,9 @@ def scan_images(images: ImageSet, progress: Progress) -> Scan:
     bad: list[BadFile] = []
     spare, deep = 0, list[Values]()
     # Reading waits for the disk most of the time, so more threads than cores help.
-    looked = prefetch(_look, images.paths, threads=2 * usable_cores())
+    found = prefetch(_header_and_hash, images.paths, threads=2 * usable_cores())
     with progress.bar("scan", len(images)) as advance:
-        for index, (header, content) in enumerate(looked):
+        for index, (header, content) in enumerate(found):
             advance()
             if isinstance(header, str):
                 bad.append(BadFile(images.ids[index], images.paths[index], header))
@@ -125,31 +113,23 @@ def scan_images(images: ImageSet, progress: Progress) -> Scan:
                 deep.append(header.values)
     if not readable.any():
         raise EtudeError(none_readable(images, bad))
-    contents = Digests(hashes[readable])
-    return Scan(
-        kept=np.flatnonzero(readable),
-        widths=sides[0, readable],
-        heights=sides[1, readable],
-        channels=channels,
-        content_hashes=contents,
-        bad=tuple(bad),
-        fingerprint=digest_of(*contents),
-        spare=spare,
-        deep=DeepValues.of(deep),
-    )
+    contents, kept = Digests(hashes[readable]), np.flatnonzero(readable)
+    widths, heights = sides[:, readable]
+    fingerprint = digest_of(*contents)
+    return Scan(kept, widths, heights, channels, contents, tuple(bad), fingerprint, spare, DeepValues.of(deep))
 
 
 def none_readable(images: ImageSet, bad: list[BadFile]) -> str:
     """Return the sentence for an image set of which not one file can be used."""
     reasons = Counter(file.reason for file in bad).most_common(3)
-    told = ", ".join(f"{count:,} times {reason!r}" for reason, count in reasons)
+    causes = ", ".join(f"{count:,} times {reason!r}" for reason, count in reasons)
     return (
-        f"none of the {counted(len(images), 'image')} in {images.root} can be used ({told}); the first is "
+        f"none of the {counted(len(images), 'image')} in {images.root} can be used ({causes}); the first is "
         f"{bad[0].path}: check the files and the path"
     )
 
 
-def _look(path: Path) -> tuple[Header | str, str]:
+def _header_and_hash(path: Path) -> tuple[Header | str, str]:
     """Return header and content hash of a file, or the reason why it cannot be used and an empty hash."""
     try:
         data = read_image_file(path)
@@ -158,13 +138,13 @@ def _look(path: Path) -> tuple[Header | str, str]:
         return str(problem), ""
 
 
-_A_BLOCK = 64
+_BLOCK = 64
 _CAMERA_TAGS = (0x010F, 0x0110, 0x0131)  # EXIF make, model, software
 
 
 @dataclass(frozen=True, slots=True)
 class FileFacts:
-    """What one file tells.
+    """What can be known of one file without its pixels.
 
     Args:
         size: bytes, 0 when it cannot be opened.
@@ -186,19 +166,18 @@ class FileFacts:
 
 
 def read_facts(paths: Sequence[Path], progress: Progress) -> list[FileFacts]:
-    """Look at each file's size and header, in threads; no pixel is decoded and no file is read to its end."""
+    """Read each file's size and header, in threads; no pixel is decoded and no file is read to its end."""
     found: list[FileFacts] = []
-    # A header is read faster than it is handed over to a thread.
-    blocks = [paths[start : start + _A_BLOCK] for start in range(0, len(paths), _A_BLOCK)]
+    # A header is read in less time than a thread needs to receive the work.
+    blocks = [paths[start : start + _BLOCK] for start in range(0, len(paths), _BLOCK)]
     with progress.bar("file facts", len(paths), unit="files") as advance:
-        for facts in prefetch(lambda block: [facts_of(path) for path in block], blocks, threads=usable_cores()):
+        for facts in prefetch(lambda block: [_facts_of(path) for path in block], blocks, threads=usable_cores()):
             found += facts
             advance(len(facts))
     return found
 
 
-def facts_of(path: Path) -> FileFacts:
-    """Return what the file tells; nothing where it cannot be opened."""
+def _facts_of(path: Path) -> FileFacts:
     try:
         size = os.stat(path).st_size
         with Image.open(path) as image:

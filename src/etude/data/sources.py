@@ -43,11 +43,7 @@ def read_bad_ids(path: Path) -> list[str]:
 
 
 def write_bad_files(path: Path, bad: Iterable[BadFile]) -> None:
-    """Write ``bad_files.csv`` with the columns id, path and reason, atomically.
-
-    Raises:
-        EtudeError: the disk is full or the place cannot be written.
-    """
+    """Write ``bad_files.csv`` with the columns id, path and reason, atomically."""
     # File names on Linux are bytes; those that are no UTF-8 are written as \xNN.
     with replacing(path) as temporary, temporary.open("w", -1, "utf-8", "backslashreplace", "") as file:
         writer = csv.writer(file)
@@ -87,11 +83,8 @@ def encode_labels(
     """Turn label texts into (N,) int64 class indices; return them with the class names.
 
     Args:
-        source: named in error messages.
-        labels: (N,) label texts.
         allowed: the only classes that may occur, in their order; None takes the labels' own.
         rule: ``tidy`` takes labels that differ only by outer white space or Unicode form as one, ``strict`` does not.
-        warn: is given a sentence about such labels, and about classes that differ by case only.
 
     Raises:
         EtudeError: a label is not allowed, or there are fewer than two classes.
@@ -140,7 +133,7 @@ def _warn_of_look_alikes(source: Path, labels: Sequence[str], classes: Sequence[
     warn(
         f"{source} has classes that differ only by case, white space or how a number is written: "
         f"{'; '.join(groups[:_SHOWN])}{more}. They are kept as different classes; where they mean the same, write them "
-        "alike"
+        "the same way"
     )
 
 
@@ -223,16 +216,12 @@ def read_labelled(
 
     Args:
         path: a folder in which each direct sub-folder is a class, or a .csv, .tsv or .parquet file.
-        image_column: the table's column of file names or ids; found by itself when unambiguous.
-        label_column: the table's column of labels; found by itself when unambiguous.
-        weight_column: the table's column of image weights (positive numbers); none by default.
-        image_root: the folder that the table's file names start from; found by itself when unambiguous.
-        split_column: the table's column that names the validation rows; auto finds it by name and content, none
-            uses no column.
+        image_column, label_column: of a table: file names or ids, and labels; found when unambiguous.
+        weight_column: of a table: image weights (positive numbers).
+        image_root: the folder that the table's file names start from; found when unambiguous.
+        split_column: names the validation rows; auto finds it by name and content, none uses no column.
         classes: the only classes allowed, in this order, such as the training classes for validation images.
-        spelling: ``tidy`` takes labels that differ only by outer white space or Unicode form as one class; ``strict``
-            keeps them apart.
-        warn: is given a sentence about labels and rows that look like mistakes, and what is made of them.
+        spelling: the ``rule`` of :func:`encode_labels`.
 
     Raises:
         EtudeError: nothing usable is there, a column is ambiguous, a label is empty or unknown, ids repeat, or there
@@ -254,7 +243,7 @@ def read_labelled(
     assert rows.labels is not None
     encoded = encode_labels(source, rows.labels, classes, rule=spelling, warn=warn)
     images = _sorted_set(source, rows.root, rows.ids, rows.names, encoded, rows)
-    return _described(images, f"{source.name}, {_size_of(images)} ({rows.note})")
+    return replace(images, described=f"{source.name}, {_size_of(images)} ({rows.note})")
 
 
 def read_unlabelled(
@@ -270,20 +259,24 @@ def read_unlabelled(
         _refuse_columns(source, image_column, None, None, image_root)
         found = find_images(source)
         if not found.ids:
-            raise EtudeError(f"{source} holds no images{_others(found.others)}; give a folder of {_suffixes()} files")
+            raise EtudeError(
+                f"{source} holds no images{_others(found.others)}; give a folder of JPEG, PNG, TIFF, WebP or other "
+                "image files"
+            )
         images = replace(_sorted_set(source, source, found.ids, found.names), others=Texts(sorted(found.others)))
         left_out = _left_out(found.others, found.repeated, found.runs)
-        return _described(images, f"folder, {counted(len(images), 'image')}{left_out}")
+        return replace(images, described=f"folder, {counted(len(images), 'image')}{left_out}")
     if is_table(source):
         columns = tables.Columns(image=image_column)
         rows = tables.read_rows(source, columns, image_root=_optional_folder(image_root), labelled=False)
         images = _sorted_set(source, rows.root, rows.ids, rows.names)
-        return _described(images, f"{source.name}, {counted(len(images), 'image')} ({rows.note})")
+        return replace(images, described=f"{source.name}, {counted(len(images), 'image')} ({rows.note})")
     if not is_image_file(str(source), source.name):
         raise EtudeError(
             f"{source} is neither a folder, nor a .csv, .tsv or .parquet table, nor an image file: give one of those"
         )
-    return _described(_sorted_set(source, source.parent, [portable_text(source.name)], [source.name]), "one image file")
+    images = _sorted_set(source, source.parent, [portable_text(source.name)], [source.name])
+    return replace(images, described="one image file")
 
 
 def _read_class_folders(root: Path, allowed: Sequence[str] | None, spelling: str, warn: Warn) -> ImageSet:
@@ -319,7 +312,7 @@ def _read_class_folders(root: Path, allowed: Sequence[str] | None, spelling: str
     images = _sorted_set(root, root, ids, names, encode_labels(root, labels, allowed, rule=spelling, warn=warn))
     images = replace(images, others=Texts(sorted([*others, *outside])))
     left_out = _left_out(others, repeated, runs, len(outside), empty)
-    return _described(images, f"class folders, {_size_of(images)}{left_out}")
+    return replace(images, described=f"class folders, {_size_of(images)}{left_out}")
 
 
 def _sorted_set(
@@ -352,10 +345,6 @@ def _sorted_set(
         split=None if split is None else split.take(np.array(order)),
         groups={name: Texts(values[index] for index in order) for name, values in groups.items()},
     )
-
-
-def _described(images: ImageSet, text: str) -> ImageSet:
-    return replace(images, described=text)
 
 
 def _existing(path: Path | str) -> Path:
@@ -426,11 +415,7 @@ def _size_of(images: ImageSet) -> str:
 
 
 def by_ending(names: Iterable[str]) -> str:
-    """Return how many files have which ending, the most frequent first.
-
-    >>> by_ending(["a.txt", "b.TXT", "Makefile"])
-    '3 other files (2 .txt, 1 without an ending)'
-    """
+    """Return how many files have which ending, the most frequent first."""
     counts = Counter(map(_ending, names))
     endings = [f"{count:,} {ending}" for ending, count in counts.most_common(3)]
     more = [f"{counts.total() - sum(count for _, count in counts.most_common(3)):,} more"] if len(counts) > 3 else []
@@ -445,10 +430,6 @@ def _others(names: Sequence[str]) -> str:
     return f", only {by_ending(names)}" if names else ""
 
 
-def _suffixes() -> str:
-    return "JPEG, PNG, TIFF, WebP or other image"
-
-
 def _left_out(others: Sequence[str], repeated: int, runs: int, outside: int = 0, empty: Sequence[str] = ()) -> str:
     parts = [
         by_ending(others) if others else "",
@@ -457,5 +438,5 @@ def _left_out(others: Sequence[str], repeated: int, runs: int, outside: int = 0,
         f"{counted(runs, 'folder')} of runs or caches" if runs else "",
         f"{counted(len(empty), 'class folder')} without images ({listed(empty, 3)})" if empty else "",
     ]
-    told = ", ".join(part for part in parts if part)
-    return f"; left out: {told}" if told else ""
+    text = ", ".join(part for part in parts if part)
+    return f"; left out: {text}" if text else ""

@@ -22,16 +22,7 @@ from etude.data.compact import Digests
 def allocate(shares: np.ndarray, total: int, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
     """Round ``shares`` to whole numbers between the bounds that add up to ``total`` (largest remainders).
 
-    When the bounds forbid the total, the result is the nearest sum that they allow.
-
-    Args:
-        shares: (C,) the exact share of each class.
-        total: what the result adds up to.
-        lower: (C,) int64 least of each class.
-        upper: (C,) int64 most of each class, not below ``lower``.
-
-    Returns:
-        (C,) int64.
+    When the bounds (C,) forbid the total, the result is the nearest sum that they allow.
 
     >>> allocate(np.array([2.4, 1.6, 1.0]), 5, np.array([1, 1, 1]), np.array([9, 9, 9]))
     array([2, 2, 1])
@@ -45,15 +36,7 @@ def allocate(shares: np.ndarray, total: int, lower: np.ndarray, upper: np.ndarra
 
 
 def shares_with_least(sizes: np.ndarray, total: int, least: np.ndarray) -> np.ndarray:
-    """Divide ``total`` in proportion to ``sizes``, where no class gets less than ``least``.
-
-    Args:
-        sizes: (C,) int64.
-        total: not below the sum of ``least``.
-        least: (C,) int64, not above ``sizes``.
-
-    Returns:
-        (C,) float64 that adds up to ``total``.
+    """Divide ``total`` in proportion to ``sizes`` (C,), where no class gets less than ``least`` (C,).
 
     >>> shares_with_least(np.array([80, 20, 2]), 22, np.array([2, 2, 2]))
     array([16.,  4.,  2.])
@@ -102,24 +85,14 @@ class Grouped:
 
 
 def by_class(indices: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
-    """Return, for each class, those of ``indices`` that belong to it, in their order.
-
-    >>> by_class(np.array([3, 0, 1]), np.array([0, 1, 1, 0]))
-    [array([3, 0]), array([1])]
-    """
+    """Return, for each class, those of ``indices`` that belong to it, in their order."""
     chosen = labels[indices]
     ends = np.cumsum(np.bincount(chosen, minlength=int(labels.max()) + 1))
     return np.split(indices[np.argsort(chosen, kind="stable")], ends[:-1])
 
 
 def group_labels(labels: np.ndarray, groups: Groups, rng: np.random.Generator) -> Grouped:
-    """Arrange labels by group, shuffled by ``rng``.
-
-    Args:
-        labels: (N,) class indices.
-        groups: (N,) equal values stay together.
-        rng: shuffles the images of each class, and groups of the same size.
-    """
+    """Arrange labels by group; ``rng`` shuffles the images of each class, and groups of the same size."""
     labels = np.asarray(labels, dtype=np.int64)
     if len(groups) != len(labels):
         raise ValueError(f"{len(labels)} labels need as many groups, not {len(groups)}")
@@ -165,18 +138,12 @@ def hold_out(
     """Split into training and validation indices, stratified, with equal groups on one side.
 
     Each class gives its share rounded up or down, at least one image, and keeps at least one; in all
-    ``round(fraction * N)`` where that is possible. A class with one image (or one group) trains only: ``warn`` is told.
+    ``round(fraction * N)`` where that is possible. A class with one image (or one group) trains only, with a warning.
 
     Args:
-        labels: (N,) int64 class indices.
         groups: (N,) such as content hashes; equal ones stay together.
         fraction: the validation share, between 0 and 1.
-        seed: the run's seed.
-        warn: is told one sentence for each thing a user should know.
-        classes: class names for the sentences.
-
-    Returns:
-        (T,) and (V,) int64 indices, ascending, disjoint and together complete.
+        classes: class names for the warnings.
 
     Raises:
         EtudeError: the fraction is out of range, or no class can be validated.
@@ -195,7 +162,7 @@ def hold_out(
     lower = np.minimum(lower, upper)
     wanted = allocate(shares, round(fraction * len(grouped.labels)), lower, upper)
     valid = _fill(grouped, wanted, splittable, fraction, rng)
-    _tell_of_unvalidated(grouped, valid, warn, classes)
+    _warn_of_unvalidated(grouped, valid, warn, classes)
     return np.setdiff1d(np.arange(len(grouped.labels)), valid), valid
 
 
@@ -212,18 +179,7 @@ def k_folds(
 
     Without larger groups, the folds' sizes differ by at most one, in all and for each class. A class with one image
     (or one group) is in training in every fold and in validation in none; one with fewer than ``k`` is missing from
-    some folds' validation; ``warn`` is told of both.
-
-    Args:
-        labels: (N,) int64 class indices.
-        groups: (N,) such as content hashes; equal ones stay together.
-        k: number of folds, 2 or more.
-        seed: the run's seed.
-        warn: is told one sentence for each thing a user should know.
-        classes: class names for the sentences.
-
-    Returns:
-        ``k`` pairs of (T,) and (V,) int64 indices, ascending; each pair is disjoint and complete.
+    some folds' validation; both with a warning.
 
     Raises:
         EtudeError: ``k`` is below 2 or above the number of distinct images that can be validated.
@@ -245,7 +201,7 @@ def k_folds(
             f"({listed(_names(few, classes), 3)}) cannot be in the validation part of every fold"
         )
     fold_of = _deal(grouped, splittable, k)
-    _tell_of_unvalidated(grouped, np.flatnonzero(fold_of >= 0), warn, classes)
+    _warn_of_unvalidated(grouped, np.flatnonzero(fold_of >= 0), warn, classes)
     return [(np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)) for fold in range(k)]
 
 
@@ -253,16 +209,7 @@ def sample(labels: np.ndarray, amount: str, seed: int, *, warn: Warn) -> np.ndar
     """Choose a stratified sample, such as ``"10%"`` or ``"500"`` images.
 
     Each class gives its share rounded up or down, but at least two images where it has them and the sample has room
-    (one to train on, one to validate), and at least one otherwise.
-
-    Args:
-        labels: (N,) int64 class indices.
-        amount: a percentage or a number of images.
-        seed: the run's seed.
-        warn: is told when the sample is everything.
-
-    Returns:
-        (M,) int64 indices, ascending; M is exactly the amount, rounded.
+    (one to train on, one to validate), and at least one otherwise. Returns exactly the amount, rounded, ascending.
 
     Raises:
         EtudeError: the amount cannot be understood, or is below the number of classes.
@@ -312,7 +259,7 @@ def parse_amount(amount: str, available: int) -> int:
     return int(value)
 
 
-def _tell_of_unvalidated(grouped: Grouped, valid: np.ndarray, warn: Warn, classes: Sequence[str] | None) -> None:
+def _warn_of_unvalidated(grouped: Grouped, valid: np.ndarray, warn: Warn, classes: Sequence[str] | None) -> None:
     if not len(valid):
         raise EtudeError(
             "no class has two distinct images, so nothing can be validated; add images, or give validation images "
@@ -340,7 +287,7 @@ def _fill(
     draws = rng.random(len(grouped.together))
     for members, draw in zip(grouped.together, draws, strict=True):
         counts = grouped.counts_in(members)
-        if draw < fraction and (counts <= left).all():  # by chance, so that copies are as likely here as others
+        if draw < fraction and (counts <= left).all():  # by chance, so that groups are as likely here as others
             chosen.append(members)
             left -= counts
         else:

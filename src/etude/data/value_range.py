@@ -66,12 +66,7 @@ def to_eight_bits(pixels: np.ndarray, value_range: ValueRange) -> np.ndarray:
 
 @dataclass(frozen=True)
 class DeepValues:
-    """The values of all deep images of a set.
-
-    Args:
-        low, high, largest: (K,) as in :class:`Values`.
-        integer: (K,) bool.
-    """
+    """The values of all deep images of a set, (K,) each, as in :class:`Values`."""
 
     low: np.ndarray
     high: np.ndarray
@@ -97,10 +92,8 @@ class DeepValues:
         Whole numbers: from 0 to the smallest power of two minus 1 that holds the largest value. Floating point: 0 to 1,
         255 or 65,535, the smallest that holds the values, where they fill an eighth of it; otherwise 0 to the largest
         value. A value counts where more than 1 in 1,000 pixels of an image and 1 in 100 of the images reach it, or
-        where it makes the range less than four times (floating point: twice) as wide.
-
-        Raises:
-            EtudeError: values below 0, whole numbers beside floating point, or two depths in one set.
+        where it makes the range less than four times (floating point: twice) as wide. Refuses values below 0, whole
+        numbers together with floating point, and two depths in one set.
         """
         lowest = float(np.quantile(self.low, _FEW_IMAGES, method="higher"))
         if lowest < 0:
@@ -114,12 +107,12 @@ class DeepValues:
             raise EtudeError(
                 f"{int(self.integer.sum()):,} images hold whole numbers up to {self.largest[self.integer].max():g} and "
                 f"{int((~self.integer).sum()):,} floating-point numbers up to {self.largest[~self.integer].max():g}: "
-                f"no range fits both; store them alike, or give one, such as --set data.range=0..{kinds[0][0][1]:g}"
+                f"no range fits both; store one kind, or give a range, such as --set data.range=0..{kinds[0][0][1]:g}"
             )
         (low, high), source = kinds[0]
         clipped = int((self.largest > high).sum())
-        told = f"{low:g}..{high:g}, {source}, from {counted(len(self), 'image')} deeper than 8 bits"
-        return (low, high), told + (f"; a few brighter pixels in {clipped:,} of them are clipped" if clipped else "")
+        text = f"{low:g}..{high:g}, {source}, from {counted(len(self), 'image')} deeper than 8 bits"
+        return (low, high), text + (f"; a few brighter pixels in {clipped:,} of them are clipped" if clipped else "")
 
     def _of_kind(self, chosen: np.ndarray) -> tuple[ValueRange, str]:
         high, largest = self.high[chosen], float(self.largest[chosen].max())
@@ -136,20 +129,12 @@ class DeepValues:
 
 
 def _bits(value: float) -> int:
-    """Return the bits of a whole number, 1 at least.
-
-    >>> _bits(4095), _bits(4096), _bits(0)
-    (12, 13, 1)
-    """
+    """Return the bits of a whole number, 1 at least."""
     return max(1, int(value).bit_length())
 
 
 def _outer(value: float) -> float:
-    """Return the next number of three digits away from 0.
-
-    >>> _outer(3.1411), _outer(-20.0)
-    (3.15, -20.0)
-    """
+    """Return the next number of three digits away from 0: 3.15 of 3.1411."""
     unit = 10.0 ** (math.floor(math.log10(abs(value))) - 2) if value else 1.0
     return float(f"{math.copysign(math.ceil(round(abs(value) / unit, 6)) * unit, value):.3g}")
 
@@ -166,6 +151,6 @@ def _refuse_two_depths(high: np.ndarray) -> None:
     if steps[at] >= _GAP and bits in _DEPTHS:
         raise EtudeError(
             f"{at + 1:,} images hold values up to {ordered[at]:g} ({bits} bits) and {len(ordered) - at - 1:,} from "
-            f"{ordered[at + 1]:g} to {ordered[-1]:g}, as if two cameras stored different depths: scale them alike, or "
-            f"give one range for all, such as --set data.range=0..{2 ** _bits(ordered[-1]) - 1}"
+            f"{ordered[at + 1]:g} to {ordered[-1]:g}, as if two cameras stored different depths: scale them to one "
+            f"depth, or give one range for all, such as --set data.range=0..{2 ** _bits(ordered[-1]) - 1}"
         )

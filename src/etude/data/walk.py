@@ -22,7 +22,7 @@ _SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volum
 
 @dataclass
 class FoundImages:
-    """What :func:`find_images` saw.
+    """What :func:`find_images` found.
 
     Attributes:
         ids: POSIX path of each image relative to the folder, Unicode in NFC; not sorted.
@@ -40,11 +40,7 @@ class FoundImages:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether ``name`` ends like an image file of any format that is read, in any case.
-
-    >>> is_image_name("a.JPG"), is_image_name("notes.txt")
-    (True, False)
-    """
+    """Whether ``name`` ends like an image file of any format that is read, in any case."""
     suffix = os.path.splitext(name)[1].lower()
     return suffix in _USUAL_SUFFIXES or suffix in image_suffixes()
 
@@ -52,18 +48,14 @@ def is_image_name(name: str) -> bool:
 def is_image_file(path: str, name: str) -> bool:
     """Whether a file is an image by its name; where that says nothing, by its content."""
     if is_image_name(name):
-        return True  # whatever it is: the scan names what cannot be read, a missing or special file too
+        return True  # of any kind: the scan names what cannot be read, a missing or special file too
     kind = _TYPES.guess_type(name)[0]
     known = kind is not None and not kind.startswith("image/") and kind != "application/octet-stream"
     return not known and is_image_content(path)
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is left out everywhere (``.DS_Store``, ``__MACOSX``, ...).
-
-    >>> is_hidden("._cat.jpg"), is_hidden("cat.jpg")
-    (True, False)
-    """
+    """Whether a file or folder of this name is left out everywhere (``.DS_Store``, ``__MACOSX``, ...)."""
     return name.startswith(".") or name in _SYSTEM_FOLDERS
 
 
@@ -84,14 +76,7 @@ def find_images(folder: Path, *, already_read: Path | None = None) -> FoundImage
     """Find every image file below ``folder``, nested at any depth.
 
     Links are followed, but each real folder is read once, by its real path where it has one below ``folder``: a
-    link that leads back up cannot loop.
-
-    Args:
-        folder: where to look.
-        already_read: a folder that is not entered again through a link, such as the folder above.
-
-    Raises:
-        EtudeError: a folder may not be read.
+    link that leads back up cannot loop. ``already_read`` is a folder that is not entered again through a link.
     """
     found = FoundImages()
     seen = {_identity(str(already_read))} if already_read else set[tuple[int, int]]()
@@ -101,22 +86,18 @@ def find_images(folder: Path, *, already_read: Path | None = None) -> FoundImage
         if not pending:  # links come last and in order, so that which of two paths wins is no accident
             linked.sort(reverse=True)
             pending.append(linked.pop())
-        place, prefix = pending.pop()
-        identity = _identity(place)
+        path, prefix = pending.pop()
+        identity = _identity(path)
         if identity in seen:
             found.repeated += 1
             continue
         seen.add(identity)
-        _read_folder(place, prefix, found, pending, linked)
+        _read_folder(path, prefix, found, pending, linked)
     return found
 
 
 def visible_entries(folder: Path | str) -> Iterator[os.DirEntry[str]]:
-    """Yield the entries of one folder without the hidden ones, in no particular order, as they are read.
-
-    Raises:
-        EtudeError: the folder may not be read.
-    """
+    """Yield the entries of one folder without the hidden ones, in no particular order, as they are read."""
     try:
         with os.scandir(folder) as entries:
             yield from (entry for entry in entries if not is_hidden(entry.name))
@@ -140,9 +121,9 @@ def is_own_folder(folder: Path | str) -> bool:
 
 
 def _read_folder(
-    place: str, prefix: str, found: FoundImages, pending: list[tuple[str, str]], linked: list[tuple[str, str]]
+    path: str, prefix: str, found: FoundImages, pending: list[tuple[str, str]], linked: list[tuple[str, str]]
 ) -> None:
-    for entry in visible_entries(place):
+    for entry in visible_entries(path):
         if is_folder(entry):
             if is_own_folder(entry.path):
                 found.runs += 1

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, SoftFileLock, Timeout
 
-from etude.core.context import Progress
+from etude.core.context import Context
 from etude.core.errors import EtudeError, listed, nearest
 from etude.core.files import NO_LOCKS, digest_of, explained_write
 from etude.core.processor import usable_cores
@@ -25,134 +25,10 @@ from etude.data.decode import DECODER_VERSION, FITS, choose_fit
 from etude.data.scan import Scan
 from etude.data.sources import BadFile, ImageSet
 from etude.data.stores.choose import Room, check_kind, choose_kind
-from etude.data.stores.disk import STORE_VERSION, DamagedStoreError, DiskStore
+from etude.data.stores.disk import STORE_VERSION, DamagedStoreError, DiskStore, Store
 from etude.data.stores.formats import KINDS, Blosc2Store, RawStore, has_blosc2
 from etude.data.stores.partial import Begun, Target, ingest, remove, undecoded
-from etude.data.stores.protocol import Store
 from etude.data.value_range import ValueRange
-
-
-@contextmanager
-def alone(path: Path, warn: Callable[[str], None]) -> Iterator[bool]:
-    """Hold the lock ``path``, waiting for the run that has it; yield whether the file system has locks at all.
-
-    The system releases a lock when its process ends, however it ends. Waiting, and a file system without locks, are
-    told.
-
-    Raises:
-        EtudeError: the place cannot be written.
-    """
-    lock = FileLock(path)
-    try:
-        with explained_write(path):
-            held = _acquired(lock, warn)
-        if not held:
-            warn(
-                f"{path.parent} is on a file system without locks, so what this run decodes is kept apart from other "
-                "runs' work, and a run that is killed while it decodes begins anew"
-            )
-        yield held
-    finally:
-        lock.release()
-
-
-def _acquired(lock: FileLock, warn: Callable[[str], None]) -> bool:
-    try:
-        try:
-            with warnings.catch_warnings():  # filelock's own words for what is told above
-                warnings.simplefilter("ignore")
-                lock.acquire(timeout=0)
-        except Timeout:
-            warn(f"another run decodes the same images (it holds {lock.lock_file}); this one waits for its store")
-            lock.acquire()
-    except NotImplementedError:
-        return False
-    except OSError as error:
-        if error.errno in NO_LOCKS:
-            return False
-        raise
-    if not isinstance(lock, SoftFileLock):
-        return True
-    lock.release()  # where there are no locks, filelock takes a marker file, which outlives a killed run
-    return False
-
-
-class Places:
-    """The stores of one content key, one a kind at most.
-
-    Args:
-        stores: the folder of all stores.
-        key: of images, size and fit.
-    """
-
-    def __init__(self, stores: Path, key: str) -> None:
-        self.stores, self.key = stores, key
-
-    @property
-    def lock(self) -> Path:
-        """What the run holds that decodes these images, into whatever kind."""
-        return self.stores / f"{self.key}.lock"
-
-    def folder(self, kind: str) -> Path:
-        """Where the whole store appears."""
-        return self.stores / (self.key if kind == RawStore.kind else f"{self.key}-{kind}")
-
-    def partial(self, kind: str, locked: bool) -> Path:
-        """Where a store grows; a name of this run's own when no lock keeps others out."""
-        own = "" if locked else f".{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
-        return self.folder(kind).with_suffix(f"{own}.partial")
-
-    def usable(self, asked: str, progress: Progress, warn: Callable[[str], None] | None = None) -> DiskStore | None:
-        """Return the store of the kind ``asked`` that is already there, of any kind for ``auto``, or None.
-
-        A damaged one is moved out of the way and told; without ``warn`` it is passed over.
-        """
-        for kind in _possible() if asked == "auto" else [asked]:
-            if not self.folder(kind).exists():
-                continue
-            try:
-                store = KINDS[kind](self.folder(kind))
-                store.check(progress)
-                return store
-            except DamagedStoreError as problem:
-                if warn is not None:
-                    warn(f"the image store {problem.folder} is damaged ({problem.why}): it is built again")
-                    _discard(self.folder(kind))
-        return None
-
-    def begun(self, images: int, allowed: int) -> tuple[str, str] | None:
-        """Return the kind of the partial work that is there, and a sentence, if the whole store would be allowed."""
-        for kind in _possible():
-            begun = Begun.load(self.partial(kind, locked=True), KINDS[kind])
-            if begun is not None and begun.rows and begun.projected_bytes(images) <= allowed:
-                return kind, f"{kind}: {told_bytes(begun.projected_bytes(images))}, as an earlier run began"
-        return None
-
-    def clear(self, except_for: str) -> None:
-        """Remove partial work of other kinds, which nobody would take up, and what is left of damaged stores."""
-        for left in self.stores.glob(f".{self.key}*.discarded"):
-            shutil.rmtree(left, ignore_errors=True)
-        for kind in KINDS:
-            if kind != except_for:
-                remove(self.partial(kind, locked=True))
-
-    def room(self, limit: int | None) -> Room:
-        """Return how much a store may take; what partial work holds counts as free."""
-        work = (self.partial(kind, locked=True) for kind in KINDS)
-        held = sum(file.stat().st_size for folder in work if folder.is_dir() for file in folder.iterdir())
-        return Room(shutil.disk_usage(self.stores).free + held, limit, self.stores)
-
-
-def _possible() -> list[str]:
-    """Kinds that can be read here."""
-    return [kind for kind in KINDS if kind != Blosc2Store.kind or has_blosc2()]
-
-
-def _discard(folder: Path) -> None:
-    with explained_write(folder), suppress(FileNotFoundError):
-        discarded = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.discarded")
-        folder.rename(discarded)  # at once; a run that still reads it keeps its files
-        shutil.rmtree(discarded, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -163,10 +39,8 @@ class StoreBuild:
         store: row i holds image ``kept[i]``.
         kept: (N,) int64 indices into the image set.
         bad: every image that was left out, those of the scan included.
-        fit: ``squash``, ``crop`` or ``letterbox``.
-        fit_reason: one sentence for the screen.
-        kind: ``raw``, ``blosc2`` or ``encoded``.
-        kind_reason: one sentence for the screen, with what was measured.
+        fit: ``squash``, ``crop`` or ``letterbox``; ``fit_reason`` is one sentence for the screen.
+        kind: ``raw``, ``blosc2`` or ``encoded``; ``kind_reason`` says why, with what was measured.
         content_hashes: (N,) hash of the file behind each row; equal files have equal hashes.
         reused: whether the store was already there.
         value_range: values that became black and white in images deeper than 8 bits, where known.
@@ -190,49 +64,40 @@ def build_store(
     images: ImageSet,
     scan: Scan,
     size: int,
+    context: Context,
     *,
     fit: str = "auto",
-    cache: Path,
-    progress: Progress,
-    warn: Callable[[str], None],
-    threads: int | None = None,
     kind: str = "auto",
     limit: int | None = None,
+    threads: int | None = None,
 ) -> StoreBuild:
-    """Decode the surveyed images at one size into ``cache/stores/<key>``, or reuse the store that is there.
+    """Decode the scanned images at one size into the cache's ``stores/<key>``, or reuse the store that is there.
 
     The key covers the files' contents in order, size, fit, channels, the range of values, the decoder's version and
     the kind, not the files' names. A store appears under its key when it is whole. A run that is killed leaves partial
-    work beside it, from which the next run goes on; of two runs at once the second waits for the first.
+    work next to it, from which the next run goes on; of two runs at once the second waits for the first.
 
     Args:
-        images: the image set that was surveyed.
-        scan: what :func:`etude.data.scan.scan_images` returned for it.
-        size: side of the stored squares in pixels.
         fit: ``squash``, ``crop``, ``letterbox``, or ``auto`` to choose from the aspect ratios.
-        cache: the cache folder.
-        progress: shows a bar.
-        warn: is told one sentence when a damaged store is rebuilt, or another run is waited for.
-        threads: decoding threads; one for each core by default.
-        kind: ``raw``, ``blosc2``, ``encoded``, or ``auto``: whatever is there, or else by measurement.
+        kind: ``raw``, ``blosc2``, ``encoded``, or ``auto``: the kind that is there, or else by measurement.
         limit: bytes that the store may take; by default half of the free disk space.
 
     Raises:
         EtudeError: no image can be decoded, fit or kind is unknown, the size is below 1, the images do not fit within
             the limit, or the disk is full.
     """
-    fit, reason = _settled_fit(fit, scan)
+    fit, reason = _chosen_fit(fit, scan)
     check_kind(kind)
     if size < 1:
         raise EtudeError(f"the image size is {size}; it must be 1 pixel or more")
-    stores = cache / "stores"
+    stores = context.cached("stores")
     with explained_write(stores):
         stores.mkdir(parents=True, exist_ok=True)
     versions = f"{STORE_VERSION}.{DECODER_VERSION}"
     values = "" if scan.deep is None else str(scan.value_range)
     key = digest_of(versions, str(size), fit, str(scan.channels) + values, *scan.content_hashes)
-    work = _Work(images, scan, size, fit, Places(stores, key), progress, warn, threads or usable_cores())
-    store, made = work.store(kind, limit)
+    work = _Build(images, scan, size, fit, stores, key, context, threads or usable_cores())
+    store, built = work.store(kind, limit)
     return StoreBuild(
         store=store,
         kept=np.delete(scan.kept, [position for position, _ in store.record.bad]),
@@ -240,67 +105,150 @@ def build_store(
         fit=fit,
         fit_reason=reason,
         kind=store.kind,
-        kind_reason=made or f"{store.kind}: {told_bytes(store.record.total_bytes)}, already there",
+        kind_reason=built or f"{store.kind}: {told_bytes(store.record.total_bytes)}, already there",
         content_hashes=store.record.content_hashes,
-        reused=made is None,
+        reused=built is None,
         value_range=scan.value_range,
         dull=tuple((images.ids[int(scan.kept[position])], what) for position, what in store.record.dull),
     )
 
 
-@dataclass(frozen=True)
-class _Work:
-    """What it takes to build a store."""
-
-    images: ImageSet
-    scan: Scan
-    size: int
-    fit: str
-    places: Places
-    progress: Progress
-    warn: Callable[[str], None]
-    threads: int
-
-    def store(self, asked: str, limit: int | None) -> tuple[DiskStore, str | None]:
-        """Return the store, and why it is of its kind if this run built it."""
-        there = self.places.usable(asked, self.progress)
-        if there is not None:
-            return there, None
-        with alone(self.places.lock, self.warn) as locked:
-            there = self.places.usable(asked, self.progress, self.warn)  # built while this run waited
-            if there is not None:
-                return there, None
-            kind, reason = self._chosen(asked, limit, locked)
-            self._build(kind, locked)
-            return KINDS[kind](self.places.folder(kind)), reason
-
-    def _chosen(self, asked: str, limit: int | None, locked: bool) -> tuple[str, str]:
-        room = self.places.room(limit)
-        begun = self.places.begun(len(self.scan), room.allowed) if asked == "auto" and locked else None
-        if begun is not None:
-            return begun
-        return choose_kind(
-            self.images, self.scan, self.size, fit=self.fit, asked=asked, room=room, threads=self.threads
-        )
-
-    def _build(self, kind: str, locked: bool) -> None:
-        partial = self.places.partial(kind, locked)
-        if locked:
-            self.places.clear(except_for=kind)
-        try:
-            ingest(
-                self.images, self.scan, Target(KINDS[kind], self.size, self.fit),
-                (partial, self.places.folder(kind)),
-                progress=self.progress, warn=self.warn, threads=self.threads,
-            )  # fmt: skip
-        finally:
-            if not locked:  # nobody would find it
-                remove(partial)
-
-
-def _settled_fit(fit: str, scan: Scan) -> tuple[str, str]:
+def _chosen_fit(fit: str, scan: Scan) -> tuple[str, str]:
     if fit == "auto":
         return choose_fit(scan.widths, scan.heights)
     if fit not in FITS:
         raise EtudeError(f"data.fit is {fit!r}; choose one of {listed(('auto', *FITS))}.{nearest(fit, FITS)}")
     return fit, f"{fit}, as asked for"
+
+
+@dataclass(frozen=True)
+class _Build:
+    """The stores of one content key, one a kind at most, and what it takes to build one."""
+
+    images: ImageSet
+    scan: Scan
+    size: int
+    fit: str
+    stores: Path
+    key: str
+    context: Context
+    threads: int
+
+    def store(self, asked: str, limit: int | None) -> tuple[DiskStore, str | None]:
+        """Return the store, and why it is of its kind if this run built it."""
+        if (found := self._usable(asked)) is not None:
+            return found, None
+        # What a run holds that decodes these images, into any kind.
+        with alone(self.stores / f"{self.key}.lock", self.context.warn) as locked:
+            if (found := self._usable(asked, discard=True)) is not None:  # built while this run waited
+                return found, None
+            kind, reason = self._chosen_kind(asked, limit, locked)
+            partial = self._partial(kind, locked)
+            if locked:
+                self._clear(except_for=kind)
+            target = Target(KINDS[kind], self.size, self.fit)
+            try:
+                ingest(self.images, self.scan, target, partial, self._folder(kind), self.context, self.threads)
+            finally:
+                if not locked:  # nobody would find it
+                    remove(partial)
+            return KINDS[kind](self._folder(kind)), reason
+
+    def _folder(self, kind: str) -> Path:
+        """Where the whole store appears."""
+        return self.stores / (self.key if kind == RawStore.kind else f"{self.key}-{kind}")
+
+    def _partial(self, kind: str, locked: bool = True) -> Path:
+        """Where a store grows; a name of this run's own when no lock keeps others out."""
+        own = "" if locked else f".{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
+        return self._folder(kind).with_suffix(f"{own}.partial")
+
+    def _usable(self, asked: str, discard: bool = False) -> DiskStore | None:
+        """Return the store of the kind ``asked`` that is already there, of any kind for ``auto``, or None.
+
+        A damaged one is passed over; with ``discard`` it is moved out of the way, with a warning.
+        """
+        for kind in _readable_kinds() if asked == "auto" else [asked]:
+            if not self._folder(kind).exists():
+                continue
+            try:
+                store = KINDS[kind](self._folder(kind))
+                store.check(self.context)
+                return store
+            except DamagedStoreError as problem:
+                if discard:
+                    self.context.warn(f"the image store {problem.folder} is damaged ({problem.why}): it is built again")
+                    _discard(self._folder(kind))
+        return None
+
+    def _chosen_kind(self, asked: str, limit: int | None, locked: bool) -> tuple[str, str]:
+        partials = [self._partial(kind) for kind in KINDS]
+        held = sum(file.stat().st_size for folder in partials if folder.is_dir() for file in folder.iterdir())
+        room = Room(shutil.disk_usage(self.stores).free + held, limit, self.stores)
+        for kind in _readable_kinds() if asked == "auto" and locked else ():
+            begun = Begun.load(self._partial(kind), KINDS[kind])
+            if begun is not None and begun.rows and (size := begun.projected_bytes(len(self.scan))) <= room.allowed:
+                return kind, f"{kind}: {told_bytes(size)}, as an earlier run began"
+        return choose_kind(
+            self.images, self.scan, self.size, fit=self.fit, asked=asked, room=room, threads=self.threads
+        )
+
+    def _clear(self, except_for: str) -> None:
+        """Remove partial work of other kinds, which nobody would take up, and what is left of damaged stores."""
+        for left in self.stores.glob(f".{self.key}*.discarded"):
+            shutil.rmtree(left, ignore_errors=True)
+        for kind in KINDS:
+            if kind != except_for:
+                remove(self._partial(kind))
+
+
+def _readable_kinds() -> list[str]:
+    return [kind for kind in KINDS if kind != Blosc2Store.kind or has_blosc2()]
+
+
+def _discard(folder: Path) -> None:
+    with explained_write(folder), suppress(FileNotFoundError):
+        discarded = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.discarded")
+        folder.rename(discarded)  # at once; a run that still reads it keeps its files
+        shutil.rmtree(discarded, ignore_errors=True)
+
+
+@contextmanager
+def alone(path: Path, warn: Callable[[str], object]) -> Iterator[bool]:
+    """Hold the lock ``path``, waiting for the run that has it; yield whether the file system has locks at all.
+
+    The system releases a lock when its process ends, however it ends.
+    """
+    lock = FileLock(path)
+    try:
+        with explained_write(path):
+            held = _acquired(lock, warn)
+        if not held:
+            warn(
+                f"{path.parent} is on a file system without locks, so what this run decodes is kept separate from "
+                "other runs' work, and a run that is killed while it decodes begins anew"
+            )
+        yield held
+    finally:
+        lock.release()
+
+
+def _acquired(lock: FileLock, warn: Callable[[str], object]) -> bool:
+    try:
+        try:
+            with warnings.catch_warnings():  # filelock warns of a missing lock in other words
+                warnings.simplefilter("ignore")
+                lock.acquire(timeout=0)
+        except Timeout:
+            warn(f"another run decodes the same images (it holds {lock.lock_file}); this one waits for its store")
+            lock.acquire()
+    except NotImplementedError:
+        return False
+    except OSError as error:
+        if error.errno in NO_LOCKS:
+            return False
+        raise
+    if not isinstance(lock, SoftFileLock):
+        return True
+    lock.release()  # where there are no locks, filelock takes a marker file, which outlives a killed run
+    return False

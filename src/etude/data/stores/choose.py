@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from etude.core.errors import EtudeError, listed, nearest
-from etude.core.processor import usable_cores
 from etude.core.text import counted, told_bytes
 from etude.data.scan import Scan
 from etude.data.sources import ImageSet
@@ -31,8 +30,7 @@ LEAST_RATIO = 2.0
 LEAST_IMAGES_PER_SECOND = 5_000
 """Of 128 px RGB images, on one core: faster than most machines train."""
 _REFERENCE_BYTES = 128 * 128 * 3
-_MOST_SAMPLED = 64
-_LEAST_SAMPLED = 16
+_MAX_SAMPLED, _LEAST_SAMPLED = 64, 16
 
 
 @dataclass(frozen=True)
@@ -42,12 +40,12 @@ class Room:
     Args:
         free: bytes that the disk has left, those of this store's partial work included.
         limit: bytes that the user allows, or None for half of what is free.
-        place: the folder of the stores, for the sentence that refuses.
+        folder: of the stores, for the sentence that refuses.
     """
 
     free: int
     limit: int | None
-    place: Path
+    folder: Path
 
     @property
     def allowed(self) -> int:
@@ -55,17 +53,13 @@ class Room:
         return self.free // 2 if self.limit is None else min(self.limit, self.free)
 
     @property
-    def most(self) -> int:
+    def maximum(self) -> int:
         """Bytes that a store may take which the user asked for."""
         return self.free if self.limit is None else min(self.limit, self.free)
 
 
 def check_kind(asked: str) -> None:
-    """Refuse a kind that does not exist or is not installed.
-
-    Raises:
-        EtudeError: it does not, or is not.
-    """
+    """Refuse a kind that does not exist or is not installed."""
     known = ("auto", *KINDS)
     if asked not in known:
         raise EtudeError(f"data.store is {asked!r}; choose one of {listed(known)}.{nearest(asked, known)}")
@@ -74,14 +68,7 @@ def check_kind(asked: str) -> None:
 
 
 def choose_kind(
-    images: ImageSet,
-    scan: Scan,
-    size: int,
-    *,
-    fit: str,
-    asked: str,
-    room: Room,
-    threads: int | None = None,
+    images: ImageSet, scan: Scan, size: int, *, fit: str, asked: str, room: Room, threads: int
 ) -> tuple[str, str]:
     """Choose raw, blosc2 or encoded, and say why in one sentence.
 
@@ -89,44 +76,27 @@ def choose_kind(
     5,000 images of 128 px a second. When raw does not fit, Blosc2 where that fits (it loses nothing and reads faster
     than JPEG even where it reads slowly), otherwise JPEG.
 
-    Args:
-        images: the image set that was surveyed.
-        scan: of the images.
-        size: side of the stored squares in pixels.
-        fit: ``squash``, ``crop`` or ``letterbox``.
-        asked: ``auto``, or the kind that the user wants.
-        room: how much the store may take.
-        threads: that decode the sample; one for each core by default.
-
     Raises:
         EtudeError: no kind, or not the one asked for, fits.
     """
     check_kind(asked)
     raw = len(scan) * size * size * scan.channels
-    if asked != "auto" and raw <= room.most:
-        told = told_bytes(raw)
-        return asked, f"{asked}, as asked for" if asked != RawStore.kind else f"raw: {told}, as asked for"
+    if asked != "auto" and raw <= room.maximum:
+        return asked, f"{asked}, as asked for" if asked != RawStore.kind else f"raw: {told_bytes(raw)}, as asked for"
     if asked == "auto" and raw <= room.allowed and (raw <= SMALL or not has_blosc2()):
         return RawStore.kind, f"raw: {told_bytes(raw)}"
-    most = min(_MOST_SAMPLED, max(_LEAST_SAMPLED, len(scan) // 64))  # little beside decoding all of them
-    rows = sample_rows(images, scan, Target(RawStore, size, fit), threads or usable_cores(), most)
+    count = min(_MAX_SAMPLED, max(_LEAST_SAMPLED, len(scan) // 64))  # little next to decoding all of them
+    rows = sample_rows(images, scan, Target(RawStore, size, fit), threads, count)
     sizes = Sizes(len(scan), size, raw, rows)
     if asked != "auto":
-        if sizes.expected(KINDS[asked]) > room.most:
-            raise EtudeError(_refusal(sizes, room, room.most))
+        if sizes.expected(KINDS[asked]) > room.maximum:
+            raise EtudeError(_refusal(sizes, room, room.maximum))
         return asked, f"{asked}: {told_bytes(sizes.expected(KINDS[asked]))}, as asked for"
     return _by_measurement(sizes, room)
 
 
 class Sizes:
-    """What a set of images takes in each kind of store, by a sample.
-
-    Args:
-        count: images of the set.
-        size: side in pixels.
-        raw: bytes of all pixels.
-        rows: the sampled images (S, S, C).
-    """
+    """What ``count`` images of ``size`` px take in each kind of store, by sampled ``rows`` (S, S, C)."""
 
     def __init__(self, count: int, size: int, raw: int, rows: Sequence[np.ndarray]) -> None:
         self.count, self.size, self.raw, self.rows = count, size, raw, rows
@@ -150,11 +120,11 @@ def _by_measurement(sizes: Sizes, room: Room) -> tuple[str, str]:
     if not sizes.rows:
         return RawStore.kind, f"raw: {raw}, and no sampled image can be decoded"
     if sizes.raw <= room.allowed:
-        worth, told = _worth_compressing(sizes) if has_blosc2() else (False, "")
+        worth, measured = _worth_compressing(sizes) if has_blosc2() else (False, "")
         if worth:
             expected = told_bytes(sizes.expected(Blosc2Store))
-            return Blosc2Store.kind, f"blosc2: {expected}, since raw would take {raw} and {told}"
-        return RawStore.kind, f"raw: {raw}, and {told}" if told else f"raw: {raw}"
+            return Blosc2Store.kind, f"blosc2: {expected}, since raw would take {raw} and {measured}"
+        return RawStore.kind, f"raw: {raw}, and {measured}" if measured else f"raw: {raw}"
     for store in (Blosc2Store, EncodedStore) if has_blosc2() else (EncodedStore,):
         if (expected := sizes.expected(store)) <= room.allowed:
             too_large = f"raw would take {raw} of at most {told_bytes(room.allowed)}"
@@ -178,7 +148,7 @@ def _refusal(sizes: Sizes, room: Room, allowed: int) -> str:
     needs = [f"{told_bytes(sizes.expected(store))} as {store.kind}" for store in stores]
     limit = "the limit" if room.limit is not None and room.limit <= room.free else "the free disk space to be used"
     return (
-        f"{counted(sizes.count, 'image')} of {sizes.size} px take {', '.join(needs)}, but {limit} in {room.place} is "
+        f"{counted(sizes.count, 'image')} of {sizes.size} px take {', '.join(needs)}, but {limit} in {room.folder} is "
         f"{told_bytes(allowed)}: raise data.cache_limit, free some space, choose another cache folder, or smaller "
         "images"
     )

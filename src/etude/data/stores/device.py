@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from etude.core.context import Progress, Silent
+from etude.core.processor import free_memory
 from etude.core.text import told_bytes
-from etude.data.stores.protocol import Store, checked_rows
+from etude.data.stores.disk import Store, checked_rows
 
 if TYPE_CHECKING:
     import torch
@@ -26,12 +26,7 @@ class DeviceStore:
     """A store copied to a device: uint8 (N, S, S, C).
 
     At its own size it returns the rows of the store it was copied from. At smaller and larger sizes its pixels differ
-    from those of :class:`~etude.data.stores.formats.RawStore` by 1 of 255 at most, by rounding.
-
-    Args:
-        store: the store on disk; it stays where it is.
-        device: such as ``cuda``.
-        progress: shows a bar while rows are copied.
+    from those of a store on disk by 1 of 255 at most, by rounding.
     """
 
     kind = "device"
@@ -75,23 +70,13 @@ class DeviceStore:
         return self.size
 
     def gather(self, indices: np.ndarray | Sequence[int], size: int) -> np.ndarray:
-        """Return rows ``indices``, resized to ``size``, on the CPU: (B, size, size, channels) uint8, contiguous.
-
-        Raises:
-            IndexError: a row is not in the store.
-        """
+        """Return rows as :meth:`Store.gather` does, on the CPU."""
         return self.gather_tensor(np.asarray(indices), size).cpu().numpy()
 
     def gather_tensor(self, indices: np.ndarray | Sequence[int] | torch.Tensor, size: int) -> torch.Tensor:
         """Return rows ``indices``, resized to ``size``, on the device: (B, size, size, channels) uint8, contiguous.
 
-        Args:
-            indices: int64 (B,). A tensor that is on a GPU already is not looked at, which would wait for the GPU: a
-                row beyond the store then fails in the GPU's own words.
-            size: side of the returned images in pixels.
-
-        Raises:
-            IndexError: a row is not in the store.
+        Indices that are on a GPU already are not checked, which would wait for the GPU.
         """
         import torch
 
@@ -120,13 +105,10 @@ def resized_on_device(images: torch.Tensor, size: int) -> torch.Tensor:
 def fits_on_device(store: Store, device: torch.device | str, free: int | None = None) -> tuple[bool, str]:
     """Return whether all images fit on a device with room to spare, and a sentence with the numbers.
 
-    Args:
-        store: whose pixels would be copied.
-        device: such as ``cuda``.
-        free: bytes free on the device; by default the device is asked.
+    ``free`` are its free bytes; by default the device is asked.
     """
     needed = len(store) * store.size**2 * store.channels
-    free = free_bytes(device) if free is None else free
+    free = _free_bytes(device) if free is None else free
     if free is None:
         return False, f"the images stay on disk: {device} does not tell how much memory it has free"
     fits = needed <= LARGEST_SHARE * free
@@ -137,7 +119,7 @@ def fits_on_device(store: Store, device: torch.device | str, free: int | None = 
     )
 
 
-def free_bytes(device: torch.device | str) -> int | None:
+def _free_bytes(device: torch.device | str) -> int | None:
     """Return the free memory of a device, or None where it does not tell."""
     import torch
 
@@ -146,6 +128,4 @@ def free_bytes(device: torch.device | str) -> int | None:
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    if device.type == "cpu" and hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return None
+    return free_memory() if device.type == "cpu" else None

@@ -1,4 +1,4 @@
-"""What all stores on disk share: a folder with a record, and files with checksums."""
+"""What every store of images answers, and what stores on disk share: a folder with a record, files with checksums."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 
@@ -19,6 +19,65 @@ from etude.data.compact import Digests
 STORE_VERSION = 2
 RECORD_NAME = "store.json"
 _READ_AT_ONCE = 1 << 24  # bytes
+
+
+class Store(Protocol):
+    """Square images by row. Everything that trains or predicts reads its pixels through this.
+
+    Stores pickle as their folder, and threads may gather at the same time.
+    """
+
+    @property
+    def size(self) -> int:
+        """Side of the stored images in pixels."""
+        ...
+
+    @property
+    def channels(self) -> int:
+        """1 (grey) or 3 (RGB)."""
+        ...
+
+    @property
+    def kind(self) -> str:
+        """``raw``, ``blosc2``, ``encoded`` or ``device``."""
+        ...
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the store on disk, also of one that was copied to a device."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def gather(self, indices: np.ndarray | Sequence[int], size: int) -> np.ndarray:
+        """Return rows ``indices``, resized to ``size``: (B, size, size, channels) uint8, contiguous.
+
+        Smaller sizes average areas (no aliasing); larger ones interpolate cubically.
+
+        Raises:
+            IndexError: a row is not in the store.
+        """
+        ...
+
+    def source_size(self, size: int) -> int:
+        """Return the side, at least ``min(size, self.size)``, at which rows are cheapest to read.
+
+        A caller that samples the pixels down to ``size`` by itself gathers at this side.
+        """
+        ...
+
+
+def checked_rows(indices: np.ndarray | Sequence[int], count: int) -> np.ndarray:
+    """Return ``indices`` as int64 (B,), all of them within a store of ``count`` rows; otherwise IndexError."""
+    rows = np.asarray(indices)
+    if not rows.size:
+        return np.empty(0, np.int64)
+    if rows.ndim != 1 or rows.dtype.kind not in "iu":
+        raise IndexError(f"rows are a list of whole numbers, not an array of {rows.dtype} with shape {rows.shape}")
+    lowest, highest = int(rows.min()), int(rows.max())
+    if lowest < 0 or highest >= count:
+        raise IndexError(f"row {lowest if lowest < 0 else highest} is not in a store of {count} rows")
+    return rows.astype(np.int64, copy=False)
 
 
 class DamagedStoreError(EtudeError):
@@ -39,10 +98,19 @@ class FileSum:
     bytes: int
     checksum: int
 
-    @staticmethod
-    def parse(value: Mapping[str, Any]) -> FileSum:
-        """Return what :func:`dataclasses.asdict` wrote."""
-        return FileSum(int(value["bytes"]), int(value["checksum"]))
+
+Marks = tuple[tuple[int, str], ...]
+"""(position in the scan, text) of some images."""
+
+
+def parse_files(value: Mapping[str, Any]) -> dict[str, FileSum]:
+    """Return what :func:`dataclasses.asdict` wrote of files and their sums."""
+    return {str(name): FileSum(int(held["bytes"]), int(held["checksum"])) for name, held in value["files"].items()}
+
+
+def parse_marks(value: Mapping[str, Any], name: str) -> Marks:
+    """Return the marks that a record holds under ``name``."""
+    return tuple((int(position), str(text)) for position, text in value.get(name, ()))
 
 
 @dataclass(frozen=True)
@@ -54,9 +122,9 @@ class StoreRecord:
         shape: (N, H, W, C) of the pixels.
         fit: how images became squares.
         content_hashes: (N,) hash of the file behind each row.
-        bad: (position in the scan, reason) of the files that could be surveyed but not decoded.
+        bad: images that could be scanned but not decoded, and why.
         files: the store's other files, by name.
-        dull: (position in the scan, what) of the images that are nearly black, nearly white or of one colour.
+        dull: images that are nearly black, nearly white or of one colour, and which.
         version: layout of the folder.
     """
 
@@ -64,9 +132,9 @@ class StoreRecord:
     shape: tuple[int, int, int, int]
     fit: str
     content_hashes: Digests
-    bad: tuple[tuple[int, str], ...]
+    bad: Marks
     files: dict[str, FileSum]
-    dull: tuple[tuple[int, str], ...] = ()
+    dull: Marks = ()
     version: int = STORE_VERSION
 
     @property
@@ -81,11 +149,7 @@ class StoreRecord:
 
     @staticmethod
     def load(folder: Path) -> StoreRecord:
-        """Read ``store.json`` and check that the files beside it have their sizes.
-
-        Raises:
-            DamagedStoreError: a file is missing, unreadable or of the wrong size.
-        """
+        """Read ``store.json`` and check that the files next to it have their sizes, else DamagedStoreError."""
         try:
             record = _parse(read_json(folder / RECORD_NAME))
             for name, expected in record.files.items():
@@ -97,8 +161,21 @@ class StoreRecord:
         return record
 
 
+def _parse(value: dict[str, Any]) -> StoreRecord:
+    if value["version"] != STORE_VERSION:
+        raise ValueError(f"its version is {value['version']!r}, not {STORE_VERSION}")
+    count, height, width, channels = (int(extent) for extent in value["shape"])
+    hashes = value["content_hashes"]  # a list, in stores that earlier versions wrote
+    digests = Digests.from_hex(hashes if isinstance(hashes, str) else "".join(hashes))
+    shape = (count, height, width, channels)
+    if min(shape) < 1 or height != width or len(digests) != count:
+        raise ValueError(f"its shape {shape} does not fit its {len(digests)} rows")
+    bad, dull = parse_marks(value, "bad"), parse_marks(value, "dull")
+    return StoreRecord(str(value["kind"]), shape, str(value["fit"]), digests, bad, parse_files(value), dull)
+
+
 def checksum_of(path: Path, count: int, advance: Callable[[int], None]) -> int:
-    """Return the CRC-32 of the first ``count`` bytes of a file, or of all it has; ``advance`` is told the bytes."""
+    """Return the CRC-32 of the first ``count`` bytes of a file, or of all it has; ``advance`` receives the bytes."""
     checksum = 0
     with path.open("rb") as file:
         while count > 0 and (block := file.read(min(count, _READ_AT_ONCE))):
@@ -108,35 +185,12 @@ def checksum_of(path: Path, count: int, advance: Callable[[int], None]) -> int:
     return checksum
 
 
-def _parse(value: dict[str, Any]) -> StoreRecord:
-    if value["version"] != STORE_VERSION:
-        raise ValueError(f"its version is {value['version']!r}, not {STORE_VERSION}")
-    count, height, width, channels = (int(extent) for extent in value["shape"])
-    hashes = value["content_hashes"]  # a list, in stores that earlier versions wrote
-    record = StoreRecord(
-        kind=str(value["kind"]),
-        shape=(count, height, width, channels),
-        fit=str(value["fit"]),
-        content_hashes=Digests.from_hex(hashes if isinstance(hashes, str) else "".join(hashes)),
-        bad=tuple((int(position), str(reason)) for position, reason in value["bad"]),
-        dull=tuple((int(position), str(what)) for position, what in value.get("dull", ())),
-        files={str(name): FileSum.parse(held) for name, held in value["files"].items()},
-    )
-    if min(record.shape) < 1 or height != width or len(record.content_hashes) != count:
-        raise ValueError(f"its shape {record.shape} does not fit its {len(record.content_hashes)} rows")
-    return record
-
-
-ROWS_NAME = "rows.bin"
-ENDS_NAME = "ends.i64"
+ROWS_NAME, ENDS_NAME = "rows.bin", "ends.i64"
+ENDS_TYPE = np.dtype("<i8")
 
 
 class DiskStore(ABC):
-    """A :class:`~etude.data.stores.protocol.Store` in a folder. Opens at once and pickles as its path.
-
-    Raises:
-        DamagedStoreError: the folder's files do not fit together.
-    """
+    """A :class:`Store` in a folder. Opens at once and pickles as its path; DamagedStoreError where files do not fit."""
 
     kind: str
     file_names: ClassVar[tuple[str, ...]] = (ROWS_NAME, ENDS_NAME)
@@ -171,23 +225,15 @@ class DiskStore(ABC):
 
     @abstractmethod
     def gather(self, indices: np.ndarray | Sequence[int], size: int) -> np.ndarray:
-        """Return rows ``indices``, resized to ``size``: (B, size, size, channels) uint8, contiguous.
-
-        Raises:
-            IndexError: a row is not in the store.
-        """
+        """Return rows as :meth:`Store.gather` does; DamagedStoreError where one cannot be decoded."""
 
     def source_size(self, size: int) -> int:
         """Return the side at which rows are cheapest to read: the stored one."""
         return self.size
 
     def check(self, progress: Progress) -> None:
-        """Read all files and compare them with the checksums that were taken when they were written.
-
-        Raises:
-            DamagedStoreError: they differ.
-        """
-        total = sum(expected.bytes for expected in self.record.files.values())
+        """Compare all files with the checksums that were taken when they were written, else DamagedStoreError."""
+        total = self.record.total_bytes
         read = shown = 0
         with progress.bar("check store", len(self)) as advance:
 
@@ -202,9 +248,6 @@ class DiskStore(ABC):
                     raise DamagedStoreError(self.folder, f"{name} changed since it was written")
 
 
-ENDS_TYPE = np.dtype("<i8")
-
-
 class PackedStore(DiskStore):
     """A store whose rows are compressed one by one, so that any row is read without its neighbours."""
 
@@ -212,7 +255,7 @@ class PackedStore(DiskStore):
         super().__init__(folder)
         held = self.record.files[ROWS_NAME].bytes
         if self.record.files[ENDS_NAME].bytes != len(self) * ENDS_TYPE.itemsize:
-            raise DamagedStoreError(self.folder, f"{ENDS_NAME} does not tell of {len(self):,} rows")
+            raise DamagedStoreError(self.folder, f"{ENDS_NAME} does not hold {len(self):,} rows")
         ends = np.fromfile(self.folder / ENDS_NAME, dtype=ENDS_TYPE)
         self._limits: np.ndarray = np.concatenate([np.zeros(1, ENDS_TYPE), ends])
         if (np.diff(self._limits) < 1).any() or self._limits[-1] != held:

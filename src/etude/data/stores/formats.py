@@ -15,8 +15,7 @@ import numpy as np
 
 from etude.core.errors import EtudeError
 from etude.core.images import resize_into
-from etude.data.stores.disk import DamagedStoreError, DiskStore, PackedStore, StoreRecord
-from etude.data.stores.protocol import checked_rows
+from etude.data.stores.disk import DamagedStoreError, DiskStore, PackedStore, StoreRecord, checked_rows
 
 PIXELS_NAME = "pixels.u8"
 
@@ -41,11 +40,7 @@ class RawStore(DiskStore):
         return pixels.tobytes()
 
     def gather(self, indices: np.ndarray | Sequence[int], size: int) -> np.ndarray:
-        """Return rows ``indices``, resized to ``size``: (B, size, size, channels) uint8, contiguous.
-
-        Raises:
-            IndexError: a row is not in the store.
-        """
+        """Return rows as :meth:`Store.gather` does."""
         rows = checked_rows(indices, len(self))
         if size == self.size:
             return self._pixels[rows]
@@ -80,21 +75,11 @@ class EncodedStore(PackedStore):
         return cv2.imencode(".jpg", ordered, _SETTINGS)[1].tobytes()
 
     def source_size(self, size: int) -> int:
-        """Return the smallest side, at least ``min(size, self.size)``, that the decoder can stop at.
-
-        A stored size that 8 divides leaves it the most choice.
-        """
+        """Return the smallest side that is large enough and that the decoder can stop at."""
         return self.size // _reduction(self.size, size)
 
     def gather(self, indices: np.ndarray | Sequence[int], size: int) -> np.ndarray:
-        """Return rows ``indices``, resized to ``size``: (B, size, size, channels) uint8, contiguous.
-
-        They are decoded at :meth:`source_size`, then averaged over areas.
-
-        Raises:
-            IndexError: a row is not in the store.
-            DamagedStoreError: a row cannot be decoded.
-        """
+        """Return rows as :meth:`Store.gather` does, decoded at :meth:`source_size`, then averaged over areas."""
         rows = checked_rows(indices, len(self))
         reduction = _reduction(self.size, size)
         flag = _FLAGS[reduction][self.channels == 3]
@@ -125,17 +110,12 @@ _DECODED_LENGTH = slice(4, 8)  # of a chunk's header
 
 
 class Blosc2Store(PackedStore):
-    """A store of losslessly compressed pixels.
-
-    Raises:
-        EtudeError: blosc2 is not installed.
-        DamagedStoreError: the folder's files do not fit together.
-    """
+    """A store of losslessly compressed pixels."""
 
     kind = "blosc2"
 
     def __init__(self, folder: Path | str) -> None:
-        blosc2_module()  # a missing package is told before the first batch
+        blosc2_module()  # a missing package is an error before the first batch
         super().__init__(folder)
 
     @staticmethod
@@ -144,12 +124,7 @@ class Blosc2Store(PackedStore):
         return blosc2_module().compress2(np.ascontiguousarray(pixels), **_settings())
 
     def gather(self, indices: np.ndarray | Sequence[int], size: int) -> np.ndarray:
-        """Return rows ``indices``, resized to ``size``: (B, size, size, channels) uint8, contiguous.
-
-        Raises:
-            IndexError: a row is not in the store.
-            DamagedStoreError: a row cannot be decompressed.
-        """
+        """Return rows as :meth:`Store.gather` does."""
         rows = checked_rows(indices, len(self))
         gathered = np.empty((len(rows), size, size, self.channels), dtype=np.uint8)
         own_size = size == self.size
@@ -167,11 +142,7 @@ class Blosc2Store(PackedStore):
 
 @cache
 def blosc2_module() -> ModuleType:
-    """Return the optional package ``blosc2``.
-
-    Raises:
-        EtudeError: it is not installed.
-    """
+    """Return the optional package ``blosc2``, or refuse."""
     try:
         return importlib.import_module("blosc2")
     except ImportError as error:
@@ -187,11 +158,7 @@ def has_blosc2() -> bool:
 
 
 def decompress(chunk: np.ndarray, target: np.ndarray) -> None:
-    """Fill the contiguous array ``target`` from a chunk.
-
-    Raises:
-        ValueError: the chunk is damaged or was made of another number of bytes.
-    """
+    """Fill the contiguous array ``target`` from a chunk; ValueError where that is damaged or of another size."""
     # Blosc2 writes as many bytes as the chunk's header says, whatever room there is.
     if len(chunk) < _HEADER_BYTES or int.from_bytes(chunk[_DECODED_LENGTH], "little") != target.nbytes:
         raise ValueError(f"it does not hold {target.nbytes:,} bytes")
@@ -229,12 +196,7 @@ KINDS: dict[str, type[DiskStore]] = {store.kind: store for store in (RawStore, B
 
 
 def open_store(folder: Path | str) -> DiskStore:
-    """Open the store in ``folder``, of whatever kind it is.
-
-    Raises:
-        DamagedStoreError: the folder's files do not fit together.
-        EtudeError: it needs a package that is not installed.
-    """
+    """Open the store in ``folder``, of any kind."""
     folder = Path(folder).absolute()
     kind = StoreRecord.load(folder).kind
     if kind not in KINDS:

@@ -1,7 +1,7 @@
-"""A store in the making, that a killed run can be taken up from.
+"""A store in the making, from which the run after a killed one goes on.
 
 Rows are appended to the files of a ``.partial`` folder. Every few seconds the files are written through to the disk,
-and after that a small record says how long they were and what their checksums are. What stands beyond the record is
+and after that a small record says how long they were and what their checksums are. What is beyond the record is
 cut off at the next start, and decoding goes on from there.
 """
 
@@ -12,7 +12,6 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -21,7 +20,7 @@ from typing import IO, Any, Self
 
 import numpy as np
 
-from etude.core.context import Progress
+from etude.core.context import Context, Progress
 from etude.core.errors import EtudeError
 from etude.core.files import digest_of, explained_write, read_json, write_json
 from etude.core.prefetch import prefetch
@@ -29,27 +28,41 @@ from etude.data.compact import Digests
 from etude.data.decode import UnreadableImage, decode, dullness, read_image_file
 from etude.data.scan import Scan, none_readable
 from etude.data.sources import BadFile, ImageSet
-from etude.data.stores.disk import ENDS_TYPE, STORE_VERSION, DiskStore, FileSum, StoreRecord, checksum_of
+from etude.data.stores.disk import (
+    ENDS_TYPE,
+    STORE_VERSION,
+    DiskStore,
+    FileSum,
+    Marks,
+    StoreRecord,
+    checksum_of,
+    parse_files,
+    parse_marks,
+)
 from etude.data.stores.formats import RawStore
 
 PROGRESS_NAME = "progress.json"
+SAVE_SECONDS = 2.0
+"""At most so much decoding is lost when a run is killed; a record costs some milliseconds."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is built: the kind of store, the side in pixels, how images become squares."""
+
+    store: type[DiskStore]
+    size: int
+    fit: str
 
 
 @dataclass(frozen=True)
 class Begun:
-    """What is done of a store.
-
-    Attributes:
-        done: images that were read, good or bad, in the scan's order.
-        bad: (position in the scan, reason) of those that could not be decoded.
-        files: how far the files have come.
-        dull: (position in the scan, what) of images that show hardly anything.
-    """
+    """What is done of a store: images read, good or bad, in the scan's order, and how far the files have come."""
 
     done: int
-    bad: tuple[tuple[int, str], ...]
+    bad: Marks
     files: dict[str, FileSum]
-    dull: tuple[tuple[int, str], ...] = ()
+    dull: Marks = ()
 
     @property
     def rows(self) -> int:
@@ -65,24 +78,15 @@ class Begun:
         """Return what the record in ``folder`` says; None where there is none that can be used."""
         try:
             value = read_json(folder / PROGRESS_NAME)
-            files = {str(name): FileSum.parse(held) for name, held in value["files"].items()}
-            bad = tuple((int(position), str(reason)) for position, reason in value["bad"])
-            dull = tuple((int(position), str(what)) for position, what in value.get("dull", ()))
-            begun = Begun(int(value["done"]), bad, files, dull)
+            files = parse_files(value)
+            begun = Begun(int(value["done"]), parse_marks(value, "bad"), files, parse_marks(value, "dull"))
         except (EtudeError, OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
         return begun if value.get("version") == STORE_VERSION and set(files) == set(store.file_names) else None
 
 
 class PartialStore:
-    """The files of a store in the making; a context that closes them.
-
-    Attributes:
-        done: images that were read before, from which decoding goes on.
-
-    Raises:
-        OSError: the folder cannot be written.
-    """
+    """The files of a store in the making; a context that closes them. OSError where the folder cannot be written."""
 
     def __init__(self, folder: Path, store: type[DiskStore], begun: Begun | None) -> None:
         self.folder, self.store = folder, store
@@ -107,17 +111,17 @@ class PartialStore:
 
     @property
     def done(self) -> int:
-        """Images that were read, good or bad."""
+        """Images that were read, good or bad; decoding goes on from there."""
         return self._state.done
 
     @property
-    def bad(self) -> tuple[tuple[int, str], ...]:
-        """(position in the scan, reason) of the images that could not be decoded."""
+    def bad(self) -> Marks:
+        """Images that could not be decoded, and why."""
         return tuple((position, reason) for position, reason in self._bad if position < self.done)
 
     @property
-    def dull(self) -> tuple[tuple[int, str], ...]:
-        """(position in the scan, what) of images that show hardly anything."""
+    def dull(self) -> Marks:
+        """Images that show hardly anything, and what they are like."""
         return tuple((position, what) for position, what in self._dull if position < self.done)
 
     def reserve(self, rows: int, row_bytes: int) -> None:
@@ -171,23 +175,68 @@ class PartialStore:
         return FileSum(held.bytes + len(data), zlib.crc32(data, held.checksum))
 
 
-def verified(folder: Path, store: type[DiskStore], progress: Progress, warn: Callable[[str], None]) -> Begun | None:
-    """Return what can be kept of the work in ``folder``; what cannot is removed, and damage is told."""
-    if not folder.exists():
-        return None
-    begun = Begun.load(folder, store)
-    if begun is not None and begun.rows and _is_whole(folder, begun, progress):
-        return begun
-    if (folder / PROGRESS_NAME).exists() and (begun is None or begun.rows):
-        warn(f"the partial image store {folder} is damaged: decoding begins anew")
-    remove(folder)
-    return None
+def ingest(
+    images: ImageSet, scan: Scan, target: Target, partial_folder: Path, folder: Path, context: Context, threads: int
+) -> None:
+    """Decode the scanned images into ``partial_folder``, going on from what is there; when whole it becomes ``folder``.
+
+    Raises:
+        EtudeError: no image can be decoded, or the disk is full; the partial work stays.
+    """
+    begun = _verified(partial_folder, target.store, context)
+    with explained_write(folder):
+        with PartialStore(partial_folder, target.store, begun) as store:
+            try:
+                _fill(store, images, scan, target, context, threads)
+            except BaseException:  # an interrupt loses nothing; an error of the save itself matters less
+                with suppress(OSError, EtudeError):
+                    store.save() if store.done else remove(partial_folder)
+                raise
+            if len(store.bad) < len(scan):
+                _record(store, scan, target).save(partial_folder)
+        if len(store.bad) == len(scan):
+            remove(partial_folder)
+            raise EtudeError(none_readable(images, [*scan.bad, *undecoded(images, scan, store.bad)]))
+        _appear(partial_folder, folder)
+
+
+def undecoded(images: ImageSet, scan: Scan, bad: Marks) -> list[BadFile]:
+    """Return the files behind (position in the scan, reason)."""
+    chosen = [(int(scan.kept[position]), reason) for position, reason in bad]
+    return [BadFile(images.ids[index], images.paths[index], reason) for index, reason in chosen]
 
 
 def remove(folder: Path) -> None:
     """Remove a folder of partial work."""
     with explained_write(folder), suppress(FileNotFoundError):
         shutil.rmtree(folder)
+
+
+def sample_rows(images: ImageSet, scan: Scan, target: Target, threads: int, count: int) -> list[np.ndarray]:
+    """Decode up to ``count`` images spread over the set: (S, S, C) uint8 each; those that cannot be are left out."""
+
+    def decoded(position: int) -> np.ndarray | None:
+        try:
+            data = read_image_file(images.paths[scan.kept[position]])
+            return decode(data, target.size, target.fit, scan.channels, scan.value_range)
+        except UnreadableImage:  # the store names what it cannot read
+            return None
+
+    found = prefetch(decoded, scan.spread(count).tolist(), threads=threads)
+    return [pixels for pixels in found if pixels is not None]
+
+
+def _verified(folder: Path, store: type[DiskStore], context: Context) -> Begun | None:
+    """Return what can be kept of the work in ``folder``; what cannot is removed, with a warning where it is damaged."""
+    if not folder.exists():
+        return None
+    begun = Begun.load(folder, store)
+    if begun is not None and begun.rows and _is_whole(folder, begun, context):
+        return begun
+    if (folder / PROGRESS_NAME).exists() and (begun is None or begun.rows):
+        context.warn(f"the partial image store {folder} is damaged: decoding begins anew")
+    remove(folder)
+    return None
 
 
 def _is_whole(folder: Path, begun: Begun, progress: Progress) -> bool:
@@ -202,67 +251,6 @@ def _is_whole(folder: Path, begun: Begun, progress: Progress) -> bool:
             )
     except OSError:
         return False
-
-
-SAVE_SECONDS = 2.0
-"""At most so much decoding is lost when a run is killed; a record costs some milliseconds."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """What is built: the kind of store, the side in pixels, how images become squares."""
-
-    store: type[DiskStore]
-    size: int
-    fit: str
-
-
-def ingest(
-    images: ImageSet,
-    scan: Scan,
-    target: Target,
-    folders: tuple[Path, Path],
-    *,
-    progress: Progress,
-    warn: Callable[[str], None],
-    threads: int,
-) -> None:
-    """Decode the surveyed images into a store, going on from what an earlier run left.
-
-    Args:
-        images: the image set that was surveyed.
-        scan: of the images.
-        target: what is built.
-        folders: of the partial work, and where the store appears when it is whole.
-        progress: shows a bar.
-        warn: is told when the partial work is damaged.
-        threads: that decode.
-
-    Raises:
-        EtudeError: no image can be decoded, or the disk is full; the partial work stays.
-    """
-    work, folder = folders
-    begun = verified(work, target.store, progress, warn)
-    with explained_write(folder):
-        with PartialStore(work, target.store, begun) as store:
-            try:
-                _fill(store, images, scan, target, progress, threads)
-            except BaseException:  # an interrupt loses nothing; what the save itself lacks is no news
-                with suppress(OSError, EtudeError):
-                    store.save() if store.done else remove(work)
-                raise
-            if len(store.bad) < len(scan):
-                _record(store, scan, target).save(work)
-        if len(store.bad) == len(scan):
-            remove(work)
-            raise EtudeError(none_readable(images, _all_bad(images, scan, store)))
-        _appear(work, folder)
-
-
-def undecoded(images: ImageSet, scan: Scan, bad: tuple[tuple[int, str], ...]) -> list[BadFile]:
-    """Return the files behind (position in the scan, reason)."""
-    chosen = [(int(scan.kept[position]), reason) for position, reason in bad]
-    return [BadFile(images.ids[index], images.paths[index], reason) for index, reason in chosen]
 
 
 def _fill(store: PartialStore, images: ImageSet, scan: Scan, target: Target, progress: Progress, threads: int) -> None:
@@ -301,32 +289,13 @@ def _record(store: PartialStore, scan: Scan, target: Target) -> StoreRecord:
     return StoreRecord(target.store.kind, shape, target.fit, hashes, store.bad, store.complete(), store.dull)
 
 
-def _all_bad(images: ImageSet, scan: Scan, store: PartialStore) -> list[BadFile]:
-    return [*scan.bad, *undecoded(images, scan, store.bad)]
-
-
-def _appear(work: Path, folder: Path) -> None:
+def _appear(partial_folder: Path, folder: Path) -> None:
     try:
-        work.rename(folder)
+        partial_folder.rename(folder)
     except OSError:
         if not folder.is_dir():
             raise
-        remove(work)  # without locks another run may be first; its content is the same by its key
+        remove(partial_folder)  # without locks another run may be first; its content is the same by its key
         return
     # After the move: a run that is killed in between finds its work all done.
     (folder / PROGRESS_NAME).unlink(missing_ok=True)
-
-
-def sample_rows(images: ImageSet, scan: Scan, target: Target, threads: int, most: int) -> list[np.ndarray]:
-    """Decode up to ``most`` images spread over the set: (S, S, C) uint8 each; those that cannot be are left out."""
-    count = min(len(scan), most)
-    chosen = np.unique(np.linspace(0, len(scan) - 1, count).astype(int))
-
-    def decoded(position: int) -> np.ndarray | None:
-        try:
-            data = read_image_file(images.paths[scan.kept[position]])
-            return decode(data, target.size, target.fit, scan.channels, scan.value_range)
-        except UnreadableImage:  # the store names what it cannot read
-            return None
-
-    return [pixels for pixels in prefetch(decoded, chosen.tolist(), threads=threads) if pixels is not None]

@@ -42,7 +42,7 @@ def examine_data(request: Request, screen: Screen) -> dict[str, Any]:
 
     def opened(images: ImageSet, scan: Scan, fit: str) -> Dataset:
         size = recipe.model.feature_size
-        return open_dataset(images, scan, size, fit=fit, cache=cache, progress=screen, warn=screen.warn)
+        return open_dataset(images, scan, size, Context(screen, screen.warn, cache), fit=fit)
 
     def features(images: Dataset | None) -> np.ndarray | None:
         if frozen is None or images is None:

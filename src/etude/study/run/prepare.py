@@ -149,9 +149,8 @@ def _store(
 ) -> tuple[Dataset, Dataset | None, Dataset | None]:
     def opened(images: ImageSet, surveyed: Scan, fit: str) -> Dataset:
         return open_dataset(
-            images, surveyed, stored_size(recipe), fit=fit,
-            cache=session.context.cached(), progress=session.screen, warn=session.warn,
-            kind=recipe.data.store, limit=recipe.data.cache_limit,
+            images, surveyed, stored_size(recipe), session.context,
+            fit=fit, kind=recipe.data.store, limit=recipe.data.cache_limit,
         )  # fmt: skip
 
     def alike(images: ImageSet | None, surveyed: Scan | None, what: str) -> Dataset | None:

@@ -153,10 +153,7 @@ def _predicted(
     ):  # fmt: skip
         images = data.images.take(rows)
         surveyed = scan_images(images, session.screen).like(shape.channels, shape.value_range, "images", session.warn)
-        own = open_dataset(
-            images, surveyed, shape.stored_size, fit=shape.fit,
-            cache=session.context.cached(), progress=session.screen, warn=session.warn,
-        )  # fmt: skip
+        own = open_dataset(images, surveyed, shape.stored_size, session.context, fit=shape.fit)
         gather, rows, ids = own.build.store.gather, np.arange(len(own)), list(own.images.ids)
     return predict(model, card, gather, rows, ids, tta=card.tta, progress=session.screen, name="teacher")
 
