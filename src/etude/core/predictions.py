@@ -166,7 +166,7 @@ def _names(what: str, names: Sequence[str]) -> tuple[str, ...]:
     if not names:
         raise EtudeError(f"predictions need at least one entry in {what}, and got none")
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
-        raise EtudeError(f"{what} must be unique, and {listed(repeated)} occur more than once")
+        raise EtudeError(f"{what} must be unique; more than once: {listed(repeated)}")
     if broken := [name for name in names if not _is_writable(name)]:
         raise EtudeError(f"{what} may not hold NUL or half of a surrogate pair, and {listed(broken)} do: rename them")
     return names

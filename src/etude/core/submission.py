@@ -96,6 +96,7 @@ def write_submission(
                 f"({listed(filled, 3)}): filled by the class shares of the labelled images"
             )
         predictions = predictions.take(rows)
+    columns: list[list[str]]
     if classes is None:
         columns = [[predictions.classes[position] for position in predictions.predicted()]]
     else:
