@@ -13,7 +13,7 @@ import threadpoolctl
 from etude.core.predictions import Predictions
 from etude.core.processor import blas_threads_for
 from etude.health.label_errors import suspect_labels
-from etude.health.shift import tell_apart
+from etude.health.shift import dataset_shift
 from etude.models.head import fit_head
 from etude.refine.last_layer import LastLayer
 from etude.refine.stacking import Stacking
@@ -99,7 +99,7 @@ def fits() -> dict[str, Callable[[], Any]]:
         "last layer": lambda: LastLayer(x[:40], labels[:40], noise=None).fit(one.take(range(40, 60)), one).gain_,
         "stacking": lambda: Stacking().fit([one, one]).gain_,
         "label errors": lambda: suspect_labels(x, labels, 3).probabilities,
-        "shift": lambda: tell_apart(x[:30], x[30:]).auc,
+        "shift": lambda: dataset_shift(x[:30], x[30:]).auc,
     }
 
 

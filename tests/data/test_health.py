@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from etude.data.scan import FileFacts
-from etude.data.sources import BadFile
-from etude.health.duplicates import corrupt_files, imbalance, same_files, tiny_images
+from etude.health.duplicates import same_files
+from etude.health.summary import imbalance, tiny_images
 
 
 def sized(*sides: tuple[int, int]) -> list[FileFacts]:
@@ -34,10 +32,6 @@ def test_the_smallest_come_first_and_unreadable_ones_not_at_all():
     ids, facts = ["a", "b", "c", "d"], [*sized((9, 9), (400, 400), (4, 400)), FileFacts(7)]
     assert tiny_images(ids, facts) == [{"id": "c", "width": 4, "height": 400}, {"id": "a", "width": 9, "height": 9}]
     assert tiny_images(["d"], [FileFacts()]) == []
-
-
-def test_corrupt_files_are_named_with_their_reason():
-    assert corrupt_files([BadFile("x", Path("p"), "truncated")]) == [{"id": "x", "reason": "truncated"}]
 
 
 def test_identical_files_are_paired_with_the_first():

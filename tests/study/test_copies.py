@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from data.storing import smooth
-from etude.health.duplicates import SIDE, Looked, copied_images, find_copies, is_across, is_contradiction
+from etude.health.duplicates import SIDE, Images, duplicated_images, is_across, is_contradiction, near_duplicate_images
 
 COUNT = 120
 
@@ -20,9 +20,9 @@ def pictures() -> np.ndarray:
     return np.stack(small)[..., None]
 
 
-def looked(pixels: np.ndarray, hashes: list[str] | None = None) -> Looked:
+def looked(pixels: np.ndarray, hashes: list[str] | None = None) -> Images:
     count = len(pixels)
-    return Looked(
+    return Images(
         ids=tuple(f"i{row}" for row in range(count)),
         splits=tuple("valid" if row >= COUNT else "train" for row in range(count)),
         hashes=tuple(hashes or map(str, range(count))),
@@ -33,7 +33,7 @@ def looked(pixels: np.ndarray, hashes: list[str] | None = None) -> Looked:
 
 def test_changed_copies_are_found_and_nothing_else():
     images = looked(pictures())
-    found = find_copies(images, images)
+    found = near_duplicate_images(images, images)
     assert {(one["a"], one["b"]) for one in found} == {("i2", f"i{COUNT}"), ("i5", f"i{COUNT + 1}")}
     assert all(is_across(one) and one["similarity"] > 0.99 and not one["exact"] for one in found)
 
@@ -45,7 +45,7 @@ def test_a_copy_among_pictures_much_like_it_is_found():
     again = alike[:1] + 2 * rng.normal(size=base.shape)
     pixels = np.clip(np.concatenate([pictures()[:COUNT], alike, again]), 0, 255).astype(np.uint8)
     images = looked(pixels)
-    found = {(one["a"], one["b"]) for one in find_copies(images, images)}
+    found = {(one["a"], one["b"]) for one in near_duplicate_images(images, images)}
     assert found == {(f"i{COUNT}", f"i{COUNT + 8}")}
 
 
@@ -55,7 +55,7 @@ def test_what_is_like_its_neighbours_is_no_copy():
     base = pictures()[0].astype(float)
     series = np.stack([np.clip(base + rng.normal(0, 2, base.shape), 0, 255) for _ in range(30)]).astype(np.uint8)
     images = looked(series)
-    assert find_copies(images, images) == []
+    assert near_duplicate_images(images, images) == []
 
 
 def test_identical_files_are_told_once_and_as_such():
@@ -64,7 +64,7 @@ def test_identical_files_are_told_once_and_as_such():
     hashes = [str(row) for row in range(len(pixels))]
     hashes[7] = hashes[1]
     images = looked(pixels, hashes)
-    found = find_copies(images, images)
+    found = near_duplicate_images(images, images)
     assert [(one["a"], one["b"]) for one in found if one["exact"]] == [("i1", "i7")]
     assert len(found) == 3
 
@@ -74,20 +74,20 @@ def test_contradictions_come_before_other_copies_within_a_split():
     hashes[4] = hashes[2]  # both dogs
     hashes[9] = hashes[6]  # a dog and a cat
     images = looked(pictures()[:60], hashes)
-    found = find_copies(images, images)
+    found = near_duplicate_images(images, images)
     assert [(one["a"], one["b"]) for one in found] == [("i6", "i9"), ("i2", "i4")]
     assert [is_contradiction(one) for one in found] == [True, False]
 
 
 def test_a_handful_of_images_has_no_neighbourhood():
     images = looked(np.repeat(pictures()[:1], 5, axis=0))
-    assert find_copies(images, images) == []
+    assert near_duplicate_images(images, images) == []
 
 
 def test_two_sets_keep_their_order_and_pixels():
     pixels = pictures()
     one, two = looked(pixels[:COUNT]), looked(pixels[COUNT:])
-    both = one.beside(two)
+    both = one.followed_by(two)
     places = np.array([COUNT + 1, 3, COUNT])
     np.testing.assert_array_equal(both.gather(places, SIDE), pixels[places])
     assert len(both) == COUNT + 2
@@ -98,17 +98,17 @@ def pair(a: str, b: str, *splits: str) -> dict[str, object]:
     return {"a": a, "b": b, "splits": list(splits)}
 
 
-def test_copies_of_copies_are_copied_images():
+def test_copies_of_copies_are_duplicated_images():
     pairs = [pair("v1", "v2", "valid", "valid"), pair("v1", "t", "valid", "train"), pair("v2", "x", "valid", "test")]
-    assert copied_images(pairs) == {"validation": ["v1", "v2"], "test": ["x"]}
+    assert duplicated_images(pairs) == {"validation": ["v1", "v2"], "test": ["x"]}
 
 
 def test_what_nothing_is_trained_on_is_no_copied_image():
-    assert copied_images([]) == {"validation": [], "test": []}
+    assert duplicated_images([]) == {"validation": [], "test": []}
     pairs = [pair("v", "x", "valid", "test"), pair("t", "u", "train", "train"), pair("x", "y", "test", "test")]
-    assert copied_images(pairs) == {"validation": [], "test": []}
+    assert duplicated_images(pairs) == {"validation": [], "test": []}
 
 
 def test_in_a_cross_validation_the_other_folds_are_trained_on():
     pairs = [pair("a", "b", "fold 1", "fold 2"), pair("c", "d", "fold 1", "fold 1"), pair("d", "a", "fold 1", "test")]
-    assert copied_images(pairs) == {"validation": ["a", "b"], "test": ["a"]}
+    assert duplicated_images(pairs) == {"validation": ["a", "b"], "test": ["a"]}

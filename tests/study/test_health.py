@@ -93,7 +93,7 @@ def test_too_few_test_images_are_no_reason_to_stop(faulty: Dataset, tmp_path: Pa
 def test_of_many_images_a_sample_is_looked_at_and_that_is_said(faulty: Dataset):
     health = examine_health(faulty, features_of(faulty), one_fold(faulty), most=40)
     assert health["looked_at"] == 40
-    assert "40 of 85 labelled images were looked at" in health["notes"]
+    assert "40 of 85 labelled images were examined" in health["notes"]
     assert [one["exact"] for one in health["near_duplicates"]].count(True) == 1  # identical files, among all
     assert health["imbalance"]["classes"]["round"] == 44  # of all too
     assert health == examine_health(faulty, features_of(faulty), one_fold(faulty), most=40)

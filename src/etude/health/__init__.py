@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from etude.health.duplicates import near_duplicates
 from etude.health.label_errors import suspect_labels
-from etude.health.shift import tell_apart
+from etude.health.shift import dataset_shift
 
-__all__ = ["near_duplicates", "suspect_labels", "tell_apart"]
+__all__ = ["dataset_shift", "near_duplicates", "suspect_labels"]

@@ -1,9 +1,13 @@
-"""Copies among the images of a run: identical files, and near-duplicates by their pixels."""
+"""Near-duplicates: identical files, images whose pixels are alike, and rows of features that lie unusually close.
+
+Of pictures, :func:`near_duplicate_images` finds nearly all pairs by their pixels; a network's features move much with
+an image's light and frame, so of images that were cropped or re-encoded :func:`near_duplicates` finds only some.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -13,14 +17,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from sklearn.decomposition import PCA
 
-from etude.core.errors import EtudeError, listed
-from etude.core.processor import usable_cores
-from etude.core.text import counted
+from etude.core.errors import EtudeError
+from etude.core.processor import blas_threads_for, usable_cores
 from etude.data.dataset import Dataset
-from etude.data.scan import FileFacts
-from etude.data.sources import BadFile
-from etude.health.label_errors import whitened
 from etude.refine.neighbours.index import (
     Floats,
     NeighbourIndex,
@@ -31,9 +32,11 @@ from etude.refine.neighbours.index import (
     squared_distances,
 )
 
-SIDE = 32
-"""Pixels on a side at which pictures are compared."""
+Gather = Callable[[np.ndarray, int], np.ndarray]
+Pairs = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
+"""First rows, second rows, similarities."""
 
+SIDE = 32  # pixels on a side at which images are compared
 _COARSE = 16
 _MARGIN = SIDE // 12  # pixels at the border that a crop or a frame may have changed
 _FINE, _WIDE = SIDE / 40, SIDE / 8  # blurs: what is finer is noise of the file, what is wider is light
@@ -42,218 +45,29 @@ _CLOSE = 0.15  # difference above which no small movement makes two pictures the
 _STEPS = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 20, 1e-3)
 _SMALL_MOVE = 0.15  # how far from the identity a movement may go; beyond it much can be laid onto much
 _TINT = 16.0  # levels of colour, light aside, by which two pictures differ in more than a file's way of storing it
-_LEAST_SEEN = 0.4  # of the picture that must be left to compare once one is moved
+_LEAST_COMMON = 0.4  # of the picture that must be left to compare once one is moved
 _AT_ONCE = 4_096
 _A_BLOCK = 128
 
+_NEAREST = 4  # neighbours of each image that are compared with it
+_FEWEST = 8  # images below which there is no neighbourhood to compare with
+_AXES = 128
+# Chosen on copies of digits that were planted with other seeds than those of benchmarks/data_health.py:
+_SAME = 0.01  # difference that files of one picture have: JPEG, light, other size, a small crop
+_CLOSER = 0.22  # of the usual difference from a neighbour
+_HARDLY, _NEARLY_AS_CLOSE = 0.002, 0.4  # the same for pictures that differ less than light and JPEG alone explain
+_BOTH = 5e-4  # product of the two: what is a little farther must stand out more
+_ROUNDING = 2e-4
 
-def reliefs(pictures: np.ndarray) -> np.ndarray:
-    """Return (N, S, S) float32 reliefs of (N, S, S, channels) uint8 pictures: structure without light and contrast.
-
-    Each grey picture less its surroundings, divided by their spread: (p - m) / (s + 8 levels).
-
-    >>> ramp = np.tile(np.arange(0, 160, 5, dtype=np.uint8), (32, 1))[None, ..., None]
-    >>> bool(np.abs(reliefs(ramp)[0, 8:-8, 8:-8]).max() < 0.05)  # a slope is light, not structure
-    True
-    """
-    found = np.empty(pictures.shape[:3], np.float32)
-
-    def fill(place: int) -> None:
-        grey = cv2.GaussianBlur(pictures[place].mean(axis=2, dtype=np.float32), (0, 0), _FINE)
-        above = grey - cv2.GaussianBlur(grey, (0, 0), _WIDE)
-        found[place] = above / (np.sqrt(cv2.GaussianBlur(above * above, (0, 0), _WIDE)) + _NOISE)
-
-    _for_each(fill, np.arange(len(pictures)))
-    return found
-
-
-def coarse(relief: np.ndarray) -> np.ndarray:
-    """Return (N, 256) float32: reliefs so blurred that small movements hardly change them, to find neighbours by."""
-    rows = [
-        cv2.resize(cv2.GaussianBlur(one, (0, 0), SIDE / 24), (_COARSE, _COARSE), interpolation=cv2.INTER_AREA)
-        for one in relief
-    ]
-    return np.array(rows, np.float32).reshape(len(relief), _COARSE**2)
-
-
-def differences(pictures: np.ndarray, relief: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return how much pairs of pictures differ, (P,) from 0 to 2: 1 - the correlation of their reliefs.
-
-    Where that is small, the second relief is laid onto the first by an affine movement (Evangelidis & Psarakis 2008,
-    enhanced correlation coefficient), and the smaller difference counts. Pictures of other colours differ by 1.
-
-    Args:
-        pictures: (N, S, S, channels) uint8, S = :data:`SIDE`.
-        relief: (N, S, S) of :func:`reliefs`.
-        first, second: (P,) places in both.
-    """
-    found = _plain(relief, first, second)
-    found[_tints_apart(pictures, first, second)] = 1.0
-
-    def lay(pair: int) -> None:
-        found[pair] = min(found[pair], _moved(relief[first[pair]], relief[second[pair]]))
-
-    _for_each(lay, np.flatnonzero(found <= _CLOSE))
-    return found
-
-
-def _for_each(work: Callable[[int], None], places: np.ndarray) -> None:
-    """Do ``work`` at each place, in threads; many places at once, as handing one over costs as much as some of them."""
-    blocks = [places[start : start + _A_BLOCK].tolist() for start in range(0, len(places), _A_BLOCK)]
-
-    def do(block: list[int]) -> None:
-        for place in block:
-            work(place)
-
-    with ThreadPoolExecutor(usable_cores(), thread_name_prefix="etude-alike") as pool:
-        list(pool.map(do, blocks))
-
-
-def _plain(relief: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    inner = relief[:, _MARGIN:-_MARGIN, _MARGIN:-_MARGIN].reshape(len(relief), -1)
-    inner = inner - inner.mean(axis=1, keepdims=True)
-    inner /= np.maximum(np.linalg.norm(inner, axis=1, keepdims=True), 1e-6)
-    found = np.empty(len(first))
-    for start in range(0, len(first), _AT_ONCE):
-        part = slice(start, start + _AT_ONCE)
-        found[part] = 1 - np.einsum("pd,pd->p", inner[first[part]], inner[second[part]])
-    return found
-
-
-def _tints_apart(pictures: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return a mask (P,) of the pairs whose colours differ, looked at in sixteen fields."""
-    count, side, _, channels = pictures.shape
-    if channels == 1:
-        return np.zeros(len(first), bool)
-    field = side // 4
-    fields = pictures.reshape(count, 4, field, 4, field, channels).mean(axis=(2, 4), dtype=np.float32)
-    tint = (fields - fields.mean(axis=3, keepdims=True)).reshape(count, -1)
-    apart = np.abs(tint[first] - tint[second]).mean(axis=1)
-    return apart > _TINT
-
-
-def _moved(first: np.ndarray, second: np.ndarray) -> float:
-    """Return the difference once ``second`` is moved onto ``first``; 2 where no small movement is found."""
-    inside = np.zeros(first.shape, np.uint8)
-    inside[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN] = 1
-    warp = np.eye(2, 3, dtype=np.float32)
-    try:
-        cv2.findTransformECC(first, second, warp, cv2.MOTION_AFFINE, _STEPS, inside, 1)
-    except cv2.error:  # it does not converge: the pictures have little in common
-        return 2.0
-    if np.abs(warp - np.eye(2, 3))[:, :2].max() > _SMALL_MOVE:
-        return 2.0
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    laid = cv2.warpAffine(second, warp, first.shape[::-1], flags=flags)
-    covered = cv2.warpAffine(np.ones_like(first), warp, first.shape[::-1], flags=flags) > 0.99
-    seen = covered & (inside > 0)
-    if seen.mean() < _LEAST_SEEN:
-        return 2.0
-    x, y = first[seen] - first[seen].mean(), laid[seen] - laid[seen].mean()
-    length = float(np.sqrt((x @ x) * (y @ y)))
-    return 1 - float(x @ y) / length if length > 0 else 2.0
-
-
-SMALLEST = 16  # pixels: less than that shows hardly anything
-_SMALL = 64
-_PART = 4  # of the median side, below which a small image is one that something went wrong with
-_SKEWED = 10.0  # images of the largest class for one of the smallest, from which it is worth a word
-_FEW = 10  # images of a class, likewise
-
-
-def corrupt_files(bad: Iterable[BadFile]) -> list[dict[str, str]]:
-    """Return ``{"id", "reason"}`` of every file that cannot be used."""
-    return [{"id": file.id, "reason": file.reason} for file in bad]
-
-
-def tiny_images(ids: Sequence[str], facts: Sequence[FileFacts]) -> list[dict[str, Any]]:
-    """Return ``{"id", "width", "height"}`` of images that show hardly anything, the smallest first.
-
-    Their shorter side is below 16 pixels, or below 64 and a quarter of the median.
-
-    >>> tiny_images(["a", "b", "c"], [FileFacts(9, side, 300, "PNG L") for side in (300, 300, 40)])
-    [{'id': 'c', 'width': 40, 'height': 300}]
-    """
-    sides = np.array([min(fact.width, fact.height) for fact in facts if fact.readable])
-    if not len(sides):
-        return []
-    least = max(SMALLEST, min(_SMALL, float(np.median(sides)) / _PART))
-    small = [
-        (min(fact.width, fact.height), name, fact)
-        for name, fact in zip(ids, facts, strict=True)
-        if fact.readable and min(fact.width, fact.height) < least
-    ]
-    small.sort(key=lambda entry: entry[:2])
-    return [{"id": name, "width": fact.width, "height": fact.height} for _, name, fact in small]
-
-
-def same_files(hashes: Sequence[str]) -> list[tuple[int, int]]:
-    """Return (first, other) of the files that are identical to an earlier one, in order.
-
-    >>> same_files(["x", "y", "x", "x"])
-    [(0, 2), (0, 3)]
-    """
-    places: dict[str, list[int]] = defaultdict(list)
-    for row, content in enumerate(hashes):
-        places[content].append(row)
-    return sorted((rows[0], other) for rows in places.values() for other in rows[1:])
-
-
-def imbalance(labels: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
-    """Return how many images each class has, and what is to be said of it.
-
-    Returns:
-        ``classes`` (name to count), ``largest`` and ``smallest`` (names), ``effective`` (the number of equal classes
-        with the same entropy); ``ratio`` of the largest to the smallest, where that has an image; and ``told``, a
-        sentence, where there is something to say.
-
-    >>> imbalance(np.array([0, 0, 0, 1]), ("cat", "dog"))["ratio"]
-    3.0
-    """
-    counts = np.bincount(labels, minlength=len(classes))
-    largest, smallest = int(counts.argmax()), int(counts.argmin())
-    shares = counts[counts > 0] / max(1, counts.sum())
-    found: dict[str, Any] = {
-        "classes": {name: int(count) for name, count in zip(classes, counts, strict=True)},
-        "largest": classes[largest],
-        "smallest": classes[smallest],
-        "effective": round(float(np.exp(-(shares * np.log(shares)).sum())), 2),
-    }
-    if counts[smallest]:
-        found["ratio"] = round(float(counts[largest] / counts[smallest]), 2)
-    told = _told_of(counts, classes)
-    return found if told is None else {**found, "told": told}
-
-
-def _told_of(counts: np.ndarray, classes: Sequence[str]) -> str | None:
-    empty = [name for name, count in zip(classes, counts, strict=True) if not count]
-    if empty:
-        return f"there is no image of {listed(empty)}"
-    largest, smallest = int(counts.argmax()), int(counts.argmin())
-    ratio = counts[largest] / counts[smallest]
-    few = [name for name, count in zip(classes, counts, strict=True) if count < _FEW]
-    if few:
-        return f"{counted(len(few), 'class', 'classes')} with fewer than {_FEW} images: {listed(few, 3)}"
-    if ratio >= _SKEWED:
-        return (
-            f"{classes[largest]!r} has {ratio:.0f} times as many images as {classes[smallest]!r}: look at the scores "
-            "of each class, accuracy says little of the rare ones"
-        )
-    return None
-
-
-_AROUND = 24  # neighbours that say how far apart unrelated images lie here
-_LARGEST_GROUP = 12  # copies of one image beside itself that are told from a crowded place
-_WIDEST = 0.8  # copies lie within this part of the distance to the next image, whatever chance would allow
+_AROUND = 24  # neighbours that say how far from each other unrelated images lie here
+_LARGEST_GROUP = 12  # near-duplicates of one image; more are a crowded place
+_WIDEST = 0.8  # near-duplicates lie within this part of the distance to the next image, whatever chance would allow
 _EQUAL = 1e-3  # distances that rounding to float16 makes of equal features
 _BLOCK = 2**24  # distances held at once: 64 MiB
 
-Pairs = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
-"""First rows, second rows, similarities."""
-
 
 class NearDuplicate(NamedTuple):
-    """Two rows that look like copies, and the cosine of their centred features."""
+    """Two near-duplicate rows, and the cosine of their centred features."""
 
     first: int
     second: int
@@ -281,9 +95,6 @@ def near_duplicates(
     least a fifth. A pair must be each other's copies. So crowded places (ones among digits) ask for closer copies than
     empty ones. Rows that are equal up to rounding always count.
 
-    A network's features move much with an image's light and frame: of copies that were cropped or re-encoded they find
-    some, of pictures :func:`etude.health.duplicates.find_copies` finds nearly all.
-
     Source: the spacing of nearest neighbours and the estimate of d are those of Levina & Bickel 2004, "Maximum
     likelihood estimation of intrinsic dimension", and Facco et al. 2017 (https://arxiv.org/abs/1803.06992).
 
@@ -303,13 +114,18 @@ def near_duplicates(
     >>> near_duplicates(rows)
     []
     """
-    table, size_a = _stacked(features_a, features_b)
+    table = checked_features(features_a, "the first images")
+    size_a = len(table)
+    if features_b is not None:
+        second = checked_features(features_b, "the second images", table.shape[1], "the first images")
+        table = np.concatenate([table, second])
     if threshold is None:
-        first, second, similarity = _by_neighbourhood(table, false_pairs)
+        pairs = _by_neighbourhood(table, false_pairs)
     elif -1 <= threshold <= 1:
-        first, second, similarity = _alike(table, threshold, size_a, most)
+        pairs = _above(table, threshold, size_a, most)
     else:
         raise EtudeError(f"the similarity of near-duplicates must be from -1 to 1, not {threshold}")
+    first, second, similarity = pairs
     if features_b is not None:
         across = (first < size_a) & (second >= size_a)
         first, second, similarity = first[across], second[across] - size_a, similarity[across]
@@ -354,7 +170,7 @@ def _mutual(found: Neighbours, copies: NDArray[np.int64]) -> Pairs:
     return rows[back], others[back], 1 - found.distances[near][back] ** 2 / 2
 
 
-def _alike(table: Floats, threshold: float, size_a: int, most: int) -> Pairs:
+def _above(table: Floats, threshold: float, size_a: int, most: int) -> Pairs:
     """Return the pairs (first, second, similarity) that reach the threshold, at most about ``most`` of them.
 
     With fewer than N rows in ``a``, its rows are compared with the rest, otherwise all with all.
@@ -383,37 +199,107 @@ def _alike(table: Floats, threshold: float, size_a: int, most: int) -> Pairs:
     return kept
 
 
-def _stacked(features_a: ArrayLike, features_b: ArrayLike | None) -> tuple[Floats, int]:
-    """Return both tables below each other, and the rows of the first."""
-    first = checked_features(features_a, "the first images")
-    if features_b is None:
-        return first, len(first)
-    second = checked_features(features_b, "the second images")
-    if first.shape[1] != second.shape[1]:
-        raise EtudeError(
-            f"features of the first images have {first.shape[1]:,} columns and those of the second "
-            f"{second.shape[1]:,}: take both from the same network"
-        )
-    return np.concatenate([first, second]), len(first)
+def reliefs(pictures: np.ndarray) -> np.ndarray:
+    """Return (N, S, S) float32 reliefs of (N, S, S, channels) uint8 pictures: structure without light and contrast.
+
+    Each grey picture less its surroundings, divided by their spread: (p - m) / (s + 8 levels).
+    """
+    found = np.empty(pictures.shape[:3], np.float32)
+
+    def fill(place: int) -> None:
+        grey = cv2.GaussianBlur(pictures[place].mean(axis=2, dtype=np.float32), (0, 0), _FINE)
+        above = grey - cv2.GaussianBlur(grey, (0, 0), _WIDE)
+        found[place] = above / (np.sqrt(cv2.GaussianBlur(above * above, (0, 0), _WIDE)) + _NOISE)
+
+    _for_each(fill, np.arange(len(pictures)))
+    return found
 
 
-_NEAREST = 4  # neighbours of each image that are compared with it
-_FEWEST = 8  # images below which there is no neighbourhood to compare with
-_AXES = 128
-# Chosen on copies of digits that were planted with other seeds than those of benchmarks/data_health.py:
-_SAME = 0.01  # difference that files of one picture have: JPEG, light, other size, a small crop
-_CLOSER = 0.22  # of the usual difference from a neighbour
-_HARDLY, _NEARLY_AS_CLOSE = 0.002, 0.4  # the same for pictures that differ less than light and JPEG alone explain
-_BOTH = 5e-4  # product of the two: what is a little farther must stand out more
-_ROUNDING = 2e-4
+def coarse(relief: np.ndarray) -> np.ndarray:
+    """Return (N, 256) float32: reliefs so blurred that small movements hardly change them, to find neighbours by."""
+    rows = [
+        cv2.resize(cv2.GaussianBlur(one, (0, 0), SIDE / 24), (_COARSE, _COARSE), interpolation=cv2.INTER_AREA)
+        for one in relief
+    ]
+    return np.array(rows, np.float32).reshape(len(relief), _COARSE**2)
 
-Gather = Callable[[np.ndarray, int], np.ndarray]
-"""``gather(places, size)`` returns uint8 (B, size, size, channels)."""
+
+def differences(pictures: np.ndarray, relief: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return how much pairs of pictures differ, (P,) from 0 to 2: 1 - the correlation of their reliefs.
+
+    Where that is small, the second relief is laid onto the first by an affine movement (Evangelidis & Psarakis 2008,
+    enhanced correlation coefficient), and the smaller difference counts. Pictures of other colours differ by 1.
+    """
+    found = _plain(relief, first, second)
+    found[_other_tints(pictures, first, second)] = 1.0
+
+    def lay(pair: int) -> None:
+        found[pair] = min(found[pair], _moved(relief[first[pair]], relief[second[pair]]))
+
+    _for_each(lay, np.flatnonzero(found <= _CLOSE))
+    return found
+
+
+def _for_each(work: Callable[[int], None], places: np.ndarray) -> None:
+    """Do ``work`` at each place, in threads; many places at once, as handing one over costs as much as some of them."""
+    blocks = [places[start : start + _A_BLOCK].tolist() for start in range(0, len(places), _A_BLOCK)]
+
+    def do(block: list[int]) -> None:
+        for place in block:
+            work(place)
+
+    with ThreadPoolExecutor(usable_cores(), thread_name_prefix="etude-pairs") as pool:
+        list(pool.map(do, blocks))
+
+
+def _plain(relief: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    inner = relief[:, _MARGIN:-_MARGIN, _MARGIN:-_MARGIN].reshape(len(relief), -1)
+    inner = inner - inner.mean(axis=1, keepdims=True)
+    inner /= np.maximum(np.linalg.norm(inner, axis=1, keepdims=True), 1e-6)
+    found = np.empty(len(first))
+    for start in range(0, len(first), _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        found[part] = 1 - np.einsum("pd,pd->p", inner[first[part]], inner[second[part]])
+    return found
+
+
+def _other_tints(pictures: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return a mask (P,) of the pairs whose colours differ, compared in sixteen fields."""
+    count, side, _, channels = pictures.shape
+    if channels == 1:
+        return np.zeros(len(first), bool)
+    field = side // 4
+    fields = pictures.reshape(count, 4, field, 4, field, channels).mean(axis=(2, 4), dtype=np.float32)
+    tint = (fields - fields.mean(axis=3, keepdims=True)).reshape(count, -1)
+    distance = np.abs(tint[first] - tint[second]).mean(axis=1)
+    return distance > _TINT
+
+
+def _moved(first: np.ndarray, second: np.ndarray) -> float:
+    """Return the difference once ``second`` is moved onto ``first``; 2 where no small movement is found."""
+    inside = np.zeros(first.shape, np.uint8)
+    inside[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN] = 1
+    warp = np.eye(2, 3, dtype=np.float32)
+    try:
+        cv2.findTransformECC(first, second, warp, cv2.MOTION_AFFINE, _STEPS, inside, 1)
+    except cv2.error:  # it does not converge: the pictures have little in common
+        return 2.0
+    if np.abs(warp - np.eye(2, 3))[:, :2].max() > _SMALL_MOVE:
+        return 2.0
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    laid = cv2.warpAffine(second, warp, first.shape[::-1], flags=flags)
+    covered = cv2.warpAffine(np.ones_like(first), warp, first.shape[::-1], flags=flags) > 0.99
+    common = covered & (inside > 0)
+    if common.mean() < _LEAST_COMMON:
+        return 2.0
+    x, y = first[common] - first[common].mean(), laid[common] - laid[common].mean()
+    length = float(np.sqrt((x @ x) * (y @ y)))
+    return 1 - float(x @ y) / length if length > 0 else 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
-    """The images that are looked at, of one set or of two.
+class Images:
+    """The images that are examined, of one set or of two.
 
     Args:
         ids: of the N images.
@@ -433,7 +319,7 @@ class Looked:
         return len(self.ids)
 
     @classmethod
-    def of(cls, data: Dataset, rows: np.ndarray, splits: Sequence[str]) -> Looked:
+    def of(cls, data: Dataset, rows: np.ndarray, splits: Sequence[str]) -> Images:
         """Return the images at ``rows`` of a set, by the splits (N,) of all its images."""
         images, places = data.images, list(map(int, rows))
         labels = [None] * len(data) if images.labels is None else [images.classes[label] for label in images.labels]
@@ -445,7 +331,7 @@ class Looked:
             gather=lambda places, size: data.build.store.gather(rows[places], size),
         )
 
-    def beside(self, other: Looked) -> Looked:
+    def followed_by(self, other: Images) -> Images:
         """Return these images and, after them, others whose pixels have as many channels."""
         count = len(self)
 
@@ -455,7 +341,7 @@ class Looked:
             pixels[places < count], pixels[places >= count] = parts
             return pixels
 
-        return Looked(
+        return Images(
             (*self.ids, *other.ids),
             (*self.splits, *other.splits),
             (*self.hashes, *other.hashes),
@@ -464,20 +350,24 @@ class Looked:
         )
 
 
-def find_copies(everything: Looked, drawn: Looked) -> list[dict[str, Any]]:
+def near_duplicate_images(everything: Images, drawn: Images) -> list[dict[str, Any]]:
     """Return pairs of copies: those across splits first, then those of different labels, then by similarity.
 
     Each is ``{"a", "b", "similarity", "splits", "labels", "exact"}``: two ids, how alike their pixels are (1 for
     identical files), the split and label of each, and whether the files are identical.
-
-    Args:
-        everything: where identical files are looked for.
-        drawn: where near-duplicates are looked for.
     """
-    told = [_told(everything, a, b, 1.0, exact=True) for a, b in same_files(everything.hashes)]
-    told += [_told(drawn, a, b, similarity, exact=False) for a, b, similarity in _near(drawn)]
-    told.sort(key=lambda pair: (not is_across(pair), not is_contradiction(pair), -pair["similarity"], pair["a"]))
-    return told
+    found = [_pair(everything, a, b, 1.0, exact=True) for a, b in same_files(everything.hashes)]
+    found += [_pair(drawn, a, b, similarity, exact=False) for a, b, similarity in _near_by_pixels(drawn)]
+    found.sort(key=lambda pair: (not is_across(pair), not is_contradiction(pair), -pair["similarity"], pair["a"]))
+    return found
+
+
+def same_files(hashes: Sequence[str]) -> list[tuple[int, int]]:
+    """Return (first, other) of the files that are identical to an earlier one, in order."""
+    places: dict[str, list[int]] = defaultdict(list)
+    for row, content in enumerate(hashes):
+        places[content].append(row)
+    return sorted((rows[0], other) for rows in places.values() for other in rows[1:])
 
 
 def is_across(pair: dict[str, Any]) -> bool:
@@ -490,14 +380,10 @@ def is_contradiction(pair: dict[str, Any]) -> bool:
     return None not in pair["labels"] and pair["labels"][0] != pair["labels"][1]
 
 
-def copied_images(pairs: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+def duplicated_images(pairs: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
     """Return the ids of ``validation`` and ``test`` images that are copies of images which are trained on.
 
     Copies of copies count too. In a cross-validation an image is trained on by the other folds.
-
-    >>> pair = {"a": "x", "b": "y", "splits": ["train", "valid"]}
-    >>> copied_images([pair, {"a": "y", "b": "x", "splits": ["valid", "test"]}])
-    {'validation': ['y'], 'test': ['x']}
     """
     places: dict[tuple[str, str], int] = {}  # a test image may have the name of another
     ends = [
@@ -517,7 +403,7 @@ def copied_images(pairs: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
     return found
 
 
-def _near(images: Looked) -> list[tuple[int, int, float]]:
+def _near_by_pixels(images: Images) -> list[tuple[int, int, float]]:
     """Return (place, place, similarity) of near-duplicates among the images, one for each content.
 
     Candidates are the nearest of each image by coarse structure. A pair are copies when their pixels differ hardly at
@@ -529,7 +415,7 @@ def _near(images: Looked) -> list[tuple[int, int, float]]:
     pictures = images.gather(places, SIDE)
     relief = reliefs(pictures)
     # With as many axes as rows, whitening would put all rows equally far from each other.
-    first, second = _candidates(whitened(coarse(relief), min(_AXES, len(places) // _FEWEST)))
+    first, second = _candidates(_whitened(coarse(relief), min(_AXES, len(places) // _FEWEST)))
     found = differences(pictures, relief, first, second)
     around = _usual_difference(first, second, found, len(places))
     least = np.minimum(around[first], around[second])
@@ -538,6 +424,19 @@ def _near(images: Looked) -> list[tuple[int, int, float]]:
     kept = (found <= _SAME) & (stands_out | ((found <= _HARDLY) & (ratio <= _NEARLY_AS_CLOSE)))
     pairs = zip(places[first[kept]].tolist(), places[second[kept]].tolist(), found[kept].tolist(), strict=True)
     return [(a, b, round(1 - apart, 4)) for a, b, apart in pairs]
+
+
+def _whitened(rows: np.ndarray, most: int) -> NDArray[np.float32]:
+    """Return float32 scores on the first ``most`` principal axes, each of unit variance.
+
+    What all rows share no longer outweighs what distinguishes them (Jégou & Chum 2012, "Negative evidences and
+    co-occurences in image retrieval"). An axis along which nothing varies is left out.
+    """
+    with blas_threads_for(rows.size * rows.shape[1]), np.errstate(invalid="ignore"):  # shares of no variance
+        axes = PCA(min(most, *rows.shape), svd_solver="covariance_eigh").fit(rows.astype(np.float64))
+        scores, variances = axes.transform(rows), np.maximum(axes.explained_variance_, 1e-30)
+    kept = variances > 1e-9 * variances[0]
+    return np.asarray(scores[:, kept] / np.sqrt(variances[kept]), np.float32)
 
 
 def _candidates(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -557,7 +456,7 @@ def _usual_difference(first: np.ndarray, second: np.ndarray, found: np.ndarray, 
     return values[order][(starts[:-1] + starts[1:]) // 2]
 
 
-def _told(images: Looked, a: int, b: int, similarity: float, *, exact: bool) -> dict[str, Any]:
+def _pair(images: Images, a: int, b: int, similarity: float, *, exact: bool) -> dict[str, Any]:
     return {
         "a": images.ids[a],
         "b": images.ids[b],

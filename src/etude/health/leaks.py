@@ -1,4 +1,4 @@
-"""Leaks: labels that can be told from file facts alone, by simple rules that are judged on held-out images."""
+"""Leaks: labels that file facts alone predict, by simple rules that are scored on held-out images."""
 
 from __future__ import annotations
 
@@ -21,14 +21,7 @@ _LIFT_OF_CONTENT = 0.5  # of facts that what is in the picture decides too: a pi
 
 @dataclass(frozen=True, slots=True)
 class Leak:
-    """A file fact that gives the label away.
-
-    Args:
-        kind: such as ``"name pattern"`` or ``"file size"``.
-        told: a sentence for the user.
-        accuracy: mean over classes of the share of held-out images that the rule gets right.
-        chance: what guessing gets.
-    """
+    """A file fact that gives the label away."""
 
     kind: str
     told: str
@@ -39,9 +32,15 @@ class Leak:
 @dataclass(frozen=True, slots=True)
 class _Rule:
     kind: str
+    what: str
     value: Callable[[str, FileFacts], object]
     lift: float = _LIFT
     numeric: bool = False
+    of_name: bool = False
+    care: str = (
+        "the network sees the pixels only, but classes that come from different sources may be recognised by their "
+        "source, and new images would not be"
+    )
 
 
 def find_leaks(
@@ -51,11 +50,6 @@ def find_leaks(
 
     A rule is a vote of the training folds' images with the same value, or a small decision tree for numbers; it is
     judged by five-fold cross-validation. Times of files are left out: they tell when a class was copied or unpacked.
-
-    Args:
-        names: (N,) of the images, without class folder and ending; see :func:`~etude.data.scan.name_of`.
-        facts: (N,) of the files.
-        labels: (N,) int64 positions in ``classes``.
     """
     present, coded = np.unique(labels, return_inverse=True)
     if len(present) < 2 or np.bincount(coded).min() < 2 or len(coded) < 2 * _FOLDS:
@@ -70,10 +64,13 @@ def find_leaks(
         accuracy, error = _balanced(guessed, coded)
         chance = 1 / len(present)
         if accuracy - chance >= max(rule.lift * (1 - chance), _ERRORS * error):
-            found.append(Leak(rule.kind, _told(rule.kind, accuracy, chance), accuracy, chance))
+            text = (
+                f"{rule.what} predicts the class of {accuracy:.0%} of held-out images, where guessing gets {chance:.0%}"
+            )
+            found.append(Leak(rule.kind, f"{text}: {rule.care}", accuracy, chance))
     found.sort(key=lambda leak: -leak.accuracy)
-    best_of_names = next((leak for leak in found if leak.kind in _NAMES), None)
-    return [leak for leak in found if leak.kind not in _NAMES or leak is best_of_names]
+    of_name = [leak for leak in found if leak.kind in {rule.kind for rule in _RULES if rule.of_name}]
+    return [leak for leak in found if leak not in of_name[1:]]
 
 
 def leaks_of(
@@ -118,13 +115,6 @@ def _balanced(guessed: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     return float(shares.mean()), float(np.sqrt((padded * (1 - padded) / (counts + 4)).sum()) / len(counts))
 
 
-def _told(kind: str, accuracy: float, chance: float) -> str:
-    return (
-        f"{_WHAT[kind]} tells the class of {accuracy:.0%} of held-out images, where guessing gets {chance:.0%}: "
-        f"{_CARE[kind] if kind in _CARE else _CARE['']}"
-    )
-
-
 def _stem(name: str) -> str:
     return name.rpartition("/")[2]
 
@@ -144,35 +134,28 @@ def _first_word(name: str, facts: FileFacts) -> str:
 
 
 _RULES = (
-    _Rule("name pattern", _letters),
-    _Rule("name beginning", _first_word),
-    _Rule("first character", lambda name, facts: _stem(name)[:1].lower()),
-    _Rule("last character", lambda name, facts: _stem(name)[-1:].lower()),
-    _Rule("name length", lambda name, facts: len(_stem(name))),
-    _Rule("file number", _number, numeric=True),
-    _Rule("folder", lambda name, facts: name.rpartition("/")[0]),
-    _Rule("image size", lambda name, facts: (facts.width, facts.height)),
-    _Rule("shape", lambda name, facts: facts.width / max(1, facts.height), numeric=True),
-    _Rule("format", lambda name, facts: facts.kind),
-    _Rule("camera", lambda name, facts: facts.camera),
-    _Rule("file size", lambda name, facts: facts.size, lift=_LIFT_OF_CONTENT, numeric=True),
-)
-_NAMES = frozenset({"name pattern", "name beginning", "first character", "last character", "name length"})
-_WHAT = {
-    **dict.fromkeys(_NAMES, "the file name"),
-    "name length": "the length of the file name",
-    "file number": "the number in the file name",
-    "folder": "the folder below the class",
-    "image size": "the image's width and height",
-    "shape": "the image's width divided by its height",
-    "format": "the file format",
-    "camera": "the camera or program that wrote the file",
-    "file size": "the file's size in bytes",
-}
-_CARE = {
-    "": "the network sees the pixels only, but classes that come from different sources may be told apart by their "
-    "source, and new images would not be",
-    "file number": "files seem to be numbered class by class; look whether images of a class come from one series, "
-    "and whether test images are numbered on",
-    "folder": "images of one folder (a patient, a place, a day) may stand on both sides of the split",
-}
+    _Rule("name pattern", "the file name", _letters, of_name=True),
+    _Rule("name beginning", "the file name", _first_word, of_name=True),
+    _Rule("first character", "the file name", lambda name, facts: _stem(name)[:1].lower(), of_name=True),
+    _Rule("last character", "the file name", lambda name, facts: _stem(name)[-1:].lower(), of_name=True),
+    _Rule("name length", "the length of the file name", lambda name, facts: len(_stem(name)), of_name=True),
+    _Rule(
+        "file number", "the number in the file name", _number, numeric=True,
+        care="files seem to be numbered class by class; check whether images of a class come from one series, "
+        "and whether test images are numbered on",
+    ),
+    _Rule(
+        "folder", "the folder below the class", lambda name, facts: name.rpartition("/")[0],
+        care="images of one folder (a patient, a place, a day) may stand on both sides of the split",
+    ),
+    _Rule("image size", "the image's width and height", lambda name, facts: (facts.width, facts.height)),
+    _Rule(
+        "shape", "the image's width divided by its height",
+        lambda name, facts: facts.width / max(1, facts.height), numeric=True,
+    ),
+    _Rule("format", "the file format", lambda name, facts: facts.kind),
+    _Rule("camera", "the camera or program that wrote the file", lambda name, facts: facts.camera),
+    _Rule(
+        "file size", "the file's size in bytes", lambda name, facts: facts.size, lift=_LIFT_OF_CONTENT, numeric=True
+    ),
+)  # fmt: skip

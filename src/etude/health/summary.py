@@ -10,20 +10,26 @@ from typing import Any
 import numpy as np
 
 from etude.core.context import Progress, Silent
-from etude.core.errors import EtudeError
+from etude.core.errors import EtudeError, listed
 from etude.core.seeds import rng_for
+from etude.core.text import counted
 from etude.data.dataset import Dataset
-from etude.data.scan import read_facts
+from etude.data.scan import FileFacts, read_facts
 from etude.data.split import Fold
-from etude.health.duplicates import Looked, copied_images, corrupt_files, find_copies, imbalance, is_across, tiny_images
+from etude.health.duplicates import Images, duplicated_images, is_across, near_duplicate_images
 from etude.health.label_errors import LabelSuspects, suspect_labels
 from etude.health.leaks import leaks_of
-from etude.health.shift import tell_apart
+from etude.health.shift import dataset_shift
 
 MOST = 5_000
 """Images looked at by default: a few seconds on two cores."""
 
 _LISTED = 200  # of each kind of finding; more would be a file that nobody reads
+SMALLEST = 16  # pixels: less than that shows hardly anything
+_SMALL = 64
+_PART = 4  # of the median side, below which a small image is one that something went wrong with
+_SKEWED = 10.0  # images of the largest class for one of the smallest, from which it is worth a word
+_FEW = 10  # images of a class, likewise
 _TEST_SHARE = 3  # of what is looked at, one part may be test images
 _MILD = 0.65  # AUC below which sets that differ still look alike
 
@@ -39,52 +45,37 @@ def examine_health(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Examine labelled images, and test images beside them.
+    """Return what is wrong with labelled images, and with test images, as JSON values.
 
-    Args:
-        data: the labelled images.
-        features: (N, D) floats of a frozen network, row by row of ``data``; None leaves out what needs them, and says
-            so.
-        folds: the splits.
-        test: images to predict.
-        test_features: (M, D) of the same network.
-        most: images looked at; of more a sample is drawn, validation images first, and ``notes`` says how many. Only
-            identical files are looked for among all.
-        seed: of what is drawn.
-        progress: shows a bar while file headers are read.
-
-    Returns:
-        JSON values: ``images`` and ``looked_at`` (counts), ``notes`` (what was left out or sampled), ``corrupt``,
-        ``tiny``, ``near_duplicates`` (see :func:`~etude.health.duplicates.find_copies`), ``label_errors`` (``id``,
-        ``label``, ``suggested``, ``score``), ``labels`` (how they were judged: ``agreement``, ``doubted``, ``most``,
-        ``told``, or None), ``imbalance``, ``shift`` (``auc``, ``interval``, ``images``, ``told``, or None), ``leaks``
-        (``kind``, ``told``, ``accuracy``, ``chance``), ``copied`` (ids; see
-        :func:`~etude.health.duplicates.copied_images`) and ``counts``: how many of each were found, where at most 200
-        are listed; of ``copied`` all are.
+    Of more images than ``most`` a sample is drawn, validation images first, and ``notes`` says how many; only identical
+    files are searched for among all. Without ``features``, (N, D) of a frozen network row by row of ``data``, what
+    needs them is left out, and ``notes`` says so. ``counts`` holds how many of each finding there are, of which at most
+    200 are listed; of ``copied``, the ids of :func:`~etude.health.duplicates.duplicated_images`, all are.
     """
     shared = 0 if test is None else min(len(test), most // _TEST_SHARE)
     rows = _drawn(len(data), folds, most - shared, seed)
     splits = split_names(len(data), folds)
-    everything = Looked.of(data, np.arange(len(data)), splits)
-    drawn = Looked.of(data, rows, splits)
+    everything = Images.of(data, np.arange(len(data)), splits)
+    drawn = Images.of(data, rows, splits)
     if test is not None:
         tests = ["test"] * len(test)
-        everything = everything.beside(Looked.of(test, np.arange(len(test)), tests))
-        drawn = drawn.beside(Looked.of(test, _drawn(len(test), (), shared, seed), tests))
+        everything = everything.followed_by(Images.of(test, np.arange(len(test)), tests))
+        drawn = drawn.followed_by(Images.of(test, _drawn(len(test), (), shared, seed), tests))
     notes = _notes(data, test, len(rows), len(drawn) - len(rows))
     notes += _lacking(features, test, test_features)
+    bad = [*data.build.bad, *(test.build.bad if test is not None else ())]
     facts = read_facts([data.images.paths[row] for row in rows], progress or Silent())
     ids, labels, classes = [data.images.ids[row] for row in rows], data.labels[rows], data.images.classes
     named = [classes[label] for label in labels]
     with ThreadPoolExecutor(1, thread_name_prefix="etude-labels") as beside:  # the two that take longest, at once
-        judging = beside.submit(_judged_labels, features, rows, labels, len(classes), notes, seed)
-        copies = find_copies(everything, drawn)
-        judged = judging.result()
+        checking = beside.submit(_checked_labels, features, rows, labels, len(classes), notes, seed)
+        copies = near_duplicate_images(everything, drawn)
+        checked = checking.result()
     found: dict[str, list[Any]] = {
-        "corrupt": corrupt_files([*data.build.bad, *(test.build.bad if test is not None else ())]),
+        "corrupt": [{"id": file.id, "reason": file.reason} for file in bad],
         "tiny": tiny_images(ids, facts),
         "near_duplicates": copies,
-        "label_errors": [] if judged is None else _label_errors(judged, ids, named, classes),
+        "label_errors": [] if checked is None else _label_errors(checked, ids, named, classes),
         "leaks": [asdict(leak) for leak in leaks_of(ids, facts, labels, classes, seed=seed)],
     }
     counts = {name: len(entries) for name, entries in found.items()}
@@ -94,12 +85,64 @@ def examine_health(
         "looked_at": len(rows),
         "notes": notes,
         **{name: entries[:_LISTED] for name, entries in found.items()},
-        "labels": None if judged is None else _about_labels(judged),
+        "labels": None if checked is None else _about_labels(checked),
         "imbalance": imbalance(data.labels, classes),
         "shift": _shift(features, test_features, notes, seed),
-        "copied": copied_images(found["near_duplicates"]),
+        "copied": duplicated_images(found["near_duplicates"]),
         "counts": counts,
     }
+
+
+def tiny_images(ids: Sequence[str], facts: Sequence[FileFacts]) -> list[dict[str, Any]]:
+    """Return ``{"id", "width", "height"}`` of images that show hardly anything, the smallest first.
+
+    Their shorter side is below 16 pixels, or below 64 and a quarter of the median.
+    """
+    sides = np.array([min(fact.width, fact.height) for fact in facts if fact.readable])
+    if not len(sides):
+        return []
+    least = max(SMALLEST, min(_SMALL, float(np.median(sides)) / _PART))
+    small = [
+        (min(fact.width, fact.height), name, fact)
+        for name, fact in zip(ids, facts, strict=True)
+        if fact.readable and min(fact.width, fact.height) < least
+    ]
+    small.sort(key=lambda entry: entry[:2])
+    return [{"id": name, "width": fact.width, "height": fact.height} for _, name, fact in small]
+
+
+def imbalance(labels: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+    """Return how many images each class has, and what is to be said of it."""
+    counts = np.bincount(labels, minlength=len(classes))
+    largest, smallest = int(counts.argmax()), int(counts.argmin())
+    shares = counts[counts > 0] / max(1, counts.sum())
+    found: dict[str, Any] = {
+        "classes": {name: int(count) for name, count in zip(classes, counts, strict=True)},
+        "largest": classes[largest],
+        "smallest": classes[smallest],
+        "effective": round(float(np.exp(-(shares * np.log(shares)).sum())), 2),
+    }
+    if counts[smallest]:
+        found["ratio"] = round(float(counts[largest] / counts[smallest]), 2)
+    told = _imbalance_text(counts, classes)
+    return found if told is None else {**found, "told": told}
+
+
+def _imbalance_text(counts: np.ndarray, classes: Sequence[str]) -> str | None:
+    empty = [name for name, count in zip(classes, counts, strict=True) if not count]
+    if empty:
+        return f"there is no image of {listed(empty)}"
+    largest, smallest = int(counts.argmax()), int(counts.argmin())
+    ratio = counts[largest] / counts[smallest]
+    few = [name for name, count in zip(classes, counts, strict=True) if count < _FEW]
+    if few:
+        return f"{counted(len(few), 'class', 'classes')} with fewer than {_FEW} images: {listed(few, 3)}"
+    if ratio >= _SKEWED:
+        return (
+            f"{classes[largest]!r} has {ratio:.0f} times as many images as {classes[smallest]!r}: look at the scores "
+            "of each class, accuracy says little of the rare ones"
+        )
+    return None
 
 
 def split_names(count: int, folds: Sequence[Fold]) -> tuple[str, ...]:
@@ -126,9 +169,9 @@ def _drawn(count: int, folds: Sequence[Fold], most: int, seed: int) -> np.ndarra
 def _notes(data: Dataset, test: Dataset | None, rows: int, test_rows: int) -> list[str]:
     notes: list[str] = []
     if rows < len(data):
-        notes.append(f"{rows:,} of {len(data):,} labelled images were looked at")
+        notes.append(f"{rows:,} of {len(data):,} labelled images were examined")
     if test is not None and test_rows < len(test):
-        notes.append(f"{test_rows:,} of {len(test):,} test images were looked at for copies")
+        notes.append(f"{test_rows:,} of {len(test):,} test images were searched for near-duplicates")
     return notes
 
 
@@ -140,7 +183,7 @@ def _lacking(features: np.ndarray | None, test: Dataset | None, test_features: n
     return []
 
 
-def _judged_labels(
+def _checked_labels(
     features: np.ndarray | None, rows: np.ndarray, labels: np.ndarray, classes: int, notes: list[str], seed: int
 ) -> LabelSuspects | None:
     if features is None:
@@ -176,14 +219,7 @@ def _about_labels(found: LabelSuspects) -> dict[str, Any]:
 
 
 def told_labels(agreement: float, doubted: int, listed: int) -> str:
-    """Return how far suspected label errors are to be believed.
-
-    >>> told_labels(0.961, 48, 12)
-    'images like them agree with 96.1% of the labels; of the 48 that they doubt, not more than about 12 can be wrong, \
-and the others are hard to tell'
-    >>> told_labels(1.0, 0, 0)
-    'images like them agree with 100.0% of the labels; no label is doubted'
-    """
+    """Return how far suspected label errors are to be believed."""
     told = f"images like them agree with {agreement:.1%} of the labels; "
     if not doubted:
         return f"{told}no label is doubted"
@@ -201,7 +237,7 @@ def _shift(
     if features is None or test_features is None:
         return None
     try:
-        found = tell_apart(features, test_features, seed=seed)
+        found = dataset_shift(features, test_features, seed=seed)
     except EtudeError as problem:  # a handful of test images
         notes.append(f"a shift was not looked for: {problem}")
         return None
@@ -214,11 +250,7 @@ def _shift(
 
 
 def told_shift(auc: float, low: float, beyond_noise: bool) -> str:
-    """Return what an AUC between training and test images means.
-
-    >>> told_shift(0.51, 0.47, False)
-    'nothing tells test images from training images'
-    """
+    """Return what an AUC between training and test images means."""
     if not beyond_noise:
         return "nothing tells test images from training images"
     if low < _MILD:

@@ -280,14 +280,14 @@ class NeighbourIndex:
         return Neighbours(positions, distances)
 
 
-def checked_features(features: ArrayLike, where: str, columns: int | None = None) -> Floats:
-    """Return (N, D) finite floats, at least one of each, with D = ``columns`` when given; ``where`` is for messages."""
+def checked_features(features: ArrayLike, where: str, columns: int | None = None, other: str = "the index") -> Floats:
+    """Return (N, D) finite floats, at least one of each, with D = ``columns`` of ``other`` when given."""
     table = np.asarray(features)
     if table.dtype.kind not in "fiu" or table.ndim != 2 or not table.size:
         raise EtudeError(f"features of {where} must be numbers of shape (N, D), not {table.dtype} of {table.shape}")
     if columns is not None and table.shape[1] != columns:
         raise EtudeError(
-            f"features of {where} have {table.shape[1]:,} columns and those of the index {columns:,}: "
+            f"features of {where} have {table.shape[1]:,} columns and those of {other} {columns:,}: "
             "take both from the same network"
         )
     if not np.isfinite(table).all():
