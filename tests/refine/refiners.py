@@ -63,11 +63,6 @@ ALL: list[Case] = [
     Case("assignment within bounds", lambda: BalancedAssignment(prior=None, at_most=20)),
     Case("kNN, if it helps", lambda: KNN(**training_images()), needs_features=True),
     Case("kNN", lambda: KNN(**training_images(), ks=(4, 32), weights=(0.3, 0.6), noise=None), needs_features=True),
-    Case(
-        "kNN, scaled and expanded",
-        lambda: KNN(**training_images(), weights=(0.5,), local_scaling=True, query_expansion=2, noise=None),
-        needs_features=True,
-    ),
     Case("last layer, if it helps", lambda: LastLayer(**training_images()), needs_features=True),
     Case(
         "last layer for a uniform prior",

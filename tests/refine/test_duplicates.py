@@ -99,7 +99,7 @@ def test_a_threshold_between_two_sets_leaves_pairs_within_them_out(block: int, m
     ("given", "sentence"),
     [
         ((np.eye(2), None, 3.0), "from -1 to 1, not 3"),
-        ((np.eye(2), np.eye(3)), "2 columns and those of the second 3"),
+        ((np.eye(2), np.eye(3)), "3 columns and those of the first images 2"),
         ((np.zeros(4),), "shape"),
         ((np.array([[np.nan, 1.0]]),), "NaN"),
     ],

@@ -8,8 +8,8 @@ import pytest
 from etude.core.errors import EtudeError
 from etude.core.metrics import accuracy, log_loss
 from etude.core.predictions import Predictions
-from etude.refine.neighbours.index import NeighbourIndex, Neighbours
-from etude.refine.neighbours.knn import KNN, expanded, locally_scaled, mixed, own_scales, row_gains, votes
+from etude.refine.neighbours.index import Neighbours
+from etude.refine.neighbours.knn import KNN, mixed, row_gains, votes
 
 CLASSES = ("x", "y", "z")
 
@@ -71,31 +71,7 @@ def test_gains_are_those_of_the_blend(metric: Any):
             assert gain == pytest.approx(better, abs=1e-7)
 
 
-def test_query_expansion_moves_a_query_towards_its_neighbours():
-    index = NeighbourIndex([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]], ["e", "w", "n", "s"])
-    queries = index.directions([[2.0, 1.0]])
-    moved = expanded(index, queries, None, 2)
-    unit = np.array([2.0, 1.0]) / np.sqrt(5)
-    expected = unit + 1.0
-    np.testing.assert_allclose(moved.values[0], expected / np.linalg.norm(expected), atol=1e-6)
-    alone = expanded(index, index.directions([[1.0, 0.0]]), np.array([0]), 1)
-    np.testing.assert_allclose(alone.values[0], np.array([1.0, 1.0]) / np.sqrt(2), atol=1e-6)
-
-
-def test_local_scaling_divides_by_the_distances_of_both_sides():
-    found = Neighbours(np.array([[0, 1, -1]]), np.array([[0.2, 0.4, np.inf]]))
-    done = locally_scaled(found, np.array([0.1, 1.6, 5.0]), 2)
-    assert done.positions.tolist() == [[1, 0]]
-    np.testing.assert_allclose(done.distances, [[0.4 / np.sqrt(0.3 * 1.6), 0.2 / np.sqrt(0.3 * 0.1)]])
-    square = NeighbourIndex([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
-    np.testing.assert_allclose(own_scales(square), (2 + 2 * np.sqrt(2)) / 3, atol=1e-6)
-    assert own_scales(NeighbourIndex(np.ones((2, 2)))).tolist() == [1e-6, 1e-6]
-
-
-# --- the refiner ---
-
-
-@pytest.mark.parametrize("options", [{}, {"metric": "accuracy"}, {"local_scaling": True}, {"query_expansion": 3}])
+@pytest.mark.parametrize("options", [{}, {"metric": "accuracy"}])
 def test_neighbours_help_where_they_know_more(options: dict[str, Any]):
     knn = knn_on(TRAIN, **options).fit(LABELLED)
     after = knn.transform(TARGET)
@@ -159,7 +135,6 @@ def test_few_labelled_images_say_nothing():
         ({"weights": (1.5,)}, "λ from 0 to 1"),
         ({"weights": ()}, "at least one value"),
         ({"metric": "acuracy"}, "Did you mean 'accuracy'"),
-        ({"query_expansion": -1}, "at least 0"),
         ({"folds": 1}, "2 folds"),
         ({"train_labels": np.zeros(3, int)}, "300 training labels"),
         ({"train_labels": np.full(300, 3)}, "from 0 to 2"),

@@ -130,30 +130,6 @@ def test_a_class_without_training_images_keeps_the_networks_share():
     np.testing.assert_allclose(last.transform(TARGET).probabilities()[:, 2], TARGET.probabilities()[:, 2], atol=1e-6)
 
 
-@pytest.mark.parametrize("most", [1, 300])
-def test_the_search_begins_at_the_head_that_was_given(most: int):
-    options: dict[str, Any] = {"prior": None, "pseudo_share": 0, "strengths": (0.1,), "weights": (1.0,), "noise": None}
-    found = last_layer_on(TRAIN, most=500, **options).fit(LABELLED, TARGET)
-    weights = (found.head_.weights / found.scaling_.deviation[:, None]).T
-    bias = found.head_.bias - weights @ found.scaling_.mean
-    order = [2, 0, 1]
-    names = [CLASSES[column] for column in order]
-    labels = np.array([names.index(CLASSES[label]) for label in np.asarray(TRAIN.labels)])
-    again = LastLayer(
-        TRAIN.features,
-        labels,
-        TRAIN.ids,
-        names,
-        head=(weights[order], bias[order]),
-        most=most,
-        **options,  # type: ignore[arg-type]
-    ).fit(LABELLED, TARGET)
-    expected = found.transform(TARGET).probabilities()
-    np.testing.assert_allclose(again.transform(TARGET).probabilities(), expected, atol=1e-3)
-    cold = last_layer_on(TRAIN, most=1, **options).fit(LABELLED, TARGET)
-    assert np.abs(cold.transform(TARGET).probabilities() - expected).max() > 0.01
-
-
 @pytest.mark.each(
     ("options", "sentence"),
     [

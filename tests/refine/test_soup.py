@@ -86,8 +86,8 @@ def test_each_mixture_is_scored_once(tmp_path: Path):
 @pytest.mark.parametrize(
     ("other", "sentence"),
     [
-        ({"v": np.zeros(1, np.float32)}, r"1\.safetensors lacks 'w' and has 'v' besides against .*0\.safetensors"),
-        ({"w": np.zeros(1, np.float32), "v": np.zeros(1, np.float32)}, "has 'v' besides"),
+        ({"v": np.zeros(1, np.float32)}, r"1\.safetensors lacks 'w' and has 'v' as well against .*0\.safetensors"),
+        ({"w": np.zeros(1, np.float32), "v": np.zeros(1, np.float32)}, "has 'v' as well"),
         ({"w": np.zeros(2, np.float32)}, r"'w' has shape \(2,\) in .*1\.safetensors and \(1,\) in"),
     ],
 )

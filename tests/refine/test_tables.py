@@ -227,7 +227,7 @@ def test_columns_are_brought_into_the_order_of_the_classes():
     assert turned.labels is not None
     assert turned.labels.tolist() == [0, -1]
     np.testing.assert_allclose(turned.probabilities(), ONE.probabilities()[:, ::-1])
-    with pytest.raises(EtudeError, match=r"classes of here .* lacks 'cow' and has 'dog' besides"):
+    with pytest.raises(EtudeError, match=r"classes of here .* lacks 'cow' and has 'dog' as well"):
         with_classes(ONE, ("cat", "cow"), "here")
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from etude.data.dataset import Dataset
 from etude.data.split import Fold
-from etude.health.summary import examine_health, split_names, told_labels, told_shift
+from etude.health.summary import examine_health, labels_text, shift_text, split_names
 from picture_folders import picture, write_classes, write_flat
 from study.small_data import features_of, labelled, one_fold, unlabelled, write_faulty
 
@@ -119,11 +119,11 @@ def test_splits_are_named_by_what_validates_where():
 
 
 def test_doubts_are_told_with_how_many_can_be_right():
-    assert told_labels(0.97, 30, 30).endswith("all of the 30 that they doubt may be wrong, or hard to tell")
-    assert "of the 1,200 that they doubt, not more than about 1,000 can be wrong" in told_labels(0.4, 1200, 1000)
+    assert labels_text(0.97, 30, 30).endswith("all of the 30 that they doubt may be wrong, or hard to recognise")
+    assert "of the 1,200 that they doubt, not more than about 1,000 can be wrong" in labels_text(0.4, 1200, 1000)
 
 
 def test_a_shift_is_told_by_its_size():
-    assert "nothing" in told_shift(0.52, 0.48, False)
-    assert "slightly" in told_shift(0.60, 0.55, True)
-    assert "AUC 0.93" in told_shift(0.93, 0.90, True)
+    assert "nothing" in shift_text(0.52, 0.48, False)
+    assert "slightly" in shift_text(0.60, 0.55, True)
+    assert "AUC 0.93" in shift_text(0.93, 0.90, True)

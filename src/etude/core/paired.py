@@ -27,7 +27,7 @@ from etude.core.seeds import rng_for
 Verdict = Literal["helps", "hurts", "cannot tell"]
 
 LEVEL = 0.95
-FEWEST_SEEDS = 2  # one tells nothing of how much seeds differ
+FEWEST_SEEDS = 2  # one does not show how much seeds differ
 FEW = 30  # changed images below which a bootstrap passes chance gains too often, and differently by its seed
 _STEPS = 2000  # of the largest share, in which all are counted
 
@@ -46,7 +46,7 @@ def sign_flips(shares: ArrayLike, level: float) -> SignFlips:
     """Test whether the sum of ``shares`` (M,), what each changed image adds to a gain, is above zero.
 
     Where nothing is gained, each share might as well have the other sign: the sum is compared with those of all 2^M
-    signs (Fisher 1935, The Design of Experiments; Pitman 1937). For right and wrong answers, all shares alike, that is
+    signs (Fisher 1935, The Design of Experiments; Pitman 1937). For right and wrong answers, all shares equal, that is
     McNemar's exact test (1947, Edwards 1948): 5 wins and no loss pass one-sided at 5%, 4 do not. For other metrics it
     takes for granted that gains and losses of one size are equally likely under chance; a rare large loss that none of
     few images shows, no test can see. The distribution is computed and not drawn, so no seed takes part.
@@ -321,7 +321,7 @@ def compare(before: Sequence[Scored], after: Sequence[Scored]) -> Comparison:
     gain, error, exact_p = float(means.mean()), math.sqrt(variance), 0.0
     shares = _by_image(ids, differences)
     changed = shares[:, shares.any(0)].sum(0) / seeds
-    if len(changed) < FEW or variance == 0.0:  # every image changed alike: seeds and images tell no spread
+    if len(changed) < FEW or variance == 0.0:  # every image changed equally: seeds and images show no spread
         exact = sign_flips(changed * (-1.0 if gain < 0 else 1.0), LEVEL)
         error = max(error, (exact.high - exact.low) / 2.0 / _student_point(degrees, (1.0 + LEVEL) / 2.0))
         exact_p = min(1.0, 2.0 * exact.p)

@@ -1,4 +1,4 @@
-"""Near-duplicates: identical files, images whose pixels are alike, and rows of features that lie unusually close.
+"""Near-duplicates: identical files, images with nearly equal pixels, and rows of features that lie unusually close.
 
 Of pictures, :func:`near_duplicate_images` finds nearly all pairs by their pixels; a network's features move much with
 an image's light and frame, so of images that were cropped or re-encoded :func:`near_duplicates` finds only some.
@@ -52,7 +52,7 @@ _A_BLOCK = 128
 _NEAREST = 4  # neighbours of each image that are compared with it
 _FEWEST = 8  # images below which there is no neighbourhood to compare with
 _AXES = 128
-# Chosen on copies of digits that were planted with other seeds than those of benchmarks/data_health.py:
+# Chosen on near-duplicates of digits that were planted with other seeds than those of benchmarks/data_health.py:
 _SAME = 0.01  # difference that files of one picture have: JPEG, light, other size, a small crop
 _CLOSER = 0.22  # of the usual difference from a neighbour
 _HARDLY, _NEARLY_AS_CLOSE = 0.002, 0.4  # the same for pictures that differ less than light and JPEG alone explain
@@ -61,7 +61,9 @@ _ROUNDING = 2e-4
 
 _AROUND = 24  # neighbours that say how far from each other unrelated images lie here
 _LARGEST_GROUP = 12  # near-duplicates of one image; more are a crowded place
-_WIDEST = 0.8  # near-duplicates lie within this part of the distance to the next image, whatever chance would allow
+_WIDEST = (
+    0.8  # near-duplicates lie within this part of the distance to the next image, also where chance would allow more
+)
 _EQUAL = 1e-3  # distances that rounding to float16 makes of equal features
 _BLOCK = 2**24  # distances held at once: 64 MiB
 
@@ -90,10 +92,10 @@ def near_duplicates(
 
         P(r_m / r_(m+1) ≤ c) = c^(d m)
 
-    d is estimated at each row from the distances behind the gap, and lowered by its standard error. The m that is
-    least likely is taken; its rows are copies where the probability is at most ``false_pairs`` / N, and the gap at
-    least a fifth. A pair must be each other's copies. So crowded places (ones among digits) ask for closer copies than
-    empty ones. Rows that are equal up to rounding always count.
+    d is estimated at each row from the distances behind the gap, and lowered by its standard error. The m that is least
+    likely is taken; its rows are near-duplicates where the probability is at most ``false_pairs`` / N, and the gap at
+    least a fifth. Both rows of a pair must find each other. So crowded places (ones among digits) ask for closer pairs
+    than empty ones. Rows that are equal up to rounding always count.
 
     Source: the spacing of nearest neighbours and the estimate of d are those of Levina & Bickel 2004, "Maximum
     likelihood estimation of intrinsic dimension", and Facco et al. 2017 (https://arxiv.org/abs/1803.06992).
@@ -146,10 +148,10 @@ def _by_neighbourhood(table: Floats, false_pairs: float) -> Pairs:
 
 
 def _groups(found: Neighbours, most: float) -> NDArray[np.int64]:
-    """Return how many of the nearest rows are copies of each row, (N,), where log P of the gap is at most ``most``."""
+    """Return how many of the nearest rows are near-duplicates, (N,), where log P of the gap is at most ``most``."""
     logs = np.log(np.maximum(found.distances, _EQUAL))
     count, around = logs.shape
-    copies, chance = np.zeros(count, np.int64), np.zeros(count)
+    sizes, chance = np.zeros(count, np.int64), np.zeros(count)
     for m in range(1, min(_LARGEST_GROUP, around - 3) + 1):
         behind = around - m - 1  # ratios r_K / r_j that the dimension is estimated from
         spread = (logs[:, -1:] - logs[:, m:-1]).sum(axis=1)
@@ -157,14 +159,14 @@ def _groups(found: Neighbours, most: float) -> NDArray[np.int64]:
         gap = logs[:, m] - logs[:, m - 1]
         probability = -np.minimum(dimension, 1e3) * m * gap
         better = (probability < chance) & (probability <= most) & (gap >= -np.log(_WIDEST))
-        copies[better], chance[better] = m, probability[better]
-    return np.maximum(copies, (found.distances <= _EQUAL).sum(axis=1))
+        sizes[better], chance[better] = m, probability[better]
+    return np.maximum(sizes, (found.distances <= _EQUAL).sum(axis=1))
 
 
-def _mutual(found: Neighbours, copies: NDArray[np.int64]) -> Pairs:
-    """Return the pairs of rows that are each other's copies."""
+def _mutual(found: Neighbours, sizes: NDArray[np.int64]) -> Pairs:
+    """Return the pairs of rows that are near-duplicates of each other."""
     count, around = found.positions.shape
-    near = cast("NDArray[np.bool_]", np.arange(around) < copies[:, None])
+    near = cast("NDArray[np.bool_]", np.arange(around) < sizes[:, None])
     rows, others = np.nonzero(near)[0], found.positions[near]
     back = np.isin(others * count + rows, rows * count + others) & (rows < others)
     return rows[back], others[back], 1 - found.distances[near][back] ** 2 / 2
@@ -351,9 +353,9 @@ class Images:
 
 
 def near_duplicate_images(everything: Images, drawn: Images) -> list[dict[str, Any]]:
-    """Return pairs of copies: those across splits first, then those of different labels, then by similarity.
+    """Return near-duplicates: those across splits first, then those of different labels, then by similarity.
 
-    Each is ``{"a", "b", "similarity", "splits", "labels", "exact"}``: two ids, how alike their pixels are (1 for
+    Each is ``{"a", "b", "similarity", "splits", "labels", "exact"}``: two ids, the similarity of their pixels (1 for
     identical files), the split and label of each, and whether the files are identical.
     """
     found = [_pair(everything, a, b, 1.0, exact=True) for a, b in same_files(everything.hashes)]
@@ -381,9 +383,9 @@ def is_contradiction(pair: dict[str, Any]) -> bool:
 
 
 def duplicated_images(pairs: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
-    """Return the ids of ``validation`` and ``test`` images that are copies of images which are trained on.
+    """Return the ids of ``validation`` and ``test`` images that are near-duplicates of training images.
 
-    Copies of copies count too. In a cross-validation an image is trained on by the other folds.
+    Near-duplicates of near-duplicates count too. In a cross-validation an image is trained on by the other folds.
     """
     places: dict[tuple[str, str], int] = {}  # a test image may have the name of another
     ends = [
@@ -406,8 +408,8 @@ def duplicated_images(pairs: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
 def _near_by_pixels(images: Images) -> list[tuple[int, int, float]]:
     """Return (place, place, similarity) of near-duplicates among the images, one for each content.
 
-    Candidates are the nearest of each image by coarse structure. A pair are copies when their pixels differ hardly at
-    all, and by far less than either image differs from its other neighbours.
+    Candidates are the nearest of each image by coarse structure. A pair are near-duplicates when their pixels differ
+    hardly at all, and by far less than either image differs from its other neighbours.
     """
     places = np.sort(np.unique(images.hashes, return_index=True)[1])
     if len(places) < _FEWEST:
@@ -423,7 +425,7 @@ def _near_by_pixels(images: Images) -> list[tuple[int, int, float]]:
     stands_out = (ratio <= _CLOSER) & (found * ratio <= _BOTH)
     kept = (found <= _SAME) & (stands_out | ((found <= _HARDLY) & (ratio <= _NEARLY_AS_CLOSE)))
     pairs = zip(places[first[kept]].tolist(), places[second[kept]].tolist(), found[kept].tolist(), strict=True)
-    return [(a, b, round(1 - apart, 4)) for a, b, apart in pairs]
+    return [(a, b, round(1 - difference, 4)) for a, b, difference in pairs]
 
 
 def _whitened(rows: np.ndarray, most: int) -> NDArray[np.float32]:

@@ -31,7 +31,7 @@ _CHOSEN_ON = 2_000  # rows that the sharpness is chosen on; all of them would be
 _FEWEST = 3  # images of a class below which its labels cannot be checked by the others
 _FLOOR = 0.02  # least probability that counts when the sharpness is chosen: some of the labels are wrong
 _DRAWS = 10  # wrong labels that are tried on each row
-_ERRORS = 2.0  # standard errors of a count of suspects by which more may be wrong than it says
+_ERRORS = 2.0  # standard errors of a count of suspects by which more may be wrong than counted
 _linalg: Any = np.linalg
 
 
@@ -113,8 +113,8 @@ def suspect_labels(features: ArrayLike, labels: ArrayLike, classes: int, *, seed
     """Find labels that all other images speak against.
 
     A row is under suspicion where another class is more probable than its own, and as probable as that class is on
-    average among its own images (confident learning): a class that is hard to tell needs less, an easy one more. What
-    features cannot tell looks wrong too, so only as many rows are returned as can be wrong by :func:`most_wrong`.
+    average among its own images (confident learning): a class that is hard to recognise needs less, an easy one more.
+    What features do not show looks wrong too, so only as many rows are returned as can be wrong by :func:`most_wrong`.
 
     Args:
         features: (N, D) floats.
@@ -166,7 +166,7 @@ def most_wrong(probabilities: Array, labels: Labels, *, seed: int = 0) -> float:
 
     A wrong label is doubted by a height t or more with a probability P(t), which is known: a row's probabilities do not
     depend on its own label, so other rows' labels are tried in its place. With U(t) labels that are doubted so,
-    (sqrt(U(t) + 1) + z / 2)² / P(t) can be wrong, and the t that allows the fewest decides. Where features tell little,
+    (sqrt(U(t) + 1) + z / 2)² / P(t) can be wrong, and the t that allows the fewest decides. Where features show little,
     right labels are doubted as wrong ones would be, and many can be wrong.
 
     Source: the mixture proportion of Blanchard, Lee & Scott 2010, "Semi-Supervised Novelty Detection", with the
@@ -191,7 +191,7 @@ def doubts(probabilities: Array, labels: Labels) -> Array:
 
 
 def held_out_probabilities(features: ArrayLike, labels: Labels, classes: int, *, seed: int = 0) -> Array:
-    """Return (N, C) class probabilities of each row by what the other rows say.
+    """Return (N, C) class probabilities of each row from the other rows.
 
     The mean of two regressions of the labels that leave each row out: a straight one on the principal axes, and one
     that bends, by the likeness of images to landmarks among them. The sharpness of the softmax on top is that of the

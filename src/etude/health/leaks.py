@@ -46,10 +46,10 @@ class _Rule:
 def find_leaks(
     names: Sequence[str], facts: Sequence[FileFacts], labels: np.ndarray, classes: Sequence[str], *, seed: int = 0
 ) -> list[Leak]:
-    """Return the file facts that tell the label, the most telling first; of the rules about names only the best.
+    """Return the file facts that predict the label, the best first; of the rules about names only the best.
 
     A rule is a vote of the training folds' images with the same value, or a small decision tree for numbers; it is
-    judged by five-fold cross-validation. Times of files are left out: they tell when a class was copied or unpacked.
+    scored by five-fold cross-validation. Times of files are left out: they show when a class was copied or unpacked.
     """
     present, coded = np.unique(labels, return_inverse=True)
     if len(present) < 2 or np.bincount(coded).min() < 2 or len(coded) < 2 * _FOLDS:
@@ -90,7 +90,7 @@ def _by_value(values: Sequence[object], labels: np.ndarray, fold: np.ndarray) ->
     for number in range(_FOLDS):
         held = fold == number
         table = np.bincount(codes[~held] * classes + labels[~held], minlength=count * classes).reshape(count, classes)
-        shares = table / np.maximum(table.sum(axis=0), 1)  # so that a rare class has as much to say as a frequent one
+        shares = table / np.maximum(table.sum(axis=0), 1)  # so that a rare class counts as much as a frequent one
         guessed[held] = np.where(table[codes[held]].any(axis=1), shares[codes[held]].argmax(axis=1), -1)
     return guessed
 

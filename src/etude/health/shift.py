@@ -1,4 +1,4 @@
-"""Whether two sets of images differ: how well a classifier on their features tells which set an image is from."""
+"""Whether two sets of images differ: how well a classifier on features recognises which set an image is from."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from etude.health.leaks import leaks_of
 from etude.health.shift import dataset_shift
 
 MOST = 5_000
-"""Images looked at by default: a few seconds on two cores."""
+"""Images examined by default: a few seconds on two cores."""
 
 _LISTED = 200  # of each kind of finding; more would be a file that nobody reads
 SMALLEST = 16  # pixels: less than that shows hardly anything
@@ -30,8 +30,8 @@ _SMALL = 64
 _PART = 4  # of the median side, below which a small image is one that something went wrong with
 _SKEWED = 10.0  # images of the largest class for one of the smallest, from which it is worth a word
 _FEW = 10  # images of a class, likewise
-_TEST_SHARE = 3  # of what is looked at, one part may be test images
-_MILD = 0.65  # AUC below which sets that differ still look alike
+_TEST_SHARE = 3  # of what is examined, one part may be test images
+_MILD = 0.65  # AUC below which sets that differ are still similar
 
 
 def examine_health(
@@ -62,20 +62,32 @@ def examine_health(
         everything = everything.followed_by(Images.of(test, np.arange(len(test)), tests))
         drawn = drawn.followed_by(Images.of(test, _drawn(len(test), (), shared, seed), tests))
     notes = _notes(data, test, len(rows), len(drawn) - len(rows))
-    notes += _lacking(features, test, test_features)
+    if features is None:
+        notes.append("label errors and a shift need features of a pretrained network, and this run has none")
+    elif test is not None and test_features is None:
+        notes.append("a shift of the test images was not searched for: this run has no features of them")
     bad = [*data.build.bad, *(test.build.bad if test is not None else ())]
     facts = read_facts([data.images.paths[row] for row in rows], progress or Silent())
     ids, labels, classes = [data.images.ids[row] for row in rows], data.labels[rows], data.images.classes
-    named = [classes[label] for label in labels]
-    with ThreadPoolExecutor(1, thread_name_prefix="etude-labels") as beside:  # the two that take longest, at once
-        checking = beside.submit(_checked_labels, features, rows, labels, len(classes), notes, seed)
-        copies = near_duplicate_images(everything, drawn)
+    with ThreadPoolExecutor(
+        1, thread_name_prefix="etude-labels"
+    ) as second_thread:  # the two that take longest, at once
+        checking = second_thread.submit(_checked_labels, features, rows, labels, len(classes), notes, seed)
+        pairs = near_duplicate_images(everything, drawn)
         checked = checking.result()
     found: dict[str, list[Any]] = {
         "corrupt": [{"id": file.id, "reason": file.reason} for file in bad],
         "tiny": tiny_images(ids, facts),
-        "near_duplicates": copies,
-        "label_errors": [] if checked is None else _label_errors(checked, ids, named, classes),
+        "near_duplicates": pairs,
+        "label_errors": [
+            {
+                "id": ids[place],
+                "label": classes[labels[place]],
+                "suggested": classes[int(checked.suggested[place])],
+                "score": round(float(checked.scores[place]), 4),
+            }
+            for place in ([] if checked is None else checked.rows.tolist())
+        ],
         "leaks": [asdict(leak) for leak in leaks_of(ids, facts, labels, classes, seed=seed)],
     }
     counts = {name: len(entries) for name, entries in found.items()}
@@ -85,7 +97,14 @@ def examine_health(
         "looked_at": len(rows),
         "notes": notes,
         **{name: entries[:_LISTED] for name, entries in found.items()},
-        "labels": None if checked is None else _about_labels(checked),
+        "labels": None
+        if checked is None
+        else {
+            "agreement": round(checked.agreement, 4),
+            "doubted": checked.doubted,
+            "most": round(checked.most, 1),
+            "told": labels_text(checked.agreement, checked.doubted, len(checked.rows)),
+        },
         "imbalance": imbalance(data.labels, classes),
         "shift": _shift(features, test_features, notes, seed),
         "copied": duplicated_images(found["near_duplicates"]),
@@ -112,7 +131,7 @@ def tiny_images(ids: Sequence[str], facts: Sequence[FileFacts]) -> list[dict[str
 
 
 def imbalance(labels: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
-    """Return how many images each class has, and what is to be said of it."""
+    """Return how many images each class has, and what is worth a sentence about it."""
     counts = np.bincount(labels, minlength=len(classes))
     largest, smallest = int(counts.argmax()), int(counts.argmin())
     shares = counts[counts > 0] / max(1, counts.sum())
@@ -124,8 +143,8 @@ def imbalance(labels: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
     }
     if counts[smallest]:
         found["ratio"] = round(float(counts[largest] / counts[smallest]), 2)
-    told = _imbalance_text(counts, classes)
-    return found if told is None else {**found, "told": told}
+    text = _imbalance_text(counts, classes)
+    return found if text is None else {**found, "told": text}
 
 
 def _imbalance_text(counts: np.ndarray, classes: Sequence[str]) -> str | None:
@@ -140,7 +159,7 @@ def _imbalance_text(counts: np.ndarray, classes: Sequence[str]) -> str | None:
     if ratio >= _SKEWED:
         return (
             f"{classes[largest]!r} has {ratio:.0f} times as many images as {classes[smallest]!r}: look at the scores "
-            "of each class, accuracy says little of the rare ones"
+            "of each class, accuracy hides the rare ones"
         )
     return None
 
@@ -155,7 +174,7 @@ def split_names(count: int, folds: Sequence[Fold]) -> tuple[str, ...]:
 
 
 def _drawn(count: int, folds: Sequence[Fold], most: int, seed: int) -> np.ndarray:
-    """Return the rows that are looked at, ascending: all, or validation images first and at least as many others."""
+    """Return the rows that are examined, ascending: all, or validation images first and at least as many others."""
     if count <= most:
         return np.arange(count)
     order = rng_for(seed, "health").permutation(count)
@@ -175,14 +194,6 @@ def _notes(data: Dataset, test: Dataset | None, rows: int, test_rows: int) -> li
     return notes
 
 
-def _lacking(features: np.ndarray | None, test: Dataset | None, test_features: np.ndarray | None) -> list[str]:
-    if features is None:
-        return ["label errors and a shift need features of a pretrained network, and this run has none"]
-    if test is not None and test_features is None:
-        return ["a shift of the test images was not looked for: this run has no features of them"]
-    return []
-
-
 def _checked_labels(
     features: np.ndarray | None, rows: np.ndarray, labels: np.ndarray, classes: int, notes: list[str], seed: int
 ) -> LabelSuspects | None:
@@ -191,43 +202,20 @@ def _checked_labels(
     try:
         return suspect_labels(features[rows], labels, classes, seed=seed)
     except EtudeError as problem:  # too few images of a class: a fact about the data, not a reason to stop
-        notes.append(f"label errors were not looked for: {problem}")
+        notes.append(f"label errors were not searched for: {problem}")
         return None
 
 
-def _label_errors(
-    found: LabelSuspects, ids: Sequence[str], labels: Sequence[str], classes: Sequence[str]
-) -> list[dict[str, Any]]:
-    return [
-        {
-            "id": ids[place],
-            "label": labels[place],
-            "suggested": classes[int(found.suggested[place])],
-            "score": round(float(found.scores[place]), 4),
-        }
-        for place in found.rows.tolist()
-    ]
-
-
-def _about_labels(found: LabelSuspects) -> dict[str, Any]:
-    return {
-        "agreement": round(found.agreement, 4),
-        "doubted": found.doubted,
-        "most": round(found.most, 1),
-        "told": told_labels(found.agreement, found.doubted, len(found.rows)),
-    }
-
-
-def told_labels(agreement: float, doubted: int, listed: int) -> str:
+def labels_text(agreement: float, doubted: int, listed: int) -> str:
     """Return how far suspected label errors are to be believed."""
-    told = f"images like them agree with {agreement:.1%} of the labels; "
+    text = f"images like them agree with {agreement:.1%} of the labels; "
     if not doubted:
-        return f"{told}no label is doubted"
+        return f"{text}no label is doubted"
     if listed == doubted:
-        return f"{told}all of the {doubted:,} that they doubt may be wrong, or hard to tell"
+        return f"{text}all of the {doubted:,} that they doubt may be wrong, or hard to recognise"
     return (
-        f"{told}of the {doubted:,} that they doubt, not more than about {listed:,} can be wrong, and the others are "
-        "hard to tell"
+        f"{text}of the {doubted:,} that they doubt, not more than about {listed:,} can be wrong, and the others are "
+        "hard to recognise"
     )
 
 
@@ -239,23 +227,23 @@ def _shift(
     try:
         found = dataset_shift(features, test_features, seed=seed)
     except EtudeError as problem:  # a handful of test images
-        notes.append(f"a shift was not looked for: {problem}")
+        notes.append(f"a shift was not searched for: {problem}")
         return None
     return {
         "auc": round(found.auc, 4),
         "interval": [round(found.low, 4), round(found.high, 4)],
         "images": list(found.images),
-        "told": told_shift(found.auc, found.low, found.beyond_noise),
+        "told": shift_text(found.auc, found.low, found.beyond_noise),
     }
 
 
-def told_shift(auc: float, low: float, beyond_noise: bool) -> str:
+def shift_text(auc: float, low: float, beyond_noise: bool) -> str:
     """Return what an AUC between training and test images means."""
     if not beyond_noise:
-        return "nothing tells test images from training images"
+        return "test images and training images do not differ measurably"
     if low < _MILD:
         return "test images differ slightly from training images"
     return (
-        f"test images differ from training images: a classifier tells them apart (AUC {auc:.2f}), so the validation "
-        "score says less about them; find out where both come from"
+        f"test images differ from training images: a classifier recognises them (AUC {auc:.2f}), so the validation "
+        "score means less for them; find out where both come from"
     )

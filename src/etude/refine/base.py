@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -14,7 +14,6 @@ from etude.core.errors import EtudeError, listed
 from etude.core.metrics import IntArray
 from etude.core.predictions import Predictions
 
-LABELLED, TARGET = "labelled", "target"
 # A probability of zero: its logarithm stays finite, as Predictions demand, and its exponential is nothing.
 LOG_ZERO = float(np.log(np.finfo(np.float64).tiny))
 
@@ -37,19 +36,11 @@ class Refiner(ABC):
 
     @abstractmethod
     def fit(self, labelled: Predictions | None = None, target: Predictions | None = None) -> Self:
-        """Learn from out-of-fold ``labelled`` or unlabelled ``target`` predictions; return self.
-
-        Raises:
-            EtudeError: what ``fits_on`` names is missing or cannot be used.
-        """
+        """Learn from out-of-fold ``labelled`` or unlabelled ``target`` predictions; return self."""
 
     @abstractmethod
     def transform(self, predictions: Predictions) -> Predictions:
-        """Return refined predictions of the same images and classes, in one view.
-
-        Raises:
-            EtudeError: nothing was fitted, or the classes are not those of ``fit``.
-        """
+        """Return refined predictions of the same images and classes, in one view."""
 
     @property
     @abstractmethod
@@ -75,13 +66,8 @@ class Refiner(ABC):
             raise EtudeError(f"{type(self).__name__} is not fitted yet: call fit with {needed} predictions first")
 
 
-def require_labelled(predictions: Predictions | None, who: str) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return log probabilities (n, C) and labels (n,) of the n images whose label is known; ``who`` asks for them.
-
-    >>> one = Predictions(("a", "b"), ("x", "y"), np.zeros((1, 2, 2)), labels=np.array([1, -1]))
-    >>> require_labelled(one, "Temperature")[1].tolist()
-    [1]
-    """
+def require_labelled(predictions: Predictions | None, who: str) -> Predictions:
+    """Return the predictions of the images whose label is known; ``who`` asks for them."""
     if predictions is None:
         raise EtudeError(f"{who} fits on labelled predictions and got none: give out-of-fold or validation predictions")
     labels = predictions.labels
@@ -90,15 +76,14 @@ def require_labelled(predictions: Predictions | None, who: str) -> tuple[NDArray
             f"{who} fits on labelled predictions, and none of the {len(predictions):,} images it got has a label: "
             "give validation predictions with their labels"
         )
-    known = labels >= 0
-    return predictions.log_probabilities()[known], labels[known]
+    return predictions if (labels >= 0).all() else predictions.take(labels >= 0)
 
 
-def require_target(predictions: Predictions | None, who: str) -> NDArray[np.float64]:
-    """Return the log probabilities (n, C) of the target, whose labels nobody reads; ``who`` asks for them."""
+def require_target(predictions: Predictions | None, who: str) -> Predictions:
+    """Return the predictions of the target; ``who`` asks for them."""
     if predictions is None:
         raise EtudeError(f"{who} fits on the target and got none: give the predictions of the images to be predicted")
-    return predictions.log_probabilities()
+    return predictions
 
 
 def require_features(predictions: Predictions, who: str) -> NDArray[np.float32] | NDArray[np.float16]:
@@ -113,22 +98,22 @@ def require_classes(expected: tuple[str, ...], predictions: Predictions, who: st
     given = predictions.classes
     if given == expected:
         return
-    lacks = [name for name in expected if name not in set(given)]
-    extra = [name for name in given if name not in set(expected)]
-    parts = [f"lacks {listed(lacks)}"] if lacks else []
-    parts += [f"has {listed(extra)} besides"] if extra else []
     raise EtudeError(
         f"{who} needs the same {len(expected):,} classes in the same order everywhere, and one set of predictions "
-        f"{' and '.join(parts) or 'has them in another order'}: predict both sets with the same model"
+        f"{difference(expected, given) or 'has them in another order'}: predict both sets with the same model"
     )
 
 
-def normalised(log_weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the log of each row's weights over their sum: x - log Σ exp x, (N, C) float64, finite for finite x.
+def difference(expected: Collection[str], given: Collection[str]) -> str:
+    """Return what ``given`` lacks and what it has besides, as text; empty where both are equal."""
+    lacks = [name for name in expected if name not in set(given)]
+    extra = [name for name in given if name not in set(expected)]
+    parts = [f"lacks {listed(lacks)}"] if lacks else []
+    return " and ".join(parts + ([f"has {listed(extra)} as well"] if extra else []))
 
-    >>> np.exp(normalised(np.log([[1.0, 3.0]]))).round(6).tolist()
-    [[0.25, 0.75]]
-    """
+
+def normalised(log_weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the log of each row's weights over their sum: x - log Σ exp x, (N, C) float64, finite for finite x."""
     shifted = log_weights - log_weights.max(axis=1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
@@ -141,16 +126,10 @@ def occurring(labels: NDArray[np.int64], classes: int) -> NDArray[np.bool_]:
 def only_among(
     learned: NDArray[np.bool_], after: NDArray[np.float64], before: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return log p, (N, C): what is left by classes that are not ``learned``, (C,), is shared as ``after`` says.
+    """Return log p, (N, C): what is left by classes that are not ``learned``, (C,), is shared as in ``after``.
 
-    A step that never saw a labelled image of a class has nothing to say about it: the class keeps its probability in
-    ``before``, (N, C) normalised, and images that are predicted to be of it there stay as they are. ``after`` is (N, C)
-    log weights.
-
-    >>> p = np.log([[0.4, 0.4, 0.2]])
-    >>> moved = only_among(np.array([True, True, False]), p + np.log([3.0, 1.0, 0.1]), p)
-    >>> np.exp(moved).round(2).tolist()
-    [[0.6, 0.2, 0.2]]
+    A class without labelled images, about which a step has learned nothing, keeps its probability in
+    ``before``, (N, C) normalised, and images that are predicted to be of it there stay as they are.
     """
     if learned.all() or not learned.any():
         return normalised(after if learned.all() else before)
@@ -169,6 +148,14 @@ def with_log_probabilities(predictions: Predictions, log_probabilities: NDArray[
     return Predictions(
         predictions.ids, predictions.classes, finite[None].astype(np.float32), predictions.features, predictions.labels
     )
+
+
+def with_columns(predictions: Predictions, columns: Sequence[int], classes: tuple[str, ...]) -> Predictions:
+    """Return ``predictions`` with these of their columns, whose names are then ``classes``."""
+    labels = predictions.labels
+    if labels is not None:
+        labels = np.append(np.argsort(columns), -1)[labels]  # the last entry keeps -1, unknown, as it is
+    return Predictions(predictions.ids, classes, predictions.logits[:, :, columns], predictions.features, labels)
 
 
 def _cloned(value: Any) -> Any:
@@ -191,12 +178,7 @@ def without_labels(predictions: Predictions) -> Predictions:
 
 
 def unlabelled_classes(predictions: Predictions) -> tuple[str, ...]:
-    """Return the names of the classes that no labelled image has.
-
-    >>> one = Predictions(("a", "b"), ("x", "y", "z"), np.zeros((1, 2, 3)), labels=np.array([1, -1]))
-    >>> unlabelled_classes(one)
-    ('x', 'z')
-    """
+    """Return the names of the classes that no labelled image has."""
     known = set(labels_of(predictions).tolist())
     return tuple(name for place, name in enumerate(predictions.classes) if place not in known)
 

@@ -1,4 +1,4 @@
-"""Calibration: probabilities that are as often right as they say. Fit it after averaging views or models, not before.
+"""Calibration: probabilities that are right as often as they claim. Fit it after averaging views or models, not before.
 
 Both maps take z, the log of the mean probability over views, and minimise the log loss on labelled predictions that
 the model did not train on (Guo et al. 2017, "On Calibration of Modern Neural Networks"; Alexandari et al. 2020,
@@ -19,6 +19,7 @@ from etude.core.predictions import Predictions
 from etude.core.processor import blas_threads_for
 from etude.refine.base import (
     Refiner,
+    labels_of,
     normalised,
     occurring,
     only_among,
@@ -50,10 +51,9 @@ class Temperature(Refiner):
 
     def fit(self, labelled: Predictions | None = None, target: Predictions | None = None) -> Self:
         """Find T on ``labelled``; ``target`` is not used."""
-        z, labels = require_labelled(labelled, "Temperature")
-        assert labelled is not None
-        self.temperature_ = float(np.exp(_log_temperature(z, labels)))
-        self.classes_ = labelled.classes
+        known = require_labelled(labelled, "Temperature")
+        self.temperature_ = float(np.exp(_log_temperature(known.log_probabilities(), labels_of(known))))
+        self.classes_ = known.classes
         return self
 
     def transform(self, predictions: Predictions) -> Predictions:
@@ -73,7 +73,7 @@ class VectorScaling(Refiner):
     """softmax(z / T + b): a temperature and a bias for each class, called bias-corrected temperature scaling (BCTS).
 
     T and b minimise Σ -log p(label) + (log T)² / 2 + ridge Σ b² / 2. The ridge gives the biases their mean of zero.
-    Labels cannot tell how often a class occurs that none of them is of: they would only teach never to predict it. So
+    A class without labelled images would only be learned to be never predicted. So
     T and b are fitted among the other classes, and such a class keeps its share in softmax(z / T).
 
     Args:
@@ -97,15 +97,15 @@ class VectorScaling(Refiner):
         """Find T and b on ``labelled``; ``target`` is not used."""
         if not (np.isfinite(self.ridge) and self.ridge > 0):
             raise EtudeError(f"the ridge of VectorScaling must be above zero, not {self.ridge}: the default is 0.1")
-        z, labels = require_labelled(labelled, "VectorScaling")
-        assert labelled is not None
+        known = require_labelled(labelled, "VectorScaling")
+        z, labels = known.log_probabilities(), labels_of(known)
         self.learned_ = occurring(labels, z.shape[1])
         columns = np.cumsum(self.learned_) - 1  # of each class among those with labels
         self.bias_ = np.zeros(z.shape[1])
         self.temperature_, self.bias_[self.learned_] = _temperature_and_bias(
             normalised(z[:, self.learned_]), columns[labels], self.ridge
         )
-        self.classes_ = labelled.classes
+        self.classes_ = known.classes
         return self
 
     def transform(self, predictions: Predictions) -> Predictions:
@@ -136,7 +136,7 @@ def calibration_error(
         probabilities: (N, C).
         labels: (N,) integers, all known.
         bins: how many; images of equal confidence share one.
-        per_class: judge each class's probability against how often the class occurs, and take the mean over classes;
+        per_class: compare each class's probability with how often the class occurs, and take the mean over classes;
             else the probability of the predicted class.
         debiased: the root of Σ_b (n_b / n) ((accuracy_b - confidence_b)² - accuracy_b (1 - accuracy_b) / (n_b - 1))
             instead, which has no such excess (Kumar et al. 2019, "Verified Uncertainty Calibration").
@@ -150,7 +150,7 @@ def calibration_error(
     0.3
     """
     if bins < 1:
-        raise EtudeError(f"calibration is judged in at least one bin, not {bins}")
+        raise EtudeError(f"calibration is measured in at least one bin, not {bins}")
     log_loss(probabilities, labels)  # refuses what has no score
     values, truth = np.asarray(probabilities, dtype=np.float64), np.asarray(labels)
     if per_class:

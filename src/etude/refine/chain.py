@@ -40,14 +40,10 @@ class StepRow:
     """What became of one step.
 
     Args:
-        name: of the step.
-        kept: whether it is applied.
         described: what was fitted on all labelled images.
         seconds: of fitting, on all labelled images and on every fold.
-        gain: cross-fitted, in the metric's unit, positive is better; None when it was not measured.
-        low: end of the interval of the gain.
-        high: its other end.
-        probability: that the step gains, as :class:`etude.core.metrics.Gain` has it.
+        gain: cross-fitted, in the metric's unit, positive is better, with its interval; None when it was not measured.
+        probability: that the step gains, as :class:`etude.core.paired.Gain` has it.
         at_target_prior: whether labelled images were weighted to the class shares of the target to measure it.
         reason: why a step that was not measured is left out.
     """
@@ -69,62 +65,31 @@ class StepRow:
         numbers = (gain.gain, gain.low, gain.high, gain.probability)
         return cls(name, gain.beyond_noise, described, seconds, *numbers, at_target_prior=weighted)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the row as JSON values."""
-        return asdict(self)
+    def cells(self) -> tuple[str, ...]:
+        """Return texts for :data:`COLUMNS`; a star marks gains at the target's class shares."""
+        fitted = ": ".join(text for text in (self.described, self.reason) if text)
+        gain = interval = ""
+        if self.gain is not None and self.low is not None and self.high is not None:
+            gain = f"{self.gain + 0.0:+.4f}{'*' if self.at_target_prior else ''}"
+            interval = f"{self.low + 0.0:+.4f} {self.high + 0.0:+.4f}"
+        return self.name, "yes" if self.kept else "no", gain, interval, f"{self.seconds:.2g}", fitted
 
 
 COLUMNS = ("step", "kept", "gain", "interval", "s", "fitted")
-
-
-def table_rows(rows: list[StepRow]) -> list[tuple[str, ...]]:
-    """Return texts for :data:`COLUMNS`; a star marks gains at the target's class shares.
-
-    >>> table_rows([StepRow("knn", True, "k = 8", 0.25, 0.01, 0.002, 0.018, 0.98)])
-    [('knn', 'yes', '+0.0100', '+0.0020 +0.0180', '0.25', 'k = 8')]
-    """
-    return [_cells(row) for row in rows]
-
-
-def _cells(row: StepRow) -> tuple[str, ...]:
-    said = f"{row.described}: {row.reason}" if row.described and row.reason else row.described or row.reason
-    if row.gain is None or row.low is None or row.high is None:
-        return row.name, _yes_no(row), "", "", f"{row.seconds:.2g}", said
-    star = "*" if row.at_target_prior else ""
-    interval = f"{row.low + 0.0:+.4f} {row.high + 0.0:+.4f}"
-    return row.name, _yes_no(row), f"{row.gain + 0.0:+.4f}{star}", interval, f"{row.seconds:.2g}", said
-
-
-def _yes_no(row: StepRow) -> str:
-    return "yes" if row.kept else "no"
-
-
 _LARGEST_TARGET = 20_000  # images of a simulated target; more sharpen nothing
 
 
 @dataclass(frozen=True)
-class Part:
-    """One fold, as far as the steps that are kept have come.
-
-    Args:
-        train: labelled predictions of the other folds, refined by steps fitted on themselves.
-        held: labelled predictions of this fold, refined by the same steps.
-    """
-
-    train: Predictions
-    held: Predictions
-
-
-@dataclass(frozen=True)
 class Folds:
-    """All folds of the labelled images, in order.
+    """All folds of the labelled images, refined by the steps kept so far.
 
     Args:
+        parts: of each fold the labelled predictions of the other folds, and its own; steps are fitted on the former.
         shares: (C,) of the classes in the target, once a kept step has adapted to them; None as long as the labelled
             images stand for it.
     """
 
-    parts: tuple[Part, ...]
+    parts: tuple[tuple[Predictions, Predictions], ...]
     seed: int
     shares: FloatArray | None = None
 
@@ -132,69 +97,47 @@ class Folds:
     def of(cls, labelled: Predictions, folds: int, seed: int) -> Folds:
         """Split labelled predictions; each class is spread evenly."""
         numbers = fold_numbers(labelled, folds, seed)
-        return cls(
-            tuple(
-                Part(labelled.take(numbers != fold), labelled.take(numbers == fold))
-                for fold in range(int(numbers.max()) + 1)
-            ),
-            seed,
-        )
+        masks = [numbers == fold for fold in range(int(numbers.max()) + 1)]
+        return cls(tuple((labelled.take(~held), labelled.take(held)) for held in masks), seed)
 
     @property
     def labels(self) -> IntArray:
         """The labels of all held-out images."""
-        return np.concatenate([labels_of(part.held) for part in self.parts])
+        return np.concatenate([labels_of(held) for _, held in self.parts])
 
     def log_probabilities(self) -> FloatArray:
         """Return the held-out log probabilities, in the order of :attr:`labels`."""
-        return np.concatenate([part.held.log_probabilities() for part in self.parts])
+        return np.concatenate([held.log_probabilities() for _, held in self.parts])
 
     def weights(self) -> FloatArray | None:
         """Return the weight of each held-out image that gives its classes the target's shares; None for equal ones."""
         return None if self.shares is None else weights_of(self.labels, self.shares)
 
     def after(self, step: Refiner, shares: FloatArray | None, target_size: int | None) -> Folds:
-        """Return the folds refined by ``step``, fitted anew for each on the others.
-
-        A step that fits on the target gets the held-out images for one, without their labels; drawn again to
-        ``shares``, as many as the target has, where these differ from those of the labelled images.
-
-        Args:
-            shares: (C,) of the classes in the target, or None where the labelled images stand for it.
-            target_size: images of the real target; None when there is none.
-        """
-        done = [self._refined(part, step, shares, target_size, fold) for fold, part in enumerate(self.parts)]
-        return replace(self, parts=tuple(done), shares=shares)
-
-    def _refined(
-        self, part: Part, step: Refiner, shares: FloatArray | None, target_size: int | None, fold: int
-    ) -> Part:
-        target = None
-        if "target" in step.fits_on and target_size is not None:
-            target = part.held
-            if shares is not None:
+        """Return the folds refined by ``step``, fitted anew for each on the others."""
+        done: list[tuple[Predictions, Predictions]] = []
+        for fold, (train, held) in enumerate(self.parts):
+            target = held if "target" in step.fits_on and target_size is not None else None
+            if target is not None and target_size is not None and shares is not None:
                 target = resampled(target, shares, min(target_size, _LARGEST_TARGET), self.seed, f"target {fold}")
-        seen = part.train
-        if self.shares is not None:
-            seen = resampled(seen, self.shares, len(seen), self.seed, f"train {fold}")
-        fitted = step.clone().fit(labelled=seen, target=None if target is None else without_labels(target))
-        return Part(fitted.transform(part.train), fitted.transform(part.held))
+            labelled = train
+            if self.shares is not None:
+                labelled = resampled(train, self.shares, len(train), self.seed, f"train {fold}")
+            fitted = step.clone().fit(labelled=labelled, target=None if target is None else without_labels(target))
+            done.append((fitted.transform(train), fitted.transform(held)))
+        return replace(self, parts=tuple(done), shares=shares)
 
 
 def weights_of(labels: IntArray, shares: FloatArray) -> FloatArray:
-    """Return weights (N,) under which the labelled classes have ``shares`` (C,), as far as they occur.
-
-    >>> weights_of(np.array([0, 0, 0, 1]), np.array([0.5, 0.5])).tolist()
-    [0.16666666666666666, 0.16666666666666666, 0.16666666666666666, 0.5]
-    """
+    """Return weights (N,) under which the labelled classes have ``shares`` (C,), as far as they occur."""
     counts = np.bincount(labels, minlength=len(shares))
     return (shares / np.maximum(counts, 1))[labels]
 
 
 def resampled(predictions: Predictions, shares: FloatArray, size: int, seed: int, name: str) -> Predictions:
-    """Return ``size`` rows drawn with replacement so that classes have ``shares``; ids tell copies apart.
+    """Return ``size`` rows drawn with replacement so that classes have ``shares``, each with an id of its own.
 
-    The rows as they are come back when ``shares`` gives nothing to any class that occurs.
+    The rows are returned as they are when ``shares`` gives nothing to any class that occurs.
     """
     weights = weights_of(labels_of(predictions), shares)
     if weights.sum() <= 0:
@@ -217,18 +160,7 @@ _ROOMS = ("etude.refine.", "etude.core.")
 
 
 def encoded(value: Any, arrays: Arrays) -> Any:
-    """Return ``value`` as JSON; its arrays are added to ``arrays``, and stand in the JSON by their names.
-
-    Args:
-        value: a refiner or another object of ours, numbers, texts, arrays, and tuples, lists and dicts of such.
-
-    Raises:
-        EtudeError: something in it is none of these.
-
-    >>> arrays = {}
-    >>> encoded((1, np.array([0.5])), arrays), list(arrays)
-    ({'tuple': [1, {'array': 'a0'}]}, ['a0'])
-    """
+    """Return ``value`` as JSON; its arrays are added to ``arrays``, and stand in the JSON by their names."""
     if isinstance(value, np.generic):
         return encoded(cast("Any", value).item(), arrays)
     if value is None or isinstance(value, (bool, int, str)):
@@ -236,18 +168,14 @@ def encoded(value: Any, arrays: Arrays) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else {"float": repr(value)}
     if isinstance(value, np.ndarray):
-        return _kept(cast("np.ndarray[Any, Any]", value), arrays)
+        return _encoded_array(cast("np.ndarray[Any, Any]", value), arrays)
     if isinstance(value, Path):
         return str(value)
     return _encoded_parts(value, arrays)
 
 
 def decoded(tree: Any, arrays: Mapping[str, np.ndarray[Any, Any]]) -> Any:
-    """Return what :func:`encoded` was given.
-
-    Raises:
-        EtudeError: the JSON was not made by it.
-    """
+    """Return what :func:`encoded` was given."""
     if not isinstance(tree, dict):
         return tree
     (kind, content), *rest = cast("dict[str, Any]", tree).items()
@@ -265,7 +193,7 @@ def decoded(tree: Any, arrays: Mapping[str, np.ndarray[Any, Any]]) -> Any:
     return makers[kind](content)
 
 
-def _kept(value: np.ndarray[Any, Any], arrays: Arrays) -> dict[str, str]:
+def _encoded_array(value: np.ndarray[Any, Any], arrays: Arrays) -> dict[str, str]:
     if value.dtype.kind not in "biufU":
         raise EtudeError(f"an array of type {value.dtype} cannot be saved with a refiner: give numbers or texts")
     name = next((known for known, array in arrays.items() if array is value), f"a{len(arrays)}")
@@ -327,7 +255,7 @@ DEFAULT_ORDER = (
     "assignment",  # to the class counts of the corrected prior
     "thresholds",  # last: what comes out is for deciding
 )
-"""The order of steps by name, whatever order they are given in; steps of other names come last, as given."""
+"""The order of steps by name; steps of other names come last, as given."""
 
 _FORMAT = 1
 
@@ -336,16 +264,16 @@ class Chain(Refiner):
     """Fits steps one after the other and keeps those that help; a refiner itself.
 
     The gain of a step is cross-fitted: for each fold the step is fitted on the other folds, already refined by the
-    steps kept so far (which were fitted there too), and scored on the fold. Nothing is scored on labels it has seen.
-    A step is kept when the whole interval of its gain is above zero, by the paired bootstrap, or the exact test where
-    fewer than 30 images have changed (:func:`etude.core.metrics.paired_bootstrap`); then it is fitted again on all
-    labelled images. As steps are chosen by these gains, the gain of the whole chain is a little flattering.
+    steps kept so far (which were fitted there too), and scored on the fold. Nothing is scored on labels that it was
+    fitted on. A step is kept when the whole interval of its gain is above zero, by the paired bootstrap, or the exact
+    test where fewer than 30 images have changed (:func:`etude.core.metrics.paired_bootstrap`); then it is fitted again
+    on all labelled images. As steps are chosen by these gains, the gain of the whole chain is a little flattering.
 
     A step that fits on the target is given, in each fold, the held-out images without their labels as a target. If it
     finds that the target has other class shares than the labelled images (it has a fitted ``prior_`` and did not reject
-    it by a test of its own), then labelled images cannot tell its gain as they are: held-out images are drawn to those
-    shares for a simulated target, and weighted to them in the score. Such gains are marked; they hold if the shares do.
-    Steps after it are fitted and scored at these shares too.
+    it by a test of its own), then its gain on the labelled images is not that on the target: held-out images are drawn
+    to those shares for a simulated target, and weighted to them in the score. Such gains are marked; they hold if the
+    shares do. Steps after it are fitted and scored at these shares too.
 
     Args:
         steps: (name, refiner) pairs; they are applied in :data:`DEFAULT_ORDER`.
@@ -380,19 +308,14 @@ class Chain(Refiner):
         self.seed, self.draws, self.level = seed, draws, level
 
     def fit(self, labelled: Predictions | None = None, target: Predictions | None = None) -> Self:
-        """Fit and judge each step; ``rows_`` tells what became of it, ``kept_`` holds those that are applied.
-
-        Raises:
-            EtudeError: there are no labels, or a step cannot work on these predictions; it is named.
-        """
+        """Fit and measure each step; ``rows_`` holds what became of it, ``kept_`` those that are applied."""
         if self.folds < 2:
             raise EtudeError(f"a chain cross-fits over 2 folds or more, not {self.folds}")
-        require_labelled(labelled, "Chain")
-        assert labelled is not None
+        known = known_rows(require_labelled(labelled, "Chain"))
         if target is not None:
-            require_classes(labelled.classes, target, "Chain")
-        run = _Progress(self, known_rows(labelled), None if target is None else without_labels(target))
-        self.labelled_images_, self.classes_ = len(run.labelled), labelled.classes
+            require_classes(known.classes, target, "Chain")
+        run = _Fitting(self, known, None if target is None else without_labels(target))
+        self.labelled_images_, self.classes_ = len(known), known.classes
         self.rows_ = [run.tried(name, step) for name, step in in_order(self.steps)]
         self.kept_, self.total_ = tuple(run.kept), run.total()
         return self
@@ -416,7 +339,7 @@ class Chain(Refiner):
     def as_table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """Return the columns and the rows, a step each and one for all, as texts."""
         self.require_fitted()
-        return COLUMNS, table_rows([*self.rows_, self.total_])
+        return COLUMNS, [row.cells() for row in (*self.rows_, self.total_)]
 
     def to_json(self) -> dict[str, Any]:
         """Return settings and rows as JSON values."""
@@ -429,16 +352,12 @@ class Chain(Refiner):
             "labelled_images": self.labelled_images_,
             "classes": list(self.classes_),
             "order": list(DEFAULT_ORDER),
-            "steps": [row.as_dict() for row in self.rows_],
-            "all_kept": self.total_.as_dict(),
+            "steps": [asdict(row) for row in self.rows_],
+            "all_kept": asdict(self.total_),
         }
 
     def save(self, path: Path | str) -> None:
-        """Write the chain into ``path``, a .json file for reading and applying, and the .npz of its arrays beside it.
-
-        Raises:
-            EtudeError: a kept step holds something other than plain values and arrays.
-        """
+        """Write the chain into ``path``, a .json file for reading and applying, and an .npz of its arrays."""
         path = Path(path)
         arrays: Arrays = {}
         kept = [[name, encoded(step, arrays)] for name, step in self.kept_]
@@ -447,13 +366,11 @@ class Chain(Refiner):
 
     @classmethod
     def load(cls, path: Path | str) -> Chain:
-        """Read what :meth:`save` wrote: a fitted chain of the kept steps.
-
-        Raises:
-            EtudeError: a file is missing, damaged, or of another kind.
-        """
+        """Read what :meth:`save` wrote: a fitted chain of the kept steps."""
         path = Path(path)
-        tree = _tree_in(path)
+        tree = read_checked_json(path)
+        if tree.get("format") != _FORMAT:
+            raise EtudeError(f"{path} is no chain of this version of etude: give the .json that etude refine wrote")
         arrays = load_arrays(path.with_suffix(".npz"), "fitted steps", optional=None)
         with reading(path, "fitted steps", "it was damaged: refine again"):
             kept = [(str(name), cast(Refiner, decoded(step, arrays))) for name, step in tree["kept"]]
@@ -464,7 +381,7 @@ class Chain(Refiner):
         return made
 
 
-class _Progress:
+class _Fitting:
     """How far the chain has come, on all labelled images, on the target and in every fold."""
 
     def __init__(self, chain: Chain, labelled: Predictions, target: Predictions | None) -> None:
@@ -475,10 +392,9 @@ class _Progress:
         self.clock = time.perf_counter()
 
     def tried(self, name: str, step: Refiner) -> StepRow:
-        """Judge one step, and apply it everywhere if it helps."""
-        start = time.perf_counter()
+        """Measure one step, and apply it everywhere if it helps."""
         try:
-            return self._judged(name, step, start)
+            return self._measured_step(name, step, time.perf_counter())
         except EtudeError as error:
             raise EtudeError(f"step {name!r} of the chain cannot work here: {error}") from None
 
@@ -487,12 +403,15 @@ class _Progress:
         words = ", ".join(name for name, _ in self.kept) or "nothing helps beyond noise"
         return self._measured("all kept", words, self.clock, self.start, self.folds)
 
-    def _judged(self, name: str, step: Refiner, start: float) -> StepRow:
+    def _measured_step(self, name: str, step: Refiner, start: float) -> StepRow:
         if self.target is None and "target" in step.fits_on:
             return StepRow(name, False, "", 0.0, reason="no target to fit on")
         if len(self.labelled) < FEWEST_ROWS:
             return StepRow(name, False, "", 0.0, reason=f"too few labelled images ({len(self.labelled)}) to tell")
-        fitted = step.clone().fit(labelled=self._seen(), target=self.target)
+        labelled = self.labelled
+        if self.folds.shares is not None:
+            labelled = resampled(labelled, self.folds.shares, len(labelled), self.chain.seed, "labelled")
+        fitted = step.clone().fit(labelled=labelled, target=self.target)
         after_labelled = fitted.transform(self.labelled)
         after_target = None if self.target is None else fitted.transform(self.target)
         if _same(self.labelled, after_labelled) and _same(self.target, after_target):
@@ -509,12 +428,6 @@ class _Progress:
             self.kept.append((name, fitted))
         return row
 
-    def _seen(self) -> Predictions:
-        shares = self.folds.shares
-        if shares is None:
-            return self.labelled
-        return resampled(self.labelled, shares, len(self.labelled), self.chain.seed, "labelled")
-
     def _measured(self, name: str, described: str, start: float, before: Folds, after: Folds) -> StepRow:
         chain, weights = self.chain, after.weights()
         gain = paired_bootstrap(
@@ -524,19 +437,8 @@ class _Progress:
         return StepRow.measured(name, gain, described, time.perf_counter() - start, weighted=weights is not None)
 
 
-def _tree_in(path: Path) -> dict[str, Any]:
-    tree = read_checked_json(path)
-    if tree.get("format") != _FORMAT:
-        raise EtudeError(f"{path} is no chain of this version of etude: give the .json that etude refine wrote")
-    return tree
-
-
 def in_order(steps: Sequence[tuple[str, Refiner]]) -> list[tuple[str, Refiner]]:
-    """Return the steps in :data:`DEFAULT_ORDER`; those of other names stay behind them, as given.
-
-    Raises:
-        EtudeError: two steps have the same name.
-    """
+    """Return the steps in :data:`DEFAULT_ORDER`; those of other names stay behind them, as given."""
     names = [name for name, _ in steps]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise EtudeError(f"a chain has several steps named {listed(repeated)}: give each a name of its own")

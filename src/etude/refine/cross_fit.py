@@ -15,7 +15,6 @@ from etude.core.seeds import derive_seed
 
 FEWEST_ROWS = 10  # on fewer labelled images no gain is believed
 NOISE = 2.0  # standard errors that a gain must exceed
-SMALLEST = 1e-15  # a probability below it counts as this much, as in core.scores.log_loss
 
 
 class Choice(NamedTuple):
@@ -31,11 +30,6 @@ def fold_numbers(predictions: Predictions, folds: int, seed: int = 0) -> NDArray
 
     Images are dealt out in the order of a hash of their id within their class, so the folds are the same for any
     order of images and of classes.
-
-    >>> four = Predictions(("a", "b", "c", "d"), ("x", "y"), np.zeros((1, 4, 2)), labels=np.array([0, 0, 1, 1]))
-    >>> numbers = fold_numbers(four, 2)
-    >>> sorted(numbers[:2].tolist()), sorted(numbers[2:].tolist())
-    ([0, 1], [0, 1])
     """
     unknown = [-1] * len(predictions)
     labels: list[int] = unknown if predictions.labels is None else predictions.labels.tolist()
@@ -54,6 +48,18 @@ def fold_sums(rows: NDArray[np.float64], numbers: NDArray[np.int64]) -> NDArray[
     return rows @ np.eye(int(numbers.max()) + 1)[numbers]
 
 
+def out_of_fold(
+    numbers: NDArray[np.int64], rows_of: Callable[[NDArray[np.bool_], NDArray[np.bool_]], NDArray[np.float64]]
+) -> NDArray[np.float64]:
+    """Return ``rows_of(train, held)``, rows of each fold's held-out images fitted on the others, for all images."""
+    masks = [numbers == fold for fold in range(int(numbers.max()) + 1)]
+    parts = [rows_of(~held, held) for held in masks]
+    found = np.empty((len(numbers), *parts[0].shape[1:]))
+    for held, part in zip(masks, parts, strict=True):
+        found[held] = part
+    return found
+
+
 def choose(
     sums: NDArray[np.float64],
     row_gains: Callable[[int], NDArray[np.float64]],
@@ -63,13 +69,7 @@ def choose(
     """Return the candidate with the largest gain, if its cross-fitted gain exceeds its noise.
 
     For each fold the candidate that gains most on the other folds (none, where nothing gains) is scored on that fold:
-    the mean of these scores is what choosing brings on images that had no say in the choice. Ties go to the earlier.
-
-    Args:
-        sums: (candidates, folds) gain over doing nothing, summed over the images of each fold.
-        row_gains: gives the (N,) gains of one candidate.
-        numbers: (N,) fold of each image.
-        noise: standard errors that the gain must exceed; None takes the best candidate in any case.
+    the mean of these scores is what choosing gains on images that had no part in the choice. Ties go to the earlier.
     """
     sums = np.round(sums, 9)  # the order of summation may not decide between equals
     gains = np.zeros(len(numbers))
@@ -95,9 +95,6 @@ def exceeds_noise(gains: Sequence[float] | NDArray[np.float64], noise: float = N
     """Whether the mean of the gains, one an image, is above ``noise`` standard errors; never on fewer than ten images.
 
     Where few images gain or lose anything, the exact test decides at the same level, 2.3% one-sided for 2 errors.
-
-    >>> exceeds_noise([0.1] * 10), exceeds_noise([0.1] * 9), exceeds_noise([1.0, -0.9] * 10)
-    (True, False, False)
     """
     if len(gains) < FEWEST_ROWS:
         return False

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from etude.core.errors import EtudeError, listed, nearest
+from etude.core.metrics import SMALLEST
 from etude.core.predictions import Predictions
-from etude.refine.cross_fit import NOISE, SMALLEST, exceeds_noise, standard_error_of
-from etude.refine.ensemble import aligned, common_labels
+from etude.refine.cross_fit import NOISE, exceeds_noise, standard_error_of
+from etude.refine.ensemble import labelled_models
 
 Array = NDArray[np.float64]
 
@@ -37,18 +38,9 @@ class PairDiversity:
 
 
 def diversity(models: Mapping[str, Predictions]) -> list[PairDiversity]:
-    """Return a row for each pair of models by name, the most alike first; double fault decides between equals.
+    """Return a row for each pair of models by name, the most similar first; double fault decides between equals.
 
     Source: Kuncheva & Whitaker 2003, Measures of diversity in classifier ensembles.
-
-    Raises:
-        EtudeError: the predictions do not match, or no image has a label.
-
-    >>> given = {"one": [[0.9, 0.1], [0.2, 0.8]], "two": [[0.6, 0.4], [0.7, 0.3]]}
-    >>> labels = np.array([0, 1])
-    >>> made = {name: Predictions.from_probabilities("ab", "xy", p, labels) for name, p in given.items()}
-    >>> diversity(made)[0].disagreement, diversity(made)[0].double_fault
-    (0.5, 0.0)
     """
     together, labels = _labelled(models)
     guesses = {name: one.predicted() for name, one in together.items()}
@@ -79,22 +71,18 @@ def advice(models: Mapping[str, Predictions], blended: Sequence[str] | None = No
     sentences = _to_drop(chosen, given) + _to_add(chosen, given)
     sentences = sentences or [f"Keep the blend of {listed(chosen)} as it is: no change of one model beats its noise."]
     if len(chosen) > 1:
-        alike = diversity({name: together[name] for name in chosen})[0]
-        if alike.disagreement < 0.01:
+        closest = diversity({name: together[name] for name in chosen})[0]
+        if closest.disagreement < 0.01:
             sentences.append(
-                f"{alike.first!r} and {alike.second!r} predict the same class for {1 - alike.disagreement:.1%} of the "
-                "images: one of them does almost all that both do."
+                f"{closest.first!r} and {closest.second!r} predict the same class for {1 - closest.disagreement:.1%} "
+                "of the images: one of them does almost all that both do."
             )
     return sentences
 
 
 def _labelled(models: Mapping[str, Predictions]) -> tuple[dict[str, Predictions], NDArray[np.int64]]:
-    together = aligned(list(models.values()))
-    labels = common_labels(together)
-    if labels is None or not (labels >= 0).any():
-        raise EtudeError("diversity is measured on labelled images, and none has a label: give validation predictions")
-    known = labels >= 0
-    return {name: one.take(known) for name, one in zip(models, together, strict=True)}, labels[known]
+    together, labels, _ = labelled_models(list(models.values()), "diversity")
+    return dict(zip(models, together, strict=True)), labels
 
 
 def _pair(
@@ -103,8 +91,8 @@ def _pair(
     right, also = one == labels, other == labels
     both, neither = int((right & also).sum()), int((~right & ~also).sum())
     only, alone = int((right & ~also).sum()), int((~right & also).sum())
-    together, apart = both * neither, only * alone
-    q = (together - apart) / (together + apart) if together + apart else float("nan")
+    together, odd = both * neither, only * alone
+    q = (together - odd) / (together + odd) if together + odd else float("nan")
     return PairDiversity(first, second, float((one != other).mean()), neither / len(labels), q)
 
 
@@ -119,11 +107,13 @@ def _to_drop(chosen: list[str], given: Mapping[str, Array]) -> list[str]:
     whole = _losses(chosen, given)
     gains = {name: whole - _losses([other for other in chosen if other != name], given) for name in chosen}
     worst = max(chosen, key=lambda name: gains[name].mean())
-    told = _told(gains[worst])
+    change = _text(gains[worst])
     if exceeds_noise(gains[worst]):
-        return [f"Drop {worst!r}: without it the log loss of the blend falls by {told}."]
+        return [f"Drop {worst!r}: without it the log loss of the blend falls by {change}."]
     if gains[worst].mean() + NOISE * standard_error_of(gains[worst]) >= 0:
-        return [f"{worst!r} can go: without it the log loss of the blend changes by no more than noise ({told} less)."]
+        return [
+            f"{worst!r} can go: without it the log loss of the blend changes by no more than noise ({change} less)."
+        ]
     return []
 
 
@@ -131,8 +121,8 @@ def _to_add(chosen: list[str], given: Mapping[str, Array]) -> list[str]:
     whole = _losses(chosen, given)
     gains = {name: whole - _losses([*chosen, name], given) for name in given if name not in chosen}
     useful = sorted((name for name in gains if exceeds_noise(gains[name])), key=lambda name: -gains[name].mean())
-    return [f"Add {name!r}: with it the log loss of the blend falls by {_told(gains[name])}." for name in useful]
+    return [f"Add {name!r}: with it the log loss of the blend falls by {_text(gains[name])}." for name in useful]
 
 
-def _told(gains: Array) -> str:
+def _text(gains: Array) -> str:
     return f"{gains.mean():.4f} ± {standard_error_of(gains):.4f}"

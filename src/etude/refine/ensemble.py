@@ -1,21 +1,32 @@
-"""``Ensemble``: blends several models in the way that labelled images show to be the best."""
+"""Blends of several models: means, ranks, votes, fitted weights, and ``Ensemble``, which chooses among them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Self, cast, get_args
+from dataclasses import replace
+from functools import partial
+from typing import Literal, Self, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from etude.core.errors import EtudeError, listed, nearest
 from etude.core.ids import match_ids, spelled_as
-from etude.core.metrics import log_odds, metric_named, ties
+from etude.core.metrics import SMALLEST, IntArray, log_odds, metric_named, ties
 from etude.core.paired import Gain, paired_bootstrap
 from etude.core.predictions import Predictions
 from etude.core.seeds import rng_for
-from etude.refine.base import LOG_ZERO, normalised, require_classes
-from etude.refine.cross_fit import FEWEST_ROWS, SMALLEST, fold_numbers
+from etude.refine.base import LOG_ZERO, labels_of, normalised, require_classes, with_columns
+from etude.refine.cross_fit import FEWEST_ROWS, fold_numbers, out_of_fold
+
+Array = NDArray[np.float64]
+Score = Callable[[Array], float]
+"""Scores the mean of some models' arrays; larger is better."""
+
+Method = Literal["auto", "mean", "geometric", "rank", "vote", "likelihood", "selection", "best"]
+METHODS = get_args(Method)
+FIXED = ("mean", "geometric", "rank", "vote")  # ways that fit no weights
+TRIED = ("geometric", "likelihood", "selection", "best")
 
 
 def average(predictions: Sequence[Predictions], weights: Sequence[float] | None = None) -> Predictions:
@@ -36,11 +47,7 @@ def average(predictions: Sequence[Predictions], weights: Sequence[float] | None 
     >>> average([sure, unsure]).probabilities().round(3).tolist()
     [[0.7, 0.3]]
     """
-    together, shares = aligned(predictions), shares_of(weights, len(predictions))
-    mean = np.zeros((len(together[0].ids), len(together[0].classes)))
-    for share, one in zip(shares, together, strict=True):
-        mean += share * one.probabilities()
-    return _made(mean, together)
+    return _weighted(predictions, weights, Predictions.probabilities)
 
 
 def geometric_mean(predictions: Sequence[Predictions], weights: Sequence[float] | None = None) -> Predictions:
@@ -54,11 +61,8 @@ def geometric_mean(predictions: Sequence[Predictions], weights: Sequence[float] 
     >>> geometric_mean([sure, unsure]).probabilities().round(3).tolist()
     [[0.75, 0.25]]
     """
-    together, shares = aligned(predictions), shares_of(weights, len(predictions))
-    mean = np.zeros((len(together[0].ids), len(together[0].classes)))
-    for share, one in zip(shares, together, strict=True):
-        mean += share * np.maximum(one.log_probabilities(), LOG_ZERO)
-    return _made(np.exp(normalised(mean)), together)
+    logs = partial(_weighted, predictions, weights, lambda one: np.maximum(one.log_probabilities(), LOG_ZERO))
+    return logs(lambda mean: np.exp(normalised(mean)))
 
 
 def rank_mean(predictions: Sequence[Predictions], weights: Sequence[float] | None = None) -> Predictions:
@@ -73,11 +77,11 @@ def rank_mean(predictions: Sequence[Predictions], weights: Sequence[float] | Non
     >>> rank_mean([one]).probabilities().round(3).tolist()
     [[0.25, 0.75], [0.75, 0.25]]
     """
-    together, shares = aligned(predictions), shares_of(weights, len(predictions))
-    mean = np.zeros((len(together[0].ids), len(together[0].classes)))
-    for share, one in zip(shares, together, strict=True):
-        mean += share * np.apply_along_axis(_ranks, 0, log_odds(one.log_probabilities()))
-    return _made(mean, together)
+
+    def ranks(one: Predictions) -> Array:
+        return np.apply_along_axis(_ranks, 0, log_odds(one.log_probabilities()))
+
+    return _weighted(predictions, weights, ranks)
 
 
 def majority_vote(predictions: Sequence[Predictions], weights: Sequence[float] | None = None) -> Predictions:
@@ -102,15 +106,23 @@ def majority_vote(predictions: Sequence[Predictions], weights: Sequence[float] |
         [tied[rows, classes] & (share > 0) for share, classes in zip(shares, chosen, strict=True)], axis=0
     )
     votes[rows, np.stack(chosen)[first, rows]] += 1e-6
-    return _made(votes, together)
+    return _of_models(votes, together)
+
+
+def _weighted(
+    predictions: Sequence[Predictions], weights: Sequence[float] | None,
+    table_of: Callable[[Predictions], Array], probabilities_of: Callable[[Array], Array] = np.asarray,
+) -> Predictions:  # fmt: skip
+    """Return the predictions whose probabilities are made of the weighted mean of a table of each model."""
+    together, shares = aligned(predictions), shares_of(weights, len(predictions))
+    mean = np.zeros((len(together[0].ids), len(together[0].classes)))
+    for share, one in zip(shares, together, strict=True):
+        mean += share * table_of(one)
+    return _of_models(probabilities_of(mean), together)
 
 
 def aligned(predictions: Sequence[Predictions]) -> list[Predictions]:
-    """Return the predictions of M models with rows and columns in the order of the first, without features.
-
-    Raises:
-        EtudeError: there are none, or the ids or classes differ.
-    """
+    """Return the predictions of M models with rows and columns in the order of the first, without features."""
     if not predictions:
         raise EtudeError("there is nothing to blend: give the predictions of at least one model")
     first = predictions[0]
@@ -118,11 +130,7 @@ def aligned(predictions: Sequence[Predictions]) -> list[Predictions]:
 
 
 def shares_of(weights: Sequence[float] | None, count: int) -> NDArray[np.float64]:
-    """Return ``count`` weights divided by their sum; equal ones when None.
-
-    Raises:
-        EtudeError: their number is another, one is negative or not finite, or all are zero.
-    """
+    """Return ``count`` weights divided by their sum; equal ones when None."""
     given = np.asarray([1.0] * count if weights is None else weights, dtype=np.float64)
     if given.shape != (count,):
         raise EtudeError(f"a blend of {count} models needs {count} weights, and got {given.size}")
@@ -135,17 +143,11 @@ def _aligned(other: Predictions, first: Predictions, number: int) -> Predictions
     """Return ``other`` with the rows and columns of ``first``; ``number`` counts the models from 1, for messages."""
     ids = match_ids(other.ids, first.ids)
     _refuse_others("ids", ids.missing, ids.extra, number)
-    rows, names = ids.rows, spelled_as(other.classes, first.classes)
-    position = {name: place for place, name in enumerate(names)}
-    missing = [name for name in first.classes if name not in position]
+    names = spelled_as(other.classes, first.classes)
+    missing = [name for name in first.classes if name not in names]
     _refuse_others("classes", missing, sorted(set(names) - set(first.classes)), number)
-    columns = [position[name] for name in first.classes]
-    logits = other.logits[:, rows][:, :, columns]
-    labels = None
-    if other.labels is not None:
-        new_position = np.append(np.argsort(columns), -1)  # the last entry keeps -1, unknown, as it is
-        labels = new_position[other.labels[rows]]
-    return Predictions(first.ids, first.classes, logits, labels=labels)
+    sorted_rows = replace(replace(other, features=None).take(ids.rows), ids=first.ids)
+    return with_columns(sorted_rows, [names.index(name) for name in first.classes], first.classes)
 
 
 def _refuse_others(what: str, missing: list[str], extra: list[str], number: int) -> None:
@@ -159,11 +161,7 @@ def _refuse_others(what: str, missing: list[str], extra: list[str], number: int)
 
 
 def common_labels(together: Sequence[Predictions]) -> NDArray[np.int64] | None:
-    """Return the labels that any of the aligned predictions carry, or None.
-
-    Raises:
-        EtudeError: two of them carry different ones.
-    """
+    """Return the labels that any of the aligned predictions carry, or None."""
     merged: NDArray[np.int64] | None = None
     for labels in (one.labels for one in together if one.labels is not None):
         if merged is None:
@@ -178,7 +176,22 @@ def common_labels(together: Sequence[Predictions]) -> NDArray[np.int64] | None:
     return merged
 
 
-def _made(values: NDArray[np.float64], together: Sequence[Predictions]) -> Predictions:
+def labelled_models(
+    models: Sequence[Predictions], who: str, hint: str = ""
+) -> tuple[list[Predictions], IntArray, NDArray[np.intp]]:
+    """Return the aligned predictions of the labelled images by M models, one view each, their labels and their rows."""
+    together = aligned(models)
+    labels = common_labels(together)
+    if labels is None or not (labels >= 0).any():
+        raise EtudeError(
+            f"{who} needs labelled images, and none has a label: give validation predictions with labels{hint}"
+        )
+    known = np.flatnonzero(labels >= 0)
+    found = [Predictions(one.ids, one.classes, one.logits, labels=labels).take(known) for one in together]
+    return found, labels[known], known
+
+
+def _of_models(values: NDArray[np.float64], together: Sequence[Predictions]) -> Predictions:
     first = together[0]
     return Predictions.from_probabilities(first.ids, first.classes, values, labels=common_labels(together))
 
@@ -192,11 +205,6 @@ def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return ranks
 
 
-Array = NDArray[np.float64]
-Score = Callable[[Array], float]
-"""Scores the mean of what some models say; larger is better."""
-
-
 def forward_selection(models: Sequence[Array], score: Score, size: int = 50, sorted_start: bool = True) -> Array:
     """Return the weights (M,) of a bag of up to ``size`` models, drawn greedily with replacement.
 
@@ -205,7 +213,7 @@ def forward_selection(models: Sequence[Array], score: Score, size: int = 50, sor
     step where it scored best, divided by their sum. Ties go to the earlier model and to the smaller bag.
 
     Args:
-        models: what each of the M models says, arrays of one shape.
+        models: of each of the M models an array, all of one shape.
         score: of a mean of such arrays.
         size: of the bag.
 
@@ -232,7 +240,7 @@ def forward_selection(models: Sequence[Array], score: Score, size: int = 50, sor
 
 def select_ensemble(
     probabilities: Sequence[Array],
-    labels: NDArray[np.int64],
+    labels: IntArray,
     *,
     metric: str = "log_loss",
     size: int = 50,
@@ -268,8 +276,8 @@ def select_ensemble(
             kept = np.flatnonzero(rng.random(len(probabilities)) < share)
             kept = kept if len(kept) else rng.integers(len(probabilities), size=1)
         some: list[int] = kept.tolist()
-        seen, score = scored([probabilities[number][rows] for number in some], labels[rows], metric)
-        weights[some] += forward_selection(seen, score, size, sorted_start)
+        arrays, score = scored([probabilities[number][rows] for number in some], labels[rows], metric)
+        weights[some] += forward_selection(arrays, score, size, sorted_start)
     return weights / weights.sum()
 
 
@@ -311,11 +319,7 @@ def mixture_weights(given: Array, tolerance: float = 1e-6, most: int = 10_000) -
 
 
 def mixture_ratio(weights: Array, given: Array) -> Array:
-    """Return mean_i p_mi / Σ_k w_k p_ki, (M,): what one step of EM multiplies each weight by.
-
-    >>> mixture_ratio(np.array([0.5, 0.5]), np.array([[0.6, 0.6], [0.2, 0.2]])).round(3).tolist()
-    [1.5, 0.5]
-    """
+    """Return mean_i p_mi / Σ_k w_k p_ki, (M,): what one step of EM multiplies each weight by."""
     return (given / (weights @ given)).mean(axis=1)
 
 
@@ -336,12 +340,6 @@ def _best_together(models: Sequence[Array], score: Score, size: int) -> list[int
 def _rounded(score: float) -> float:
     """Scores that differ by rounding only are equal."""
     return round(score, 12)
-
-
-Method = Literal["auto", "mean", "geometric", "rank", "vote", "likelihood", "selection", "best"]
-METHODS = get_args(Method)
-FIXED = ("mean", "geometric", "rank", "vote")  # ways that fit no weights
-TRIED = ("geometric", "likelihood", "selection", "best")
 
 
 class Ensemble:
@@ -394,9 +392,6 @@ class Ensemble:
         """Learn from out-of-fold predictions of the M models on the same images; labels may come from any of them.
 
         Without labels only the ways that need none can be fitted.
-
-        Raises:
-            EtudeError: the predictions do not match, labels are needed and missing, or an argument is out of range.
         """
         if self.method not in METHODS:
             hint = nearest(self.method, METHODS)
@@ -410,17 +405,16 @@ class Ensemble:
         elif self.weights is not None:
             raise EtudeError(f"models that are blended by {self.method!r} have weights of its own: leave yours out")
         else:
-            known = self._known(together)
+            known, _, _ = labelled_models(together, f"blending by {self.method!r}", ", or take 'mean'")
+            # In the order of their ids, and in one view: what is drawn then does not depend on that of the rows.
+            order = sorted(range(len(known[0])), key=known[0].ids.__getitem__)
+            known = [replace(one, logits=one.log_probabilities()[None].astype(np.float32)).take(order) for one in known]
             self.method_ = self._best_way(known) if self.method == "auto" else self.method
             self.weights_ = self._weights(self.method_, known)
         return self
 
     def transform(self, models: Sequence[Predictions]) -> Predictions:
-        """Return the blend, in one view and without features, of the predictions of the same M models in order.
-
-        Raises:
-            EtudeError: nothing was fitted, or the number of models or their classes are others.
-        """
+        """Return the blend, in one view and without features, of the predictions of the same M models in order."""
         if not hasattr(self, "weights_"):
             raise EtudeError("Ensemble is not fitted yet: call fit with the labelled predictions of the models first")
         if len(models) != len(self.weights_):
@@ -435,35 +429,17 @@ class Ensemble:
             return f"{self.method_} of {len(self.weights_)} models"
         return f"{self.method_}: {' '.join(f'{weight:.2f}' for weight in self.weights_)}"
 
-    def _known(self, together: Sequence[Predictions]) -> list[Predictions]:
-        """The labelled images, in the order of their ids: what is drawn then does not depend on that of the rows."""
-        labels = common_labels(together)
-        if labels is None or not (labels >= 0).any():
-            raise EtudeError(
-                f"blending by {self.method!r} needs labelled images, and none has a label: "
-                "give validation predictions with their labels, or take 'mean'"
-            )
-        ids = together[0].ids
-        rows = [row for row in sorted(range(len(ids)), key=ids.__getitem__) if labels[row] >= 0]
-        return [
-            Predictions(one.ids, one.classes, one.log_probabilities()[None].astype(np.float32), labels=labels).take(
-                rows
-            )
-            for one in together
-        ]
-
     def _weights(self, method: str, known: Sequence[Predictions]) -> NDArray[np.float64]:
-        labels = known[0].labels
-        assert labels is not None
+        labels = labels_of(known[0])
         probabilities = [one.probabilities() for one in known]
         if method == "likelihood":
             rows = np.arange(len(labels))
             return mixture_weights(np.stack([one[rows, labels] for one in probabilities]))
         if method == "selection":
-            settings: dict[str, Any] = {
-                name: getattr(self, name) for name in ("metric", "size", "bags", "share", "seed")
-            }
-            return select_ensemble(probabilities, labels, **settings)
+            return select_ensemble(
+                probabilities, labels, metric=self.metric, size=self.size, bags=self.bags, share=self.share,
+                seed=self.seed,
+            )  # fmt: skip
         if method == "best":
             metric = metric_named(self.metric)
             scores = [metric.sign * metric.value(one.log_probabilities(), labels) for one in known]
@@ -471,25 +447,22 @@ class Ensemble:
         return np.full(len(known), 1 / len(known))
 
     def _best_way(self, known: Sequence[Predictions]) -> Method:
-        labels = known[0].labels
-        assert labels is not None
+        labels = labels_of(known[0])
         if len(known) < 2 or len(labels) < FEWEST_ROWS:
             return "mean"
         metric, numbers = metric_named(self.metric), fold_numbers(known[0], self.folds, self.seed)
         mean = average(known).log_probabilities()
         for way in TRIED:
-            held_out = self._cross_fitted(way, known, numbers)
+            held_out = out_of_fold(numbers, partial(self._of_others, way, known))
             self.gains_[way] = paired_bootstrap(metric, mean, held_out, labels, 1000, self.seed, level=0.95)
         best = max(TRIED, key=lambda way: self.gains_[way].gain)
         return cast("Method", best) if self.gains_[best].beyond_noise else "mean"
 
-    def _cross_fitted(self, way: str, known: Sequence[Predictions], numbers: NDArray[np.int64]) -> NDArray[np.float64]:
-        found = np.empty((len(known[0]), len(self.classes_)))
-        for fold in range(int(numbers.max()) + 1):
-            held = numbers == fold
-            weights = self._weights(way, [one.take(~held) for one in known])
-            found[held] = _blended(way, [one.take(held) for one in known], weights).log_probabilities()
-        return found
+    def _of_others(
+        self, way: str, known: Sequence[Predictions], train: NDArray[np.bool_], held: NDArray[np.bool_]
+    ) -> Array:
+        weights = self._weights(way, [one.take(train) for one in known])
+        return _blended(way, [one.take(held) for one in known], weights).log_probabilities()
 
 
 def _blended(method: str, models: Sequence[Predictions], weights: NDArray[np.float64]) -> Predictions:

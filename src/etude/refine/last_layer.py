@@ -15,9 +15,17 @@ from etude.core.errors import EtudeError
 from etude.core.predictions import Predictions
 from etude.core.processor import blas_threads_for
 from etude.core.standardise import Standardised as Standardised  # saved refiners name it by this module
-from etude.refine.base import normalised, occurring, require_classes, require_features, require_labelled, require_target
+from etude.refine.base import (
+    labels_of,
+    normalised,
+    occurring,
+    require_classes,
+    require_features,
+    require_labelled,
+    require_target,
+)
 from etude.refine.cross_fit import NOISE, choose, fold_numbers, fold_sums
-from etude.refine.neighbours.index import Floats
+from etude.refine.neighbours.index import Floats, checked_features
 from etude.refine.neighbours.knn import OnTrainingRows, row_gains
 from etude.refine.prior.correction import PriorCorrection
 from etude.refine.prior.priors import PriorSpec
@@ -28,12 +36,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """A linear layer: log p = x W + b, normalised.
-
-    Args:
-        weights: W, (D, C).
-        bias: b, (C,).
-    """
+    """A linear layer, W (D, C) and b (C,): log p = x W + b, normalised."""
 
     weights: Array
     bias: Array
@@ -57,21 +60,10 @@ def fit_head(
 ) -> Head:
     """Return the W and b that minimise Σ_i w_i (-log p_i(label)) / Σ w + |W|² / (2 strength Σ w), by L-BFGS.
 
-    ``strength`` is scikit-learn's ``C`` (half of it with two classes, where scikit-learn has one column of W only).
-    The bias is free, unless there is an ``offset``: then the head is a correction to it, and b is drawn to zero as W
-    is, so that no strength at all means no correction. Without an offset every class must occur.
-
-    Args:
-        rows: (N, D) standardised.
-        labels: (N,) below ``classes``.
-        importance: w, (N,); equal when None.
-        offset: (N, C) logits to start from.
-        start: where the search begins; zero when None.
-        most: steps at most.
-
-    >>> x, y = np.array([[-1.0], [-1.0], [1.0], [1.0]]), np.array([0, 0, 1, 1])
-    >>> np.exp(fit_head(x, y, 2, strength=1.0).log_probabilities(x))[0].round(2).tolist()
-    [0.81, 0.19]
+    ``strength`` is scikit-learn's ``C`` (half of it with two classes, where scikit-learn has one column of W only); its
+    LogisticRegression knows no ``offset``, (N, C) logits that the head corrects. With one, b is drawn to zero as W is,
+    so that no strength at all means no correction; without, b is free and every class must occur. ``start`` is where
+    the search begins.
     """
     count, columns = rows.shape
     weight = np.ones(count) if importance is None else importance
@@ -112,7 +104,7 @@ class LastLayer(OnTrainingRows):
     A training image of class c weighs q_c / s_c, the target's share of the class over that among the training images
     (importance weighting: the loss is then the one expected on the target). Target images of which the network is
     confident join with their predicted class; all of them together weigh ``pseudo_share`` of the whole. Strength and λ
-    are chosen on labelled images, weighted alike; λ = 0, the network alone, is kept unless the gain in log loss,
+    are chosen on labelled images, weighted likewise; λ = 0, the network alone, is kept unless the gain in log loss,
     cross-fitted over folds, exceeds its noise; λ = 1 replaces the network's head.
 
     Args:
@@ -120,14 +112,12 @@ class LastLayer(OnTrainingRows):
         train_labels: (M,) positions in ``train_classes``, -1 where unknown.
         train_ids: M ids; training images that are among the labelled ones too are left out.
         train_classes: class names of the labels; None when they are those of the predictions, in the same order.
-        prior: of the target: ``"estimate"``, used if :class:`PriorCorrection` finds a shift worth correcting; whatever
+        prior: of the target: ``"estimate"``, used if :class:`PriorCorrection` finds a shift worth correcting; what
             :func:`~etude.refine.prior.priors.parse_prior` reads; or None for that of the training images.
         pseudo_share: weight of the pseudo-labelled target images, below 1; 0 leaves them out.
         confidence: probability from which a target image is pseudo-labelled, after correction to ``prior``.
         strengths: values of scikit-learn's ``C`` that are tried.
         weights: values of λ that are tried.
-        head: (weights (C, D), bias (C,)) of the network's own head, to begin the search there; rows as
-            ``train_classes``.
         folds: of the cross-fitting.
         noise: standard errors that the gain must exceed; None takes the best values of all in any case.
         most: steps of each fit at most.
@@ -167,7 +157,6 @@ class LastLayer(OnTrainingRows):
         confidence: float = 0.95,
         strengths: Sequence[float] = (0.001, 0.01, 0.1, 1.0),
         weights: Sequence[float] = (0.25, 0.5, 0.75, 1.0),
-        head: tuple[ArrayLike, ArrayLike] | None = None,
         folds: int = 5,
         noise: float | None = NOISE,
         most: int = 100,
@@ -176,29 +165,20 @@ class LastLayer(OnTrainingRows):
         self.train_features, self.train_labels = train_features, train_labels
         self.train_ids, self.train_classes = train_ids, train_classes
         self.prior, self.pseudo_share, self.confidence = prior, pseudo_share, confidence
-        self.strengths, self.weights, self.head = strengths, weights, head
+        self.strengths, self.weights = strengths, weights
         self.folds, self.noise, self.most, self.seed = folds, noise, most, seed
 
     def fit(self, labelled: Predictions | None = None, target: Predictions | None = None) -> Self:
-        """Fit heads on the training images and confident ``target`` ones; choose among them on ``labelled``.
-
-        Raises:
-            EtudeError: labels, target or features are missing, or an argument cannot be used.
-        """
+        """Fit heads on the training images and confident ``target`` ones; choose among them on ``labelled``."""
         self._check()
-        require_labelled(labelled, "LastLayer")
-        require_target(target, "LastLayer")
-        assert labelled is not None
-        assert labelled.labels is not None
-        assert target is not None
-        require_classes(labelled.classes, target, "LastLayer")
-        for one in (labelled, target):
+        known, target = require_labelled(labelled, "LastLayer"), require_target(target, "LastLayer")
+        require_classes(known.classes, target, "LastLayer")
+        for one in (known, target):
             require_features(one, "LastLayer")
-        self.classes_, self.corrects_, self.pseudo_labels_ = labelled.classes, False, 0
+        self.classes_, self.corrects_, self.pseudo_labels_ = known.classes, False, 0
         self.prior_ = np.full(len(self.classes_), 1 / len(self.classes_))
         self.strength_, self.weight_, self.gain_, self.error_ = min(self.strengths), 0.0, 0.0, 0.0
         if len(self.classes_) > 1:  # one class is certain already
-            known = labelled.take(labelled.labels >= 0)
             rows = self._rows(known, target)
             self.pseudo_labels_ = rows.pseudo
             self._choose(rows, known)
@@ -207,7 +187,7 @@ class LastLayer(OnTrainingRows):
     def vote(self, predictions: Predictions) -> Array:
         """Return the chosen head's probabilities, (N, C)."""
         self.require_fitted()
-        return self._told(self.head_, predictions)
+        return self._head_vote(self.head_, predictions)
 
     @property
     def described(self) -> str:
@@ -231,16 +211,12 @@ class LastLayer(OnTrainingRows):
         features, positions, ids = self.known_rows(known)
         columns, others = self.columns_in(known)[positions], set(known.ids)
         if ids is not None:
-            apart = np.array([name not in others for name in ids])
-            if not apart.any():
+            alone = np.array([name not in others for name in ids])
+            if not alone.any():
                 raise EtudeError("every training image of LastLayer is a labelled one too: give other labelled images")
-            features, columns = features[apart], columns[apart]
+            features, columns = features[alone], columns[alone]
         sure = require_features(target, "LastLayer")
-        if sure.shape[1] != features.shape[1]:
-            raise EtudeError(
-                f"features of the training images have {features.shape[1]:,} columns and those of the target "
-                f"{sure.shape[1]:,}: take both from the same network"
-            )
+        checked_features(sure, "the target", features.shape[1], "the training images")
         self.learned_ = occurring(columns, len(known.classes))
         corrected = target if self.prior is None else self._corrected(self.prior, known, target)
         importance = shift_weights(columns, self.prior_) if self.corrects_ else np.ones(len(columns))
@@ -264,17 +240,15 @@ class LastLayer(OnTrainingRows):
         return correction.transform(target)
 
     def _choose(self, rows: _Rows, known: Predictions) -> None:
-        assert known.labels is not None
-        network, numbers = known.probabilities(), fold_numbers(known, self.folds)
-        importance = shift_weights(known.labels, self.prior_) if self.corrects_ else np.ones(len(known))
+        network, numbers, labels = known.probabilities(), fold_numbers(known, self.folds), labels_of(known)
+        importance = shift_weights(labels, self.prior_) if self.corrects_ else np.ones(len(known))
         heads = self._heads(rows)
         self.learned_[self.present_] = True  # those of pseudo-labels too
-        told = [self.completed(self._told(head, known), network) for head in heads]
+        votes = [self.completed(self._head_vote(head, known), network) for head in heads]
         grid = list(product(range(len(heads)), self.weights))
 
         def gains(head: int, weights: Sequence[float]) -> Array:
-            assert known.labels is not None
-            return row_gains(told[head], network, known.labels, weights, "log_loss") * importance
+            return row_gains(votes[head], network, labels, weights, "log_loss") * importance
 
         sums = np.concatenate([fold_sums(gains(head, self.weights), numbers) for head in range(len(heads))])
         choice = choose(sums, lambda one: gains(grid[one][0], (grid[one][1],))[0], numbers, self.noise)
@@ -288,7 +262,7 @@ class LastLayer(OnTrainingRows):
         self.scaling_ = Standardised.of(rows.features[: len(rows.features) - rows.pseudo])
         self.present_, labels = np.unique(rows.columns, return_inverse=True)
         table, heads = self.scaling_.apply(rows.features), list[Head]()
-        start = None if self.head is None else self._given_head(table.shape[1])
+        start = None
         for strength in sorted(self.strengths):
             start = fit_head(
                 table,
@@ -302,43 +276,17 @@ class LastLayer(OnTrainingRows):
             heads.append(start)
         return heads
 
-    def _given_head(self, columns: int) -> Head:
-        """The network's head for standardised features: x W = z (deviation W) + mean W."""
-        assert self.head is not None
-        weights, bias = (np.asarray(part, dtype=np.float64) for part in self.head)
-        given = self.classes_ if self.train_classes is None else tuple(self.train_classes)
-        if weights.shape != (len(given), columns) or bias.shape != (len(given),):
-            raise EtudeError(
-                f"the head to start from must have weights of shape ({len(given)}, {columns}) and as many biases, "
-                f"not {weights.shape} and {bias.shape}"
-            )
-        order = [given.index(self.classes_[column]) for column in self.present_ if self.classes_[column] in given]
-        if len(order) < len(self.present_):
-            raise EtudeError("the head to start from lacks classes that the target is predicted to have: leave it out")
-        table = weights[order].T
-        return Head(self.scaling_.deviation[:, None] * table, bias[order] + self.scaling_.mean @ table)
-
-    def _told(self, head: Head, predictions: Predictions) -> Array:
+    def _head_vote(self, head: Head, predictions: Predictions) -> Array:
         """Return p_head, (N, C); a class that no training image has gets nothing."""
         features = require_features(predictions, "LastLayer")
-        if features.shape[1] != len(self.scaling_.mean):
-            raise EtudeError(
-                f"features have {features.shape[1]:,} columns and those of the training images "
-                f"{len(self.scaling_.mean):,}: take both from the same network"
-            )
-        told = np.zeros((len(features), len(self.classes_)))
-        told[:, self.present_] = np.exp(head.log_probabilities(self.scaling_.apply(features)))
-        return told
+        checked_features(features, "the predictions", len(self.scaling_.mean), "the training images")
+        vote = np.zeros((len(features), len(self.classes_)))
+        vote[:, self.present_] = np.exp(head.log_probabilities(self.scaling_.apply(features)))
+        return vote
 
 
 def shift_weights(labels: NDArray[np.int64], prior: Array) -> Array:
-    """Return q_c / s_c for the class c of each image, (N,), of mean one; s is the classes' share in ``labels``.
-
-    All are one where no image is of a class that the prior holds.
-
-    >>> shift_weights(np.array([0, 0, 0, 1]), np.array([0.5, 0.5])).round(2).tolist()
-    [0.67, 0.67, 0.67, 2.0]
-    """
+    """Return q_c / s_c for the class c of each image, (N,), of mean one, s the shares in ``labels``; else all one."""
     shares = np.bincount(labels, minlength=len(prior)) / len(labels)
     weights = prior[labels] / shares[labels]
     return weights / weights.mean() if weights.any() else np.ones(len(labels))

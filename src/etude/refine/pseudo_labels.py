@@ -9,9 +9,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from etude.core.errors import EtudeError, listed
+from etude.core.errors import EtudeError
 from etude.core.predictions import Predictions
-from etude.refine.base import LOG_ZERO, normalised, require_classes
+from etude.refine.base import LOG_ZERO, difference, normalised, require_classes
 from etude.refine.prior.priors import parse_prior
 
 _LEAST_SHARE = 1e-6  # of a class in the predictions, as it divides
@@ -19,12 +19,7 @@ _LEAST_SHARE = 1e-6  # of a class in the predictions, as it divides
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Selected:
-    """Pseudo-labels of N images.
-
-    Args:
-        targets: float32 (N, C), rows of sum 1.
-        weights: float32 (N,) in [0, 1]; 0 leaves an image out.
-    """
+    """Pseudo-labels of N images."""
 
     targets: NDArray[np.float32]
     weights: NDArray[np.float32]
@@ -51,7 +46,7 @@ class PseudoLabelRule:
         temperature: of soft ones: p^(1/T) over its sum; below 1 sharpens them.
         threshold: least confidence, one number or one for each class.
         quotas: most images of each class, the surest first, (C,); None: all.
-        weights: by confidence, ``"softmatch"``, or all alike, ``"none"``.
+        weights: by confidence, ``"softmatch"``, or all equal, ``"none"``.
         n: a confidence one σ below the mean weighs exp(-n² / 2).
         prior: (C,), shares of the classes among these images; None: not aligned.
 
@@ -93,11 +88,7 @@ class PseudoLabelRule:
             raise EtudeError(f"a pseudo-label rule got quotas={self.quotas!r}; it takes a number of images a class")
 
     def select(self, predictions: Predictions) -> Selected:
-        """Return targets and weights of the images that ``predictions`` are of; their labels are not read.
-
-        Raises:
-            EtudeError: prior, thresholds or quotas are not of these classes.
-        """
+        """Return targets and weights of the images that ``predictions`` are of; their labels are not read."""
         classes = len(predictions.classes)
         log_p = self._aligned(predictions)
         likeliest = log_p.argmax(axis=1)
@@ -125,15 +116,7 @@ class PseudoLabelRule:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Drift:
-    """How pseudo-labels moved from one round to the next.
-
-    Args:
-        changed: share of the images whose most probable class is another one.
-        histogram: (C,) int64, images by their most probable class.
-        from_prior: total variation, half the sum of absolute differences, between their shares and the prior, in
-            [0, 1]; None without a prior.
-        described: all this in one line.
-    """
+    """How pseudo-labels moved from one round to the next."""
 
     changed: float
     histogram: NDArray[np.int64]
@@ -150,41 +133,32 @@ def drift(before: Predictions, after: Predictions, prior: ArrayLike | None = Non
         before: of the round before.
         after: of this round; the images may come in another order.
         prior: (C,), the shares that the classes should have; None: unknown.
-
-    Raises:
-        EtudeError: images or classes are not the same.
-
-    >>> old = Predictions.from_probabilities(["a", "b"], ["x", "y"], [[0.9, 0.1], [0.2, 0.8]])
-    >>> new = Predictions.from_probabilities(["a", "b"], ["x", "y"], [[0.9, 0.1], [0.7, 0.3]])
-    >>> drift(old, new, [0.5, 0.5]).described
-    "50.0% of labels changed; class shares 0.50 from the prior, 'x' farthest: 100.0% where 50.0% are expected"
     """
     require_classes(before.classes, after, "the drift of pseudo-labels")
-    place, kept = {name: row for row, name in enumerate(before.ids)}, set(after.ids)
-    if place.keys() != kept:
-        lost, new = [name for name in before.ids if name not in kept], [name for name in after.ids if name not in place]
+    place = {name: row for row, name in enumerate(before.ids)}
+    if place.keys() != set(after.ids):
         raise EtudeError(
-            "the drift of pseudo-labels needs predictions of the same images: "
-            + (f"{listed(lost)} are gone" if lost else f"{listed(new)} are new")
+            "the drift of pseudo-labels needs predictions of the same images, and the later set "
+            f"{difference(before.ids, after.ids)}"
         )
     predicted = after.predicted()
     changed = float((predicted != before.predicted()[[place[name] for name in after.ids]]).mean())
     histogram = np.bincount(predicted, minlength=len(after.classes)).astype(np.int64)
-    told = f"{changed:.1%} of labels changed"
+    text = f"{changed:.1%} of labels changed"
     if prior is None:
-        return Drift(changed, histogram, None, told)
+        return Drift(changed, histogram, None, text)
     expected, shares = _shares(prior, after.classes), histogram / len(after)
     gap = np.abs(shares - expected)
     distance, most = float(gap.sum() / 2), int(gap.argmax())
-    told += f"; class shares {distance:.2f} from the prior"
+    text += f"; class shares {distance:.2f} from the prior"
     if distance > 0:
-        told += f", {after.classes[most]!r} farthest: {shares[most]:.1%} where {expected[most]:.1%} are expected"
-    return Drift(changed, histogram, distance, told)
+        text += f", {after.classes[most]!r} farthest: {shares[most]:.1%} where {expected[most]:.1%} are expected"
+    return Drift(changed, histogram, distance, text)
 
 
 def _softmatch(confidence: NDArray[np.float64], n: float) -> NDArray[np.float64]:
     below = np.minimum(confidence - confidence.mean(), 0.0)
-    # Where all are alike, rounding is no difference.
+    # Where all are equal, rounding is no difference.
     return np.exp(-(below**2) * n**2 / (2.0 * max(float(confidence.var()), 1e-12)))
 
 

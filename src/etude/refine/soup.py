@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from etude.core.errors import EtudeError, listed
+from etude.core.errors import EtudeError
 from etude.core.files import reading, replacing
+from etude.refine.base import difference
 
 Weights = dict[str, NDArray[Any]]
 Score = Callable[[Weights], float]
@@ -20,14 +21,7 @@ Score = Callable[[Weights], float]
 
 @dataclass(frozen=True, eq=False)
 class Soup:
-    """The mean of some checkpoints.
-
-    Args:
-        weights: by name, in the types of the checkpoints.
-        members: the checkpoints that went in, in that order.
-        score: of the soup.
-        scores: of each checkpoint alone, in the order given.
-    """
+    """The mean of some checkpoints."""
 
     weights: Weights
     members: tuple[Path, ...]
@@ -94,11 +88,8 @@ def _safetensors() -> Any:
 
 
 def _matching(weights: Weights, first: Mapping[str, NDArray[Any]], path: Path, other: Path) -> Weights:
-    lacks, extra = [name for name in first if name not in weights], [name for name in weights if name not in first]
-    if lacks or extra:
-        parts = [f"lacks {listed(lacks)}"] if lacks else []
-        parts += [f"has {listed(extra)} besides"] if extra else []
-        raise EtudeError(f"{path} {' and '.join(parts)} against {other}: a soup needs checkpoints of the same network")
+    if parts := difference(first, weights):
+        raise EtudeError(f"{path} {parts} against {other}: a soup needs checkpoints of the same network")
     for name, value in first.items():
         if weights[name].shape != value.shape:
             raise EtudeError(
@@ -115,15 +106,11 @@ def _scored(score: Score, weights: Weights, path: Path) -> float:
     return value
 
 
-def _averaged(value: NDArray[Any]) -> bool:
-    return value.dtype.kind == "f"
-
-
 def _added(total: Mapping[str, NDArray[np.float64]], weights: Weights) -> dict[str, NDArray[np.float64]]:
     return {
         name: value + total[name] if name in total else value.astype(np.float64)
         for name, value in weights.items()
-        if _averaged(value)
+        if value.dtype.kind == "f"
     }
 
 

@@ -14,14 +14,14 @@ from etude.core.predictions import Predictions
 from etude.core.seeds import derive_seed
 from etude.refine.base import normalised, occurring, only_among, require_classes, with_log_probabilities
 from etude.refine.cross_fit import choose, fold_numbers, fold_sums
-from etude.refine.ensemble import aligned, average, common_labels, geometric_mean
+from etude.refine.ensemble import aligned, average, geometric_mean, labelled_models
 from etude.refine.last_layer import Standardised, fit_head
 from etude.refine.neighbours.knn import mixed, row_gains
 
 Array = NDArray[np.float64]
 Learner = Literal["logistic", "lightgbm"]
 
-_LOWEST = float(np.log(1e-7))  # lower log probabilities say nothing more, and would pull a linear model about
+_LOWEST = float(np.log(1e-7))  # lower log probabilities mean nothing more, and would dominate a linear model
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)
 WEIGHTS = (0.25, 0.5, 0.75, 1.0)
 _TREES = {"n_estimators": 150, "learning_rate": 0.05, "num_leaves": 15, "min_child_samples": 20}
@@ -83,25 +83,16 @@ class Stacking:
                 missing.
         """
         self._check()
-        together = aligned(models)
-        labels = common_labels(together)
-        if labels is None or not (labels >= 0).any():
-            raise EtudeError("Stacking learns from labelled images, and none has a label: give validation predictions")
-        known = np.flatnonzero(labels >= 0)
-        columns = _columns(together, extra)[known]
-        labelled = [Predictions(one.ids, one.classes, one.logits, labels=labels).take(known) for one in together]
-        self.models_, self.classes_, self.extra_ = len(together), together[0].classes, tuple(extra or ())
+        labelled, labels, known = labelled_models(models, "Stacking")
+        columns = _columns(aligned(models), extra)[known]
+        self.models_, self.classes_, self.extra_ = len(models), models[0].classes, tuple(extra or ())
         self.stacked_, self.chosen_, self.gain_, self.error_ = False, self._grid[0], 0.0, 0.0
         if len(self.classes_) > 1:
-            self._choose(labelled, columns, labels[known])
+            self._choose(labelled, columns, labels)
         return self
 
     def transform(self, models: Sequence[Predictions], extra: Mapping[str, ArrayLike] | None = None) -> Predictions:
-        """Return the stack's predictions, in one view and without features; the models' mean where it is no better.
-
-        Raises:
-            EtudeError: nothing was fitted, or the models, classes or columns are others than in ``fit``.
-        """
+        """Return the stack's predictions, in one view and without features; the models' mean where it is no better."""
         if not hasattr(self, "stacked_"):
             raise EtudeError("Stacking is not fitted yet: call fit with out-of-fold predictions of the models first")
         if len(models) != self.models_ or tuple(extra or ()) != self.extra_:
@@ -114,7 +105,7 @@ class Stacking:
         columns = _columns(together, extra)
         if not self.stacked_:
             return mean
-        return with_log_probabilities(mean, self._answer(self._told, together, columns, self.chosen_))
+        return with_log_probabilities(mean, self._answer(self._learner, together, columns, self.chosen_))
 
     @property
     def described(self) -> str:
@@ -153,7 +144,7 @@ class Stacking:
         self.gain_, self.error_, self.stacked_ = choice.gain, choice.error, choice.best is not None
         if choice.best is not None:
             self.chosen_ = self._grid[choice.best]
-            self._told = self._learned(labelled, columns, labels)
+            self._learner = self._learned(labelled, columns, labels)
 
     def _learned(self, models: Sequence[Predictions], columns: Array, labels: NDArray[np.int64]) -> Any:
         """What was learned: a head for each strength with its scaling, or the trees and their classes."""
@@ -174,12 +165,12 @@ class Stacking:
         return scaling, heads, learned
 
     def _answer(self, learned: Any, models: Sequence[Predictions], columns: Array, candidate: float) -> Array:
-        if learned is None:  # trees need two classes to tell apart
+        if learned is None:  # trees need two classes
             return average(models).log_probabilities()
         if self.learner == "lightgbm":
-            told, mean = np.zeros((len(columns), len(self.classes_))), average(models).log_probabilities()
-            told[:, np.asarray(learned.classes_, dtype=np.int64)] = learned.predict_proba(columns)
-            return only_among(occurring(learned.classes_, len(self.classes_)), mixed(told, mean, candidate), mean)
+            vote, mean = np.zeros((len(columns), len(self.classes_))), average(models).log_probabilities()
+            vote[:, np.asarray(learned.classes_, dtype=np.int64)] = learned.predict_proba(columns)
+            return only_among(occurring(learned.classes_, len(self.classes_)), mixed(vote, mean, candidate), mean)
         scaling, heads, known = learned
         offset = geometric_mean(models).log_probabilities()
         after = np.zeros(offset.shape)
@@ -188,11 +179,7 @@ class Stacking:
 
 
 def lightgbm_module() -> Any:
-    """Return lightgbm.
-
-    Raises:
-        EtudeError: it is not installed.
-    """
+    """Return lightgbm."""
     try:
         return import_module("lightgbm")
     except (ImportError, OSError) as error:  # OSError: its compiled library lacks another one
@@ -203,7 +190,7 @@ def lightgbm_module() -> Any:
 
 
 def _columns(together: Sequence[Predictions], extra: Mapping[str, ArrayLike] | None) -> Array:
-    """Log probabilities of all models beside the further columns, (N, M C + columns)."""
+    """Log probabilities of all models and the further columns, (N, M C + columns)."""
     parts = [np.maximum(one.log_probabilities(), _LOWEST) for one in together]
     for name, given in (extra or {}).items():
         values = np.asarray(given)

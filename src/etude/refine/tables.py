@@ -18,6 +18,7 @@ from etude.core.ids import match_ids, positive_class, spelled_as, spellings
 from etude.core.predictions import Predictions
 from etude.core.submission import checked_positive
 from etude.core.tables import Table, read_table
+from etude.refine.base import difference, with_columns
 
 Warn = Callable[[str], object]
 ID_NAMES = ("id", "image_id", "image", "file", "filename", "file_name", "name", "path", "key")
@@ -55,9 +56,6 @@ def read_source(
     """Read predictions as :func:`read_probabilities`, or a table with a label for each id and no probabilities.
 
     The classes of a single column of probabilities are ``0`` and ``1``; those of labels are the labels that occur.
-
-    Raises:
-        EtudeError: as :func:`read_probabilities`.
     """
     path = Path(path)
     if path.suffix.lower() == ".npz":
@@ -70,9 +68,6 @@ def in_classes(sources: Sequence[Source], paths: Sequence[Path | str], positive:
 
     A single column holds the probability of ``positive``, or of the class that it is named after, or of 1, true, yes
     or positive, of the two classes that the other sources have. Labels are those of all sources together.
-
-    Raises:
-        EtudeError: labels are none of the classes of other sources, or a single column goes with more than two classes.
     """
     whole = next((source.predictions.classes for source in sources if source.holds == "classes"), None)
     labels = [name for source in sources if source.holds == "labels" for name in source.predictions.classes]
@@ -92,9 +87,9 @@ def read_probabilities(
 ) -> Predictions:
     """Read predictions from an ``.npz`` of etude, or probabilities from a table of any other tool.
 
-    A table has a header, as a sample submission has: a column of ids (named ``id`` or alike, else the first), perhaps
-    one of labels, and one column of probabilities a class, named after it. Rows whose sum is not one are divided by it.
-    A single column holds the probability of one of two classes.
+    A table has a header, as a sample submission has: a column of ids (named ``id`` or similarly, else the first),
+    perhaps one of labels, and one column of probabilities a class, named after it. Rows whose sum is not one are
+    divided by it. A single column holds the probability of one of two classes.
 
     Args:
         path: ``.npz``, ``.csv``, ``.tsv`` or ``.parquet``.
@@ -103,7 +98,7 @@ def read_probabilities(
         label_column: name of the labels' column, in the table or the file of labels.
         classes: the two classes of a single column, which is named after one or holds the probability of 1, true, yes
             or positive; by default 0 and 1.
-        warn: told in a sentence what was done about sums that are not one, and about ids without a label.
+        warn: receives a sentence about sums that are not one, and about ids without a label.
 
     Raises:
         EtudeError: the file cannot be read, or a cell is no probability; its line and column are named.
@@ -141,7 +136,7 @@ def with_labels(
     if len(match.missing) == len(predictions):
         raise EtudeError(
             f"{labels} has a label for none of the {len(predictions):,} predicted images: it names "
-            f"{listed(known, 2)}, and the predictions {listed(predictions.ids, 2)}; write the ids alike in both"
+            f"{listed(known, 2)}, and the predictions {listed(predictions.ids, 2)}; write the ids the same way in both"
         )
     if missing := match.missing:
         warn(f"{len(missing):,} of {len(predictions):,} images have no label in {labels} ({listed(missing, 2)})")
@@ -152,25 +147,13 @@ def with_labels(
 
 
 def with_classes(predictions: Predictions, classes: tuple[str, ...], where: str) -> Predictions:
-    """Return ``predictions`` with their columns in the order of ``classes``; ``where`` they came from, for the message.
-
-    Raises:
-        EtudeError: the classes are not the same.
-    """
+    """Return ``predictions`` with their columns in the order of ``classes``; ``where`` is for messages."""
     if predictions.classes == classes:
         return predictions
     names = spelled_as(predictions.classes, classes)
-    lacks = [name for name in classes if name not in set(names)]
-    extra = [name for name in names if name not in set(classes)]
-    if lacks or extra:
-        parts = [f"lacks {listed(lacks)}"] if lacks else []
-        parts += [f"has {listed(extra)} besides"] if extra else []
-        raise EtudeError(f"the classes of {where} are not those of the labelled predictions: it {' and '.join(parts)}")
-    columns = [names.index(name) for name in classes]
-    labels = predictions.labels
-    if labels is not None:
-        labels = np.append(np.argsort(columns), -1)[labels]  # the last entry keeps -1, unknown, as it is
-    return Predictions(predictions.ids, classes, predictions.logits[:, :, columns], predictions.features, labels)
+    if parts := difference(classes, names):
+        raise EtudeError(f"the classes of {where} are not those of the labelled predictions: it {parts}")
+    return with_columns(predictions, [names.index(name) for name in classes], classes)
 
 
 def _source(table: Table, id_column: str | None, label_column: str | None, warn: Warn) -> Source:
@@ -182,7 +165,7 @@ def _source(table: Table, id_column: str | None, label_column: str | None, warn:
         single = classes[0] if classes else label_name
         if single is None:
             raise EtudeError(
-                f"{table.path} must have a column of probabilities for each class besides its ids, one of two classes, "
+                f"{table.path} must have a column of probabilities for each class next to its ids, one of two classes, "
                 "or one of labels, and has none"
             )
         return _single(table, id_name, single)
@@ -199,10 +182,10 @@ def _source(table: Table, id_column: str | None, label_column: str | None, warn:
 
 
 def _single(table: Table, id_name: str, name: str) -> Source:
-    """Read the one column of a table besides its ids: probabilities when one is a fraction, and otherwise labels."""
+    """Read the one column of a table next to its ids: probabilities when one is a fraction, and otherwise labels."""
     ids, cells = table.columns[id_name], [cell.strip() for cell in table.columns[name]]
     columns = (id_name, name)
-    values = np.array([_number(cell) for cell in cells], dtype=np.float64)  # NaN where a cell is none
+    values = _numbers(cells)
     whole = not (values % 1).any() and (
         values.max(initial=0.0) > 1 or all(cell.lstrip("+-").isdigit() for cell in cells)
     )
@@ -271,40 +254,39 @@ def _label_name(table: Table, others: Sequence[str], asked: str | None) -> str |
         if name.strip().lower() in LABEL_NAMES:
             rest = {*others} - {name}
             cells = [cell for cell in table.columns[name] if cell.strip()]
-            if any(_number(cell) is None or cell in rest for cell in cells):
+            if np.isnan(_numbers(cells)).any() or not rest.isdisjoint(cells):
                 return name
     return None
 
 
 def _values(table: Table, ids: Sequence[str], classes: Sequence[str]) -> NDArray[np.float64]:
-    values = np.empty((len(ids), len(classes)))
-    for row, cells in enumerate(zip(*(table.columns[name] for name in classes), strict=True)):
-        try:
-            values[row] = np.array(cells, dtype=np.float64)
-            usable = bool(np.isfinite(values[row]).all() and (values[row] >= 0).all())
-        except ValueError:
-            usable = False
-        if not usable:
-            bad = next(at for at, cell in enumerate(cells) if (number := _number(cell)) is None or number < 0)
-            raise EtudeError(
-                f"{table.place(row)} (image {ids[row]!r}) has {cells[bad]!r} in column {classes[bad]!r}: "
-                "a probability is a number of zero or more, so if these are logits or logarithms, give their softmax"
-            )
-        if not values[row].any():
-            raise EtudeError(
-                f"{table.place(row)} (image {ids[row]!r}) gives every class a probability of zero: "
-                "at least one must be above"
-            )
+    values = np.stack([_numbers(table.columns[name]) for name in classes], axis=1)
+    if (bad := ~(values >= 0)).any():
+        row, column = np.argwhere(bad)[0].tolist()
+        raise EtudeError(
+            f"{table.place(row)} (image {ids[row]!r}) has {table.columns[classes[column]][row]!r} in column "
+            f"{classes[column]!r}: a probability is a number of zero or more, so if these are logits or logarithms, "
+            "give their softmax"
+        )
+    if (empty := ~values.any(axis=1)).any():
+        row = int(np.argmax(empty))
+        raise EtudeError(
+            f"{table.place(row)} (image {ids[row]!r}) gives every class a probability of zero: give at least one"
+        )
     return values
 
 
-def _number(cell: str) -> float | None:
-    """Return the finite number in ``cell``, or None."""
-    try:
-        number = float(cell)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
+def _numbers(cells: Sequence[str]) -> NDArray[np.float64]:
+    """Return the cells as finite numbers, NaN where a cell is none."""
+
+    def number(cell: str) -> float:
+        try:
+            return float(cell)
+        except ValueError:
+            return math.nan
+
+    found = np.array([number(cell) for cell in cells])
+    return np.where(np.isfinite(found), found, np.nan)
 
 
 def _labels_by_id(path: Path, label_column: str | None) -> dict[str, str]:

@@ -22,7 +22,7 @@ from etude.refine.base import (
     require_labelled,
     with_log_probabilities,
 )
-from etude.refine.cross_fit import FEWEST_ROWS, fold_numbers
+from etude.refine.cross_fit import FEWEST_ROWS, fold_numbers, out_of_fold
 
 _WIDEST = 8.0  # a larger offset would be fitted to a handful of images
 _NEVER = -1e6  # log probability of a class that may not be predicted
@@ -67,31 +67,27 @@ class Thresholds(Refiner):
         """Search the offsets on ``labelled``; ``offsets_`` (C,) stays zero where the gain is no more than noise.
 
         A class without labelled images keeps its probability; the offsets move images among the others.
-
-        Raises:
-            EtudeError: there are no labels, or the metric is not one of decisions.
         """
         metric = metric_named(self.metric)
         if metric.of_counts is None:
             able = ", ".join(name for name, one in METRICS.items() if one.of_counts is not None)
             raise EtudeError(f"thresholds move decisions, and {metric.name} is not made of them: choose one of {able}")
-        require_labelled(labelled, "Thresholds")
-        assert labelled is not None
-        rows = known_rows(labelled)
+        rows = known_rows(require_labelled(labelled, "Thresholds"))
         log_p, labels = rows.log_probabilities(), labels_of(rows)
-        self.classes_ = labelled.classes
+        self.classes_ = rows.classes
         self.offsets_, self.learned_ = np.zeros(log_p.shape[1]), occurring(labels, log_p.shape[1])
         self.gain_ = None
         if len(labels) >= FEWEST_ROWS and log_p.shape[1] > 1:
             folds = fold_numbers(rows, self.folds, self.seed)
-            moved = log_p.copy()
-            for fold in range(int(folds.max()) + 1):
-                out = folds == fold
-                learned = occurring(labels[~out], log_p.shape[1])
-                offsets = offsets_for(metric, log_p[~out], labels[~out])
-                moved[out] = only_among(learned, log_p[out] + offsets, log_p[out])
+
+            def moved(train: NDArray[np.bool_], held: NDArray[np.bool_]) -> FloatArray:
+                offsets = offsets_for(metric, log_p[train], labels[train])
+                learned = occurring(labels[train], log_p.shape[1])
+                return only_among(learned, log_p[held] + offsets, log_p[held])
+
             level = 0.9 if self.level is None else self.level
-            self.gain_ = paired_bootstrap(metric, log_p, moved, labels, self.draws, self.seed, level=level)
+            held_out = out_of_fold(folds, moved)
+            self.gain_ = paired_bootstrap(metric, log_p, held_out, labels, self.draws, self.seed, level=level)
             if self.level is None or self.gain_.beyond_noise:
                 self.offsets_ = offsets_for(metric, log_p, labels)
         return self
@@ -118,11 +114,6 @@ def offsets_for(metric: Metric, log_probabilities: FloatArray, labels: IntArray)
     The search starts at zero and at minus the log of the class shares, which is where balanced accuracy has its
     maximum when the probabilities are true; the better end is returned, and zero unless something is better. A class
     without labels has the offset zero, and no image is lost to it: labels only speak for never predicting it.
-
-    >>> p = np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4]])
-    >>> offsets = offsets_for(metric_named("macro_f1"), np.log(p), np.array([0, 0, 1, 1]))
-    >>> np.argmax(np.log(p) + offsets, axis=1).tolist()
-    [0, 0, 1, 1]
     """
     assert metric.of_counts is not None
     learned = occurring(labels, log_probabilities.shape[1])
@@ -158,7 +149,7 @@ def _climbed(
             top = scores.max()
             if top > best + 1e-12:
                 ties = values[scores >= top - 1e-12]
-                # The smallest change of all that score the same; of two alike, the larger, whatever came first.
+                # The smallest change of all that score the same; of two equal ones, the larger.
                 change = float(ties[np.lexsort((-ties, np.abs(ties).round(12)))[0]])
                 leaders.move(c, float(np.clip(offsets[c] + change, -_WIDEST, _WIDEST) - offsets[c]))
                 offsets[c] = np.clip(offsets[c] + change, -_WIDEST, _WIDEST)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -24,7 +25,7 @@ from etude.refine.base import (
     require_labelled,
     with_log_probabilities,
 )
-from etude.refine.cross_fit import FEWEST_ROWS, fold_numbers
+from etude.refine.cross_fit import FEWEST_ROWS, fold_numbers, out_of_fold
 
 _optimize: Any = scipy.optimize
 
@@ -72,26 +73,20 @@ class ViewWeights(Refiner):
         self.metric, self.ways, self.folds, self.seed, self.draws, self.level = metric, ways, folds, seed, draws, level
 
     def fit(self, labelled: Predictions | None = None, target: Predictions | None = None) -> Self:
-        """Choose the way and its weights, ``way_`` and ``weights_`` (V,), on ``labelled``.
-
-        Raises:
-            EtudeError: there are no labels, or a way or the metric is not known.
-        """
+        """Choose the way and its weights, ``way_`` and ``weights_`` (V,), on ``labelled``."""
         for way in self.ways:
             if way not in WAYS:
                 raise EtudeError(
                     f"views cannot be averaged by {way!r}; give some of {listed(WAYS)}.{nearest(way, WAYS)}"
                 )
         metric = metric_named(self.metric)
-        require_labelled(labelled, "ViewWeights")
-        assert labelled is not None
-        rows = known_rows(labelled)
+        rows = known_rows(require_labelled(labelled, "ViewWeights"))
         views, labels = _log_probabilities_of_views(rows), labels_of(rows)
-        self.classes_, self.way_, self.gain_ = labelled.classes, PLAIN, None
+        self.classes_, self.way_, self.gain_ = rows.classes, PLAIN, None
         others = [way for way in self.ways if way != PLAIN]
         if len(views) > 1 and len(self.classes_) > 1 and len(labels) >= FEWEST_ROWS and others:
             folds = fold_numbers(rows, self.folds, self.seed)
-            held_out = {way: _cross_fitted(way, views, labels, folds) for way in others}
+            held_out = {way: out_of_fold(folds, partial(_averaged, way, views, labels)) for way in others}
             best = max(others, key=lambda way: metric.sign * metric.value(held_out[way], labels))
             plain = _mixed(PLAIN, views, _equal(views))
             level = 0.9 if self.level is None else self.level
@@ -101,11 +96,7 @@ class ViewWeights(Refiner):
         return self
 
     def transform(self, predictions: Predictions) -> Predictions:
-        """Return one view: the average.
-
-        Raises:
-            EtudeError: weights were fitted for another number of views.
-        """
+        """Return one view: the average."""
         self.require_fitted()
         require_classes(self.classes_, predictions, "ViewWeights")
         views = len(predictions.logits)
@@ -167,14 +158,8 @@ class ViewGains:
 
 
 def gain_by_views(predictions: Predictions) -> ViewGains:
-    """Return what each further view bought on labelled images, and the count at which the gain ends.
-
-    >>> views = np.log([[[0.4, 0.6]], [[0.7, 0.3]], [[0.7, 0.3]]])
-    >>> gain_by_views(Predictions(["a"], ["x", "y"], views, labels=np.array([0]))).accuracy.tolist()
-    [0.0, 1.0, 1.0]
-    """
-    require_labelled(predictions, "the table of views")
-    rows = known_rows(predictions)
+    """Return what each further view bought on labelled images, and the count at which the gain ends."""
+    rows = known_rows(require_labelled(predictions, "the table of views"))
     labels = labels_of(rows)
     total = np.full((len(labels), len(predictions.classes)), -np.inf)
     each: dict[str, list[FloatArray]] = {"accuracy": [], "log_loss": []}
@@ -216,7 +201,7 @@ def _mixed(way: str, views: FloatArray, weights: FloatArray) -> FloatArray:
     if way == "first view":
         return views[0]
     if way.endswith("logits"):
-        return normalised(_combined(weights, views))
+        return normalised(np.tensordot(weights, views, axes=1))
     total = np.full(views.shape[1:], -np.inf)
     for weight, view in zip(weights, views, strict=True):
         if weight > 0:
@@ -224,17 +209,8 @@ def _mixed(way: str, views: FloatArray, weights: FloatArray) -> FloatArray:
     return total
 
 
-def _combined(weights: FloatArray, views: FloatArray) -> FloatArray:
-    return np.tensordot(weights, views, axes=1).astype(np.float64, copy=False)
-
-
-def _cross_fitted(way: str, views: FloatArray, labels: IntArray, folds: IntArray) -> FloatArray:
-    found = np.empty(views.shape[1:])
-    for fold in range(int(folds.max()) + 1):
-        held = folds == fold
-        weights = _fitted_weights(way, views[:, ~held], labels[~held])
-        found[held] = _mixed(way, views[:, held], weights)
-    return found
+def _averaged(way: str, views: FloatArray, labels: IntArray, train: FloatArray, held: FloatArray) -> FloatArray:
+    return _mixed(way, views[:, held], _fitted_weights(way, views[:, train], labels[train]))
 
 
 def _fitted_weights(way: str, views: FloatArray, labels: IntArray) -> FloatArray:
@@ -268,7 +244,7 @@ def _geometric_weights(views: FloatArray, labels: IntArray) -> FloatArray:
     def loss(u: FloatArray) -> tuple[float, FloatArray]:
         weights = np.exp(u - u.max())
         weights /= weights.sum()
-        log_p = normalised(_combined(weights, views))
+        log_p = normalised(np.tensordot(weights, views, axes=1))
         value = -log_p[rows, labels].sum() - np.log(np.maximum(weights, 1e-300)).sum()
         expected: FloatArray = np.einsum("nc,vnc->v", np.exp(log_p), views, optimize=True)
         slope = expected - views[:, rows, labels].sum(1)  # d loss / d w, without the prior

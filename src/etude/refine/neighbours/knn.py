@@ -11,40 +11,28 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from etude.core.errors import EtudeError, listed, nearest
+from etude.core.metrics import SMALLEST
 from etude.core.predictions import Predictions
 from etude.refine.base import (
     Refiner,
+    labels_of,
     occurring,
     require_classes,
     require_features,
     require_labelled,
     with_log_probabilities,
 )
-from etude.refine.cross_fit import NOISE, SMALLEST, choose, fold_numbers, fold_sums
-from etude.refine.neighbours.index import Floats, Method, NeighbourIndex, Neighbours, UnitRows, checked_features
+from etude.refine.cross_fit import NOISE, choose, fold_numbers, fold_sums
+from etude.refine.neighbours.index import Floats, Method, NeighbourIndex, Neighbours, checked_features
 
 Metric = Literal["log_loss", "accuracy"]
-SCALE_OF = 10  # neighbours whose mean distance is a row's scale
-_SMALLEST_SCALE = 1e-6  # a row among copies of itself lies at distance zero from them
-_TIE = 1e-9  # how much log loss counts beside a hit: it only decides between equal accuracies
+_TIE = 1e-9  # weight of log loss next to a hit: it only decides between equal accuracies
 
 
 def votes(
     found: Neighbours, labels: NDArray[np.int64], classes: int, temperature: float, ks: Sequence[int]
 ) -> Iterator[NDArray[np.float64]]:
-    """Yield p_knn, (Q, C), for each k in the ascending ``ks``: Σ exp(-d / T) over neighbours of a class, over all k.
-
-    Args:
-        found: at least ``max(ks)`` neighbours of Q queries, or as many as there are.
-        labels: (N,) class of each row of the index.
-        classes: C.
-        temperature: T.
-        ks: ascending.
-
-    >>> found = Neighbours(np.array([[0, 1, 2]]), np.array([[0.0, 0.0, np.log(2)]]))
-    >>> [vote.round(2).tolist() for vote in votes(found, np.array([1, 1, 0]), 2, 1.0, [2, 3])]
-    [[[0.0, 1.0]], [[0.2, 0.8]]]
-    """
+    """Yield p_knn, (Q, C), for each k in the ascending ``ks``: Σ exp(-d / T) over neighbours of a class, over all k."""
     present = found.positions >= 0
     # Only ratios count, so the nearest one gets weight 1: at a small T all would vanish otherwise.
     nearest = np.where(present.any(axis=1), found.distances.min(axis=1), 0.0)[:, None]
@@ -60,11 +48,7 @@ def votes(
 
 
 def mixed(vote: NDArray[np.float64], network: NDArray[np.float64], weight: float) -> NDArray[np.float64]:
-    """Return log(λ p_knn + (1 - λ) p_net), (N, C), from log p_net; the network alone where nobody voted.
-
-    >>> np.exp(mixed(np.array([[1.0, 0.0], [0.0, 0.0]]), np.log([[0.5, 0.5], [0.2, 0.8]]), 0.5)).round(2).tolist()
-    [[0.75, 0.25], [0.2, 0.8]]
-    """
+    """Return log(λ p_knn + (1 - λ) p_net), (N, C), from log p_net; the network alone where nobody voted."""
     with np.errstate(divide="ignore"):  # the log of zero is minus infinity, as it should be
         blend = np.logaddexp(np.log(weight) + np.log(vote), np.log1p(-weight) + network)
     return np.where(vote.any(axis=1, keepdims=True), blend, network)
@@ -90,41 +74,8 @@ def row_gains(
     return hits.astype(np.float64) - hit_before + _TIE * gains
 
 
-def expanded(index: NeighbourIndex, queries: UnitRows, own: NDArray[np.int64] | None, count: int) -> UnitRows:
-    """Return each query's mean with its ``count`` nearest rows, scaled to length one again (query expansion)."""
-    found = index.nearest(queries, count, own)
-    total = queries.values.astype(np.float64)
-    for positions in found.positions.T:
-        total += np.where(positions[:, None] >= 0, index.rows.values[positions], 0)
-    return UnitRows.of(total, np.zeros_like(index.centre))
-
-
-def own_scales(index: NeighbourIndex) -> NDArray[np.float64]:
-    """Return the mean distance of each row of the index to its ten nearest others, (N,)."""
-    return _mean_distance(index.among_themselves(SCALE_OF))
-
-
-def locally_scaled(found: Neighbours, scales: NDArray[np.float64], k: int) -> Neighbours:
-    """Return the nearest ``k`` of ``found`` with d / sqrt(s_q s_x) as their distance, nearest first.
-
-    s_q is the mean distance of the query to its first ten, s_x that of each row to its own. The neighbours are those
-    that are nearest by d; scaling changes their order and weights.
-    """
-    own = _mean_distance(Neighbours(found.positions[:, :SCALE_OF], found.distances[:, :SCALE_OF]))
-    positions = found.positions[:, :k]
-    distances = found.distances[:, :k] / np.sqrt(own[:, None] * scales[positions])
-    order = np.lexsort((positions, distances), axis=1)
-    return Neighbours(np.take_along_axis(positions, order, axis=1), np.take_along_axis(distances, order, axis=1))
-
-
-def _mean_distance(found: Neighbours) -> NDArray[np.float64]:
-    present = found.positions >= 0
-    total = np.where(present, found.distances, 0).sum(axis=1)
-    return np.maximum(total / np.maximum(present.sum(axis=1), 1), _SMALLEST_SCALE)
-
-
 class OnTrainingRows(Refiner):
-    """A refiner whose ``train_...`` arguments hold the training images; its repr tells their size only.
+    """A refiner whose ``train_...`` arguments hold the training images; its repr shows their size only.
 
     Attributes:
         train_features: (M, D) floats of the same backbone as the features of the predictions.
@@ -150,11 +101,7 @@ class OnTrainingRows(Refiner):
         """Return the class probabilities, (N, C), that the training rows speak for."""
 
     def transform(self, predictions: Predictions) -> Predictions:
-        """Return λ p_vote + (1 - λ) p_net; features are needed unless λ is 0.
-
-        Raises:
-            EtudeError: the classes are not those of ``fit``, or features are missing.
-        """
+        """Return λ p_vote + (1 - λ) p_net; features are needed unless λ is 0."""
         self.require_fitted()
         require_classes(self.classes_, predictions, type(self).__name__)
         network = predictions.log_probabilities()
@@ -180,11 +127,7 @@ class OnTrainingRows(Refiner):
         return f"{type(self).__name__}({', '.join([f'{shape} training features', *rest])})"
 
     def known_rows(self, predictions: Predictions) -> tuple[Floats, NDArray[np.int64], tuple[str, ...] | None]:
-        """Return features, labels and ids of the training rows whose label is known.
-
-        Raises:
-            EtudeError: the ``train_...`` arguments do not fit together.
-        """
+        """Return features, labels and ids of the training rows whose label is known."""
         who = type(self).__name__
         features, labels = checked_features(self.train_features, "the training images"), np.asarray(self.train_labels)
         if labels.shape != (len(features),) or labels.dtype.kind not in "iu":
@@ -203,11 +146,7 @@ class OnTrainingRows(Refiner):
         return features[known], labels[known].astype(np.int64), ids
 
     def columns_in(self, predictions: Predictions) -> NDArray[np.int64]:
-        """Return the column in ``predictions`` of each training class.
-
-        Raises:
-            EtudeError: a training class is not among those of ``predictions``.
-        """
+        """Return the column in ``predictions`` of each training class."""
         classes = predictions.classes if self.train_classes is None else tuple(self.train_classes)
         position = {name: column for column, name in enumerate(predictions.classes)}
         if foreign := [name for name in classes if name not in position]:
@@ -237,9 +176,6 @@ class KNN(OnTrainingRows):
         train_classes: class names of the labels; None when they are those of the predictions, in the same order.
         ks, temperatures, weights: the values of k, T and λ that are tried.
         metric: what the choice maximises: ``"log_loss"`` (less of it) or ``"accuracy"``, log loss deciding on a tie.
-        local_scaling: divides d by sqrt(s_q s_x), the mean distances of both to their own ten nearest rows, so that
-            rows in crowded and in empty places count alike.
-        query_expansion: how many nearest rows are averaged into each query, which is then asked again; 0 is none.
         method: of :class:`NeighbourIndex`.
         folds: of the cross-fitting.
         noise: standard errors that the gain must exceed; None takes the best values of all in any case.
@@ -250,8 +186,7 @@ class KNN(OnTrainingRows):
         gain_, error_: the cross-fitted gain in the metric and its standard error.
 
     Source: Khandelwal et al. 2020 (https://arxiv.org/abs/1911.00172) and Jia et al. 2021
-    (https://arxiv.org/abs/2112.08459) for the blend; Zelnik-Manor & Perona 2004, Self-tuning spectral clustering, for
-    local scaling; Chum et al. 2007, Total recall, for query expansion.
+    (https://arxiv.org/abs/2112.08459).
 
     >>> rng = np.random.default_rng(0)
     >>> labels = np.arange(120) % 2
@@ -276,8 +211,6 @@ class KNN(OnTrainingRows):
         temperatures: Sequence[float] = TEMPERATURES,
         weights: Sequence[float] = WEIGHTS,
         metric: Metric = "log_loss",
-        local_scaling: bool = False,
-        query_expansion: int = 0,
         method: Method = "auto",
         folds: int = 5,
         noise: float | None = NOISE,
@@ -286,30 +219,22 @@ class KNN(OnTrainingRows):
         self.train_ids, self.train_classes = train_ids, train_classes
         self.ks, self.temperatures, self.weights = ks, temperatures, weights
         self.metric: Metric = metric
-        self.local_scaling, self.query_expansion = local_scaling, query_expansion
         self.method: Method = method
         self.folds, self.noise = folds, noise
 
     def fit(self, labelled: Predictions | None = None, target: Predictions | None = None) -> Self:
-        """Choose k, T and λ on ``labelled``; ``target`` is not used.
-
-        Raises:
-            EtudeError: there are no labels or features, or an argument cannot be used.
-        """
+        """Choose k, T and λ on ``labelled``; ``target`` is not used."""
         self._check()
-        require_labelled(labelled, "KNN")
-        assert labelled is not None
-        require_features(labelled, "KNN")
-        self.classes_ = labelled.classes
+        known = require_labelled(labelled, "KNN")
+        require_features(known, "KNN")
+        self.classes_ = known.classes
         self.k_, self.temperature_, self.weight_, self.gain_, self.error_ = min(self.ks), 1.0, 0.0, 0.0, 0.0
-        features, labels, ids = self.known_rows(labelled)
+        features, labels, ids = self.known_rows(known)
         self.index_ = NeighbourIndex(features, ids, self.method)
-        self._scales = own_scales(self.index_) if self.local_scaling else None
-        if len(labelled.classes) > 1:  # one class is certain already
-            self._columns = self.columns_in(labelled)[labels]
-            self.learned_ = occurring(self._columns, len(labelled.classes))
-            assert labelled.labels is not None
-            self._choose(labelled.take(labelled.labels >= 0))
+        if len(known.classes) > 1:  # one class is certain already
+            self._columns = self.columns_in(known)[labels]
+            self.learned_ = occurring(self._columns, len(known.classes))
+            self._choose(known)
         return self
 
     def vote(self, predictions: Predictions) -> NDArray[np.float64]:
@@ -345,17 +270,14 @@ class KNN(OnTrainingRows):
                 f"KNN needs k of at least 1, T above 0 and λ from 0 to 1, not k from {min(self.ks)}, "
                 f"T from {min(self.temperatures)} and λ from {min(self.weights)} to {max(self.weights)}"
             )
-        if self.query_expansion < 0 or self.folds < 2:
-            given = f"{self.query_expansion} and {self.folds}"
-            raise EtudeError(f"KNN needs query_expansion of at least 0 and at least 2 folds, not {given}")
+        if self.folds < 2:
+            raise EtudeError(f"KNN needs at least 2 folds, not {self.folds}")
 
     def _choose(self, known: Predictions) -> None:
         ks = sorted({min(k, len(self.index_)) for k in self.ks})
         grid = [(k, t, w) for t, k, w in product(self.temperatures, ks, self.weights)]
         found, numbers = self._found(known, ks[-1]), fold_numbers(known, self.folds)
-        network, labels = known.probabilities(), known.labels
-        assert labels is not None
-        classes = len(known.classes)
+        network, labels, classes = known.probabilities(), labels_of(known), len(known.classes)
         sums = [
             fold_sums(row_gains(self.completed(vote, network), network, labels, self.weights, self.metric), numbers)
             for temperature in self.temperatures
@@ -376,11 +298,4 @@ class KNN(OnTrainingRows):
         return next(votes(found, self._columns, len(self.classes_), temperature, (k,)))
 
     def _found(self, predictions: Predictions, k: int) -> Neighbours:
-        index = self.index_
-        queries, own = index.directions(require_features(predictions, "KNN")), index.own_rows(predictions.ids)
-        if self.query_expansion:
-            queries = expanded(index, queries, own, self.query_expansion)
-        if self._scales is None:
-            return index.nearest(queries, k, own)
-        found = index.nearest(queries, max(k, SCALE_OF), own)
-        return locally_scaled(found, self._scales, k)
+        return self.index_.query(require_features(predictions, "KNN"), k, predictions.ids)

@@ -80,20 +80,12 @@ class PriorCorrection(Refiner):
         source: PriorSpec | None = None,
         seed: int = 0,
     ) -> None:
-        self.prior = prior
         self.method: Method = method
-        self.calibrate = calibrate
-        self.alpha = alpha
-        self.caution = caution
-        self.source = source
-        self.seed = seed
+        self.prior, self.calibrate, self.alpha = prior, calibrate, alpha
+        self.caution, self.source, self.seed = caution, source, seed
 
     def fit(self, labelled: Predictions | None = None, target: Predictions | None = None) -> Self:
-        """Calibrate on ``labelled``; estimate and test the prior of ``target``, which a known prior does not need.
-
-        Raises:
-            EtudeError: an argument, the prior or the predictions cannot be used.
-        """
+        """Calibrate on ``labelled``; estimate and test the prior of ``target``, which a known prior does not need."""
         self._check_arguments()
         classes = self._classes(labelled, target)
         self.calibrator_ = VectorScaling().fit(labelled) if self.calibrate else None
@@ -144,7 +136,7 @@ class PriorCorrection(Refiner):
             raise EtudeError(f"caution is a number of standard deviations, zero or more, not {self.caution}")
 
     def _classes(self, labelled: Predictions | None, target: Predictions | None) -> tuple[str, ...]:
-        """The classes of both; says what is missing."""
+        """The classes of both; refuses what is missing."""
         estimated = isinstance(self.prior, str) and self.prior == "estimate"
         if self.source is None or self.calibrate or (self.method == "bbse" and estimated):
             require_labelled(labelled, _WHO)

@@ -57,7 +57,7 @@ def parse_prior(prior: PriorSpec, classes: tuple[str, ...]) -> NDArray[np.float6
 def correct(
     log_probabilities: NDArray[np.float64], source: NDArray[np.float64], target: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return log p + log(target / source), normalised: what a model of one prior says under another, (N, C).
+    """Return log p + log(target / source), normalised: the predictions of a model of one prior under another, (N, C).
 
     Bayes' rule when only the shares of the classes change and the look of each class stays (label shift; Saerens et
     al. 2002). Unchanged where both priors, (C,) that sum to one, are equal. A class that the target does not have
@@ -155,9 +155,6 @@ def em_prior(p: Array, source: Array, tolerance: float = 1e-6, most: int = 1000)
     q starts at ``source``; q ← mean over images of normalise(p q / source), until no share moves by more than
     ``tolerance``. This is the q of the greatest likelihood if p is calibrated (Saerens, Latinne & Decaestecker 2002,
     "Adjusting the Outputs of a Classifier to New a Priori Probabilities").
-
-    >>> em_prior(np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]), np.array([0.5, 0.5])).tolist()
-    [0.75, 0.25]
     """
     q = source.copy()
     for _ in range(most):
@@ -201,7 +198,7 @@ def shift_p_value(p: Array, valid: Array, rng: np.random.Generator, draws: int =
     covariance = centred.T @ centred / len(centred)
     # One direction, all ones, has no variance, and those of classes never predicted next to none: leave both out.
     inverse: Array = _linalg.pinv(covariance, rcond=1e-9, hermitian=True)
-    # The sums of two parts are opposites, so that of the smaller one tells the distance of their means.
+    # The sums of two parts are opposites, so that of the smaller one gives the distance of their means.
     few = min(len(p), len(valid))
     sums = np.stack([centred[rng.choice(len(centred), few, replace=False, shuffle=False)].sum(0) for _ in range(draws)])
     null: Array = ((sums @ inverse) * sums).sum(axis=1)
@@ -215,10 +212,6 @@ def expected_gain(p: Array, before: NDArray[np.int64]) -> tuple[float, float]:
     """Return the mean and standard deviation of the accuracy gained by predicting argmax p in place of ``before``.
 
     If p is right, an image whose predicted class changes from a to b is won with probability p[b] and lost with p[a].
-
-    >>> gain, spread = expected_gain(np.array([[0.6, 0.3, 0.1], [0.0, 1.0, 0.0]]), np.array([1, 1]))
-    >>> round(gain, 3), round(spread, 3)
-    (0.15, 0.45)
     """
     rows = np.arange(len(p))
     after = p.argmax(axis=1)
