@@ -280,8 +280,7 @@ def paired_metric(name: str) -> Metric:
 
 def scored(predictions: Predictions, metric: Metric) -> Scored:
     """Return the score of each labelled image; a loss is turned round, so that larger is better."""
-    if metric.per_image is None:
-        raise ValueError(f"{metric.name} is no mean over images; paired_metric refuses it with a sentence")
+    assert metric.per_image is not None  # see paired_metric
     if predictions.labels is None or (predictions.labels < 0).any():
         raise EtudeError("a paired comparison needs a label for every image, and these predictions lack some")
     values = metric.per_image(predictions.log_probabilities(), predictions.labels)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from sklearn.model_selection import PredefinedSplit, cross_val_predict
 from sklearn.tree import DecisionTreeClassifier
 
 from etude.core.seeds import rng_for
@@ -97,14 +98,8 @@ def _by_value(values: Sequence[object], labels: np.ndarray, fold: np.ndarray) ->
 
 def _by_tree(values: Sequence[object], labels: np.ndarray, fold: np.ndarray) -> np.ndarray:
     numbers = np.array([-1.0 if value is None else value for value in values], dtype=np.float64)[:, None]
-    guessed = np.full(len(labels), -1)
-    for number in range(_FOLDS):
-        held = fold == number
-        tree = DecisionTreeClassifier(
-            max_leaf_nodes=_LEAVES, min_samples_leaf=3, class_weight="balanced", random_state=0
-        )
-        guessed[held] = tree.fit(numbers[~held], labels[~held]).predict(numbers[held])
-    return guessed
+    tree = DecisionTreeClassifier(max_leaf_nodes=_LEAVES, min_samples_leaf=3, class_weight="balanced", random_state=0)
+    return np.asarray(cross_val_predict(tree, numbers, labels, cv=PredefinedSplit(fold)))
 
 
 def _balanced(guessed: np.ndarray, labels: np.ndarray) -> tuple[float, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from etude.core.errors import EtudeError, listed
 from etude.core.metrics import IntArray
 from etude.core.predictions import Predictions
+from etude.core.processor import blas_threads_for
 
 # A probability of zero: its logarithm stays finite, as Predictions demand, and its exponential is nothing.
 LOG_ZERO = float(np.log(np.finfo(np.float64).tiny))
@@ -116,6 +117,21 @@ def normalised(log_weights: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the log of each row's weights over their sum: x - log Σ exp x, (N, C) float64, finite for finite x."""
     shifted = log_weights - log_weights.max(axis=1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def minimised(
+    loss: Callable[[NDArray[np.float64]], tuple[float, NDArray[np.float64]]],
+    start: NDArray[np.float64],
+    multiplications: int,
+    bounds: Any = None,
+    **options: float,
+) -> NDArray[np.float64]:
+    """Return where ``loss``, which returns its gradient too, is least, by L-BFGS from ``start``."""
+    import scipy.optimize  # pyright: ignore[reportMissingTypeStubs]
+
+    optimize: Any = scipy.optimize
+    with blas_threads_for(multiplications):
+        return optimize.minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
 
 
 def occurring(labels: NDArray[np.int64], classes: int) -> NDArray[np.bool_]:

@@ -16,10 +16,10 @@ from numpy.typing import ArrayLike, NDArray
 from etude.core.errors import EtudeError, listed
 from etude.core.metrics import log_loss
 from etude.core.predictions import Predictions
-from etude.core.processor import blas_threads_for
 from etude.refine.base import (
     Refiner,
     labels_of,
+    minimised,
     normalised,
     occurring,
     only_among,
@@ -204,9 +204,5 @@ def _temperature_and_bias(
 
     start = np.concatenate([[_log_temperature(z, labels)], np.zeros(classes)])
     bounds = [(-_WIDEST, _WIDEST)] + [(None, None)] * classes
-    options = {"maxiter": 1000, "maxcor": 20, "ftol": 1e-15, "gtol": 1e-9}
-    with blas_threads_for(z.size):
-        found: NDArray[np.float64] = _optimize.minimize(
-            loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options
-        ).x
+    found = minimised(loss, start, z.size, bounds, maxiter=1000, maxcor=20, ftol=1e-15, gtol=1e-9)
     return float(np.exp(found[0])), found[1:] - found[1:].mean()

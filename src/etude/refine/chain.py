@@ -157,6 +157,15 @@ def resampled(predictions: Predictions, shares: FloatArray, size: int, seed: int
 
 # Objects of these rooms only are made again, attribute by attribute; a file cannot name anything else.
 _ROOMS = ("etude.refine.", "etude.core.")
+_MOVED = {  # as files of earlier versions name them
+    "etude.core.metrics:Gain": "etude.core.paired:Gain",
+    "etude.refine.assignment:BalancedAssignment": "etude.refine.prior.assignment:BalancedAssignment",
+    "etude.refine.distances:UnitRows": "etude.refine.neighbours.index:UnitRows",
+    "etude.refine.head:Head": "etude.refine.last_layer:Head",
+    "etude.refine.knn:KNN": "etude.refine.neighbours.knn:KNN",
+    "etude.refine.neighbours:NeighbourIndex": "etude.refine.neighbours.index:NeighbourIndex",
+    "etude.refine.prior_correction:PriorCorrection": "etude.refine.prior.correction:PriorCorrection",
+}
 
 
 def encoded(value: Any, arrays: Arrays) -> Any:
@@ -227,7 +236,7 @@ def _parts(value: Any) -> dict[str, Any]:
 
 
 def _made(name: str, parts: dict[str, Any]) -> Any:
-    module, _, qualified = name.partition(":")
+    module, _, qualified = _MOVED.get(name, name).partition(":")
     if not name.startswith(_ROOMS) or not qualified.isidentifier():
         raise EtudeError(f"a saved refiner may not hold an object of {name!r}: the file did not come from etude")
     try:

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
-import scipy.optimize  # pyright: ignore[reportMissingTypeStubs]
 from numpy.typing import ArrayLike, NDArray
 
 from etude.core.errors import EtudeError
 from etude.core.predictions import Predictions
-from etude.core.processor import blas_threads_for
 from etude.core.standardise import Standardised as Standardised  # saved refiners name it by this module
 from etude.refine.base import (
     labels_of,
+    minimised,
     normalised,
     occurring,
     require_classes,
@@ -30,7 +29,6 @@ from etude.refine.neighbours.knn import OnTrainingRows, row_gains
 from etude.refine.prior.correction import PriorCorrection
 from etude.refine.prior.priors import PriorSpec
 
-_optimize: Any = scipy.optimize
 Array = NDArray[np.float64]
 
 
@@ -82,9 +80,7 @@ def fit_head(
         return float(value), gradient.ravel()
 
     first = np.zeros(ridge.shape) if start is None else np.concatenate([start.weights, start.bias[None]])
-    options = {"maxiter": most, "ftol": 1e-11, "gtol": 1e-7}
-    with blas_threads_for(rows.size * classes):
-        found: Array = _optimize.minimize(loss, first.ravel(), jac=True, method="L-BFGS-B", options=options).x
+    found = minimised(loss, first.ravel(), rows.size * classes, maxiter=most, ftol=1e-11, gtol=1e-7)
     table = found.reshape(ridge.shape)
     return Head(table[:-1], table[-1])
 

@@ -5,29 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
-import scipy.optimize  # pyright: ignore[reportMissingTypeStubs]
 from numpy.typing import NDArray
 
 from etude.core.errors import EtudeError, listed, nearest
 from etude.core.metrics import METRICS, FloatArray, IntArray, metric_named
 from etude.core.paired import mean_gain, paired_bootstrap
 from etude.core.predictions import Predictions
-from etude.core.processor import blas_threads_for
 from etude.refine.base import (
     Refiner,
     known_rows,
     labels_of,
+    minimised,
     normalised,
     require_classes,
     require_labelled,
     with_log_probabilities,
 )
 from etude.refine.cross_fit import FEWEST_ROWS, fold_numbers, out_of_fold
-
-_optimize: Any = scipy.optimize
 
 PLAIN = "mean of probabilities"
 WAYS = (PLAIN, "mean of logits", "weighted probabilities", "weighted logits", "first view")
@@ -252,7 +249,6 @@ def _geometric_weights(views: FloatArray, labels: IntArray) -> FloatArray:
         gradient = weights * (slope - weights @ slope) + len(weights) * weights - 1.0
         return float(value) / count, gradient / count
 
-    with blas_threads_for(views.size):
-        found = _optimize.minimize(loss, np.zeros(len(views)), jac=True, method="L-BFGS-B", options={"maxiter": 200})
-    weights = np.exp(found.x - found.x.max())
+    found = minimised(loss, np.zeros(len(views)), views.size, maxiter=200)
+    weights = np.exp(found - found.max())
     return weights / weights.sum()

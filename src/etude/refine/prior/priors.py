@@ -5,7 +5,6 @@ Everywhere p is (N, C): calibrated probabilities of a model whose classes have t
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from etude.core.errors import EtudeError, listed, nearest
 from etude.core.files import reading
+from etude.core.tables import csv_rows
 from etude.refine.base import normalised
 
 PriorSpec = str | Path | Mapping[str, float] | Sequence[float] | NDArray[np.float64]
@@ -99,8 +99,7 @@ def _read_json(path: Path) -> list[tuple[str, Any]]:
 
 
 def _read_csv(path: Path) -> list[tuple[str, Any]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = [[cell.strip() for cell in row] for row in csv.reader(file) if any(cell.strip() for cell in row)]
+    rows = [[cell.strip() for cell in row] for _, row in csv_rows(path) if any(cell.strip() for cell in row)]
     if not rows or any(len(row) != 2 for row in rows):
         raise ValueError("it must have two columns, the class and its share or count")
     header = 0 if _number(rows[0][1]) is not None else 1
