@@ -32,11 +32,7 @@ _NEAR_ONE = 1e-6  # closer to one than this, 1 - p is better had from the other 
 
 
 def accuracy(predicted: ArrayLike, labels: ArrayLike) -> float:
-    """Return the share of the N images whose ``predicted`` class, (N,) integers, equals the label, (N,) integers.
-
-    Raises:
-        EtudeError: a label is negative (unlabelled), there are none, or the lengths differ.
-    """
+    """Return the share of the N images whose ``predicted`` class, (N,) integers, equals the label, (N,) integers."""
     guesses, truth = np.asarray(predicted), _known(labels)
     if guesses.shape != truth.shape or guesses.dtype.kind not in "iu":
         raise EtudeError(
@@ -46,11 +42,7 @@ def accuracy(predicted: ArrayLike, labels: ArrayLike) -> float:
 
 
 def log_loss(probabilities: ArrayLike, labels: ArrayLike) -> float:
-    """Return the mean of -log of the probability, (N, C), that was given to the label, (N,) integers; in nats.
-
-    Raises:
-        EtudeError: as :func:`accuracy`; a label has no column; a probability is outside [0, 1].
-    """
+    """Return the mean of -log of the probability, (N, C), that was given to the label, (N,) integers; in nats."""
     values, truth = np.asarray(probabilities, dtype=np.float64), _known(labels)
     if values.ndim != 2 or len(values) != len(truth):
         raise EtudeError(f"probabilities must have shape ({len(truth)}, C), one row a label, not {values.shape}")
@@ -92,9 +84,6 @@ def adjusted_error(accuracy: float, n: int) -> float:
     """Return a standard error that stays honest on few images: after two more right and two more wrong ones.
 
     The plain formula says 0 when all (or none) of a handful are right. Source: Agresti & Coull 1998.
-
-    >>> standard_error(1.0, 6), round(adjusted_error(1.0, 6), 2)
-    (0.0, 0.13)
     """
     return standard_error((accuracy * n + 2) / (n + 4), n + 4)
 
@@ -207,11 +196,7 @@ class Metric:
         return self.of_counts is not None and self.per_image is None
 
     def value(self, log_probabilities: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float:
-        """Return the score of log probabilities (N, C) against labels (N,), each image weighted by ``weights`` (N,).
-
-        Raises:
-            EtudeError: there is no image, one is unlabelled, or the shapes disagree.
-        """
+        """Return the score of log probabilities (N, C) against labels (N,), each image weighted by ``weights`` (N,)."""
         scorer, labels = self.scorer(log_probabilities, labels), np.asarray(labels)
         return scorer(np.ones(len(labels)) if weights is None else np.asarray(weights, np.float64))
 
@@ -342,9 +327,6 @@ def ties(scores: FloatArray) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
 
     Scores that differ by no more than rounding does are equal; many close ones do not become equal one by one, since a
     tie is never wider than that.
-
-    >>> [found.tolist() for found in ties(np.array([0.3, 0.1, 0.3 + 1e-9]))]
-    [[1, 0, 2], [0, 1]]
     """
     order = np.argsort(scores, kind="stable")
     ordered = scores[order]

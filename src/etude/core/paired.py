@@ -205,12 +205,7 @@ def matched_interval(wins: int, losses: int, n: int, level: float = 0.9) -> tupl
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Scored:
-    """What one model scored on its validation images.
-
-    Args:
-        ids: N unique image ids.
-        values: (N,) float64, the score of each image; larger is better, and their mean is the model's score.
-    """
+    """What one model scored on its validation images."""
 
     ids: tuple[str, ...]
     values: FloatArray

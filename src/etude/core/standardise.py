@@ -42,10 +42,6 @@ class Standardised:
             floor: least deviation, as a share of the median among the columns that vary; 0 for none.
             same_unit: columns, from the first on, that share a unit; None for all. The others are divided by their own
                 deviation.
-
-        >>> table = np.array([[0.0, 1.0, 5.0], [2.0, 3.0, 5.001]])
-        >>> Standardised.of(table, floor=0.5).deviation.tolist()
-        [1.0, 1.0, 0.5]
         """
         mean, deviation = _moments(table)
         varies = deviation > 1e-6 * np.abs(mean) + 1e-12  # what is below is rounding

@@ -79,15 +79,7 @@ def examine_health(
         "corrupt": [{"id": file.id, "reason": file.reason} for file in bad],
         "tiny": tiny_images(ids, facts),
         "near_duplicates": pairs,
-        "label_errors": [
-            {
-                "id": ids[place],
-                "label": classes[labels[place]],
-                "suggested": classes[int(checked.suggested[place])],
-                "score": round(float(checked.scores[place]), 4),
-            }
-            for place in ([] if checked is None else checked.rows.tolist())
-        ],
+        "label_errors": [] if checked is None else _label_errors(checked, ids, labels, classes),
         "leaks": [asdict(leak) for leak in leaks_of(ids, facts, labels, classes, seed=seed)],
     }
     counts = {name: len(entries) for name, entries in found.items()}
@@ -204,6 +196,20 @@ def _checked_labels(
     except EtudeError as problem:  # too few images of a class: a fact about the data, not a reason to stop
         notes.append(f"label errors were not searched for: {problem}")
         return None
+
+
+def _label_errors(
+    found: LabelSuspects, ids: Sequence[str], labels: np.ndarray, classes: Sequence[str]
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": ids[place],
+            "label": classes[labels[place]],
+            "suggested": classes[int(found.suggested[place])],
+            "score": round(float(found.scores[place]), 4),
+        }
+        for place in found.rows.tolist()
+    ]
 
 
 def labels_text(agreement: float, doubted: int, listed: int) -> str:

@@ -394,7 +394,8 @@ class _Fitting:
     """How far the chain has come, on all labelled images, on the target and in every fold."""
 
     def __init__(self, chain: Chain, labelled: Predictions, target: Predictions | None) -> None:
-        self.chain, self.labelled, self.target = chain, labelled, target
+        self.chain, self.labelled = chain, labelled
+        self.target: Predictions | None = target
         self.metric = metric_named(chain.metric)
         self.folds = self.start = Folds.of(labelled, chain.folds, chain.seed)
         self.kept: list[tuple[str, Refiner]] = []

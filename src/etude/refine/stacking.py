@@ -77,10 +77,6 @@ class Stacking:
             models: of each; labels may come from any of them.
             extra: further columns by name, (N,) numbers in the order of the first model's images, such as image size,
                 blur or the distance to the nearest neighbour.
-
-        Raises:
-            EtudeError: the predictions do not match, there are no labels, a column cannot be used, or LightGBM is
-                missing.
         """
         self._check()
         labelled, labels, known = labelled_models(models, "Stacking")

@@ -126,11 +126,7 @@ def read_probabilities(
 def with_labels(
     predictions: Predictions, labels: Path | str, *, label_column: str | None = None, warn: Warn = warnings.warn
 ) -> Predictions:
-    """Return ``predictions`` with the labels that a table, or an ``.npz`` of etude, gives to their ids.
-
-    Raises:
-        EtudeError: no id is in the table, or a label is not one of the classes.
-    """
+    """Return ``predictions`` with the labels that a table, or an ``.npz`` of etude, gives to their ids."""
     known = _labels_by_id(Path(labels), label_column)
     match = match_ids(list(known), predictions.ids, folders=False)
     if len(match.missing) == len(predictions):
@@ -262,7 +258,7 @@ def _label_name(table: Table, others: Sequence[str], asked: str | None) -> str |
 def _values(table: Table, ids: Sequence[str], classes: Sequence[str]) -> NDArray[np.float64]:
     values = np.stack([_numbers(table.columns[name]) for name in classes], axis=1)
     if (bad := ~(values >= 0)).any():
-        row, column = np.argwhere(bad)[0].tolist()
+        row, column = map(int, np.argwhere(bad)[0])
         raise EtudeError(
             f"{table.place(row)} (image {ids[row]!r}) has {table.columns[classes[column]][row]!r} in column "
             f"{classes[column]!r}: a probability is a number of zero or more, so if these are logits or logarithms, "

@@ -198,7 +198,7 @@ def _mixed(way: str, views: FloatArray, weights: FloatArray) -> FloatArray:
     if way == "first view":
         return views[0]
     if way.endswith("logits"):
-        return normalised(np.tensordot(weights, views, axes=1))
+        return normalised(np.tensordot(weights, views, axes=1).astype(np.float64, copy=False))
     total = np.full(views.shape[1:], -np.inf)
     for weight, view in zip(weights, views, strict=True):
         if weight > 0:
@@ -206,7 +206,9 @@ def _mixed(way: str, views: FloatArray, weights: FloatArray) -> FloatArray:
     return total
 
 
-def _averaged(way: str, views: FloatArray, labels: IntArray, train: FloatArray, held: FloatArray) -> FloatArray:
+def _averaged(
+    way: str, views: FloatArray, labels: IntArray, train: NDArray[np.bool_], held: NDArray[np.bool_]
+) -> FloatArray:
     return _mixed(way, views[:, held], _fitted_weights(way, views[:, train], labels[train]))
 
 
@@ -241,7 +243,7 @@ def _geometric_weights(views: FloatArray, labels: IntArray) -> FloatArray:
     def loss(u: FloatArray) -> tuple[float, FloatArray]:
         weights = np.exp(u - u.max())
         weights /= weights.sum()
-        log_p = normalised(np.tensordot(weights, views, axes=1))
+        log_p = normalised(np.tensordot(weights, views, axes=1).astype(np.float64, copy=False))
         value = -log_p[rows, labels].sum() - np.log(np.maximum(weights, 1e-300)).sum()
         expected: FloatArray = np.einsum("nc,vnc->v", np.exp(log_p), views, optimize=True)
         slope = expected - views[:, rows, labels].sum(1)  # d loss / d w, without the prior

@@ -202,9 +202,6 @@ class NeighbourIndex:
             features: (Q, D) floats.
             k: neighbours wanted, at least one.
             ids: the queries' ids.
-
-        Raises:
-            EtudeError: the features are not of D columns, or ``k`` is below one.
         """
         queries = UnitRows.of(checked_features(features, "the queries", columns=len(self.centre)), self.centre)
         if ids is not None and len(ids) != len(queries.values):
