@@ -322,7 +322,7 @@ def test_an_arm_that_diverges_is_left_out(etude, images, tmp_path, monkeypatch, 
 
 def test_an_ablation_is_tagged_and_sent_as_a_whole(etude, images, tmp_path, pretended, monkeypatch):
     sent: list[Path] = []
-    monkeypatch.setattr("etude.study.run.request.check_server", lambda uri: None)  # it dies after that
+    monkeypatch.setattr("etude.journal.mlflow.check_server", lambda uri: None)  # it dies after that
     monkeypatch.setattr("etude.study.diagnostics.log_to_mlflow", lambda folder, uri: refused(sent, folder))
     words = (*TWO, "--out", "abl", "--tag", "first-look", "--mlflow", "http://127.0.0.1:9")
     ended = etude("ablate", images, *words)
