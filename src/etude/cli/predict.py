@@ -115,4 +115,4 @@ def _tell_views(screen: Screen, opened: Run) -> None:
         screen.warn(f"what views bought is not known: {problem}")
         return
     if len(valid.logits) > 1:
-        screen.say(f"views, on the run's {len(valid):,} validation images: {gain_by_views(valid).told}")
+        screen.say(f"views, on the run's {len(valid):,} validation images: {gain_by_views(valid).described}")

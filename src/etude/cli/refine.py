@@ -145,4 +145,4 @@ def _tell(screen: Screen, chain: Chain, labelled: Predictions, target: Predictio
 def _tell_views(screen: Screen, labelled: Predictions) -> None:
     from etude.refine.views import gain_by_views
 
-    screen.say(f"views: {gain_by_views(labelled).told}")
+    screen.say(f"views: {gain_by_views(labelled).described}")

@@ -144,8 +144,8 @@ class ViewGains:
         ]
 
     @property
-    def told(self) -> str:
-        """What the views bought and how many of them are enough, in words."""
+    def described(self) -> str:
+        """The accuracy by views and how many of them are enough, as text."""
         enough = self.enough["accuracy"]
         return (
             f"accuracy {self.accuracy[0]:.2%} with the first alone, {self.accuracy[-1]:.2%} with all "
@@ -155,7 +155,7 @@ class ViewGains:
 
 
 def gain_by_views(predictions: Predictions) -> ViewGains:
-    """Return what each further view bought on labelled images, and the count at which the gain ends."""
+    """Return what each further view gains on labelled images, and the count at which the gain ends."""
     rows = known_rows(require_labelled(predictions, "the table of views"))
     labels = labels_of(rows)
     total = np.full((len(labels), len(predictions.classes)), -np.inf)

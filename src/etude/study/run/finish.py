@@ -83,7 +83,7 @@ def _validation(
         gains = gain_by_views(whole)
         stage.note("views", whole.logits.shape[0])
         stage.note("views that are enough", gains.enough)
-    session.screen.say(f"views: {gains.told}")
+    session.screen.say(f"views: {gains.described}")
     session.scored(stage, whole, f"with TTA, {whole.logits.shape[0]} views")
     harm = gains.harm if tta_if == "harmless" else ()
     stage.keep(not harm)
