@@ -138,9 +138,8 @@ def test_views_that_lower_accuracy_do_harm_though_log_loss_falls(spoilt: int, ha
 def test_what_views_gain_is_described():
     views = np.log([[[0.4, 0.6]], [[0.9, 0.1]], [[0.9, 0.1]]])
     found = gain_by_views(Predictions(["a"], ["x", "y"], views, labels=np.array([0])))
-    assert (
-        found.described == "accuracy 0.00% with the first alone, 100.00% with all 3; 2 are enough (100.00%), for log loss 3"
-    )
+    expected = "accuracy 0.00% with the first alone, 100.00% with all 3; 2 are enough (100.00%), for log loss 3"
+    assert found.described == expected
     alone = gain_by_views(Predictions(["a"], ["x", "y"], views[:1], labels=np.array([0])))
     assert "1 is enough" in alone.described
 
