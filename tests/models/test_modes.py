@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -147,20 +148,21 @@ def test_two_threads_of_one_core_count_once(tmp_path):
     assert physical_cores({0, 1, 7}, root) == 3  # of core 7 nothing is told
 
 
-def test_free_memory_minds_the_container(tmp_path):
-    assert free_memory(tmp_path) is None
-    root = written(tmp_path, {"proc/meminfo": "MemTotal: 100 kB\nMemAvailable:   40 kB\n"})
-    assert free_memory(root) == 40 * 1024
-    written(root, {"sys/fs/cgroup/memory.max": "9000", "sys/fs/cgroup/memory.current": "1000"})
+def test_free_memory_minds_the_container(monkeypatch, tmp_path):
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=40 * 1024))
+    assert free_memory(tmp_path) == 40 * 1024
+    root = written(tmp_path, {"sys/fs/cgroup/memory.max": "9000", "sys/fs/cgroup/memory.current": "1000"})
     assert free_memory(root) == 8000
     written(root, {"sys/fs/cgroup/memory.max": "max"})
     assert free_memory(root) == 40 * 1024
 
 
-def test_the_time_of_others_leaves_out_idle_time_other_cores_and_this_process(monkeypatch, tmp_path):
+def test_the_time_of_others_leaves_out_idle_time_other_cores_and_this_process(monkeypatch):
     monkeypatch.setattr(processor, "allowed_cores", lambda: {0})
-    monkeypatch.setattr(processor.os, "sysconf", lambda name: 100)
     monkeypatch.setattr(processor.time, "process_time", lambda: 2.0)
-    lines = "cpu  9 9 9 9 9 9 9 9 9 9\ncpu0 300 50 100 9000 800 20 10 20 0 0\ncpu1 7000 0 0 0 0 0 0 0 0 0\nintr 1\n"
-    assert seconds_of_others(written(tmp_path, {"proc/stat": lines})) == pytest.approx(5.0 - 2.0)
-    assert seconds_of_others(tmp_path / "nowhere") is None
+    names = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
+    cores = [dict(zip(names, seconds, strict=True)) for seconds in ((3, 0.5, 1, 90, 8, 0.2, 0.1, 0.2), range(8))]
+    monkeypatch.setattr("psutil.cpu_times", lambda percpu: [SimpleNamespace(**core) for core in cores])
+    assert seconds_of_others() == pytest.approx(5.0 - 2.0)
+    cores[0] = {"user": 3.0, "system": 1.0, "idle": 9.0}  # as systems other than Linux have it
+    assert seconds_of_others() == pytest.approx(4.0 - 2.0)

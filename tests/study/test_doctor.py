@@ -149,14 +149,14 @@ def test_facts_are_read_from_the_system(tmp_path, monkeypatch):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(doctor_facts, "allowed_cores", lambda: {0})
-    monkeypatch.setattr(doctor_facts, "seconds_of_others", lambda root: None)
+    monkeypatch.setattr(doctor_facts, "seconds_of_others", lambda: 1.0)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr("psutil.PROCFS_PATH", str(tmp_path / "proc"))
-    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=2048 * 1024))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=2048 * 1024, available=1024 * 1024))
     monkeypatch.setattr("psutil.getloadavg", lambda: (1.25, 0.0, 0.0))
     monkeypatch.setattr(doctor_facts, "_WATCHED_SECONDS", 0.0)
     facts = read_facts(tmp_path / "cache" / "deep", tmp_path)
-    assert (facts.cpu, facts.load, facts.busy_cores) == ("Made Up", 1.25, None)
+    assert (facts.cpu, facts.load, facts.busy_cores) == ("Made Up", 1.25, 0.0)
     assert (facts.memory_bytes, facts.memory_free) == (1_500_000, 1024 * 1024)
     assert (facts.core_quota, facts.cores_usable) == (0.5, 1)
     assert (facts.cache_system, facts.on_network) == ("nfs4", True)
@@ -170,7 +170,7 @@ def test_a_machine_that_reports_nothing_is_no_error(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor_facts, "_WATCHED_SECONDS", 0.0)
     monkeypatch.setattr("psutil.disk_partitions", lambda all: [])
     facts = read_facts(tmp_path, tmp_path / "nowhere")
-    assert (facts.busy_cores, facts.memory_free, facts.core_quota) == (None, None, None)
+    assert facts.core_quota is None
     assert (facts.cache_system, facts.gpu_driver, facts.governors) == (None, None, ())
 
 

@@ -14,14 +14,16 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import psutil
 import threadpoolctl  # pyright: ignore[reportMissingTypeStubs]
 
 _ROOT = Path("/")
 _threadpoolctl: Any = threadpoolctl
+_psutil: Any = psutil  # its stubs are partial
 
 
 def cpu_model(root: Path = _ROOT) -> str:
-    """Return the processor's name, or its architecture where the system does not tell.
+    """Return the processor's name, or its architecture where that is unknown.
 
     >>> bool(cpu_model())
     True
@@ -62,9 +64,9 @@ def usable_cores(root: Path = _ROOT) -> int:
 
 
 def physical_cores(cores: Collection[int] | None = None, root: Path = _ROOT) -> int:
-    """Return how many physical cores stand behind the logical ``cores`` (by default those allowed).
+    """Return how many physical cores are behind the logical ``cores`` (by default those allowed).
 
-    Where the system does not tell, every logical core counts as one.
+    Where that is unknown, every logical core counts as one.
     """
     cores = allowed_cores() if cores is None else cores
     siblings = "sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
@@ -100,33 +102,22 @@ def _quotas_v1(root: Path) -> list[float]:
     return [int(quota) / int(period)] if quota.isdigit() and period.isdigit() and int(period) else []
 
 
-def free_memory(root: Path = _ROOT) -> int | None:
-    """Return the bytes of memory that can still be had, a container's limit minded; None where it is not told."""
-    lines = (read_text(root / "proc/meminfo") or "").splitlines()
-    told = {name: rest.split()[0] for name, _, rest in (line.partition(":") for line in lines) if rest.split()}
-    free = [int(told["MemAvailable"]) * 1024] if told.get("MemAvailable", "").isdigit() else []
+def free_memory(root: Path = _ROOT) -> int:
+    """Return the bytes of memory that can still be had, within a container's limit."""
     group = root / "sys/fs/cgroup"
     limit, used = (read_text(group / f"memory.{name}") or "" for name in ("max", "current"))
-    if limit.isdigit() and used.isdigit():
-        free.append(max(0, int(limit) - int(used)))
-    return min(free, default=None)
+    left = [max(0, int(limit) - int(used))] if limit.isdigit() and used.isdigit() else []
+    return min([int(_psutil.virtual_memory().available), *left])
 
 
-def seconds_of_others(root: Path = _ROOT) -> float | None:
-    """Return the processor seconds that other processes have used so far on the allowed cores; None if not told.
+def seconds_of_others() -> float:
+    """Return the processor seconds that other processes have used so far on the allowed cores.
 
     The difference between two calls, divided by the seconds between them, is the cores that others keep busy.
     """
-    ticks = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 0
-    lines = (line.split() for line in (read_text(root / "proc/stat") or "").splitlines())
-    own = {f"cpu{core}" for core in allowed_cores()}
-    # user, nice, system, idle, iowait, irq, softirq, steal: all but the two in the middle is time that was used.
-    used = [
-        sum(int(words[place]) for place in (1, 2, 3, 6, 7, 8))
-        for words in lines
-        if words and words[0] in own and len(words) > 8
-    ]
-    return sum(used) / ticks - time.process_time() if used and ticks else None
+    names, allowed = ("user", "nice", "system", "irq", "softirq", "steal"), allowed_cores()
+    cores: list[Any] = [times for core, times in enumerate(_psutil.cpu_times(percpu=True)) if core in allowed]
+    return sum(getattr(times, name, 0.0) for times in cores for name in names) - time.process_time()
 
 
 _WORTH_SHARING = 10**9

@@ -27,13 +27,13 @@ class TrainingRows:
     """Rows of a store with their targets.
 
     Args:
-        gather: a store's method.
+        gather: a store's method, as the other two below.
         rows: int (N,), positions in the store.
         targets: float32 (N, C), or class indices int (N,) together with ``num_classes``: then a batch's dense targets
             are made when it is, and no (N, C) array is held. A row without a label has -1, and a target of zeros.
         weights: float32 (N,).
-        source_size: a store's method; None reads rows at the size that is asked for.
-        gather_tensor: a device store's method; None: the images are not on a device.
+        source_size: None reads rows at the size that is asked for.
+        gather_tensor: None: the images are not on a device.
         num_classes: C of class indices; None with dense targets, which show it.
         labelled: bool (N,), whose label is known to be right; None: all are.
         teacher: float32 (N, C), a teacher's probabilities for distillation; None without one.

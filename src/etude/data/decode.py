@@ -67,25 +67,15 @@ class UnreadableImage(Exception):
 
 
 class Layout(NamedTuple):
-    """How the pixels of an image are stored.
+    """How the pixels of an image are stored."""
 
-    Args:
-        size: upright width and height, before EXIF.
-        grey: whether it has no colours.
-        bytes: of one pixel as stored.
-        alpha: whether its last band is transparency; of TIFF files and deep images only, Pillow knows for the others.
-        spare: whether its last band is neither colour nor transparency.
-        deep: whether a value has more than 8 bits.
-        kind: of a deep value, ``u``, ``i`` or ``f`` as numpy calls them.
-    """
-
-    size: tuple[int, int]
+    size: tuple[int, int]  # upright width and height, before EXIF
     grey: bool
-    bytes: int
-    alpha: bool
-    spare: bool
-    deep: bool
-    kind: str = "u"
+    bytes: int  # of one pixel
+    alpha: bool  # the last band is transparency; of TIFF files and deep images only, Pillow knows for the others
+    spare: bool  # the last band is neither colour nor transparency
+    deep: bool  # a value has more than 8 bits
+    kind: str = "u"  # of a deep value, u, i or f as numpy calls them
 
 
 def tiff_directory(data: bytes) -> ImageFileDirectory_v2:
@@ -225,12 +215,7 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 class Header(NamedTuple):
-    """What an image's header says: upright size in pixels, and 1 (grey) or 3 channels.
-
-    Args:
-        spare: whether it has a further band that is neither colour nor transparency, and is left out.
-        values: of an image deeper than 8 bits; None for others.
-    """
+    """What an image's header says: upright size, 1 (grey) or 3 channels, a band that is left out, deep values."""
 
     width: int
     height: int

@@ -31,7 +31,7 @@ class Scan:
     Attributes:
         kept: (R,) int64 indices into the image set of the files whose header can be read.
         widths, heights: (R,) int32 upright, in pixels.
-        channels: 1 when all of them are grey, otherwise 3.
+        channels: 1 when all are grey, otherwise 3.
         content_hashes: (R,) hash of each file's bytes.
         bad: the others.
         fingerprint: one hash over all contents in order; names do not count.
@@ -64,11 +64,7 @@ class Scan:
         return np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).astype(int))
 
     def in_range(self, asked: ValueRange | None, say: Callable[[str], None]) -> Scan:
-        """Return the scan with the range of values that was asked for, or the one that its deep images decide.
-
-        Raises:
-            EtudeError: they do not decide it.
-        """
+        """Return the scan with the range of values that was asked for, or the one that its deep images decide."""
         if self.spare:
             say(f"bands: {counted(self.spare, 'image')} with a fourth band that is no transparency; it is left out")
         if asked is None and self.deep is not None:
@@ -87,11 +83,7 @@ class Scan:
 
 
 def scan_images(images: ImageSet, progress: Progress) -> Scan:
-    """Read every file once, in threads: hash its content and read its header.
-
-    Raises:
-        EtudeError: not one file can be used.
-    """
+    """Read every file once, in threads: hash its content and read its header."""
     sides, hashes = np.zeros((2, len(images)), np.int32), np.zeros((len(images), DIGEST_BYTES), np.uint8)
     readable, channels = np.ones(len(images), dtype=bool), 1
     bad: list[BadFile] = []
@@ -144,20 +136,13 @@ _CAMERA_TAGS = (0x010F, 0x0110, 0x0131)  # EXIF make, model, software
 
 @dataclass(frozen=True, slots=True)
 class FileFacts:
-    """What can be known of one file without its pixels.
+    """What can be known of one file without its pixels; the defaults where it cannot be opened or read."""
 
-    Args:
-        size: bytes, 0 when it cannot be opened.
-        width, height: pixels as stored, 0 when the header cannot be read.
-        kind: format and pixel mode, such as ``"PNG L"``; empty when the header cannot be read.
-        camera: make, model and software of its EXIF data; empty without any.
-    """
-
-    size: int = 0
-    width: int = 0
+    size: int = 0  # bytes
+    width: int = 0  # pixels as stored
     height: int = 0
-    kind: str = ""
-    camera: str = ""
+    kind: str = ""  # format and pixel mode, such as "PNG L"
+    camera: str = ""  # make, model and software of its EXIF data
 
     @property
     def readable(self) -> bool:

@@ -61,10 +61,8 @@ def ordered_classes(labels: Iterable[str]) -> tuple[str, ...]:
 
     The text of a label is never changed.
 
-    >>> ordered_classes(["10", "2", "1", "2"])
-    ('1', '2', '10')
-    >>> ordered_classes(["10", "2", "b"])
-    ('10', '2', 'b')
+    >>> ordered_classes(["10", "2", "1", "2"]), ordered_classes(["10", "2", "b"])
+    (('1', '2', '10'), ('10', '2', 'b'))
     """
     distinct = set(labels)
     if all(_NUMBER.fullmatch(label) for label in distinct):
@@ -82,12 +80,8 @@ def encode_labels(
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Turn label texts into (N,) int64 class indices; return them with the class names.
 
-    Args:
-        allowed: the only classes that may occur, in their order; None takes the labels' own.
-        rule: ``tidy`` takes labels that differ only by outer white space or Unicode form as one, ``strict`` does not.
-
-    Raises:
-        EtudeError: a label is not allowed, or there are fewer than two classes.
+    Only the classes ``allowed`` may occur, in their order. The rule ``tidy`` takes labels that differ only by outer
+    white space or Unicode form as one, ``strict`` does not.
     """
     if rule == "tidy":
         labels = _tidied(source, labels, allowed, warn)
@@ -148,15 +142,12 @@ class ImageSet:
     """Images named by id, with their labels where there are any. Nothing is opened yet.
 
     Attributes:
-        root: the folder that relative ids start from.
         ids: (N,) unique; POSIX path relative to ``root``, or the value as the table writes it. Sorted by Unicode code
             point, which needs no locale, so every machine has the same order.
-        paths: (N,) the file of each id, made when asked for; it may be missing or damaged, which the scan finds out.
+        paths: (N,) the file of each id; it may be missing or damaged, which the scan finds out.
         labels: (N,) int64 index into ``classes``, or None for unlabelled images.
-        classes: (C,) class names, exactly as the folder or table has them.
         weights: (N,) float32 weight of each image in training, or None.
-        described: one line for the screen.
-        others: files in the folders that are not images, or stand outside the class folders; relative to ``root``.
+        others: files in the folders that are not images or are outside the class folders; relative to ``root``.
         split: which images validate, where a table says so.
         groups: columns of a table whose equal cells may belong together, (N,) each.
     """
@@ -214,14 +205,8 @@ def read_labelled(
 ) -> ImageSet:
     """Read labelled images from class folders or from a table.
 
-    Args:
-        path: a folder in which each direct sub-folder is a class, or a .csv, .tsv or .parquet file.
-        image_column, label_column: of a table: file names or ids, and labels; found when unambiguous.
-        weight_column: of a table: image weights (positive numbers).
-        image_root: the folder that the table's file names start from; found when unambiguous.
-        split_column: names the validation rows; auto finds it by name and content, none uses no column.
-        classes: the only classes allowed, in this order, such as the training classes for validation images.
-        spelling: the ``rule`` of :func:`encode_labels`.
+    In a folder each direct sub-folder is a class. Columns of a table, and the folder that its file names start from,
+    are found when unambiguous. ``classes`` and ``spelling`` as :func:`encode_labels` takes them.
 
     Raises:
         EtudeError: nothing usable is there, a column is ambiguous, a label is empty or unknown, ids repeat, or there
@@ -249,11 +234,7 @@ def read_labelled(
 def read_unlabelled(
     path: Path | str, *, image_column: str | None = None, image_root: Path | str | None = None
 ) -> ImageSet:
-    """Read images without labels: a flat or nested folder, a table with an image column, or one image file.
-
-    Raises:
-        EtudeError: nothing usable is there, the image column is ambiguous, or ids repeat.
-    """
+    """Read images without labels: a flat or nested folder, a table with an image column, or one image file."""
     source = _existing(path)
     if source.is_dir():
         _refuse_columns(source, image_column, None, None, image_root)

@@ -63,21 +63,13 @@ Groups = Sequence[Hashable] | np.ndarray
 
 @dataclass(frozen=True)
 class Grouped:
-    """Labels arranged for splitting.
+    """Labels arranged for splitting."""
 
-    Attributes:
-        labels: (N,) int64.
-        class_sizes: (C,) int64 images of each class.
-        lone: for each class, the indices of its images that are alone in their group.
-        together: the groups of two or more images, as index arrays; the largest first.
-        group_counts: (C,) int64 number of groups that hold images of each class.
-    """
-
-    labels: np.ndarray
-    class_sizes: np.ndarray
-    lone: list[np.ndarray]
-    together: list[np.ndarray]
-    group_counts: np.ndarray
+    labels: np.ndarray  # (N,) int64
+    class_sizes: np.ndarray  # (C,) images of each class
+    lone: list[np.ndarray]  # for each class, the indices of its images that are alone in their group
+    together: list[np.ndarray]  # the groups of two or more images, as index arrays; the largest first
+    group_counts: np.ndarray  # (C,) number of groups that hold images of each class
 
     def counts_in(self, members: np.ndarray) -> np.ndarray:
         """(C,) int64 images of each class among ``members``."""
@@ -140,13 +132,7 @@ def hold_out(
     Each class gives its share rounded up or down, at least one image, and keeps at least one; in all
     ``round(fraction * N)`` where that is possible. A class with one image (or one group) trains only, with a warning.
 
-    Args:
-        groups: (N,) such as content hashes; equal ones stay together.
-        fraction: the validation share, between 0 and 1.
-        classes: class names for the warnings.
-
-    Raises:
-        EtudeError: the fraction is out of range, or no class can be validated.
+    ``groups`` (N,) are such as content hashes; equal ones stay together.
     """
     if not 0 < fraction < 1:
         raise EtudeError(
@@ -180,9 +166,6 @@ def k_folds(
     Without larger groups, the folds' sizes differ by at most one, in all and for each class. A class with one image
     (or one group) is in training in every fold and in validation in none; one with fewer than ``k`` is missing from
     some folds' validation; both with a warning.
-
-    Raises:
-        EtudeError: ``k`` is below 2 or above the number of distinct images that can be validated.
     """
     if k < 2:
         raise EtudeError(f"--folds is {k}; it must be 2 or more")
@@ -210,9 +193,6 @@ def sample(labels: np.ndarray, amount: str, seed: int, *, warn: Warn) -> np.ndar
 
     Each class gives its share rounded up or down, but at least two images where it has them and the sample has room
     (one to train on, one to validate), and at least one otherwise. Returns exactly the amount, rounded, ascending.
-
-    Raises:
-        EtudeError: the amount cannot be understood, or is below the number of classes.
     """
     labels = np.asarray(labels, dtype=np.int64)
     total = parse_amount(amount, len(labels))
@@ -238,9 +218,6 @@ def sample(labels: np.ndarray, amount: str, seed: int, *, warn: Warn) -> np.ndar
 
 def parse_amount(amount: str, available: int) -> int:
     """Return the number of images that ``"10%"`` or ``"500"`` means.
-
-    Raises:
-        EtudeError: it is neither, or out of range.
 
     >>> parse_amount("10%", 2624), parse_amount("500", 2624)
     (262, 500)

@@ -86,17 +86,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a table of images.
-
-    Attributes:
-        root: the folder that the images' names start from.
-        ids: as written.
-        names: the file of each id, relative to ``root`` or absolute.
-        labels, weights: None where there are none.
-        split: which rows validate, where a column says so.
-        groups: columns whose equal cells may belong together.
-        note: for the screen.
-    """
+    """The rows of a table of images; ``names`` are the files of the ids, relative to ``root`` or absolute."""
 
     root: Path
     ids: list[str]
@@ -111,12 +101,7 @@ class Rows:
 def read_rows(
     path: Path, asked: Columns, *, image_root: Path | None, labelled: bool, warn: Warn = warnings.warn
 ) -> Rows:
-    """Read the rows of a table of images; of a labelled one without its test rows.
-
-    Raises:
-        EtudeError: the table is damaged or empty, a column is missing or ambiguous, a cell that is needed is empty,
-            or none of the named files exists.
-    """
+    """Read the rows of a table of images; of a labelled one without its test rows."""
     table = read_table(path)
     table = replace(table, columns={name: cells for name, cells in table.columns.items() if name})
     for name, option in ((asked.image, "image"), (asked.label, "label"), (asked.weight, "weight")):

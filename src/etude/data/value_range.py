@@ -29,19 +29,12 @@ _GAP = 8.0  # factor without any image between two groups of images, from which 
 
 
 class Values(NamedTuple):
-    """What the pixels of one deep image are like.
+    """What the pixels of one deep image are like."""
 
-    Args:
-        low: at most 1 in 1,000 pixels is below it.
-        high: at most 1 in 1,000 of the pixels that are not 0 is above it.
-        largest: of all.
-        integer: whether they are whole numbers by type.
-    """
-
-    low: float
-    high: float
+    low: float  # at most 1 in 1,000 pixels is below it
+    high: float  # at most 1 in 1,000 of the pixels that are not 0 is above it
     largest: float
-    integer: bool
+    integer: bool  # whether they are whole numbers by type
 
 
 def values_of(pixels: np.ndarray) -> Values:

@@ -22,21 +22,13 @@ _SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volum
 
 @dataclass
 class FoundImages:
-    """What :func:`find_images` found.
+    """What :func:`find_images` found, all relative to the folder and not sorted."""
 
-    Attributes:
-        ids: POSIX path of each image relative to the folder, Unicode in NFC; not sorted.
-        names: the file of each id, relative to the folder.
-        others: files left out because neither their ending nor their content is an image's, relative to the folder.
-        repeated: number of linked folders left out because their content was already read.
-        runs: number of folders left out because etude wrote them: runs, and stores of a cache.
-    """
-
-    ids: list[str] = field(default_factory=list[str])
-    names: list[str] = field(default_factory=list[str])
-    others: list[str] = field(default_factory=list[str])
-    repeated: int = 0
-    runs: int = 0
+    ids: list[str] = field(default_factory=list[str])  # POSIX path of each image, Unicode in NFC
+    names: list[str] = field(default_factory=list[str])  # the file of each id
+    others: list[str] = field(default_factory=list[str])  # files that are no images by ending or content
+    repeated: int = 0  # linked folders left out because their content was already read
+    runs: int = 0  # folders left out because etude wrote them: runs, and stores of a cache
 
 
 def is_image_name(name: str) -> bool:

@@ -39,11 +39,8 @@ class StoreBuild:
         store: row i holds image ``kept[i]``.
         kept: (N,) int64 indices into the image set.
         bad: every image that was left out, those of the scan included.
-        fit: ``squash``, ``crop`` or ``letterbox``; ``fit_reason`` is one sentence for the screen.
-        kind: ``raw``, ``blosc2`` or ``encoded``; ``kind_reason`` says why, with what was measured.
         content_hashes: (N,) hash of the file behind each row; equal files have equal hashes.
         reused: whether the store was already there.
-        value_range: values that became black and white in images deeper than 8 bits, where known.
         dull: (id, what) of the images that are nearly black, nearly white or of one colour.
     """
 
@@ -76,15 +73,8 @@ def build_store(
     The key covers the files' contents in order, size, fit, channels, the range of values, the decoder's version and
     the kind, not the files' names. A store appears under its key when it is whole. A run that is killed leaves partial
     work next to it, from which the next run goes on; of two runs at once the second waits for the first.
-
-    Args:
-        fit: ``squash``, ``crop``, ``letterbox``, or ``auto`` to choose from the aspect ratios.
-        kind: ``raw``, ``blosc2``, ``encoded``, or ``auto``: the kind that is there, or else by measurement.
-        limit: bytes that the store may take; by default half of the free disk space.
-
-    Raises:
-        EtudeError: no image can be decoded, fit or kind is unknown, the size is below 1, the images do not fit within
-            the limit, or the disk is full.
+    ``auto`` chooses the fit by the aspect ratios, the kind by what is there or by measurement; ``limit`` is in bytes,
+    by default half of the free disk space.
     """
     fit, reason = _chosen_fit(fit, scan)
     check_kind(kind)

@@ -35,13 +35,7 @@ _MAX_SAMPLED, _LEAST_SAMPLED = 64, 16
 
 @dataclass(frozen=True)
 class Room:
-    """How much the store may take.
-
-    Args:
-        free: bytes that the disk has left, those of this store's partial work included.
-        limit: bytes that the user allows, or None for half of what is free.
-        folder: of the stores, for the sentence that refuses.
-    """
+    """Bytes that the disk has left (this store's partial work included) and that the user allows (None: half)."""
 
     free: int
     limit: int | None
@@ -74,10 +68,7 @@ def choose_kind(
 
     Raw when it is small, or when it fits, unless Blosc2 is installed, compresses a sample twofold and reads at least
     5,000 images of 128 px a second. When raw does not fit, Blosc2 where that fits (it loses nothing and reads faster
-    than JPEG even where it reads slowly), otherwise JPEG.
-
-    Raises:
-        EtudeError: no kind, or not the one asked for, fits.
+    than JPEG even where it reads slowly), otherwise JPEG. Refuses where no kind, or not the one asked for, fits.
     """
     check_kind(asked)
     raw = len(scan) * size * size * scan.channels

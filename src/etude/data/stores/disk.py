@@ -28,34 +28,19 @@ class Store(Protocol):
     """
 
     @property
-    def size(self) -> int:
-        """Side of the stored images in pixels."""
-        ...
-
+    def size(self) -> int: ...  # side of the stored images in pixels
     @property
-    def channels(self) -> int:
-        """1 (grey) or 3 (RGB)."""
-        ...
-
+    def channels(self) -> int: ...  # 1 (grey) or 3 (RGB)
     @property
-    def kind(self) -> str:
-        """``raw``, ``blosc2``, ``encoded`` or ``device``."""
-        ...
-
+    def kind(self) -> str: ...  # raw, blosc2, encoded or device
     @property
-    def folder(self) -> Path:
-        """The folder of the store on disk, also of one that was copied to a device."""
-        ...
-
+    def folder(self) -> Path: ...  # on disk, also of a store that was copied to a device
     def __len__(self) -> int: ...
 
     def gather(self, indices: np.ndarray | Sequence[int], size: int) -> np.ndarray:
         """Return rows ``indices``, resized to ``size``: (B, size, size, channels) uint8, contiguous.
 
-        Smaller sizes average areas (no aliasing); larger ones interpolate cubically.
-
-        Raises:
-            IndexError: a row is not in the store.
+        Smaller sizes average areas (no aliasing); larger ones interpolate cubically. IndexError: a row is not there.
         """
         ...
 
@@ -117,15 +102,8 @@ def parse_marks(value: Mapping[str, Any], name: str) -> Marks:
 class StoreRecord:
     """What ``store.json`` holds.
 
-    Attributes:
-        kind: ``raw``, ``blosc2`` or ``encoded``.
-        shape: (N, H, W, C) of the pixels.
-        fit: how images became squares.
-        content_hashes: (N,) hash of the file behind each row.
-        bad: images that could be scanned but not decoded, and why.
-        files: the store's other files, by name.
-        dull: images that are nearly black, nearly white or of one colour, and which.
-        version: layout of the folder.
+    ``shape`` is (N, H, W, C), ``bad`` the images that could be scanned but not decoded, ``dull`` those that are nearly
+    black, nearly white or of one colour.
     """
 
     kind: str

@@ -80,7 +80,7 @@ def read_facts(cache: Path, root: Path = Path("/")) -> MachineFacts:
     """
     from PIL import features
 
-    busy = _busy_cores(root)
+    busy = _busy_cores()
     existing = next(folder for folder in (cache.absolute(), *cache.absolute().parents) if folder.exists())
     disk = psutil.disk_usage(str(existing))
     limit = read_text(root / "sys/fs/cgroup/memory.max") or ""
@@ -123,11 +123,11 @@ def read_facts(cache: Path, root: Path = Path("/")) -> MachineFacts:
     )
 
 
-def _busy_cores(root: Path) -> float | None:
-    before, start = seconds_of_others(root), time.perf_counter()
+def _busy_cores() -> float:
+    before, start = seconds_of_others(), time.perf_counter()
     time.sleep(_WATCHED_SECONDS)
-    after, seconds = seconds_of_others(root), time.perf_counter() - start
-    return None if before is None or after is None else max(0.0, (after - before) / seconds)
+    after, seconds = seconds_of_others(), time.perf_counter() - start
+    return max(0.0, (after - before) / seconds)
 
 
 def _governors(root: Path) -> tuple[str, ...]:
