@@ -31,7 +31,7 @@ from etude.core.predictions import Predictions
 from etude.data.digits import write_digits
 from etude.journal.record import RunRecord
 from etude.journal.screen import Screen
-from etude.study.ablation.design import Design, as_settings
+from etude.study.ablation.design import Design
 from etude.study.ablation.runs import ArmRun, Runs
 from etude.study.run.request import Request
 
@@ -77,7 +77,7 @@ def run_seed(given: argparse.Namespace, folder: Path, design: Design, seed: int)
     )  # fmt: skip
     columns = {"label_column": "label"} if given.data == "elpv" else {}
     request = Request(
-        inputs.train, test=inputs.test, settings=as_settings(common), cache=folder / f"cache-{given.data}",
+        inputs.train, test=inputs.test, settings=common, cache=folder / f"cache-{given.data}",
         **columns,
     )  # fmt: skip
     done = Runs(request, record, Screen(), design, DECIDES).over([seed])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from etude.study.ablation.design import Arm, Contrast, Design
+from etude.study.ablation.design import Contrast, Design
 
 TIMELINES: dict[str, dict[str, Any]] = {
     **{
@@ -65,6 +65,6 @@ def arms_of(data: str, epochs: float) -> dict[str, dict[str, Any]]:
 def design_of(data: str, epochs: float, names: list[str] | None) -> Design:
     """Return the arms of these names, all when None, and the comparison of each with `default`."""
     known = arms_of(data, epochs)
-    arms = tuple(Arm(name, known[name]) for name in names or known)
-    others = [arm.name for arm in arms if arm.name != "default"]
-    return Design(arms, tuple(Contrast(name, "add-one-in", without="default", with_it=name) for name in others))
+    arms = {name: known[name] for name in names or known}
+    others = [name for name in arms if name != "default"]
+    return Design(arms, [Contrast(name, "add-one-in", without="default", with_it=name) for name in others])

@@ -166,7 +166,7 @@ def test_the_table_fits_80_columns(etude, images, pretended):
     assert len(rows) >= 2 * 4
     assert all(len(line) <= 80 for line in rows)
     assert sum(line.strip().startswith("mixup ") for line in lines) == 2
-    assert "add-one-in: what each trick brings alone" in ended.out
+    assert "add-one-in: what each trick adds alone" in ended.out
 
 
 def test_json_alone_is_printed(etude, images, tmp_path, pretended):

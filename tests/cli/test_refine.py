@@ -302,7 +302,7 @@ def test_steps_that_miss_something_are_named(etude, tmp_path):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("v.csv", "--out", "r.csv"), "there is nothing to refine"),
+        (("v.csv", "--out", "r.csv"), "no predictions to refine were given"),
         (("t.csv", "v.csv", "--out", "r.csv"), "--labels FILE"),
         (("v.csv", "t.csv", "--out", "r.txt"), ".csv or .npz"),
         (("v.csv", "t.csv", "--out", "refine.npz"), "choose another"),

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from etude.core.errors import EtudeError
-from etude.study.ablation.design import FEWEST_SEEDS, SHORTEST, Cost, divide
+from etude.study.ablation.design import BUDGET_SEEDS, SHORTEST, Cost, divide
 
 COSTS = {"full": Cost(2.0, 60.0), "without-ema": Cost(2.0, 58.0), "without-clip": Cost(2.0, 62.0)}
 ONCE = 30.0
@@ -60,10 +60,10 @@ def test_a_division_fits_or_is_refused(costs, once, budget, seeds, epochs):
         made = divide(named, once, budget, seeds, epochs)
     except EtudeError:
         share = 1.0 if epochs is None else min(1.0, max(SHORTEST, 1.0 / epochs))
-        least = once + min(seeds, FEWEST_SEEDS) * sum(cost.fixed + share * cost.training for cost in costs)
+        least = once + min(seeds, BUDGET_SEEDS) * sum(cost.fixed + share * cost.training for cost in costs)
         assert least > budget * (1 - 1e-9)
         return
     assert made.seconds <= budget * (1 + 1e-9)
-    assert min(seeds, FEWEST_SEEDS) <= made.seeds <= seeds
+    assert min(seeds, BUDGET_SEEDS) <= made.seeds <= seeds
     if made.epochs is not None:
         assert min(SHORTEST * epochs, 1.0) - 1e-9 <= made.epochs <= epochs

@@ -33,7 +33,7 @@ from etude.study.doctor.doctor import (
 from etude.study.doctor.machine import MachineFacts, read_facts
 from etude.study.doctor.show import show_report
 from etude.study.run.plan import Speed, measure_speed
-from etude.study.run.request import Request
+from etude.study.run.request import Options, Request
 from etude.training.probe import ProbeResult, Timed
 from picture_folders import write_classes
 
@@ -244,12 +244,12 @@ def test_a_subject_follows_the_images(tmp_path):
     shown = io.StringIO()
     train = write_classes(tmp_path / "train", count=4)
     (train / "round" / "bad.png").write_bytes(b"no image")
-    small = choose_subject("default", (), Request(train), Screen(file=shown))
+    small = choose_subject(Request(train), Screen(file=shown))
     assert small.recipe.model.backbone == "tiny"
     assert small.images is not None
     assert len(small.images) == 9
     assert "1 of 9 sampled files" in shown.getvalue()
-    alone = choose_subject("default", ["model.backbone=resnet18"], None, Screen(file=shown))
+    alone = choose_subject(Options(settings=["model.backbone=resnet18"]), Screen(file=shown))
     assert (alone.recipe.model.backbone, alone.images) == ("resnet18", None)
 
 

@@ -1,189 +1,162 @@
-"""What ``etude refine`` and ``etude blend`` share: predictions read from runs and tables, and written again."""
+"""What ``etude refine`` and ``etude blend`` share: their options, and how predictions are read and written."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from etude.cli.common import AsJson, Quiet
 
 if TYPE_CHECKING:
+    from etude.core.context import Warn
     from etude.core.predictions import Predictions
     from etude.core.submission import Unreadable
     from etude.refine.tables import Source
 
-Warn = Callable[[str], object]
 
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """Where and how predictions are to be written.
-
-    Args:
-        out: a .csv or .npz file.
-        probabilities: a column a class, else the predicted class, .csv only; None: what the sample asks for, and
-            probabilities without one.
-        sample: a sample submission to follow; .csv only.
-        positive: the class whose probability one column is to hold; .csv only.
-    """
+@dataclass(frozen=True, kw_only=True)
+class ProbabilityOptions:
+    """The options of commands that read predictions and write others."""
 
     out: Path
+    """The file to write: .csv, or .npz."""
+    labels: Path | None = None
+    """A table of ids and labels for the labelled images, when the files do not hold them."""
+    metric: str = "accuracy"
+    """What decides: accuracy, balanced_accuracy, macro_f1, log_loss, auc, kappa, or map@k."""
+    id_column: str | None = None
+    """Name of the column of ids in tables, when it is not found by its name."""
+    label_column: str | None = None
+    """Name of the column of labels."""
     probabilities: bool | None = None
-    sample: Path | None = None
+    """Write a column of probabilities a class, as by default without a sample submission, or the predicted class."""
+    sample_submission: Path | None = None
+    """A CSV whose ids, columns and order the file must follow."""
     positive: str | None = None
+    """The class whose probability a single column holds, in the files that are read and in --out; by default that
+    which the column is named after, or 1, true, yes or positive."""
+    seed: int = 0
+    """Of everything random."""
+    as_json: AsJson = False
+    trust: Annotated[bool, Parameter(negative="", show_default=False)] = False
+    """Read a run's files also where they have changed since the run wrote them: by hand, or by damage."""
+    quiet: Quiet = False
 
-    @property
-    def path(self) -> Path:
-        """The file, with ``~`` expanded: the shell leaves --out=~/FILE as it is."""
-        return Path(os.path.expanduser(self.out))
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "out", expanded(self.out))
 
+    def check_out(self) -> None:
+        """Refuse what cannot be written, before any work.
 
-def check_out(written: Written) -> None:
-    """Refuse what cannot be written, before any work.
+        Raises:
+            EtudeError: the ending is unknown, or an option does not go with it.
+        """
+        from etude.core.errors import EtudeError
 
-    Raises:
-        EtudeError: the ending is unknown, or an option does not go with it.
-    """
-    from etude.core.errors import EtudeError
+        ending = self.out.suffix.lower()
+        if ending not in (".csv", ".npz"):
+            raise EtudeError(f"--out is {self.out}; give a file that ends in .csv or .npz")
+        if ending == ".npz" and (self.probabilities is False or self.sample_submission or self.positive is not None):
+            raise EtudeError(
+                f"--out is {self.out}, and an .npz file follows no --no-probabilities, --positive or "
+                "--sample-submission: give a .csv"
+            )
 
-    ending = written.path.suffix.lower()
-    if ending not in (".csv", ".npz"):
-        raise EtudeError(f"--out is {written.path}; give a file that ends in .csv or .npz")
-    asked = written.probabilities is False or written.sample is not None or written.positive is not None
-    if ending == ".npz" and asked:
-        raise EtudeError(
-            f"--out is {written.path}, and an .npz file follows no --no-probabilities, --positive or "
-            "--sample-submission: give a .csv"
+    def file_of(self, given: Path, name: str) -> Path:
+        """Return ``given``, or the file ``name`` in it when it is a run's folder.
+
+        Raises:
+            EtudeError: the folder has no such file, or one that has changed since the run wrote it.
+        """
+        from etude.core.errors import EtudeError
+        from etude.journal.runs import verify
+
+        path = expanded(given)
+        if not path.is_dir():
+            return path
+        if not (path / name).is_file():
+            raise EtudeError(f"{given} holds no {name}: give the folder of a finished run, or a file of predictions")
+        if not self.trust:
+            verify(path, [name])
+        return path / name
+
+    def read(self, paths: Sequence[Path], warn: Warn, *, hard: bool = True) -> list[Source]:
+        """Read files, their classes in one order; without ``hard`` all must hold probabilities, the first with labels.
+
+        Raises:
+            EtudeError: a file cannot be read, the classes differ, or a file holds labels alone.
+        """
+        from etude.core.errors import EtudeError
+        from etude.refine.tables import in_classes, read_source
+
+        sources: list[Source] = []
+        for path in paths:
+            column = self.label_column if hard or (not sources and self.labels is None) else None
+            sources.append(read_source(path, id_column=self.id_column, label_column=column, warn=warn))
+            if sources[-1].holds == "labels" and not hard:
+                raise EtudeError(
+                    f"{path} holds a label for each id and no probabilities, so there is nothing to refine: give a "
+                    "column of probabilities for each class (etude blend takes files of labels, by majority vote)"
+                )
+        return in_classes(sources, paths, self.positive)
+
+    def with_labels(self, predictions: Predictions, warn: Warn) -> Predictions:
+        """Return the predictions with the labels of ``--labels``, if it was given."""
+        from etude.refine.tables import with_labels
+
+        if self.labels is None:
+            return predictions
+        return with_labels(predictions, expanded(self.labels), label_column=self.label_column, warn=warn)
+
+    def write(self, source: Source, predictions: Predictions, read: Sequence[Path], warn: Warn) -> None:
+        """Write predictions made from ``source`` whole, or not at all; a single column is written as it was read.
+
+        Rows of a sample submission for images that the runs among ``read`` could not read are filled.
+
+        Raises:
+            EtudeError: they do not fit the sample submission, or the file cannot be written.
+        """
+        from etude.core.submission import write_submission
+
+        if self.out.suffix.lower() == ".npz":
+            predictions.save(self.out)
+            return
+        single = source.columns is not None and self.sample_submission is None
+        wanted = self.sample_submission is None if self.probabilities is None else self.probabilities
+        id_column, column = source.columns if source.columns is not None else ("id", None)
+        write_submission(
+            self.out,
+            predictions,
+            probabilities=wanted and not (single and source.holds == "labels"),
+            id_column=id_column,
+            label_column=column,
+            sample=self.sample_submission,
+            positive=self.positive or (source.positive if single and wanted else None),
+            unreadable=_unreadable(read),
+            warn=warn,
         )
 
 
-def write_out(written: Written, source: Source, predictions: Predictions, of: Sequence[Path], warn: Warn) -> None:
-    """Write the predictions whole, or not at all.
-
-    Args:
-        source: the predictions that these were made from; a single column is written as it has it.
-        of: files and folders that were read; rows of a sample for images that their runs could not read are filled.
-
-    Raises:
-        EtudeError: they do not fit the sample submission, or the place cannot be written.
-    """
-    from etude.core.submission import write_submission
-
-    if written.path.suffix.lower() == ".npz":
-        predictions.save(written.path)
-        return
-    single = source.columns is not None and written.sample is None
-    wished = written.sample is None if written.probabilities is None else written.probabilities
-    id_column, column = source.columns if source.columns is not None else ("id", None)
-    write_submission(
-        written.path,
-        predictions,
-        probabilities=wished and not (single and source.holds == "labels"),
-        id_column=id_column,
-        label_column=column,
-        sample=written.sample,
-        positive=written.positive or (source.positive if single and wished else None),
-        unreadable=_unreadable(of),
-        warn=warn,
-    )
+def expanded(path: Path) -> Path:
+    """Return ``path`` with ``~`` expanded: the shell leaves ``--out=~/FILE`` as it is."""
+    return Path(os.path.expanduser(path))
 
 
 def _unreadable(paths: Sequence[Path]) -> Unreadable | None:
     """Return the images that a run among these paths could not read, with its class counts."""
     from etude.core.submission import Unreadable
-    from etude.data.sources import read_bad_ids
     from etude.journal.record import read_run
 
     for path in map(expanded, paths):
         folder = path if path.is_dir() else path.parent
         if (folder / "bad_files.csv").is_file() and (folder / "run.json").is_file():
+            from etude.data.sources import read_bad_ids
+
             counts = (read_run(folder).get("data") or {}).get("classes") or {}
             return Unreadable(read_bad_ids(folder / "bad_files.csv"), counts)
     return None
-
-
-def expanded(path: Path) -> Path:
-    """Return ``path`` with ``~`` expanded."""
-    return Path(os.path.expanduser(path))
-
-
-def file_of(given: Path, name: str, trust: bool = False) -> Path:
-    """Return ``given``, or the file ``name`` in it when it is a run's folder.
-
-    Args:
-        given: a file or a folder.
-        name: of the file in the folder.
-        trust: take it also where it is not the one that the run wrote.
-
-    Raises:
-        EtudeError: the folder has no such file, or one that has changed since the run wrote it.
-    """
-    from etude.core.errors import EtudeError
-    from etude.journal.runs import verify
-
-    path = expanded(given)
-    if not path.is_dir():
-        return path
-    if not (path / name).is_file():
-        raise EtudeError(f"{given} holds no {name}: give the folder of a finished run, or a file of predictions")
-    if not trust:
-        verify(path, [name])
-    return path / name
-
-
-def training_file(valid: Path, given: Path | None, trust: bool = False) -> Path | None:
-    """Return the file of the training images' features: ``given``, or the ``train.npz`` of the run ``valid``, or None.
-
-    Raises:
-        EtudeError: ``given`` is a folder without it.
-    """
-    if given is not None:
-        return file_of(given, "train.npz", trust)
-    return file_of(valid, "train.npz", trust) if (expanded(valid) / "train.npz").is_file() else None
-
-
-def labelled_and_target(
-    valid: Path,
-    target: Path | None,
-    labels: Path | None,
-    *,
-    id_column: str | None,
-    label_column: str | None,
-    positive: str | None,
-    warn: Warn,
-    trust: bool = False,
-) -> tuple[Predictions, Source]:
-    """Read the labelled predictions and those to refine, their classes in the same order.
-
-    Raises:
-        EtudeError: a file cannot be read, there are no labels, or the classes differ.
-    """
-    from etude.core.errors import EtudeError
-    from etude.refine.tables import in_classes, read_source, with_classes, with_labels
-
-    if target is None and not expanded(valid).is_dir():
-        raise EtudeError(
-            f"there is nothing to refine: give the predictions of other images after {valid} (--target FILE)"
-        )
-    paths = [file_of(valid, "valid.npz", trust), file_of(valid if target is None else target, "test.npz", trust)]
-    own = None if labels is not None else label_column
-    sources = [
-        read_source(path, id_column=id_column, label_column=column, warn=warn)
-        for path, column in zip(paths, (own, None), strict=True)
-    ]
-    for path, source in zip(paths, sources, strict=True):
-        if source.holds == "labels":
-            raise EtudeError(
-                f"{path} holds a label for each id and no probabilities, so there is nothing to refine: give a column "
-                "of probabilities for each class (etude blend takes files of labels, by majority vote)"
-            )
-    source, aim = in_classes(sources, paths, positive)
-    labelled = source.predictions
-    if labels is not None:
-        labelled = with_labels(labelled, expanded(labels), label_column=label_column, warn=warn)
-    if labelled.labels is None or not (labelled.labels >= 0).any():
-        raise EtudeError(
-            f"{valid} holds no labels to learn from: give them with --labels FILE, a table of ids and labels"
-        )
-    return labelled, replace(aim, predictions=with_classes(aim.predictions, labelled.classes, str(paths[1])))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -193,3 +194,19 @@ def told_bytes(count: float) -> str:
         if count < 999.5 or unit == "TB":
             break
     return f"{count:.1f} {unit}" if count < 9.95 else f"{count:,.0f} {unit}"
+
+
+def toml(value: Any) -> str:
+    """Return a value of settings as TOML writes it; None becomes the word ``none``, which such settings accept.
+
+    >>> toml({"lr": 0.1, "stages": ("head", None)})
+    '{"lr" = 0.1, "stages" = ["head", "none"]}'
+    """
+    if isinstance(value, Mapping):
+        table = cast(Mapping[object, object], value)
+        return "{" + ", ".join(f"{toml(str(key))} = {toml(item)}" for key, item in table.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(toml, cast(Sequence[object], value))) + "]"
+    if value is None or not isinstance(value, bool | int | float):
+        return json.dumps("none" if value is None else str(value))
+    return json.dumps(value)  # JSON writes numbers and booleans as TOML reads them

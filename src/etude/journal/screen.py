@@ -58,6 +58,7 @@ class Screen:
         self._lock = threading.Lock()
         self._bars: RichProgress | None = None
         self._open_bars = 0
+        self.warnings: list[str] = []
 
     def say(self, text: str) -> None:
         """Show one line, never wrapped, so that a path can be copied."""
@@ -66,6 +67,7 @@ class Screen:
 
     def warn(self, text: str) -> None:
         """Show ``warning: text``, in its place among the other lines; also when quiet."""
+        self.warnings.append(text)
         self._print(Text.assemble(("warning:", "yellow"), " ", self._safe(text)))
 
     def plan(self, title: str, rows: Sequence[tuple[str, str]]) -> None:

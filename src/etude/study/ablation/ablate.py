@@ -21,7 +21,7 @@ from etude.study.ablation.design import Design, Division, costs_of, design_of, d
 from etude.study.ablation.report import Outcome, show_outcome, show_plan, write_outcome
 from etude.study.ablation.runs import Runs, judge
 from etude.study.diagnostics import report, send
-from etude.study.doctor.doctor import Subject, choose_subject
+from etude.study.doctor.doctor import choose_subject
 from etude.study.run.request import Request, claim_run_folder
 from etude.study.run.session import (
     naming_resume,
@@ -33,92 +33,61 @@ from etude.study.run.session import (
 from etude.study.run.sources import inputs_of
 from etude.timeline import parse_length
 
-_SECTION = "ablation"  # of the record: what a resumed ablation goes on with
-_SEEDS = 5
-_MODE = "leave-one-out"
-_METRIC = "accuracy"
+_SECTION = "ablation"  # of the record: what a resumed ablation continues with
+_USUAL: Mapping[str, Any] = {"tricks": None, "mode": "leave-one-out", "metric": "accuracy", "seeds": 5}
 
 
 @dataclass(frozen=True, slots=True)
-class AblationRequest:
-    """The arguments of ``etude ablate``; what is None is taken from the ablation that is resumed, or the usual.
+class _Plan:
+    """What is settled before the first run; ``recipe`` is resolved for the images, ``inputs`` are fingerprints."""
 
-    Args:
-        request: images, recipe, first seed, folders and whether to resume.
-        tricks: names; all that the recipe has when None.
-        mode: leave-one-out (the usual), add-one-in or both.
-        seeds: how many; 5 when None.
-        budget: of all runs together, such as ``"30m"``.
-        metric: that decides, a mean over images; accuracy when None.
-    """
-
-    request: Request
-    tricks: Sequence[str] | None = None
-    mode: str | None = None
-    seeds: int | None = None
-    budget: str | None = None
-    metric: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Begun:
-    """The ablation that is resumed.
-
-    Args:
-        folder: where it stands; for a new one as asked.
-        section: what it began with; empty for a new one.
-        seconds: that it took so far.
-    """
-
-    folder: Path | None
-    section: Mapping[str, Any]
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    """What is known before the first run.
-
-    Args:
-        recipe: resolved for the images.
-        recipes: of the arms, resolved.
-        inputs: fingerprints of images, labels and so on.
-    """
-
-    begun: _Begun
     recipe: Recipe
-    tricks: tuple[Trick, ...]
+    tricks: Sequence[Trick]
     mode: str
     metric: Metric
     design: Design
-    recipes: Mapping[str, Recipe]
-    subject: Subject
+    division: Division
     inputs: Mapping[str, str]
 
 
-def ablate(asked: AblationRequest, screen: Screen) -> Outcome:
+def ablate(
+    request: Request,
+    screen: Screen,
+    *,
+    tricks: Sequence[str] | None = None,
+    mode: str | None = None,
+    seeds: int | None = None,
+    budget: str | None = None,
+    metric: str | None = None,
+) -> Outcome:
     """Train every arm on every seed, or what is missing of them, judge the tricks, and write what was found.
+
+    What is None is taken from the ablation that is resumed, or the usual.
 
     Raises:
         EtudeError: whatever the user can mend, in one sentence; runs that were finished before are kept.
     """
-    asked.request.check()
-    budget = _seconds_of(asked.budget)
-    if asked.seeds is not None and asked.seeds < FEWEST_SEEDS:
+    request.check()
+    limit = _seconds_of(budget)
+    if seeds is not None and seeds < FEWEST_SEEDS:
         raise EtudeError(
-            f"--seeds is {asked.seeds}; give {FEWEST_SEEDS} or more: one seed cannot tell what a trick does from what "
-            "another seed would do"
+            f"--seeds is {seeds}; give {FEWEST_SEEDS} or more: one seed cannot separate the effect of a trick from "
+            "that of another seed"
         )
-    prepared = _prepare(asked, screen)
-    division = _division(asked, prepared, budget)
-    request, folder = asked.request, prepared.begun.folder or claim_run_folder(_named_after(asked.request.train))
+    folder, begun = _begun(request)
+    given = {"tricks": tricks, "mode": mode, "metric": metric, "seeds": seeds}
+    asked = {**_USUAL, **begun.get(_SECTION, {}), **{name: value for name, value in given.items() if value is not None}}
+    plan = _planned(request, screen, asked, limit)
+    if folder is not None and begun:
+        refuse_other_inputs(folder, begun.get, plan.inputs)
+    folder = folder or claim_run_folder(_named_after(request.train))
     with working_on(folder, screen.warn), naming_resume(folder):
         record = open_record(folder, request, load_recipe(request.recipe, request.settings), kind="ablate")
         try:
-            record.set(_SECTION, _section(prepared, division))
-            record.set("inputs", prepared.inputs)
-            show_plan(screen, request, prepared.design, prepared.tricks, prepared.mode, division, asked.budget)
-            outcome = _run(prepared, division, budget, request, record, screen)
+            record.set(_SECTION, _section(plan))
+            record.set("inputs", plan.inputs)
+            show_plan(screen, request, plan.design, plan.tricks, plan.mode, plan.division, budget)
+            outcome = _run(request, record, screen, plan, limit, begun.get("seconds", 0.0))
         except BaseException as error:
             record.close("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", error)
             report(record.folder, screen)
@@ -134,101 +103,78 @@ def ablate(asked: AblationRequest, screen: Screen) -> Outcome:
 
 
 def _run(
-    prepared: _Prepared, division: Division, budget: float | None, request: Request, record: RunRecord, screen: Screen
+    request: Request, record: RunRecord, screen: Screen, plan: _Plan, limit: float | None, spent: float
 ) -> Outcome:
-    more = {} if division.epochs is None else {"train.epochs": division.epochs}
     runs = Runs(
         # The ablation is tagged and sent as a whole, when all of its runs have ended.
-        replace(request, resume=False, tags=(), mlflow=None), record, screen, prepared.design, prepared.metric,
-        more=more, budget=budget, spent=prepared.begun.seconds,
+        replace(request, resume=False, tags=(), mlflow=None), record, screen, plan.design, plan.metric,
+        epochs=plan.division.epochs, budget=limit, spent=spent,
     )  # fmt: skip
-    seeds = range(request.seed, request.seed + division.seeds)
+    seeds = range(request.seed, request.seed + plan.division.seeds)
     done = runs.over(seeds)
     count = len(next(iter(done.values())))
+    found = judge(plan.design, done, plan.metric)
     outcome = Outcome(
-        folder=record.folder,
-        metric=prepared.metric,
-        seeds=tuple(seeds[:count]),
-        epochs=division.epochs,
-        design=prepared.design,
-        runs=done,
-        found=judge(prepared.design, done, prepared.metric),
-        failed=runs.failed,
+        record.folder, plan.metric, seeds[:count], plan.division.epochs, plan.design, done, found, runs.failed
     )
-    write_outcome(outcome, request, prepared.recipe, record)
+    write_outcome(outcome, request, plan.recipe, record)
     return outcome
 
 
-def _prepare(asked: AblationRequest, screen: Screen) -> _Prepared:
+def _planned(request: Request, screen: Screen, asked: Mapping[str, Any], limit: float | None) -> _Plan:
     """Read the images, and settle tricks and arms; every arm's recipe is checked before the first is trained."""
-    request, begun = asked.request, _begun(asked.request)
-    known = begun.section
-    metric = paired_metric(asked.metric or known.get("metric") or _METRIC)
-    mode = asked.mode or known.get("mode") or _MODE
-    modes = modes_named(mode)
-    subject = choose_subject(request.recipe, request.settings, request, screen)
-    tricks = _tricks(asked.tricks or known.get("tricks"), subject.recipe)
-    design = design_of(subject.recipe, tricks, modes)
-    arms = {arm.name: load_recipe(request.recipe, changes_of(request.settings) | arm.changes) for arm in design.arms}
-    recipes = {name: resolve(recipe, subject.facts) for name, recipe in arms.items()}
-    assert subject.images is not None
-    fingerprint = scan_images(subject.images, screen).fingerprint
-    inputs = {**inputs_of(subject.recipe, subject.images, len(subject.images)), "images": fingerprint}
-    if begun.folder is not None and known:
-        refuse_other_inputs(begun.folder, read_run(begun.folder).get, inputs)
-    return _Prepared(begun, subject.recipe, tricks, mode, metric, design, recipes, subject, inputs)
+    metric, modes = paired_metric(asked["metric"]), modes_named(asked["mode"])
+    subject = choose_subject(request, screen)
+    recipe, images = subject.recipe, subject.images
+    assert images is not None
+    tricks = tricks_of(recipe) if asked["tricks"] is None else tricks_named(asked["tricks"], recipe)
+    if not tricks:
+        raise EtudeError(
+            f"recipe {recipe.name!r} has no trick that could be left out: name some with --tricks ({', '.join(TRICKS)})"
+        )
+    design = design_of(recipe, tricks, modes)
+    recipes = {
+        name: resolve(load_recipe(request.recipe, changes_of(request.settings) | changes), subject.facts)
+        for name, changes in design.arms.items()
+    }
+    inputs = {**inputs_of(recipe, images, len(images)), "images": scan_images(images, screen).fingerprint}
+    if "epochs" in asked:  # a resumed ablation keeps its epochs, since its runs have them
+        division = Division(asked["seeds"], asked["epochs"], None)
+    else:
+        by_epochs = "finetune" in recipe.stages and recipe.timeline.length is None and not recipe.timeline.phases
+        epochs = recipe.train.epochs if by_epochs else None
+        division = divide(*costs_of(recipes, subject), limit, asked["seeds"], epochs)
+    return _Plan(recipe, tricks, asked["mode"], metric, design, division, inputs)
 
 
-def _begun(request: Request) -> _Begun:
-    """Return what is known of the ablation that is resumed.
+def _begun(request: Request) -> tuple[Path | None, dict[str, Any]]:
+    """Return the folder and the record of the ablation that is resumed; of a new one the folder as asked.
 
     Raises:
         EtudeError: there is none, another process is at work on it, or it was begun with other settings.
     """
     if not request.resume:
-        return _Begun(request.out, {}, 0.0)
+        return request.out, {}
     finished = request.out is not None and (request.out / FILE_NAME).is_file() and is_complete(read_run(request.out))
     # One that has finished can have more seeds, or another metric.
     folder = request.out if finished else resumable_folder(replace(request, train=_named_after(request.train)))
     assert folder is not None
-    content = read_run(folder)
-    if content.get(_SECTION) is None:
-        raise EtudeError(f"{folder} is no ablation that has begun: give the --out of the one to resume")
+    record = read_run(folder)
+    if record.get(_SECTION) is None:
+        raise EtudeError(f"{folder} does not hold an ablation that has begun: give the --out of the one to resume")
     refuse_other_settings(folder, load_recipe(request.recipe, request.settings), request)
-    return _Begun(folder, content[_SECTION], content["seconds"])
+    return folder, record
 
 
-def _tricks(names: Sequence[str] | None, recipe: Recipe) -> tuple[Trick, ...]:
-    if names is not None:
-        return tricks_named(names, recipe)
-    if not (tricks := tricks_of(recipe)):
-        raise EtudeError(
-            f"recipe {recipe.name!r} has no trick that could be left out: name some with --tricks ({', '.join(TRICKS)})"
-        )
-    return tricks
-
-
-def _division(asked: AblationRequest, prepared: _Prepared, budget: float | None) -> Division:
-    """Return how many epochs and seeds there are; a resumed ablation keeps its epochs, since its runs have them."""
-    known = prepared.begun.section
-    seeds = asked.seeds or known.get("seeds") or _SEEDS
-    if known:
-        return Division(seeds, known["epochs"], None)
-    costs, once = costs_of(prepared.recipes, prepared.subject)
-    own = prepared.recipe
-    by_epochs = "finetune" in own.stages and own.timeline.length is None and not own.timeline.phases
-    return divide(costs, once, budget, seeds, own.train.epochs if by_epochs else None)
-
-
-def _section(prepared: _Prepared, division: Division) -> dict[str, Any]:
+def _section(plan: _Plan) -> dict[str, Any]:
     return {
-        "tricks": [trick.name for trick in prepared.tricks],
-        "mode": prepared.mode,
-        "metric": prepared.metric.name,
-        "seeds": division.seeds,
-        "epochs": division.epochs,
-        "fingerprint": prepared.inputs["images"],
-        "arms": {arm.name: arm.changes for arm in prepared.design.arms},
+        "tricks": [trick.name for trick in plan.tricks],
+        "mode": plan.mode,
+        "metric": plan.metric.name,
+        "seeds": plan.division.seeds,
+        "epochs": plan.division.epochs,
+        "fingerprint": plan.inputs["images"],
+        "arms": dict(plan.design.arms),
     }
 
 
@@ -242,7 +188,7 @@ def _seconds_of(budget: str | None) -> float | None:
     """Return a time limit in seconds.
 
     Raises:
-        EtudeError: it is no time.
+        EtudeError: it is not a time.
     """
     if budget is None:
         return None

@@ -1,12 +1,11 @@
-"""How a time limit divides itself over the runs of an ablation: how many epochs and seeds fit."""
+"""The design of an ablation: its arms, what is compared, and how many epochs and seeds fit into a time limit."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from etude.core.errors import EtudeError, nearest
 from etude.models.device import best_device, choose_precision
@@ -22,26 +21,8 @@ MODES: dict[str, tuple[Mode, ...]] = {**{mode: (mode,) for mode in get_args(Mode
 
 
 @dataclass(frozen=True, slots=True)
-class Arm:
-    """One recipe that is trained.
-
-    Args:
-        name: of its folder.
-        changes: of the recipe's settings.
-    """
-
-    name: str
-    changes: Changes
-
-
-@dataclass(frozen=True, slots=True)
 class Contrast:
-    """Two arms that differ in one trick.
-
-    Args:
-        without: name of the arm without it.
-        with_it: name of the arm with it.
-    """
+    """Two arms, by name, that differ in one trick."""
 
     trick: str
     mode: Mode
@@ -51,15 +32,15 @@ class Contrast:
 
 @dataclass(frozen=True, slots=True)
 class Design:
-    """All arms, those that others are compared with first, and the contrasts between them."""
+    """What each arm changes in the recipe, by its name, and the contrasts between arms."""
 
-    arms: tuple[Arm, ...]
-    contrasts: tuple[Contrast, ...]
+    arms: Mapping[str, Changes]
+    contrasts: Sequence[Contrast]
 
     @property
     def baselines(self) -> tuple[str, ...]:
-        """Names of the arms that others are compared with: nothing can be said without them."""
-        return tuple(arm.name for arm in self.arms if arm.name in ("full", "bare"))
+        """Names of the arms that others are compared with: without them there is no result."""
+        return tuple(name for name in self.arms if name in ("full", "bare"))
 
 
 def modes_named(mode: str) -> tuple[Mode, ...]:
@@ -80,14 +61,13 @@ def design_of(recipe: Recipe, tricks: Sequence[Trick], modes: Sequence[Mode]) ->
     none of them, ``bare``, with one alone. Arms that come to the same are trained once.
 
     Raises:
-        EtudeError: the tricks cannot be had together, or apart.
+        EtudeError: two of the tricks share a setting.
     """
     names = {trick.name for trick in tricks}
-    arms: dict[str, Arm] = {}
+    arms: dict[frozenset[str], tuple[str, Changes]] = {}
 
     def arm(name: str, on: set[str]) -> str:
-        made = Arm(name, switched(recipe, tricks, on))
-        return arms.setdefault(repr(sorted(on)), made).name
+        return arms.setdefault(frozenset(on), (name, switched(recipe, tricks, on)))[0]
 
     bases = {mode: arm("full", names) if mode == "leave-one-out" else arm("bare", set()) for mode in modes}
     contrasts: dict[tuple[str, str], Contrast] = {}
@@ -98,47 +78,25 @@ def design_of(recipe: Recipe, tricks: Sequence[Trick], modes: Sequence[Mode]) ->
             else:
                 ends = bases[mode], arm(f"with-{trick.name}", {trick.name})
             contrasts.setdefault(ends, Contrast(trick.name, mode, *ends))
-    return Design(tuple(arms.values()), tuple(contrasts.values()))
+    return Design(dict(arms.values()), tuple(contrasts.values()))
 
 
-def as_settings(changes: Mapping[str, Any]) -> list[str]:
-    """Return changes as ``--set`` takes them.
-
-    >>> as_settings({"train.ema": 0.0, "stages": ["finetune"]})
-    ['train.ema=0.0', 'stages=["finetune"]']
-    """
-    return [f"{key}={json.dumps(value)}" for key, value in changes.items()]
-
-
-FEWEST_SEEDS = 3  # that a time limit leaves; asked for by hand, two are enough
+BUDGET_SEEDS = 3  # that a time limit leaves; asked for by hand, two are enough
 SHORTEST = 0.25  # of the recipe's epochs: a shorter training is another one, in which other tricks help
 _STARTING = 3.0  # seconds of a run besides its stages: reading, planning, writing
 
 _TRAINED = ("freeze", "freeze_depthwise", "batchnorm", "precision")  # settings of a step's time
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """Expected seconds of one run.
-
-    Args:
-        fixed: whatever its length.
-        training: fine-tuning over all epochs of the recipe.
-    """
+class Cost(NamedTuple):
+    """Expected seconds of one run: of what does not depend on its length, and of fine-tuning over all its epochs."""
 
     fixed: float
     training: float
 
 
-@dataclass(frozen=True, slots=True)
-class Division:
-    """What is run.
-
-    Args:
-        seeds: of every arm.
-        epochs: of every run, or None for the recipe's own length.
-        seconds: that it should take in all; None where that is not known.
-    """
+class Division(NamedTuple):
+    """What is run: the seeds of every arm, epochs (None for the recipe's own length), and expected seconds in all."""
 
     seeds: int
     epochs: float | None
@@ -146,14 +104,9 @@ class Division:
 
 
 def divide(costs: Mapping[str, Cost], once: float, budget: float | None, seeds: int, epochs: float | None) -> Division:
-    """Return how many epochs and seeds fit into a time limit: epochs give way first, to a quarter of the recipe's.
+    """Return how many epochs and seeds fit into ``budget`` seconds: epochs are cut first, to a quarter of the recipe's.
 
-    Args:
-        costs: of a run of each arm.
-        once: seconds of what all runs share.
-        budget: in seconds; None for no limit.
-        seeds: asked for.
-        epochs: of the recipe, or None where its length is not given by epochs and so stays.
+    ``once`` is what all runs share; ``epochs`` is None where the length is not given by epochs, and so stays.
 
     Raises:
         EtudeError: not even the shortest training on the fewest seeds fits.
@@ -168,14 +121,14 @@ def divide(costs: Mapping[str, Cost], once: float, budget: float | None, seeds: 
         return once + count * (fixed + share * training)
 
     least = 1.0 if epochs is None else min(1.0, max(SHORTEST, 1.0 / epochs))
-    for count in range(seeds, min(seeds, FEWEST_SEEDS) - 1, -1):
+    for count in range(seeds, min(seeds, BUDGET_SEEDS) - 1, -1):
         if budget is None or seconds(count) <= budget:
             return Division(count, None, seconds(count))
         if epochs is not None and seconds(count, least) <= budget:
             share = (budget - seconds(count, 0.0)) / (count * training)
             fitting = max(least * epochs, math.floor(10.0 * share * epochs) / 10.0)
             return Division(count, fitting, seconds(count, fitting / epochs))
-    count = min(seeds, FEWEST_SEEDS)
+    count = min(seeds, BUDGET_SEEDS)
     length = "" if epochs is None else f" of {least * epochs:.3g} epochs"
     raise EtudeError(
         f"--budget {duration(budget or 0.0)} is too short: {len(costs)} arms by {count} seeds{length} take about "
@@ -184,12 +137,7 @@ def divide(costs: Mapping[str, Cost], once: float, budget: float | None, seeds: 
 
 
 def costs_of(recipes: Mapping[str, Recipe], subject: Subject) -> tuple[dict[str, Cost], float]:
-    """Return the expected cost of a run of each arm, and the seconds of what all share, measured on this machine.
-
-    Args:
-        recipes: of the arms, resolved.
-        subject: the images.
-    """
+    """Return the expected cost of a run of each arm, and the seconds of what all share, measured on this machine."""
     speeds: dict[tuple[object, ...], Speed] = {}
     costs: dict[str, Cost] = {}
     once = 0.0
@@ -201,29 +149,21 @@ def costs_of(recipes: Mapping[str, Recipe], subject: Subject) -> tuple[dict[str,
 
 
 def _stages(recipe: Recipe, subject: Subject, speeds: dict[tuple[object, ...], Speed]) -> list[tuple[str, float]]:
-    """Return (stage, seconds) of one arm's run; ``speeds`` keeps what was measured for the next."""
+    """Return (stage, seconds) of one arm's run; ``speeds`` keeps what was measured for the next arm."""
     assert subject.images is not None
-    precision = choose_precision(recipe.train.precision, best_device())
-    frozen = build_frozen(recipe, subject.facts.channels)
-    features = training = None
+    channels, precision = subject.facts.channels, choose_precision(recipe.train.precision, best_device())
+    frozen, features, training = build_frozen(recipe, channels), None, None
+    size = recipe.model.feature_size
     if frozen is not None:
-        key = ("frozen", frozen.name, frozen.levels, recipe.model.feature_size)
-        if key not in speeds:
-            speeds[key] = measure_speed(frozen.backbone, recipe.model.feature_size, precision)
-        features = speeds[key]
+        key = ("frozen", frozen.name, frozen.levels, size)
+        features = speeds.get(key) or measure_speed(frozen.backbone, size, precision)
+        speeds[key] = features
     if "finetune" in recipe.stages:
-        key = ("trained", recipe.model.backbone, image_sizes(recipe).first)
-        key += tuple(getattr(recipe.train, name) for name in _TRAINED)
-        if key not in speeds:
-            backbone = trainable_backbone(recipe, subject.facts.channels, precision)
-            speeds[key] = measure_speed(backbone, image_sizes(recipe).first, precision)
-        training = speeds[key]
+        first, size = image_sizes(recipe).first, image_sizes(recipe).final
+        key = ("trained", recipe.model.backbone, first, *(getattr(recipe.train, name) for name in _TRAINED))
+        training = speeds.get(key) or measure_speed(trainable_backbone(recipe, channels, precision), first, precision)
+        speeds[key] = training
     stages = stage_seconds(recipe, subject.images, 0.0, frozen, features, training)
-    views, predictor = recipe.predict.tta + 1, training or features
-    size = image_sizes(recipe).final if training is not None else recipe.model.feature_size
-    predicting = (
-        0.0
-        if predictor is None
-        else predictor.infer_at(size) * max(1, round(len(subject.images) * recipe.data.valid)) * views
-    )
-    return [*stages, ("predict", predicting)]
+    predictor, predicted = training or features, max(1, round(len(subject.images) * recipe.data.valid))
+    seconds = 0.0 if predictor is None else predictor.infer_at(size) * predicted * (recipe.predict.tta + 1)
+    return [*stages, ("predict", seconds)]

@@ -34,7 +34,7 @@ from etude.recipe.timeline import image_sizes
 from etude.study.doctor.machine import MachineFacts, read_facts
 from etude.study.run.frozen import Frozen, build_frozen, frozen_name, trainable_backbone
 from etude.study.run.plan import Amounts, Speed, expected_seconds, measure_speed, stored_size
-from etude.study.run.request import Request
+from etude.study.run.request import Options, Request
 from etude.study.run.sources import read_sources
 from etude.training.probe import ProbeResult, probe_modes
 
@@ -130,29 +130,29 @@ class Report:
         return tree
 
 
-def choose_subject(recipe: str, settings: Sequence[str], request: Request | None, screen: Screen) -> Subject:
-    """Read what is to be examined; of the images only a sample is scanned.
+def choose_subject(asked: Options, screen: Screen) -> Subject:
+    """Read what is to be examined: of the images of a :class:`Request` a sample, without one no images.
 
     Raises:
         EtudeError: as ``etude fit`` would.
     """
-    asked = load_recipe(recipe, settings)
-    needed = required_size(asked.model.backbone)
-    if request is None:
+    recipe = load_recipe(asked.recipe, asked.settings)
+    needed = required_size(recipe.model.backbone)
+    if not isinstance(asked, Request):
         facts = ImageFacts(_CAMERA_SIDE, 3, count=1_000, required_size=needed)
-        return Subject(resolve(asked, facts, screen.warn), facts)
-    request.check()
-    images = read_sources(request, asked, screen.warn).labelled
+        return Subject(resolve(recipe, facts, screen.warn), facts)
+    asked.check()
+    images = read_sources(asked, recipe, screen.warn).labelled
     spread = np.unique(np.linspace(0, len(images) - 1, min(_SCANNED, len(images))).astype(int))
     ranges: list[str] = []
-    scanned = scan_images(images.take(spread), screen).in_range(value_range(asked.data.range), ranges.append)
+    scanned = scan_images(images.take(spread), screen).in_range(value_range(recipe.data.range), ranges.append)
     if scanned.bad:
         screen.warn(
             f"{len(scanned.bad):,} of {len(spread):,} sampled files cannot be read; etude fit lists all of them"
         )
     facts = ImageFacts(scanned.median_short_side, scanned.channels, count=len(images), required_size=needed)
     return Subject(
-        resolve(asked, facts, screen.warn),
+        resolve(recipe, facts, screen.warn),
         facts,
         replace(images, described="; ".join([images.described, *ranges])),
         scanned.value_range,
