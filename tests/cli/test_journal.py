@@ -159,7 +159,7 @@ def test_compare_tells_what_differs_and_what_it_is_worth(etude, runs):
     assert "-40.00 [-" in back
     assert "no, worse" in back
     tied = write_run(runs / "tied", right=[*range(1, 90), 95])
-    assert "cannot be told" in etude("journal", "compare", "best", tied.id).out
+    assert "cannot tell" in etude("journal", "compare", "best", tied.id).out
     found = json.loads(etude("journal", "compare", "worst", "best", "--json").out)
     assert found["against_first"][0]["gains"]["accuracy"]["gain"] == pytest.approx(0.4)
     assert [run["path"] for run in found["runs"]] == ["worst", "best"]

@@ -19,7 +19,7 @@ from picture_folders import write_classes
 from recorded_runs import forked
 
 Moments = Callable[[str, Callable[[], object]], None]
-AFTER_TRAINING = ("clear_leftovers", "report", "hand_over", "end of hand_over")
+AFTER_TRAINING = ("clear_leftovers", "report", "export_run", "end of export_run")
 DONE = {"trained", "run.json", "report.html", "notebook.ipynb"}
 
 
@@ -51,7 +51,7 @@ def at(monkeypatch: pytest.MonkeyPatch, images: Path) -> Moments:
                 doing.pop("training", lambda: None)()
                 file.write("once\n")
 
-    for name in ("read_sources", "clear_leftovers", "report", "hand_over"):
+    for name in ("read_sources", "clear_leftovers", "report", "export_run"):
         monkeypatch.setattr(job, name, passing(name, getattr(job, name)))
     checked = passing("check of the folder", record._content_to_go_on_with)
     monkeypatch.setattr(record, "_content_to_go_on_with", checked)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -17,7 +16,6 @@ AsJson = Annotated[
     Parameter(name="--json", negative="", show_default=False, help="Print JSON to standard output and nothing else."),
 ]
 Quiet = Annotated[bool, Parameter(negative="", show_default=False, help="Show warnings only.")]
-Plot = Annotated[Path | None, Parameter(help="Draw a figure into this file, .png or .svg.")]
 
 
 def screen_for(*, as_json: bool = False, quiet: bool = False) -> Screen:
@@ -28,5 +26,5 @@ def screen_for(*, as_json: bool = False, quiet: bool = False) -> Screen:
 
 
 def print_json(value: object) -> None:
-    """Print JSON values; a number that JSON does not have is an error of etude."""
-    print(json.dumps(value, indent=2, allow_nan=False))
+    """Print JSON values to standard output."""
+    print(json.dumps(value, indent=2))

@@ -1,61 +1,287 @@
-"""``etude journal``: its commands read and annotate the runs below a folder."""
+"""``etude journal``: its commands show and annotate the runs below a folder."""
 
 from __future__ import annotations
 
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
-from etude.core.text import duration, file_size, moment, percent
-from etude.journal.index import DAMAGED
+from etude.cli.common import AsJson, print_json, screen_for
+from etude.core.text import counted, duration, file_size, moment, percent
+from etude.journal.index import DAMAGED, RunSummary
 from etude.journal.runs import IN_NO_STAGE, REPORT_NAME, seconds_in_no_stage, stopped_at
 
 if TYPE_CHECKING:
     from etude.core.paired import Gain
     from etude.journal.compare import Comparison
-    from etude.journal.index import Garbage, RunSummary
+    from etude.journal.index import Garbage
     from etude.journal.screen import Screen
 
+app = App(name="journal", help="List, show, compare and annotate the runs that were made.")
 
+Name = Annotated[str, Parameter(help="Its folder, its name below the folder of runs, or the start of its id.")]
+Runs = Annotated[Path, Parameter(name="--runs", help="The folder of runs.")]
+Flag = Annotated[bool, Parameter(negative="", show_default=False)]
+
+_RUNS = Path("runs")
 _LONGEST_VALUE = 40
 
+_SORTS: Mapping[str, Callable[[RunSummary], Any]] = {  # runs without a value come last
+    "started": lambda run: 0,  # as they are listed, the newest first
+    "score": lambda run: inf if run.accuracy is None else -run.accuracy,
+    "log_loss": lambda run: inf if run.log_loss is None else run.log_loss,
+    "seconds": lambda run: inf if run.seconds is None else run.seconds,
+    "name": lambda run: run.path,
+}
 
-def show_list(
-    screen: Screen, runs: Sequence[RunSummary], folder: Path, *, fitting: int, known: int, parts: int
+
+@app.command(name="list")
+def list_(
+    *,
+    runs: Runs = _RUNS,
+    sort: str = "started",
+    tag: Annotated[list[str] | None, Parameter(negative="")] = None,
+    data: str | None = None,
+    min_score: float | None = None,
+    limit: int = 30,
+    all_: Annotated[bool, Parameter(name="--all", negative="")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Show a line a run.
+    """List the runs, the newest first.
 
-    Args:
-        folder: of the runs.
-        fitting: how many there were to show.
-        known: how many there are.
-        parts: how many of these are left out, since they are part of another.
+    Parameters
+    ----------
+    sort
+        started (newest first), score (best accuracy first), log_loss, seconds (fastest first), or name.
+    tag
+        Only runs with this tag; may be repeated, for runs with all of them.
+    data
+        Only runs on these data: part of the command line or of the data's description, or the start of its fingerprint.
+    min_score
+        Only runs of at least this validation accuracy, such as 0.9.
+    limit
+        Show at most that many; 0 shows all.
+    all_
+        Also runs that are part of another run, such as the arms of an ablation.
     """
-    told = f"{known:,} runs in {folder}" if known != 1 else f"1 run in {folder}"
-    if fitting < known - parts:
-        told += f", {fitting:,} of them fit"
-    if len(runs) < fitting:
-        told += f"; {len(runs):,} shown, --limit 0 shows all"
-    if not runs:
-        screen.say(told)
+    from etude.core.errors import EtudeError, nearest
+    from etude.journal.index import list_runs
+
+    if sort not in _SORTS:
+        raise EtudeError(f"--sort is {sort!r}; give one of {', '.join(_SORTS)}.{nearest(sort, _SORTS)}")
+    if min_score is not None and not 0 <= min_score <= 1:
+        raise EtudeError(f"--min-score is {min_score:g}; give an accuracy from 0 to 1, such as 0.9")
+    if limit < 0:
+        raise EtudeError(f"--limit is {limit}; give how many runs to show at most, or 0 for all of them")
+    screen = screen_for(as_json=as_json)
+    known = list_runs(runs, screen.warn)
+    ids = {run.id for run in known}
+    fitting = [
+        run for run in known
+        if (all_ or run.parent not in ids) and {*(tag or ())} <= {*run.tags} and (data is None or run.is_about(data))
+        and (min_score is None or (run.accuracy or 0.0) >= min_score)
+    ]  # fmt: skip
+    found = sorted(fitting, key=_SORTS[sort])
+    if as_json:
+        # A run a line: thousands of them indented take as long to write as all the rest.
+        print("[", ",\n".join(json.dumps(run.to_json()) for run in found), "]", sep="\n")
         return
-    tagged = any(run.tags for run in runs)
-    columns = ["run", "started (UTC)", "state", "accuracy", "time", "recipe", *(["tags"] if tagged else [])]
-    screen.table(told, columns, [_line(run)[: len(columns)] for run in runs])
+    parts, shown = 0 if all_ else sum(run.parent in ids for run in known), found[:limit] if limit else found
+    title = f"{counted(len(known), 'run')} in {runs}"
+    if len(found) < len(known) - parts:
+        title += f", {len(found):,} of them fit"
+    if len(shown) < len(found):
+        title += f"; {len(shown):,} shown, --limit 0 shows all"
+    if not shown:
+        screen.say(title)
+        return
+    columns = ["run", "started (UTC)", "state", "accuracy", "time", "recipe"]
+    columns += ["tags"] if any(run.tags for run in shown) else []
+    screen.table(title, columns, [_line(run)[: len(columns)] for run in shown])
     if parts:
         screen.say(f"{parts:,} more, part of these, left out: --all shows them")
-    for run in runs:
+    for run in shown:
         if run.state == DAMAGED:
             screen.warn(str(run.error))
 
 
-def show_run(screen: Screen, folder: Path, record: dict[str, Any], parts: Sequence[RunSummary]) -> None:
+@app.command
+def show(run: Name, *, runs: Runs = _RUNS, as_json: AsJson = False) -> None:
+    """Show a run: what was asked, what each stage took and reached, what differs from the recipe, and its notes."""
+    from etude.journal.index import find_run, list_runs
+    from etude.journal.runs import read_run
+
+    folder = find_run(runs, run)
+    record = read_run(folder)
+    if as_json:
+        print_json(record)
+        return
+    parts = [part for part in list_runs(runs) if part.parent == record["id"]] if runs.is_dir() else []
+    _show_run(screen_for(), folder, record, parts)
+
+
+@app.command
+def compare(first: Name, *others: str, runs: Runs = _RUNS, plot: Path | None = None, as_json: AsJson = False) -> None:
+    """Compare runs with the first one: settings that differ, scores on the same validation images, seconds.
+
+    The intervals are of a paired bootstrap over images: they cover the choice of images, not another seed.
+
+    Parameters
+    ----------
+    others
+        The other runs.
+    plot
+        Draw the curves of all runs into this file, .png or .svg.
+    """
+    from etude.journal.compare import compare_runs
+    from etude.journal.index import find_run
+
+    folders = [find_run(runs, name) for name in (first, *others)]
+    found = compare_runs(folders)
+    if plot is not None:
+        from etude.journal.figures.curves import draw_curves
+        from etude.journal.report.folder import read_history
+
+        histories = {
+            run.path: read_history(folder / "history.csv")
+            for run, folder in zip(found.runs, folders, strict=True) if (folder / "history.csv").is_file()
+        }  # fmt: skip
+        draw_curves(plot, histories)
+    if as_json:
+        print_json(found.to_json())
+        return
+    screen = screen_for()
+    _show_comparison(screen, found)
+    if plot is not None:
+        screen.say(f"{plot} shows the curves")
+
+
+@app.command
+def note(run: Name, *text: str, runs: Runs = _RUNS) -> None:
+    """Add a note to a run; also while it is at work.
+
+    Parameters
+    ----------
+    text
+        What to remember of it.
+    """
+    from etude.journal.index import find_run
+    from etude.journal.runs import add_note
+
+    folder = find_run(runs, run)
+    add_note(folder, " ".join(text))
+    screen_for().say(f"noted in {folder}")
+
+
+@app.command
+def tag(run: Name, *tags: str, runs: Runs = _RUNS, remove: Flag = False) -> None:
+    """Give tags to a run, by which the list can be filtered.
+
+    Parameters
+    ----------
+    tags
+        One word each.
+    remove
+        Take these tags off it instead.
+    """
+    from etude.core.errors import EtudeError
+    from etude.journal.index import find_run
+    from etude.journal.runs import add_tags, read_run, remove_tags
+
+    folder = find_run(runs, run)
+    if not tags:
+        raise EtudeError(f"no tag came for {folder}: give one or more after the run, such as baseline")
+    (remove_tags if remove else add_tags)(folder, tags)
+    screen_for().say(f"tags of {folder}: {', '.join(read_run(folder)['tags']) or 'none'}")
+
+
+@app.command
+def gc(*, runs: Runs = _RUNS, unfinished: Flag = False, yes: Flag = False, as_json: AsJson = False) -> None:
+    """Show what can go from the runs without a loss, ask, and remove it.
+
+    That is what killed runs leave half-written, checkpoints of finished runs, and runs that stopped before they made
+    anything and that have no note and no tag.
+
+    Parameters
+    ----------
+    unfinished
+        Also the checkpoints of runs that were stopped; those can then not be resumed any more.
+    yes
+        Remove it without asking.
+    """
+    from etude.journal.index import find_garbage, remove_garbage
+
+    screen = screen_for()
+    found = find_garbage(runs, unfinished)
+    if as_json:
+        print_json([{"path": str(item.path), "bytes": item.size, "reason": item.reason} for item in found])
+        return
+    _show_garbage(screen, found, runs)
+    if not found or not (yes or _agreed(screen)):
+        return
+    asked = {item.path for item in found}  # while it was asked, a run may have been resumed
+    freed = remove_garbage(item for item in find_garbage(runs, unfinished) if item.path in asked)
+    screen.say(f"{file_size(freed)} freed")
+
+
+@app.command
+def render(*, runs: Runs = _RUNS, out: Path | None = None) -> None:
+    """Write one page over all runs, with search and sort, that opens in any browser without a server.
+
+    Parameters
+    ----------
+    out
+        The page, or a folder for it; by default index.html in the folder of runs.
+    """
+    from etude.journal.site import render_site
+
+    screen = screen_for()
+    page = render_site(runs, runs / "index.html" if out is None else out, screen.warn)
+    screen.say(f"{page} shows all runs")
+
+
+@app.command
+def report(run: Name, *, runs: Runs = _RUNS) -> None:
+    """Write the report of a run from its folder, also of one that was killed, or is still at work."""
+    from etude.journal.index import find_run
+    from etude.journal.report.report import write_report
+
+    page = write_report(find_run(runs, run))
+    screen_for().say(f"{page} shows the run")
+
+
+@app.command
+def send(run: Name, *, mlflow: str, runs: Runs = _RUNS) -> None:
+    """Send a run that has ended, with all that is part of it, to an MLflow server.
+
+    It goes to the experiment etude, or to that of $MLFLOW_EXPERIMENT_NAME. Sent again, its tags and notes are updated.
+
+    Parameters
+    ----------
+    mlflow
+        Address of the server, such as http://127.0.0.1:5000.
+    """
+    from etude.journal.index import find_run
+    from etude.journal.mlflow import log_to_mlflow
+
+    screen_for().say(log_to_mlflow(find_run(runs, run), mlflow).told)
+
+
+def _agreed(screen: Screen) -> bool:
+    if not sys.stdin.isatty():
+        screen.say("nothing was removed: give --yes to remove it")
+        return False
+    return input("remove it? [y/N] ").strip().lower() in ("y", "yes")
+
+
+def _show_run(screen: Screen, folder: Path, record: dict[str, Any], parts: Sequence[RunSummary]) -> None:
     """Show what the record of the run in ``folder`` says; ``parts`` are the runs that belong to it."""
     report = folder / REPORT_NAME
     screen.plan(str(folder), [*_facts(record), *([("report", str(report))] if report.is_file() else [])])
@@ -63,25 +289,21 @@ def show_run(screen: Screen, folder: Path, record: dict[str, Any], parts: Sequen
     if record["changed"]:
         screen.plan("Differs from the recipe", [(name, _value(value)) for name, value in record["changed"].items()])
     for title, entries in (("Warnings", record["warnings"]), ("Notes", record["notes"])):
-        if told := [*_dated(entries)]:
-            screen.plan(title, told)
+        if rows := _dated(entries):
+            screen.plan(title, rows)
     if parts:
         columns = ["run", "state", "accuracy", "log loss", "time"]
         screen.table("Its parts", columns, [[run.path, run.state, *_scores(run)] for run in parts])
 
 
-def _dated(entries: Sequence[Any]) -> Iterator[tuple[str, str]]:
-    """Yield the time and the text of entries; those that are damaged are left out."""
-    for entry in entries:
-        match entry:
-            case {"at": str(at), "text": str(text)}:
-                yield moment(at), text
-            case _:
-                pass
+def _dated(entries: Sequence[Any]) -> list[tuple[str, str]]:
+    """Return the time and the text of entries; those that are damaged are left out."""
+    known = ((one.get("at"), one.get("text")) for one in entries if isinstance(one, dict))
+    return [(moment(at), text) for at, text in known if isinstance(at, str) and isinstance(text, str)]
 
 
-def show_comparison(screen: Screen, found: Comparison) -> None:
-    """Show runs beside each other; the first is number 1, and the others stand against it."""
+def _show_comparison(screen: Screen, found: Comparison) -> None:
+    """Show runs in one table; the first is number 1, and the others are compared with it."""
     columns = ["", "run", "state", "accuracy", "log loss", "time"]
     rows = [[str(number), run.path, run.state, *_scores(run)] for number, run in enumerate(found.runs, 1)]
     screen.table("Runs, each scored on all of its own validation images", columns, rows)
@@ -96,7 +318,7 @@ def show_comparison(screen: Screen, found: Comparison) -> None:
     screen.table("Seconds of each stage", ["", *numbers], rows)
 
 
-def show_garbage(screen: Screen, found: Sequence[Garbage], runs: Path) -> None:
+def _show_garbage(screen: Screen, found: Sequence[Garbage], runs: Path) -> None:
     """Show what can go from the folder ``runs``, the largest first."""
     if not found:
         screen.say(f"nothing can go from {runs}")
@@ -123,16 +345,15 @@ def _facts(record: dict[str, Any]) -> list[tuple[str, str]]:
         ("code", _code_in_words(environment)),
         ("tags", ", ".join(record["tags"])),
     ]
-    return [(name, told) for name, told in facts if told]
+    return [(name, text) for name, text in facts if text]
 
 
 def _state_in_words(record: dict[str, Any]) -> str:
-    told = record["state"]
-    if told != "finished":
-        told += f" {stopped_at(record['stages'])}"
-    if times := len(record["resumed"]):
-        told += f", resumed {'once' if times == 1 else f'{times} times'}"
-    return f"{told}: {record['error']}" if record["error"] else told
+    stopped = "" if record["state"] == "finished" else f" {stopped_at(record['stages'])}"
+    times = len(record["resumed"])
+    resumed = f", resumed {'once' if times == 1 else f'{times} times'}" if times else ""
+    error = f": {record['error']}" if record["error"] else ""
+    return f"{record['state']}{stopped}{resumed}{error}"
 
 
 def _result_in_words(result: dict[str, Any]) -> str:
@@ -154,14 +375,14 @@ def _machine_in_words(environment: dict[str, Any]) -> str:
 
 def _code_in_words(environment: dict[str, Any]) -> str:
     packages, git = environment.get("packages") or {}, environment.get("git") or {}
-    told = [
+    parts = [
         f"etude {environment.get('etude')}",
         *(f"{name} {packages[name]}" for name in ("torch", "timm") if name in packages),
     ]
     if git.get("commit"):
         changes = f" with changes {(git.get('diff') or '')[:10]}".rstrip() if git.get("dirty") else ""
-        told.append(f"commit {git['commit'][:10]}{changes}")
-    return ", ".join(told)
+        parts.append(f"commit {git['commit'][:10]}{changes}")
+    return ", ".join(parts)
 
 
 def _show_stages(screen: Screen, record: Mapping[str, Any]) -> None:
@@ -199,20 +420,19 @@ def _show_contrasts(screen: Screen, found: Comparison) -> None:
 
 
 def _gain_cells(gains: Mapping[str, Gain]) -> list[str]:
-    """Return by how much accuracy and log loss have changed, and what that says of accuracy."""
+    """Return by how much accuracy and log loss have changed, and whether accuracy is better."""
     right, loss = gains["accuracy"], gains["log_loss"]
-    told = "yes" if right.beyond_noise else "no, worse" if right.lost else "cannot be told"
+    better = "yes" if right.beyond_noise else "no, worse" if right.lost else "cannot tell"
     return [
         f"{100 * right.gain:+.2f} [{100 * right.low:+.2f}, {100 * right.high:+.2f}]",
         # A gain in log loss is how much lower it is.
         f"{-loss.gain:+.3g} [{-loss.high:+.3g}, {-loss.low:+.3g}]",
-        told,
+        better,
     ]
 
 
 def _line(run: RunSummary) -> list[str | float | None]:
-    accuracy = None if run.accuracy is None else percent(run.accuracy, 2)
-    time = None if run.seconds is None else duration(run.seconds)
+    accuracy, _, time = _scores(run)
     return [run.path, _short_moment(run.started), run.state, accuracy, time, run.recipe, " ".join(run.tags)]
 
 
@@ -233,315 +453,5 @@ def _short_moment(text: str) -> str:
 def _value(value: Any) -> str:
     if value is None:
         return "–"
-    told = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return told if len(told) <= _LONGEST_VALUE else f"{told[: _LONGEST_VALUE - 1]}…"
-
-
-def report(run: str, *, runs: Annotated[Path, Parameter(name="--runs")] = Path("runs")) -> None:
-    """Write the report of a run from its folder, also of one that was killed, or is still at work.
-
-    Parameters
-    ----------
-    run
-        Its folder, name or id.
-    runs
-        The folder of runs.
-    """
-    from etude.journal.index import find_run
-    from etude.journal.report.report import write_report
-    from etude.journal.screen import Screen
-
-    page = write_report(find_run(runs, run))
-    Screen().say(f"{page} shows the run")
-
-
-def send(run: str, *, mlflow: str, runs: Path = Path("runs")) -> None:
-    """Send a run that has ended, with all that is part of it, to an MLflow server.
-
-    It goes to the experiment etude, or to that of $MLFLOW_EXPERIMENT_NAME. Sent again, its tags and notes are brought
-    up to date.
-
-    Parameters
-    ----------
-    run
-        Its folder, name or id.
-    mlflow
-        Address of the server, such as http://127.0.0.1:5000.
-    runs
-        The folder of runs.
-    """
-    from etude.journal.index import find_run
-    from etude.journal.mlflow import log_to_mlflow
-    from etude.journal.screen import Screen
-
-    Screen().say(log_to_mlflow(find_run(runs, run), mlflow).told)
-
-
-app = App(name="journal", help="List, show, compare and annotate the runs that were made.")
-app.command("etude.cli.journal:send", name="send", help="Send a run that has ended to an MLflow server.")
-app.command("etude.cli.journal:report", name="report", help="Write the report of a run from its folder.")
-
-Runs = Annotated[Path, Parameter(name="--runs")]
-AsJson = Annotated[bool, Parameter(name="--json", negative="")]
-Flag = Annotated[bool, Parameter(negative="")]
-
-_RUNS = Path("runs")
-_SORTS = ("started", "score", "log_loss", "seconds", "name")
-
-
-@app.command(name="list")
-def list_(
-    *,
-    runs: Runs = _RUNS,
-    sort: str = "started",
-    tag: Annotated[list[str] | None, Parameter(negative="")] = None,
-    data: str | None = None,
-    min_score: float | None = None,
-    limit: int = 30,
-    all_: Annotated[bool, Parameter(name="--all", negative="")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """List the runs, the newest first.
-
-    Parameters
-    ----------
-    runs
-        The folder of runs.
-    sort
-        started (newest first), score (best accuracy first), log_loss, seconds (fastest first), or name.
-    tag
-        Only runs with this tag; may be repeated, for runs with all of them.
-    data
-        Only runs on these data: part of the command line or of the data's description, or the start of its fingerprint.
-    min_score
-        Only runs of at least this validation accuracy, such as 0.9.
-    limit
-        Show at most that many; 0 shows all.
-    all_
-        Also runs that are part of another run, such as the arms of an ablation.
-    as_json
-        Print JSON instead of a table: every run that fits, without a limit.
-    """
-    from etude.core.errors import EtudeError, nearest
-    from etude.journal.index import list_runs
-    from etude.journal.screen import Screen
-
-    if sort not in _SORTS:
-        raise EtudeError(f"--sort is {sort!r}; give one of {', '.join(_SORTS)}.{nearest(sort, _SORTS)}")
-    if min_score is not None and not 0 <= min_score <= 1:
-        raise EtudeError(f"--min-score is {min_score:g}; give an accuracy from 0 to 1, such as 0.9")
-    if limit < 0:
-        raise EtudeError(f"--limit is {limit}; give how many runs to show at most, or 0 for all of them")
-    screen = Screen(file=sys.stderr if as_json else None)
-    known = list_runs(runs, screen.warn)
-    ids = {run.id for run in known}
-    fitting = [
-        run for run in known
-        if (all_ or run.parent not in ids) and {*(tag or ())} <= {*run.tags} and (data is None or run.is_about(data))
-        and (min_score is None or (run.accuracy or 0.0) >= min_score)
-    ]  # fmt: skip
-    found = _sorted(fitting, sort)
-    if as_json:
-        # A run a line: thousands of them indented take as long to write as all the rest.
-        print("[", ",\n".join(json.dumps(run.to_json()) for run in found), "]", sep="\n")
-    else:
-        parts = 0 if all_ else sum(run.parent in ids for run in known)
-        show_list(screen, found[:limit] if limit else found, runs, fitting=len(found), known=len(known), parts=parts)
-
-
-@app.command
-def show(run: str, *, runs: Runs = _RUNS, as_json: AsJson = False) -> None:
-    """Show a run: what was asked, what each stage took and reached, what differs from the recipe, and its notes.
-
-    Parameters
-    ----------
-    run
-        Its folder, its name below the folder of runs, or the start of its id.
-    runs
-        The folder of runs.
-    as_json
-        Print the whole record as JSON.
-    """
-    from etude.journal.index import find_run, list_runs
-    from etude.journal.runs import read_run
-    from etude.journal.screen import Screen
-
-    folder = find_run(runs, run)
-    record = read_run(folder)
-    if as_json:
-        _print_json(record)
-        return
-    parts = [part for part in list_runs(runs) if part.parent == record["id"]] if runs.is_dir() else []
-    show_run(Screen(), folder, record, parts)
-
-
-@app.command
-def compare(first: str, *others: str, runs: Runs = _RUNS, plot: Path | None = None, as_json: AsJson = False) -> None:
-    """Compare runs with the first one: settings that differ, scores on the same validation images, seconds.
-
-    The intervals are of a paired bootstrap over images: they tell what other images would change, not another seed.
-
-    Parameters
-    ----------
-    first
-        The run that the others are compared with: its folder, name or id.
-    others
-        The other runs.
-    runs
-        The folder of runs.
-    plot
-        Draw the curves of all of them over each other into this file, .png or .svg.
-    as_json
-        Print JSON instead of tables.
-    """
-    from etude.journal.compare import compare_runs
-    from etude.journal.index import find_run
-    from etude.journal.screen import Screen
-
-    folders = [find_run(runs, name) for name in (first, *others)]
-    found = compare_runs(folders)
-    if plot is not None:
-        from etude.journal.figures.curves import draw_curves
-        from etude.journal.report.folder import read_history
-
-        histories = {
-            run.path: read_history(folder / "history.csv")
-            for run, folder in zip(found.runs, folders, strict=True) if (folder / "history.csv").is_file()
-        }  # fmt: skip
-        draw_curves(plot, histories)
-    if as_json:
-        _print_json(found.to_json())
-        return
-    screen = Screen()
-    show_comparison(screen, found)
-    if plot is not None:
-        screen.say(f"{plot} shows the curves")
-
-
-@app.command
-def note(run: str, *text: str, runs: Runs = _RUNS) -> None:
-    """Add a note to a run; also while it is at work.
-
-    Parameters
-    ----------
-    run
-        Its folder, name or id.
-    text
-        What to remember of it.
-    runs
-        The folder of runs.
-    """
-    from etude.journal.index import find_run
-    from etude.journal.runs import add_note
-    from etude.journal.screen import Screen
-
-    folder = find_run(runs, run)
-    add_note(folder, " ".join(text))
-    Screen().say(f"noted in {folder}")
-
-
-@app.command
-def tag(run: str, *tags: str, runs: Runs = _RUNS, remove: Flag = False) -> None:
-    """Give tags to a run, by which the list can be filtered.
-
-    Parameters
-    ----------
-    run
-        Its folder, name or id.
-    tags
-        One word each.
-    runs
-        The folder of runs.
-    remove
-        Take these tags off it instead.
-    """
-    from etude.core.errors import EtudeError
-    from etude.journal.index import find_run
-    from etude.journal.runs import add_tags, read_run, remove_tags
-    from etude.journal.screen import Screen
-
-    folder = find_run(runs, run)
-    if not tags:
-        raise EtudeError(f"no tag came for {folder}: give one or more after the run, such as baseline")
-    (remove_tags if remove else add_tags)(folder, tags)
-    Screen().say(f"tags of {folder}: {', '.join(read_run(folder)['tags']) or 'none'}")
-
-
-@app.command
-def gc(*, runs: Runs = _RUNS, unfinished: Flag = False, yes: Flag = False, as_json: AsJson = False) -> None:
-    """Show what can go from the runs without a loss, ask, and remove it.
-
-    That is what killed runs leave half-written, checkpoints of finished runs, and runs that stopped before they made
-    anything and that have no note and no tag.
-
-    Parameters
-    ----------
-    runs
-        The folder of runs.
-    unfinished
-        Also the checkpoints of runs that were stopped; those can then not be resumed any more.
-    yes
-        Remove it without asking.
-    as_json
-        Print what would go as JSON, and remove nothing.
-    """
-    from etude.core.text import file_size
-    from etude.journal.index import find_garbage, remove_garbage
-    from etude.journal.screen import Screen
-
-    screen = Screen()
-    found = find_garbage(runs, unfinished)
-    if as_json:
-        _print_json([{"path": str(item.path), "bytes": item.size, "reason": item.reason} for item in found])
-        return
-    show_garbage(screen, found, runs)
-    if not found or not (yes or _agreed(screen)):
-        return
-    asked = {item.path for item in found}  # while it was asked, a run may have been resumed
-    freed = remove_garbage(item for item in find_garbage(runs, unfinished) if item.path in asked)
-    screen.say(f"{file_size(freed)} freed")
-
-
-@app.command
-def render(*, runs: Runs = _RUNS, out: Path | None = None) -> None:
-    """Write one page over all runs, with search and sort, that opens in any browser without a server.
-
-    Parameters
-    ----------
-    runs
-        The folder of runs.
-    out
-        The page, or a folder for it; by default index.html in the folder of runs.
-    """
-    from etude.journal.screen import Screen
-    from etude.journal.site import render_site
-
-    screen = Screen()
-    page = render_site(runs, runs / "index.html" if out is None else out, screen.warn)
-    screen.say(f"{page} shows all runs")
-
-
-def _sorted(runs: list[RunSummary], sort: str) -> list[RunSummary]:
-    """Return the runs, which came the newest first, in another order; those that lack a value come last."""
-    match sort:
-        case "score":
-            return sorted(runs, key=lambda run: -1.0 if run.accuracy is None else run.accuracy, reverse=True)
-        case "log_loss":
-            return sorted(runs, key=lambda run: float("inf") if run.log_loss is None else run.log_loss)
-        case "seconds":
-            return sorted(runs, key=lambda run: float("inf") if run.seconds is None else run.seconds)
-        case "name":
-            return sorted(runs, key=lambda run: run.path)
-        case _:
-            return runs
-
-
-def _agreed(screen: Screen) -> bool:
-    if not sys.stdin.isatty():
-        screen.say("nothing was removed: give --yes to remove it")
-        return False
-    return input("remove it? [y/N] ").strip().lower() in ("y", "yes")
-
-
-def _print_json(value: object) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=True))
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 1]}…"

@@ -1,4 +1,4 @@
-"""What a run shows of itself at its end: the health of its images, a gallery of them, and the report."""
+"""The end of a run: the health of its images, a gallery of them, the report, the notebook, and MLflow."""
 
 from __future__ import annotations
 
@@ -30,35 +30,37 @@ from etude.training.batches import changes_of
 
 T = TypeVar("T")
 
-_WORTH_A_WARNING = 0.01  # of the images: fewer copies cannot move a score by more than one point
+_WORTH_A_WARNING = 0.01  # of the images: fewer near-duplicates cannot move a score by more than one point
 
 
-def look_back(session: Session, prepared: Prepared, kept: Sequence[tuple[str, Candidate]], policy: str) -> None:
+def write_diagnostics(session: Session, prepared: Prepared, kept: Sequence[tuple[str, Candidate]], policy: str) -> None:
     """Write ``health.json``, ``gallery.npz`` and ``gallery.json``, and the network's figures into the record.
 
-    Everything that a user asked of the run is on the disk by now: whatever goes wrong here is a warning, and the rest
-    is written all the same.
-
-    Args:
-        session: the run.
-        prepared: its images, splits and features.
-        kept: the model that was kept on each fold, by its folder.
-        policy: of augmentation, whose samples the gallery shows.
+    Everything that a user asked of the run is on the disk by now: what fails here is a warning, and the rest is written
+    all the same. ``kept`` is the model of each fold, by its folder; ``policy`` the augmentation that the gallery shows.
     """
     candidates, folder, seed = [candidate for _, candidate in kept], session.folder, session.request.seed
     data, folds, test = prepared.data, prepared.folds, prepared.test
     features = None if prepared.features is None else prepared.features.values
     own = prepared.recipe.augment.transform
     augments = "finetune" in prepared.recipe.stages and (own or not policy_named(policy).changes_nothing)
-    with session.stage("look back"):
-        _tried(session, "the network's figures", lambda: _describe(session, candidates[0]))
-        health = _tried(session, "the health of the images", lambda: _written(folder / "health.json", examine_health(
+
+    def health_of_images() -> dict[str, Any]:
+        found = examine_health(
             data, features, folds,
             test=test, test_features=_test_features(folder, candidates), seed=seed, progress=session.screen,
-        )))  # fmt: skip
+        )  # fmt: skip
+        write_json(folder / "health.json", found)
+        return found
+
+    with session.stage("diagnostics"):
+        _tried(
+            session, "the network's figures", lambda: session.record.set("architecture", architecture(candidates[0]))
+        )
+        health = _tried(session, "the health of the images", health_of_images)
         if health is not None:
             valid = Predictions.load(folder / "valid.npz")
-            _tried(session, "a warning of copies", lambda: _warn_of_copies(session, health, valid, prepared))
+            _tried(session, "a warning of near-duplicates", lambda: _warn_of_copies(session, health, valid, prepared))
         _tried(session, "pictures", lambda: write_gallery(
             folder, data, Predictions.load(folder / "valid.npz"), folds,
             features=features, health=health, test=test,
@@ -70,7 +72,7 @@ def report(folder: Path, screen: Screen) -> None:
     """Write ``report.html`` of a run that has ended, however it did; one that cannot be written is a warning."""
     try:
         write_report(folder)
-    except Exception as problem:  # what the run itself came to must not be lost behind it
+    except Exception as problem:  # the run's own outcome must not be lost for it
         screen.warn(f"no report: {error_text(problem)}")
 
 
@@ -91,43 +93,34 @@ def architecture(candidate: Candidate) -> dict[str, Any]:
 
 
 def _warn_of_copies(session: Session, health: Mapping[str, Any], valid: Predictions, prepared: Prepared) -> None:
-    """Warn of validation and test images that are copies of training images; a few among many change no score."""
+    """Warn of validation and test images that are near-duplicates of training images, where they may change a score."""
     copied: Mapping[str, list[str]] = health["copied"]
-    looked = f"; {', '.join(health['notes'])}" if health["looked_at"] < health["images"] else ""
+    sampled = f"; {', '.join(health['notes'])}" if health["looked_at"] < health["images"] else ""
     own = np.isin(valid.ids, copied["validation"])
     if own.mean() >= _WORTH_A_WARNING:
         assert valid.labels is not None
         right = valid.predicted() == valid.labels
         without = f"{right[~own].mean():.1%} on the {(~own).sum():,} others" if not own.all() else "no others are left"
         session.warn(
-            f"{own.sum():,} of {len(own):,} validation images are copies or near-duplicates of training images "
+            f"{own.sum():,} of {len(own):,} validation images are near-duplicates of training images "
             f"({listed(copied['validation'], 3)}), so their scores say little about new images: accuracy is "
-            f"{right.mean():.1%} with them, {without}{looked}"
+            f"{right.mean():.1%} with them, {without}{sampled}"
         )
     data, test = prepared.data, prepared.test
     if test is None or len(copied["test"]) / len(test) < _WORTH_A_WARNING:
         return
     if len(copied["test"]) > same_files_as(data, test).sum():  # identical files have been warned of at the beginning
         session.warn(
-            f"{len(copied['test']):,} of {len(test):,} test images are copies or near-duplicates of training images "
-            f"({listed(copied['test'], 3)}): scores on them say little about new images{looked}"
+            f"{len(copied['test']):,} of {len(test):,} test images are near-duplicates of training images "
+            f"({listed(copied['test'], 3)}): scores on them say little about new images{sampled}"
         )
-
-
-def _written(path: Path, content: dict[str, Any]) -> dict[str, Any]:
-    write_json(path, content)
-    return content
-
-
-def _describe(session: Session, candidate: Candidate) -> None:
-    session.record.set("architecture", architecture(candidate))
 
 
 def _tried(session: Session, what: str, make: Callable[[], T]) -> T | None:
     """Return what ``make`` returns; None, and a warning, where it fails."""
     try:
         return make()
-    except Exception as problem:  # of any library that looks at images: the run is done, and is not lost for a picture
+    except Exception as problem:  # of any library that reads images: the run is done, and is not lost for a picture
         session.warn(f"the report does without {what}: {error_text(problem)}")
         return None
 
@@ -139,10 +132,10 @@ def _test_features(folder: Path, candidates: Sequence[Candidate]) -> Any:
     return Predictions.load(folder / "test.npz").features
 
 
-def hand_over(record: RunRecord, uri: str | None, screen: Screen) -> None:
+def export_run(record: RunRecord, uri: str | None, screen: Screen) -> None:
     """Write ``notebook.ipynb``, and send the run to the MLflow server at ``uri``, if any.
 
-    The run is whole by now: what cannot be done is a warning, in its record and its report too.
+    The run is complete by now: what fails is a warning, in its record and its report too.
     """
     try:
         write_notebook(record.folder)

@@ -22,7 +22,7 @@ from etude.models.head import LinearHead
 from etude.recipe import Recipe, load_recipe
 from etude.recipe.resolve import supervised_recipe
 from etude.recipe.timeline import resolved_run, timeline_of
-from etude.study.diagnostics import hand_over, look_back, report
+from etude.study.diagnostics import export_run, report, write_diagnostics
 from etude.study.run.finish import finish
 from etude.study.run.frozen import add_views
 from etude.study.run.lr_find import find_lr, refuse_idle_search
@@ -81,7 +81,7 @@ def fit(request: Request, screen: Screen) -> Path:
             _run(session, recipe, sources, early_warnings)
         clear_leftovers(folder)  # not before: a run killed in between would have to train again
         report(folder, screen)
-        hand_over(record, request.mlflow, screen)
+        export_run(record, request.mlflow, screen)
         record.set("reported", True)
     return folder
 
@@ -119,7 +119,7 @@ class Job:
         self._add_views(folds)
         kept = [self._train(fold, number, len(folds)) for number, fold in enumerate(folds, 1)]
         kept = finish(self.session, kept, self.prepared)
-        look_back(self.session, self.prepared, kept, kept[0][1].card.policy)
+        write_diagnostics(self.session, self.prepared, kept, kept[0][1].card.policy)
         self.session.show_table()
 
     def _train(self, fold: Fold, number: int, count: int) -> tuple[str, Candidate]:

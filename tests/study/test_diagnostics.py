@@ -25,7 +25,7 @@ from etude.journal.screen import Screen
 from etude.models.backbones import TinyNet
 from etude.models.classifier import Classifier, ModelCard, Preprocessing
 from etude.recipe import load_recipe
-from etude.study import diagnostics as look_back
+from etude.study import diagnostics
 from etude.study.run import job
 from etude.study.run.network import Candidate
 from etude.study.run.prepare import Prepared, warn_of_known
@@ -73,7 +73,7 @@ def candidate(data: Dataset, folder: Path, stage: str = "finetune") -> Candidate
 def looked_back(session: Session, data: Dataset, **more: Any) -> dict[str, Any]:
     """Look back, and return the record."""
     kept = candidate(data, session.folder, more.pop("stage", "finetune"))
-    look_back.look_back(session, prepared(data, **more), [(".", kept)], "photos")
+    diagnostics.write_diagnostics(session, prepared(data, **more), [(".", kept)], "photos")
     return read_run(session.folder)
 
 
@@ -88,12 +88,12 @@ def test_health_pictures_and_figures_are_written_and_timed(session: Session, dat
     record = looked_back(session, data)
     assert {path.name for path in session.folder.iterdir()} >= FILES
     (stage,) = record["stages"]
-    assert (stage["name"], stage["state"]) == ("look back", "finished")
+    assert (stage["name"], stage["state"]) == ("diagnostics", "finished")
     assert 0 < stage["seconds"] <= record["seconds"]
     session.show_table()
     places = [
         cast(io.StringIO, session.screen._console.file).getvalue().find(name)
-        for name in ("look back", IN_NO_STAGE, "in all")
+        for name in ("diagnostics", IN_NO_STAGE, "in all")
     ]
     assert -1 < places[0] < places[1] < places[2]
     assert record["warnings"] == []
@@ -121,7 +121,7 @@ def test_copies_among_validation_and_test_images_are_warned_of(session: Session,
     kept = candidate(data, session.folder)
     Predictions(ids, data.images.classes, logits, labels=data.labels[held]).save(session.folder / "valid.npz")
     fold = Fold(np.setdiff1d(np.arange(len(data)), held), held, 0)
-    look_back.look_back(session, replace(prepared(data, test), folds=[fold]), [(".", kept)], "photos")
+    diagnostics.write_diagnostics(session, replace(prepared(data, test), folds=[fold]), [(".", kept)], "photos")
     of_valid, of_test = (one["text"] for one in read_run(session.folder)["warnings"])
     for word in ("2 of 4 validation", "round/near.png", "striped/same.png", "75.0%", "50.0% on the 2 others"):
         assert word in of_valid
@@ -167,7 +167,7 @@ def test_what_fails_is_a_warning_and_the_rest_is_there(
     session: Session, data: Dataset, monkeypatch: pytest.MonkeyPatch,
     broken: str, what: str, missing: set[str], error: Exception, told: str,
 ):  # fmt: skip
-    monkeypatch.setattr(look_back, broken, fails(error))
+    monkeypatch.setattr(diagnostics, broken, fails(error))
     record = looked_back(session, data)
     assert [one["text"] for one in record["warnings"]] == [f"the report does without {what}: {told}"]
     assert {path.name for path in session.folder.iterdir()} & FILES == FILES - missing
@@ -176,7 +176,7 @@ def test_what_fails_is_a_warning_and_the_rest_is_there(
 
 
 def test_a_stop_by_hand_passes_through(session: Session, data: Dataset, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(look_back, "examine_health", fails(KeyboardInterrupt()))
+    monkeypatch.setattr(diagnostics, "examine_health", fails(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         looked_back(session, data)
     assert read_run(session.folder)["stages"][0]["state"] == "interrupted"
@@ -187,9 +187,9 @@ def test_a_report_that_cannot_be_written_is_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ):
     opened(tmp_path).close("finished")
-    monkeypatch.setattr(look_back, "write_report", fails(error))
+    monkeypatch.setattr(diagnostics, "write_report", fails(error))
     said = io.StringIO()
-    look_back.report(tmp_path, Screen(file=said))
+    diagnostics.report(tmp_path, Screen(file=said))
     assert said.getvalue().startswith("warning: no report: ")
     assert str(error) in said.getvalue()
 
@@ -225,7 +225,7 @@ def test_a_run_that_does_not_finish_has_a_report(
 
 def test_a_report_that_fails_does_not_hide_what_ended_the_run(request_of: Request, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("etude.study.run.prepare.survey_sources", fails(EtudeError("no image can be read")))
-    monkeypatch.setattr(look_back, "write_report", fails(KeyError("data")))
+    monkeypatch.setattr(diagnostics, "write_report", fails(KeyError("data")))
     with pytest.raises(EtudeError, match="no image can be read"):
         job.fit(request_of, Screen(quiet=True))
 
