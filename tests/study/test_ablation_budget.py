@@ -30,6 +30,11 @@ def test_epochs_give_way_first():
     assert 2.0 <= made.epochs < 4.0
 
 
+def test_epochs_are_cut_to_tenths():
+    made = divide({"full": Cost(5.0, 60.0), "bare": Cost(5.0, 60.0)}, 10.0, 300.0, seeds=5, epochs=8.0)
+    assert made == (5, 3.2, pytest.approx(300.0))
+
+
 def test_then_seeds():
     made = divide(COSTS, ONCE, 260.0, seeds=5, epochs=8.0)
     assert made.seeds == 4

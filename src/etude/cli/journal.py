@@ -21,7 +21,6 @@ from etude.journal.runs import IN_NO_STAGE, REPORT_NAME, seconds_in_no_stage, st
 if TYPE_CHECKING:
     from etude.core.paired import Gain
     from etude.journal.compare import Comparison
-    from etude.journal.index import Garbage
     from etude.journal.screen import Screen
 
 app = App(name="journal", help="List, show, compare and annotate the runs that were made.")
@@ -114,7 +113,7 @@ def list_(
 
 @app.command
 def show(run: Name, *, runs: Runs = _RUNS, as_json: AsJson = False) -> None:
-    """Show a run: what was asked, what each stage took and reached, what differs from the recipe, and its notes."""
+    """Show a run: the command, what each stage took and reached, what differs from the recipe, and its notes."""
     from etude.journal.index import find_run, list_runs
     from etude.journal.runs import read_run
 
@@ -223,11 +222,20 @@ def gc(*, runs: Runs = _RUNS, unfinished: Flag = False, yes: Flag = False, as_js
     if as_json:
         print_json([{"path": str(item.path), "bytes": item.size, "reason": item.reason} for item in found])
         return
-    _show_garbage(screen, found, runs)
-    if not found or not (yes or _agreed(screen)):
+    if not found:
+        screen.say(f"nothing can go from {runs}")
         return
-    asked = {item.path for item in found}  # while it was asked, a run may have been resumed
-    freed = remove_garbage(item for item in find_garbage(runs, unfinished) if item.path in asked)
+    ordered = sorted(found, key=lambda item: -item.size)
+    rows = [[str(item.path.relative_to(runs)), file_size(item.size), item.reason] for item in ordered]
+    total = file_size(sum(item.size for item in found))
+    screen.table(f"{total} can go from {runs}", ["what", "size", "why"], rows)
+    if not yes and not sys.stdin.isatty():
+        screen.say("nothing was removed: give --yes to remove it")
+        return
+    if not yes and input("remove it? [y/N] ").strip().lower() not in ("y", "yes"):
+        return
+    shown = {item.path for item in found}  # while the answer was awaited, a run may have been resumed
+    freed = remove_garbage(item for item in find_garbage(runs, unfinished) if item.path in shown)
     screen.say(f"{file_size(freed)} freed")
 
 
@@ -274,13 +282,6 @@ def send(run: Name, *, mlflow: str, runs: Runs = _RUNS) -> None:
     screen_for().say(log_to_mlflow(find_run(runs, run), mlflow).told)
 
 
-def _agreed(screen: Screen) -> bool:
-    if not sys.stdin.isatty():
-        screen.say("nothing was removed: give --yes to remove it")
-        return False
-    return input("remove it? [y/N] ").strip().lower() in ("y", "yes")
-
-
 def _show_run(screen: Screen, folder: Path, record: dict[str, Any], parts: Sequence[RunSummary]) -> None:
     """Show what the record of the run in ``folder`` says; ``parts`` are the runs that belong to it."""
     report = folder / REPORT_NAME
@@ -318,19 +319,9 @@ def _show_comparison(screen: Screen, found: Comparison) -> None:
     screen.table("Seconds of each stage", ["", *numbers], rows)
 
 
-def _show_garbage(screen: Screen, found: Sequence[Garbage], runs: Path) -> None:
-    """Show what can go from the folder ``runs``, the largest first."""
-    if not found:
-        screen.say(f"nothing can go from {runs}")
-        return
-    ordered = sorted(found, key=lambda item: -item.size)
-    rows = [[str(item.path.relative_to(runs)), file_size(item.size), item.reason] for item in ordered]
-    total = file_size(sum(item.size for item in found))
-    screen.table(f"{total} can go from {runs}", ["what", "size", "why"], rows)
-
-
 def _facts(record: dict[str, Any]) -> list[tuple[str, str]]:
     data, result, environment = record.get("data") or {}, record.get("result") or {}, record["environment"]
+    machine = [environment.get("cpu"), f"{environment.get('cores')} cores", file_size(environment.get("memory_bytes"))]
     facts = [
         ("id", record["id"] + (f", part of {record['parent']}" if record["parent"] else "")),
         ("kind", record["kind"]),
@@ -341,7 +332,7 @@ def _facts(record: dict[str, Any]) -> list[tuple[str, str]]:
         ("data", str(data.get("described") or "")),
         ("fingerprint", str(data.get("fingerprint") or "")),
         ("result", _result_in_words(result)),
-        ("machine", _machine_in_words(environment)),
+        ("machine", ", ".join([*filter(None, machine), f"Python {environment.get('python')}"])),
         ("code", _code_in_words(environment)),
         ("tags", ", ".join(record["tags"])),
     ]
@@ -366,11 +357,6 @@ def _result_in_words(result: dict[str, Any]) -> str:
     loss = f", log loss {result['log_loss']:.4g}" if result.get("log_loss") is not None else ""
     spread = f"± {100 * adjusted_error(right, images):.2g} (standard error)"
     return f"accuracy {percent(right, 2)} {spread}{loss} on {images:,} validation images"
-
-
-def _machine_in_words(environment: dict[str, Any]) -> str:
-    parts = [environment.get("cpu"), f"{environment.get('cores')} cores", file_size(environment.get("memory_bytes"))]
-    return ", ".join([*filter(None, parts), f"Python {environment.get('python')}"])
 
 
 def _code_in_words(environment: dict[str, Any]) -> str:

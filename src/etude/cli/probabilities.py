@@ -51,11 +51,7 @@ class ProbabilityOptions:
         object.__setattr__(self, "out", expanded(self.out))
 
     def check_out(self) -> None:
-        """Refuse what cannot be written, before any work.
-
-        Raises:
-            EtudeError: the ending is unknown, or an option does not go with it.
-        """
+        """Refuse what cannot be written, before any work."""
         from etude.core.errors import EtudeError
 
         ending = self.out.suffix.lower()
@@ -68,11 +64,7 @@ class ProbabilityOptions:
             )
 
     def file_of(self, given: Path, name: str) -> Path:
-        """Return ``given``, or the file ``name`` in it when it is a run's folder.
-
-        Raises:
-            EtudeError: the folder has no such file, or one that has changed since the run wrote it.
-        """
+        """Return ``given``, or the file ``name`` in it when it is a run's folder."""
         from etude.core.errors import EtudeError
         from etude.journal.runs import verify
 
@@ -86,11 +78,7 @@ class ProbabilityOptions:
         return path / name
 
     def read(self, paths: Sequence[Path], warn: Warn, *, hard: bool = True) -> list[Source]:
-        """Read files, their classes in one order; without ``hard`` all must hold probabilities, the first with labels.
-
-        Raises:
-            EtudeError: a file cannot be read, the classes differ, or a file holds labels alone.
-        """
+        """Read files, their classes in one order; without ``hard`` all must hold probabilities, the first with labels."""
         from etude.core.errors import EtudeError
         from etude.refine.tables import in_classes, read_source
 
@@ -117,9 +105,6 @@ class ProbabilityOptions:
         """Write predictions made from ``source`` whole, or not at all; a single column is written as it was read.
 
         Rows of a sample submission for images that the runs among ``read`` could not read are filled.
-
-        Raises:
-            EtudeError: they do not fit the sample submission, or the file cannot be written.
         """
         from etude.core.submission import write_submission
 

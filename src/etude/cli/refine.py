@@ -94,11 +94,7 @@ def refine(
 def _labelled_and_target(
     options: ProbabilityOptions, valid: Path, target: Path | None, warn: Warn
 ) -> tuple[Predictions, Source]:
-    """Read the labelled predictions and those to refine, their classes in the same order.
-
-    Raises:
-        EtudeError: a file cannot be read, there are no labels, or the classes differ.
-    """
+    """Read the labelled predictions and those to refine, their classes in the same order."""
     from etude.core.errors import EtudeError
     from etude.refine.tables import with_classes
 

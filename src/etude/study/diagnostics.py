@@ -36,7 +36,7 @@ _WORTH_A_WARNING = 0.01  # of the images: fewer near-duplicates cannot move a sc
 def write_diagnostics(session: Session, prepared: Prepared, kept: Sequence[tuple[str, Candidate]], policy: str) -> None:
     """Write ``health.json``, ``gallery.npz`` and ``gallery.json``, and the network's figures into the record.
 
-    Everything that a user asked of the run is on the disk by now: what fails here is a warning, and the rest is written
+    All results of the run are on the disk by now: what fails here is a warning, and the rest is written
     all the same. ``kept`` is the model of each fold, by its folder; ``policy`` the augmentation that the gallery shows.
     """
     candidates, folder, seed = [candidate for _, candidate in kept], session.folder, session.request.seed
@@ -78,17 +78,17 @@ def report(folder: Path, screen: Screen) -> None:
 
 def architecture(candidate: Candidate) -> dict[str, Any]:
     """Return the network's parameters, those that were trained, and the FLOPs of one image (a multiply-add is two)."""
-    model, seen = candidate.model.eval(), candidate.card.preprocessing
+    model, shape = candidate.model.eval(), candidate.card.preprocessing
     parameters = list(model.parameters())
     trained = list(model.head.parameters()) if candidate.stage == "head" else parameters
-    image = torch.zeros(1, seen.in_channels, seen.size, seen.size, device=parameters[0].device)
+    image = torch.zeros(1, shape.in_channels, shape.size, shape.size, device=parameters[0].device)
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         model(image)
     return {
         "parameters": sum(weight.numel() for weight in parameters),
         "trainable": sum(weight.numel() for weight in trained if weight.requires_grad),
         "flops": counter.get_total_flops(),
-        "image_size": seen.size,
+        "image_size": shape.size,
     }
 
 

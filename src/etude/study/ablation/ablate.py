@@ -63,9 +63,6 @@ def ablate(
     """Train every arm on every seed, or what is missing of them, judge the tricks, and write what was found.
 
     What is None is taken from the ablation that is resumed, or the usual.
-
-    Raises:
-        EtudeError: whatever the user can mend, in one sentence; runs that were finished before are kept.
     """
     request.check()
     limit = _seconds_of(budget)
@@ -148,11 +145,7 @@ def _planned(request: Request, screen: Screen, asked: Mapping[str, Any], limit: 
 
 
 def _begun(request: Request) -> tuple[Path | None, dict[str, Any]]:
-    """Return the folder and the record of the ablation that is resumed; of a new one the folder as asked.
-
-    Raises:
-        EtudeError: there is none, another process is at work on it, or it was begun with other settings.
-    """
+    """Return the folder and the record of the ablation that is resumed; of a new one the folder as asked."""
     if not request.resume:
         return request.out, {}
     finished = request.out is not None and (request.out / FILE_NAME).is_file() and is_complete(read_run(request.out))
@@ -185,11 +178,7 @@ def _named_after(train: Path) -> Path:
 
 
 def _seconds_of(budget: str | None) -> float | None:
-    """Return a time limit in seconds.
-
-    Raises:
-        EtudeError: it is not a time.
-    """
+    """Return a time limit in seconds."""
     if budget is None:
         return None
     try:

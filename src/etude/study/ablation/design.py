@@ -44,11 +44,7 @@ class Design:
 
 
 def modes_named(mode: str) -> tuple[Mode, ...]:
-    """Return the modes that ``--mode`` stands for.
-
-    Raises:
-        EtudeError: it is none of them.
-    """
+    """Return the modes that ``--mode`` stands for."""
     if mode not in MODES:
         raise EtudeError(f"--mode is {mode!r}; give {', '.join(MODES)}.{nearest(mode, MODES)}")
     return MODES[mode]
@@ -59,9 +55,6 @@ def design_of(recipe: Recipe, tricks: Sequence[Trick], modes: Sequence[Mode]) ->
 
     Leave-one-out compares the recipe with all of the tricks, ``full``, with all but one; add-one-in the recipe with
     none of them, ``bare``, with one alone. Arms that come to the same are trained once.
-
-    Raises:
-        EtudeError: two of the tricks share a setting.
     """
     names = {trick.name for trick in tricks}
     arms: dict[frozenset[str], tuple[str, Changes]] = {}
@@ -81,7 +74,7 @@ def design_of(recipe: Recipe, tricks: Sequence[Trick], modes: Sequence[Mode]) ->
     return Design(dict(arms.values()), tuple(contrasts.values()))
 
 
-BUDGET_SEEDS = 3  # that a time limit leaves; asked for by hand, two are enough
+BUDGET_SEEDS = 3  # that a time limit leaves; given by hand, two are enough
 SHORTEST = 0.25  # of the recipe's epochs: a shorter training is another one, in which other tricks help
 _STARTING = 3.0  # seconds of a run besides its stages: reading, planning, writing
 
@@ -107,12 +100,6 @@ def divide(costs: Mapping[str, Cost], once: float, budget: float | None, seeds: 
     """Return how many epochs and seeds fit into ``budget`` seconds: epochs are cut first, to a quarter of the recipe's.
 
     ``once`` is what all runs share; ``epochs`` is None where the length is not given by epochs, and so stays.
-
-    Raises:
-        EtudeError: not even the shortest training on the fewest seeds fits.
-
-    >>> divide({"full": Cost(5.0, 60.0), "bare": Cost(5.0, 60.0)}, 10.0, 300.0, seeds=5, epochs=8.0)
-    Division(seeds=5, epochs=3.2, seconds=300.0)
     """
     fixed = sum(cost.fixed for cost in costs.values())
     training = sum(cost.training for cost in costs.values())

@@ -103,11 +103,7 @@ class Found:
 
 
 def read_arm(folder: Path, metric: Metric) -> ArmRun:
-    """Read a finished run.
-
-    Raises:
-        EtudeError: its record or its validation predictions are missing or damaged.
-    """
+    """Read a finished run."""
     record = read_run(folder)
     verify(folder, ["valid.npz"], record)
     predictions = Predictions.load(folder / "valid.npz")
@@ -149,24 +145,16 @@ def unit_of(metric: Metric) -> str:
 
 @dataclass(slots=True)
 class Runs:
-    """The arms over the seeds, in one process.
+    """The arms over the seeds, in one process."""
 
-    Args:
-        request: of the ablation; each run changes recipe settings, seed and folder.
-        record: of the ablation, the parent of all runs.
-        epochs: of every run; None for the recipe's own length.
-        budget: seconds for everything, the time before a resume included; None for no limit.
-        spent: seconds before this process.
-    """
-
-    request: Request
-    record: RunRecord
+    request: Request  # of the ablation; each run changes recipe settings, seed and folder
+    record: RunRecord  # of the ablation, the parent of all runs
     screen: Screen
     design: Design
     metric: Metric
-    epochs: float | None = None
-    budget: float | None = None
-    spent: float = 0.0
+    epochs: float | None = None  # of every run; None for the recipe's own length
+    budget: float | None = None  # seconds for everything, the time before a resume included
+    spent: float = 0.0  # seconds before this process
     failed: dict[str, str] = field(default_factory=dict)
     _began: float = field(default_factory=lambda: time.monotonic())
 
@@ -174,9 +162,6 @@ class Runs:
         """Run every arm on every seed, and return the runs of each arm that did not fail, in the order of the seeds.
 
         All arms have the same seeds. An arm whose training diverges is left out; the time limit ends the seeds early.
-
-        Raises:
-            EtudeError: an arm that others are compared with fails, or a run that is there has other settings.
         """
         done: list[dict[str, ArmRun]] = []
         inner = _Inner(self.screen)
@@ -194,7 +179,7 @@ class Runs:
                         advance()
         return {arm: [by_arm[arm] for by_arm in done] for arm in self.design.arms if arm not in self.failed}
 
-    def _has_time_for_another(self, done: Sequence[Mapping[str, ArmRun]], asked: int) -> bool:
+    def _has_time_for_another(self, done: Sequence[Mapping[str, ArmRun]], count: int) -> bool:
         """Whether another seed fits into the time limit, if it takes as long as those before did on average."""
         if self.budget is None or len(done) < FEWEST_SEEDS:
             return True
@@ -202,7 +187,7 @@ class Runs:
         if used * (len(done) + 1) / len(done) <= self.budget:
             return True
         self._warn(
-            f"{len(done)} of {asked} seeds fit into the {duration(self.budget)} of --budget, since runs took longer "
+            f"{len(done)} of {count} seeds fit into the {duration(self.budget)} of --budget, since runs took longer "
             "than expected"
         )
         return False

@@ -26,11 +26,7 @@ _SHOWN = 10
 
 
 def examine_data(request: Request, screen: Screen) -> dict[str, Any]:
-    """Read, store and examine the images as a run with this request would.
-
-    Raises:
-        EtudeError: the images cannot be read, or the recipe is unknown.
-    """
+    """Read, store and examine the images as a run with this request would."""
     request.check()
     recipe = load_recipe(request.recipe, request.settings)
     sources = read_sources(request, recipe, screen.warn)

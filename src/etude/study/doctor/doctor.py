@@ -131,11 +131,7 @@ class Report:
 
 
 def choose_subject(asked: Options, screen: Screen) -> Subject:
-    """Read what is to be examined: of the images of a :class:`Request` a sample, without one no images.
-
-    Raises:
-        EtudeError: as ``etude fit`` would.
-    """
+    """Read what is to be examined: of the images of a :class:`Request` a sample, without one no images."""
     recipe = load_recipe(asked.recipe, asked.settings)
     needed = required_size(recipe.model.backbone)
     if not isinstance(asked, Request):
@@ -160,11 +156,7 @@ def choose_subject(asked: Options, screen: Screen) -> Subject:
 
 
 def examine(subject: Subject, cache: Path, progress: Progress) -> Report:
-    """Measure the machine, and what the subject will take on it.
-
-    Raises:
-        EtudeError: the network cannot be built, or the cache cannot be written.
-    """
+    """Measure the machine, and what the subject will take on it."""
     facts = read_facts(cache)
     keep_large_blocks()
     recipe, train, images = subject.recipe, subject.recipe.train, subject.images
@@ -214,11 +206,7 @@ def stage_seconds(
 
 
 def gpu_seconds(stages: Sequence[tuple[str, float]], cores: int) -> tuple[float, float]:
-    """Return least and most seconds of these stages on a GPU; only a network's own work becomes faster there.
-
-    >>> gpu_seconds([("store", 10.0), ("fine-tune", 300.0)], cores=2)
-    (16.0, 30.0)
-    """
+    """Return least and most seconds of these stages on a GPU; only a network's own work becomes faster there."""
     network = sum(seconds for name, seconds in stages if name in _BY_NETWORK)
     rest = sum(seconds for name, seconds in stages if name not in _BY_NETWORK)
     slow, fast = (max(1.0, ratio * 2 / cores) for ratio in GPU_RATIO)
@@ -226,11 +214,7 @@ def gpu_seconds(stages: Sequence[tuple[str, float]], cores: int) -> tuple[float,
 
 
 def disk_speed(folder: Path, progress: Progress) -> DiskSpeed:
-    """Write 64 MB into ``folder``, read them again from the disk itself where the system allows, and remove them.
-
-    Raises:
-        EtudeError: the folder cannot be written or the disk is full.
-    """
+    """Write 64 MB into ``folder``, read them again from the disk itself where the system allows, and remove them."""
     path = folder / f".doctor.{os.getpid()}.tmp"
     block = rng_for(0, "doctor disk").bytes(_BLOCK)  # random, since some disks compress
     with explained_write(path), progress.bar("disk", 2 * _DISK_MEGABYTES, unit="MB") as advance:
