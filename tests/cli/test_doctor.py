@@ -18,8 +18,8 @@ def short(monkeypatch):
     """Leave out the default network, and end the probe after its first looks."""
     rates = study.network_rates
 
-    def only_small(name, backbone, sizes, mode, progress):
-        return rates(name, backbone, sizes, mode, progress) if name == "tiny" else []
+    def only_small(name, backbone, sizes, mode, context):
+        return rates(name, backbone, sizes, mode, context) if name == "tiny" else []
 
     monkeypatch.setattr(study, "network_rates", only_small)
     monkeypatch.setattr(study, "made_up_pictures", lambda: [b"no image"] * 4)

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from etude.core.context import Silent
+from etude.core.context import Context
 from etude.core.errors import EtudeError
 from etude.journal.screen import Screen
 from etude.models.backbones import build_backbone
@@ -186,7 +186,7 @@ def ticking(monkeypatch):
 
 def test_the_disk_is_left_as_it_was(tmp_path, ticking):
     ticking(0.5)
-    found = disk_speed(tmp_path / "cache", Silent())
+    found = disk_speed(tmp_path / "cache", Context())
     assert found == DiskSpeed(write=128.0, read=128.0)
     assert list((tmp_path / "cache").iterdir()) == []
 
@@ -194,7 +194,7 @@ def test_the_disk_is_left_as_it_was(tmp_path, ticking):
 def test_a_cache_that_cannot_be_written_is_told_in_a_sentence(tmp_path):
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(EtudeError, match="cannot be written"):
-        disk_speed(tmp_path / "cache", Silent())
+        disk_speed(tmp_path / "cache", Context())
 
 
 def test_decoding_counts_every_picture_and_stops_in_time(tmp_path, ticking):
@@ -202,9 +202,9 @@ def test_decoding_counts_every_picture_and_stops_in_time(tmp_path, ticking):
     pictures = [*made_up_pictures(3), tmp_path / "bad.jpg"]
     # The clock is read once at the start, once a picture and once at the end.
     ticking(0.1)
-    assert decode_rate(pictures, 32, 3, Silent()) == pytest.approx(4 / 0.5)
+    assert decode_rate(pictures, 32, 3, Context()) == pytest.approx(4 / 0.5)
     ticking(2.0)
-    assert decode_rate(pictures, 32, 3, Silent()) == pytest.approx(2 / 6.0)
+    assert decode_rate(pictures, 32, 3, Context()) == pytest.approx(2 / 6.0)
 
 
 def test_rates_are_the_inverse_of_seconds(monkeypatch):
@@ -216,7 +216,7 @@ def test_rates_are_the_inverse_of_seconds(monkeypatch):
 
     monkeypatch.setattr(doctor, "measure_speed", measure)
     backbone = build_backbone("tiny", "none", 1)
-    found = network_rates("tiny", backbone, [16, 32], Mode("fp32", "contiguous", 1), Silent())
+    found = network_rates("tiny", backbone, [16, 32], Mode("fp32", "contiguous", 1), Context())
     assert found == [Rate("tiny", 16, 4.0, 16.0), Rate("tiny", 32, 8.0, 32.0)]
     assert asked == [16, 32]
 

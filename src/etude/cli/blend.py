@@ -13,7 +13,6 @@ from etude.cli.common import print_json, screen_for
 from etude.cli.probabilities import ProbabilityOptions, expanded
 
 if TYPE_CHECKING:
-    from etude.core.context import Warn
     from etude.core.predictions import Predictions
     from etude.journal.screen import Screen
     from etude.refine.ensemble import Ensemble
@@ -65,9 +64,9 @@ def blend(
         raise EtudeError(f"--valid came {len(valid)} times for {len(models)} models: give one for each, in their order")
 
     screen = screen_for(as_json=options.as_json, quiet=options.quiet)
-    sources = options.read([options.file_of(path, "test.npz") for path in models], screen.warn)
+    sources = options.read([options.file_of(path, "test.npz") for path in models], screen)
     blended = [source.predictions for source in sources]
-    labelled = _labelled(options, models, valid, blended, screen.warn)
+    labelled = _labelled(options, models, valid, blended, screen)
     hard = [path for path, source in zip(models, sources, strict=True) if source.holds == "labels"]
     if hard and method not in (None, "vote"):
         raise EtudeError(
@@ -81,7 +80,7 @@ def blend(
     ensemble = Ensemble(way, options.metric, seed=options.seed, weights=weight)
     ensemble.fit(blended if labelled is None else labelled)
     predictions = ensemble.transform(blended)
-    options.write(sources[0], predictions, models, screen.warn)
+    options.write(sources[0], predictions, models, screen)
     found = _found(models, ensemble, labelled, options.metric)
     if options.as_json:
         print_json(found)
@@ -95,7 +94,7 @@ def _labelled(
     models: Sequence[Path],
     valid: Sequence[Path] | None,
     blended: Sequence[Predictions],
-    warn: Warn,
+    screen: Screen,
 ) -> list[Predictions] | None:
     """Return labelled predictions of every model on the same images, or None when there are none."""
     from etude.refine.tables import with_classes
@@ -104,10 +103,10 @@ def _labelled(
         valid = models
     found = list(blended)
     if valid is not None:
-        read = options.read([options.file_of(path, "valid.npz") for path in valid], warn)
+        read = options.read([options.file_of(path, "valid.npz") for path in valid], screen)
         pairs = zip(valid, read, strict=True)
         found = [with_classes(one.predictions, blended[0].classes, str(path)) for path, one in pairs]
-    found = [options.with_labels(one, warn) for one in found]
+    found = [options.with_labels(one, screen) for one in found]
     return found if any(one.labels is not None and (one.labels >= 0).any() for one in found) else None
 
 

@@ -39,7 +39,7 @@ def doctor(
     """
     from dataclasses import replace
 
-    from etude.core.context import default_cache
+    from etude.core.context import Context
     from etude.core.errors import EtudeError
 
     screen = screen_for(as_json=as_json, quiet=as_json)
@@ -65,7 +65,7 @@ def doctor(
 
     subject = choose_subject(asked, screen)
     show_measures(screen, subject)
-    report = examine(subject, options.cache or default_cache(), screen)
+    report = examine(subject, Context(screen, screen.warn, options.cache))
     if as_json:
         print_json({**report.as_dict(), "warnings": screen.warnings})
     else:

@@ -13,9 +13,9 @@ from cyclopts import Parameter
 from etude.cli.common import AsJson, Quiet
 
 if TYPE_CHECKING:
-    from etude.core.context import Warn
     from etude.core.predictions import Predictions
     from etude.core.submission import Unreadable
+    from etude.journal.screen import Screen
     from etude.refine.tables import Source
 
 
@@ -77,15 +77,15 @@ class ProbabilityOptions:
             verify(path, [name])
         return path / name
 
-    def read(self, paths: Sequence[Path], warn: Warn, *, hard: bool = True) -> list[Source]:
-        """Read files, their classes in one order; without ``hard`` all must hold probabilities, the first with labels."""
+    def read(self, paths: Sequence[Path], screen: Screen, *, hard: bool = True) -> list[Source]:
+        """Read files, their classes in one order; without ``hard`` all hold probabilities, the first with labels."""
         from etude.core.errors import EtudeError
         from etude.refine.tables import in_classes, read_source
 
         sources: list[Source] = []
         for path in paths:
             column = self.label_column if hard or (not sources and self.labels is None) else None
-            sources.append(read_source(path, id_column=self.id_column, label_column=column, warn=warn))
+            sources.append(read_source(path, id_column=self.id_column, label_column=column, warn=screen.warn))
             if sources[-1].holds == "labels" and not hard:
                 raise EtudeError(
                     f"{path} holds a label for each id and no probabilities, so there is nothing to refine: give a "
@@ -93,15 +93,15 @@ class ProbabilityOptions:
                 )
         return in_classes(sources, paths, self.positive)
 
-    def with_labels(self, predictions: Predictions, warn: Warn) -> Predictions:
+    def with_labels(self, predictions: Predictions, screen: Screen) -> Predictions:
         """Return the predictions with the labels of ``--labels``, if it was given."""
         from etude.refine.tables import with_labels
 
         if self.labels is None:
             return predictions
-        return with_labels(predictions, expanded(self.labels), label_column=self.label_column, warn=warn)
+        return with_labels(predictions, expanded(self.labels), label_column=self.label_column, warn=screen.warn)
 
-    def write(self, source: Source, predictions: Predictions, read: Sequence[Path], warn: Warn) -> None:
+    def write(self, source: Source, predictions: Predictions, read: Sequence[Path], screen: Screen) -> None:
         """Write predictions made from ``source`` whole, or not at all; a single column is written as it was read.
 
         Rows of a sample submission for images that the runs among ``read`` could not read are filled.
@@ -123,7 +123,7 @@ class ProbabilityOptions:
             sample=self.sample_submission,
             positive=self.positive or (source.positive if single and wanted else None),
             unreadable=_unreadable(read),
-            warn=warn,
+            warn=screen.warn,
         )
 
 

@@ -12,7 +12,6 @@ from etude.cli.common import print_json, screen_for
 from etude.cli.probabilities import ProbabilityOptions, expanded
 
 if TYPE_CHECKING:
-    from etude.core.context import Warn
     from etude.core.predictions import Predictions
     from etude.journal.screen import Screen
     from etude.refine.chain import Chain
@@ -57,7 +56,7 @@ def refine(
 
     metric = metric_named(options.metric).name
     screen = screen_for(as_json=options.as_json, quiet=options.quiet)
-    labelled, source = _labelled_and_target(options, valid, target, screen.warn)
+    labelled, source = _labelled_and_target(options, valid, target, screen)
     unlabelled = source.predictions
     from etude.refine.base import unlabelled_classes
     from etude.refine.chain import Chain
@@ -77,7 +76,7 @@ def refine(
     chosen = standard_steps(labelled, names, unlabelled, metric=metric, prior=prior, train=known, seed=options.seed)
     chain = Chain(chosen, metric, seed=options.seed).fit(labelled, unlabelled)
     refined = chain.transform(unlabelled)
-    options.write(source, refined, [target or valid], screen.warn)
+    options.write(source, refined, [target or valid], screen)
     record = options.out.with_name("refine.json")
     chain.save(record)
     if options.as_json:
@@ -92,7 +91,7 @@ def refine(
 
 
 def _labelled_and_target(
-    options: ProbabilityOptions, valid: Path, target: Path | None, warn: Warn
+    options: ProbabilityOptions, valid: Path, target: Path | None, screen: Screen
 ) -> tuple[Predictions, Source]:
     """Read the labelled predictions and those to refine, their classes in the same order."""
     from etude.core.errors import EtudeError
@@ -101,8 +100,8 @@ def _labelled_and_target(
     if target is None and not expanded(valid).is_dir():
         raise EtudeError(f"no predictions to refine were given: name those of other images after {valid}")
     paths = [options.file_of(valid, "valid.npz"), options.file_of(target or valid, "test.npz")]
-    source, aim = options.read(paths, warn, hard=False)
-    labelled = options.with_labels(source.predictions, warn)
+    source, aim = options.read(paths, screen, hard=False)
+    labelled = options.with_labels(source.predictions, screen)
     if labelled.labels is None or not (labelled.labels >= 0).any():
         raise EtudeError(
             f"{valid} holds no labels to learn from: give them with --labels FILE, a table of ids and labels"

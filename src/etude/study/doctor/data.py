@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from etude.core.context import Context, default_cache
+from etude.core.context import Context
 from etude.core.text import counted
 from etude.data.dataset import Dataset, open_dataset
 from etude.data.scan import Scan
@@ -34,16 +34,16 @@ def examine_data(request: Request, screen: Screen) -> dict[str, Any]:
     needed = required_size(recipe.model.backbone)
     short_side, channels = scans.labelled.median_short_side, scans.labelled.channels
     recipe = resolve(recipe, ImageFacts(short_side, channels, count=sources.train_count, required_size=needed))
-    cache, precision = request.cache or default_cache(), choose_precision(recipe.train.precision, best_device())
+    precision = choose_precision(recipe.train.precision, best_device())
+    context = Context(screen, screen.warn, request.cache, request.seed)
 
     def opened(images: ImageSet, scan: Scan, fit: str) -> Dataset:
-        size = recipe.model.feature_size
-        return open_dataset(images, scan, size, Context(screen, screen.warn, cache), fit=fit)
+        return open_dataset(images, scan, recipe.model.feature_size, context, fit=fit)
 
     def features(images: Dataset | None) -> np.ndarray | None:
         if frozen is None or images is None:
             return None
-        return compute_features(frozen, images, recipe, precision, Context(screen, screen.warn, cache)).values
+        return compute_features(frozen, images, recipe, precision, context).values
 
     data, test = opened(sources.labelled, scans.labelled, recipe.data.fit), None
     folds = make_folds(data, sources, request, recipe, screen.warn)

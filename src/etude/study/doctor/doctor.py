@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from etude.core.context import Progress
+from etude.core.context import Context
 from etude.core.files import explained_write
 from etude.core.prefetch import prefetch
 from etude.core.processor import usable_cores
@@ -155,15 +155,15 @@ def choose_subject(asked: Options, screen: Screen) -> Subject:
     )
 
 
-def examine(subject: Subject, cache: Path, progress: Progress) -> Report:
+def examine(subject: Subject, context: Context) -> Report:
     """Measure the machine, and what the subject will take on it."""
-    facts = read_facts(cache)
+    facts = read_facts(context.cached())
     keep_large_blocks()
     recipe, train, images = subject.recipe, subject.recipe.train, subject.images
-    disk = disk_speed(cache, progress) if facts.disk_free > _DISK_ROOM else None
+    disk = disk_speed(facts.cache, context) if facts.disk_free > _DISK_ROOM else None
     decoded = stored_size(recipe)
     pictures = made_up_pictures() if images is None else images.paths[:: max(1, len(images) // _DECODED)][:_DECODED]
-    decode = decode_rate(pictures, decoded, subject.facts.channels, progress, value_range=subject.value_range)
+    decode = decode_rate(pictures, decoded, subject.facts.channels, context, value_range=subject.value_range)
     frozen = build_frozen(recipe, subject.facts.channels)
     trained = None
     if "finetune" in recipe.stages:
@@ -176,9 +176,9 @@ def examine(subject: Subject, cache: Path, progress: Progress) -> Report:
     probe = probe_modes(
         backbone.module, size, train.batch_size, backbone.in_channels, best_device(),
         asked=AskedMode.of(train.precision, train.memory_format, train.threads, train.micro_batch),
-        train=trained is not None, cache=cache, progress=progress,
+        train=trained is not None, cache=facts.cache, progress=context,
     )  # fmt: skip
-    rates = _rates(recipe, name, backbone, size, probe.mode, progress)
+    rates = _rates(recipe, name, backbone, size, probe.mode, context)
     data = None
     if images is not None:
         features = None if frozen is None else measure_speed(frozen.backbone, recipe.model.feature_size, probe.mode)
@@ -213,11 +213,11 @@ def gpu_seconds(stages: Sequence[tuple[str, float]], cores: int) -> tuple[float,
     return rest + network / fast, rest + network / slow
 
 
-def disk_speed(folder: Path, progress: Progress) -> DiskSpeed:
+def disk_speed(folder: Path, context: Context) -> DiskSpeed:
     """Write 64 MB into ``folder``, read them again from the disk itself where the system allows, and remove them."""
     path = folder / f".doctor.{os.getpid()}.tmp"
     block = rng_for(0, "doctor disk").bytes(_BLOCK)  # random, since some disks compress
-    with explained_write(path), progress.bar("disk", 2 * _DISK_MEGABYTES, unit="MB") as advance:
+    with explained_write(path), context.bar("disk", 2 * _DISK_MEGABYTES, unit="MB") as advance:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             start = time.perf_counter()
@@ -240,7 +240,7 @@ def disk_speed(folder: Path, progress: Progress) -> DiskSpeed:
 
 
 def decode_rate(
-    pictures: Sequence[Path | bytes], size: int, channels: int, progress: Progress, *,
+    pictures: Sequence[Path | bytes], size: int, channels: int, context: Context, *,
     value_range: ValueRange | None = None,
 ) -> float:  # fmt: skip
     """Return images a second that are read, decoded and resized to ``size``, on all cores together.
@@ -255,7 +255,7 @@ def decode_rate(
             decode(data, size, "squash", channels, value_range)
 
     start, done = time.perf_counter(), 0
-    with progress.bar("decode", len(pictures)) as advance:
+    with context.bar("decode", len(pictures)) as advance:
         for _ in prefetch(work, pictures, threads=usable_cores()):
             done += 1
             advance()
@@ -278,10 +278,10 @@ def made_up_pictures(count: int = _PICTURES) -> list[bytes]:
     return [different[number % len(different)] for number in range(count)]
 
 
-def network_rates(name: str, backbone: Backbone, sizes: Sequence[int], mode: Mode, progress: Progress) -> list[Rate]:
+def network_rates(name: str, backbone: Backbone, sizes: Sequence[int], mode: Mode, context: Context) -> list[Rate]:
     """Return images a second of training and inference at each size."""
     found: list[Rate] = []
-    with progress.bar(name, len(sizes), unit="sizes") as advance:
+    with context.bar(name, len(sizes), unit="sizes") as advance:
         for size in sizes:
             speed = measure_speed(backbone, size, mode)
             found.append(Rate(name, size, 1 / max(speed.train, 1e-9), 1 / max(speed.infer, 1e-9)))
@@ -289,19 +289,19 @@ def network_rates(name: str, backbone: Backbone, sizes: Sequence[int], mode: Mod
     return found
 
 
-def _rates(recipe: Recipe, name: str, backbone: Backbone, size: int, mode: Mode, progress: Progress) -> list[Rate]:
+def _rates(recipe: Recipe, name: str, backbone: Backbone, size: int, mode: Mode, context: Context) -> list[Rate]:
     """Return the rates of the recipe's network, and of the default one where that is another."""
     trained = "finetune" in recipe.stages
     sizes = {size, image_sizes(recipe).first} if trained else {size}
     if trained and name == DEFAULT_BACKBONE:
-        return network_rates(name, backbone, sorted({*sizes, *SIZES}), mode, progress)
-    own = network_rates(name, backbone, sorted(sizes), mode, progress)
+        return network_rates(name, backbone, sorted({*sizes, *SIZES}), mode, context)
+    own = network_rates(name, backbone, sorted(sizes), mode, context)
     device = best_device()
     usual = resolve(load_recipe("default"), ImageFacts(_CAMERA_SIDE, 3, count=1_000))
     default = trainable_backbone(usual, 3, choose_precision("auto", device))
     return [
         *(own if trained else [replace(rate, train=None) for rate in own]),
-        *network_rates(DEFAULT_BACKBONE, default, SIZES, likely_mode(device), progress),
+        *network_rates(DEFAULT_BACKBONE, default, SIZES, likely_mode(device), context),
     ]
 
 
