@@ -8,11 +8,10 @@ from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-
-from etude.core.seeds import derive_seed, rng_for
+if TYPE_CHECKING:  # numpy takes longer to load than etude journal list
+    import numpy as np
 
 Warn = Callable[[str], object]
 """Takes one sentence that a user should read."""
@@ -82,10 +81,14 @@ class Context:
 
     def derived(self, name: str, step: int = 0) -> int:
         """Return the seed of a draw, by :func:`~etude.core.seeds.derive_seed`."""
+        from etude.core.seeds import derive_seed
+
         return derive_seed(self.seed, name, step)
 
     def rng(self, name: str, step: int = 0) -> np.random.Generator:
         """Return the generator of a draw, by :func:`~etude.core.seeds.rng_for`."""
+        from etude.core.seeds import rng_for
+
         return rng_for(self.seed, name, step)
 
     def seeded(self, seed: int) -> Context:
