@@ -33,9 +33,10 @@ def best_changes(recipe: Recipe, found: Sequence[Found]) -> tuple[Changes, list[
     A trick that helps is switched on and one that hurts off. One without a clear verdict, or that helps with the others
     and hurts alone, stays as the recipe has it.
     """
-    clear: dict[str, set[Verdict]] = {}
+    clear: dict[str, set[Verdict]] = {one.contrast.trick: set() for one in found}
     for one in found:
-        clear.setdefault(one.contrast.trick, set()).update({one.verdict} - {"cannot tell"})
+        if one.verdict != "cannot tell":
+            clear[one.contrast.trick].add(one.verdict)
     hurt = [name for name, verdicts in clear.items() if verdicts == {"hurts"}]
     changes: Changes = {}
     for name in hurt:
@@ -164,8 +165,9 @@ def write_outcome(outcome: Outcome, request: Request, recipe: Recipe, record: Ru
 
 def _lift(one: Found) -> Lift:
     gain = one.comparison.gain
-    values = (value * one.scale for value in (gain, *(one.comparison.interval() or (gain, gain))))
-    return Lift(one.contrast.trick, *values, one.verdict, one.gain, one.cost)
+    low, high = one.comparison.interval() or (gain, gain)
+    ends = gain * one.scale, low * one.scale, high * one.scale
+    return Lift(one.contrast.trick, *ends, one.verdict, one.gain, one.cost)
 
 
 def show_plan(
