@@ -123,7 +123,7 @@ def test_doubts_are_told_with_how_many_can_be_right():
     assert "of the 1,200 that they doubt, not more than about 1,000 can be wrong" in labels_text(0.4, 1200, 1000)
 
 
-def test_a_shift_is_told_by_its_size():
-    assert "nothing" in shift_text(0.52, 0.48, False)
+def test_a_shift_is_described_by_its_size():
+    assert "do not differ" in shift_text(0.52, 0.48, False)
     assert "slightly" in shift_text(0.60, 0.55, True)
     assert "AUC 0.93" in shift_text(0.93, 0.90, True)
