@@ -31,15 +31,8 @@ def load_arrays(path: Path, kind: str, required: Sequence[str] = (), optional: S
     """Return the arrays of an ``.npz``. Those of :func:`save_arrays` are compared with their checksum.
 
     Zip's own checksums do not cover names, types and shapes. A file without ours, of an earlier version or another
-    tool, is read too.
-
-    Args:
-        kind: what the file is to hold, for messages, such as ``"predictions"``.
-        required: names that it must hold.
-        optional: further names to return where they are there; None for all others.
-
-    Raises:
-        EtudeError: the file is missing, damaged, lacks an array, or holds objects instead of plain values.
+    tool, is read too. ``kind`` names the content in messages; ``optional`` arrays are returned where they are there,
+    None for all.
     """
     with reading(path, f"a readable file of {kind}", _HINT), path.open("rb") as file:
         if file.read(2) != b"PK":  # the first bytes of every zip archive, which an .npz is

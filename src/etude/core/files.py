@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: written beside their place, then moved there."""
+"""Files that are either whole or absent: written next to their path, then moved there."""
 
 from __future__ import annotations
 
@@ -28,12 +28,9 @@ NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSU
 
 @contextmanager
 def replacing(path: Path) -> Generator[Path]:
-    """Yield a temporary path beside ``path``; move it into place when the block succeeds.
+    """Yield a temporary path next to ``path``; move it into place when the block succeeds.
 
     A reader never sees half a file, and a crash leaves the old content.
-
-    Raises:
-        EtudeError: the disk is full or the place cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with explained_write(path):
@@ -48,7 +45,7 @@ def replacing(path: Path) -> Generator[Path]:
 
 @contextmanager
 def explained_write(path: Path) -> Generator[None]:
-    """Turn a full disk or a forbidden place into one sentence that names ``path``."""
+    """Turn a full disk or a forbidden path into one sentence that names ``path``."""
     try:
         yield
     except OSError as error:
@@ -66,17 +63,10 @@ def explained_write(path: Path) -> Generator[None]:
 
 @contextmanager
 def reading(path: Path, kind: str, hint: str = "it was damaged or is another kind of file") -> Generator[None]:
-    """Turn whatever goes wrong while ``path`` is read into one sentence that names it; every reader starts here.
+    """Turn anything that goes wrong while ``path`` is read into one sentence that names it; every reader starts here.
 
-    A pipe or a device is refused before it is opened, since reading it may never end.
-
-    Args:
-        path: a file from outside: of a user, or one that may have been damaged.
-        kind: what it is read as, such as ``"a readable Parquet file"``.
-        hint: what it means that it cannot be read as that, or how to go on.
-
-    Raises:
-        EtudeError: the file is missing, is not a regular file, cannot be opened, or its content cannot be read.
+    A pipe or a device is refused before it is opened, since reading it may never end. ``kind`` is such as ``"a readable
+    Parquet file"``; ``hint`` says what it means that it cannot be read as that, or how to go on.
     """
     try:
         _refuse_irregular(path, kind)
@@ -114,7 +104,7 @@ def _reason(problem: BaseException) -> str:
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented UTF-8 JSON, atomically.
 
-    Half of a surrogate pair, which stands for a byte of a file name that is not UTF-8, is written as the JSON escape
+    Half of a surrogate pair, which represents a byte of a file name that is not UTF-8, is written as the JSON escape
     of the same code: :func:`read_json` returns the same name.
     """
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -123,11 +113,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        EtudeError: the file is missing or is not JSON.
-    """
+    """Read a JSON file."""
     with reading(path, "valid JSON"):
         return json.loads(path.read_text(encoding="utf-8"))
 
@@ -138,11 +124,7 @@ def write_checked_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def read_checked_json(path: Path) -> dict[str, Any]:
-    """Read what :func:`write_checked_json` wrote; a table without a checksum, of an earlier version, is read too.
-
-    Raises:
-        EtudeError: the file is missing, is not a table in JSON, or has changed since it was written.
-    """
+    """Read what :func:`write_checked_json` wrote; a table without a checksum, of an earlier version, is read too."""
     read = read_json(path)
     if not isinstance(read, dict):
         raise EtudeError(f"{path} holds no table of names and values: it was damaged or is another kind of file")

@@ -12,30 +12,19 @@ from pathlib import PurePosixPath
 
 @dataclass(frozen=True, slots=True)
 class IdMatch:
-    """Which of our ids the wanted ones are.
+    """Which of our ids the wanted ones are."""
 
-    Args:
-        rows: for each wanted id its position among ours, -1 where it is missing.
-        missing: wanted ids that are none of ours.
-        extra: ids of ours that are not wanted.
-    """
-
-    rows: list[int]
-    missing: list[str]
-    extra: list[str]
+    rows: list[int]  # for each wanted id its position among ours, -1 where it is missing
+    missing: list[str]  # wanted ids that are none of ours
+    extra: list[str]  # ids of ours that are not wanted
 
 
 def match_ids(ours: Sequence[str], wanted: Sequence[str], *, folders: bool = True) -> IdMatch:
     """Find the wanted ids among ours: exactly as they are, else without ending, else without folders, else neither.
 
     One way is taken for all ids: the strictest of those that leave the fewest over. A way that makes two ids of one
-    side the same is never taken. Both sides hold unique ids.
-
-    Args:
-        ours: ids, such as those of predictions.
-        wanted: ids to find among them.
-        folders: whether images in different folders may be the same. Not where some may rightly be missing, since
-            different images with equal names are then found in their place.
+    side the same is never taken. Both sides hold unique ids. With ``folders``, images in different folders may be the
+    same; not where some may rightly be missing, since different images with equal names are then found instead.
 
     >>> match_ids(["a/1.png", "a/2.png"], ["2", "1", "3"])
     IdMatch(rows=[1, 0, -1], missing=['3'], extra=[])
@@ -109,11 +98,9 @@ def tidy_label(label: str) -> str:
 
 
 def spellings(labels: Iterable[str], classes: Sequence[str] | None = None) -> dict[str, str]:
-    """Return the labels that differ from another only by outer white space or Unicode form, and what they stand for.
+    """Return the labels that differ from another only by outer white space or Unicode form, and what they mean.
 
-    Args:
-        labels: any number of each.
-        classes: the texts that labels must have, where they are known; a text that is a class stays as it is.
+    ``classes`` are the texts that labels must have, where they are known; a text that is a class stays as it is.
 
     >>> spellings(["box", "box ", " cat"])
     {'box ': 'box'}
@@ -144,19 +131,19 @@ def spelled_as(names: Sequence[str], classes: Sequence[str]) -> tuple[str, ...]:
     return tuple(name if known.get(name, name) in names else known[name] for name in names)
 
 
-def look_alikes(classes: Iterable[str]) -> list[tuple[str, ...]]:
+def similar_labels(classes: Iterable[str]) -> list[tuple[str, ...]]:
     """Return the classes that differ only by case, white space, width of characters or how a number is written.
 
-    >>> look_alikes(["box", "Box", "polar bear", "polar  bear", "cat", "1", "1.0"])
+    >>> similar_labels(["box", "Box", "polar bear", "polar  bear", "cat", "1", "1.0"])
     [('1', '1.0'), ('Box', 'box'), ('polar  bear', 'polar bear')]
     """
-    alike: defaultdict[str, list[str]] = defaultdict(list)
+    similar: defaultdict[str, list[str]] = defaultdict(list)
     for name in sorted(set(classes)):
         key = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
         with suppress(ValueError):
             key = str(float(key))
-        alike[key].append(name)
-    return [tuple(names) for names in alike.values() if len(names) > 1]
+        similar[key].append(name)
+    return [tuple(names) for names in similar.values() if len(names) > 1]
 
 
 def positive_class(classes: Sequence[str]) -> str | None:

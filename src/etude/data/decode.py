@@ -185,12 +185,12 @@ _BYTES_A_PIXEL = 20  # of memory, in which Pillow decodes and converts 8-bit ima
 _JPEG_BYTES_A_PIXEL = 6  # decoded at a smaller scale; a progressive file keeps its coefficients
 # Letterbox borders are mid-grey: close to the mean of natural images, so close to 0 once normalised.
 PADDING = 127
-# Antialiased triangle filter: Lanczos is sharper but rings beside edges and takes twice the time.
+# Antialiased triangle filter: Lanczos is sharper but rings at edges and takes twice the time.
 _FILTER = Image.Resampling.BILINEAR
 # A whole-number reduction first, as long as 3 times the target is left: the result is nearly the same, and faster.
 _REDUCING_GAP = 3.0
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "DIB")  # looked for first, without loading Pillow's others
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "DIB")  # tried first, without loading Pillow's others
 # Pillow starts Ghostscript for EPS, draws WMF on Windows alone, and only names the others.
 _NOT_READ = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG", "IPTC"})
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", *TIFF_SIGNATURES)
@@ -239,7 +239,7 @@ def image_suffixes() -> frozenset[str]:
 
 
 def is_image_content(path: Path | str) -> bool:
-    """Whether a regular file begins like an image, whatever its name; one that cannot be opened does not."""
+    """Whether a regular file begins like an image, by any name; one that cannot be opened does not."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             return False
@@ -331,7 +331,7 @@ def dullness(pixels: np.ndarray, fit: str, original: tuple[int, int]) -> str:
 
 @contextmanager
 def _opened(data: bytes) -> Iterator[tuple[Image.Image | ImageFileDirectory_v2, Layout]]:
-    """Open an image and turn whatever its decoder raises into a reason; a TIFF that Pillow does not know gives tags."""
+    """Open an image and turn what its decoder raises into a reason; a TIFF that Pillow does not know gives tags."""
     try:
         # Pillow takes the memory for a WebP image as it opens it, for others as it decodes them.
         webp = _is_webp(data) and _refuse_too_large(*_webp_size(data), _BYTES_A_PIXEL)

@@ -147,7 +147,7 @@ class StepBatches:
     """The batches of a whole run, one a step, from shuffled epochs that follow each other without a gap.
 
     What step s yields depends on (seed, s, the plan) alone, so a resumed run goes on with the batch that the
-    uninterrupted run would have had, whatever the number of threads. Every image is seen once an epoch; a batch may
+    uninterrupted run would have had, for any number of threads. Every image is seen once an epoch; a batch may
     begin in one and end in the next. With ``mix`` that holds for labelled and unlabelled images on their own, and every
     batch has its exact share of both. Images that are kept on a device are gathered and changed there, without threads.
 
@@ -166,7 +166,7 @@ class StepBatches:
             ask it for each step before.
         pin: page-locked memory, from which a GPU fetches while it works.
         augment_tensor: ``augment`` for tensors, needed where ``data`` is kept on a device.
-        mix: the share of labelled images in every batch; None draws from all rows alike.
+        mix: the share of labelled images in every batch; None draws from all rows equally.
         strong: makes the batch's ``strong``, a second view of its unlabelled images, at strength 1. Labelled images
             have their first view there.
         strong_tensor: ``strong`` for tensors, needed where ``data`` is kept on a device.

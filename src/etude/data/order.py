@@ -247,7 +247,7 @@ class FixedMixSampler(Sampler[list[int]]):
         self.batch_size, self.seed, self.rank, self.processes = batch_size, seed, rank, processes
         self._labelled = np.asarray(is_labelled, dtype=bool)
         self._labels = None if balanced_labels is None else np.asarray(balanced_labels)
-        self._next = self._stands = (0, 0)  # epoch and batch within it: where the next pass begins, and where this is
+        self._next = self._position = (0, 0)  # epoch and batch within it: where the next pass begins, and where this is
         self._order().taken(self._step_images())  # refuses now what would be refused in the middle of a training
 
     @property
@@ -266,26 +266,26 @@ class FixedMixSampler(Sampler[list[int]]):
         epoch, done = self._next
         self._next = (epoch + 1, 0)
         for batch in range(done, batches):
-            self._stands = (epoch, batch + 1)
+            self._position = (epoch, batch + 1)
             yield order.chosen((epoch * batches + batch) * taken, images).tolist()
 
     def set_epoch(self, epoch: int) -> None:
         """Let the next pass be the epoch of this number; one that was taken up in its middle goes on there."""
         if epoch != self._next[0]:
-            self._next = self._stands = (epoch, 0)
+            self._next = self._position = (epoch, 0)
 
     def state_dict(self) -> dict[str, int]:
-        """Return where the sampler stands: ``epoch``, and the number ``batch`` of its batches that were handed out.
+        """Return the state of the sampler: ``epoch``, and the number ``batch`` of its batches that were drawn.
 
         A ``DataLoader`` with workers fetches batches ahead of the training; where it does not mind that itself, as
         torchdata's ``StatefulDataLoader`` does, write the batches that were trained on into ``batch``.
         """
-        epoch, batch = self._stands
+        epoch, batch = self._position
         return {"epoch": epoch, "batch": batch} if batch < len(self) else {"epoch": epoch + 1, "batch": 0}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Begin the next pass where ``state`` says."""
-        self._next = self._stands = (state["epoch"], state["batch"])
+        self._next = self._position = (state["epoch"], state["batch"])
 
     def _part(self) -> tuple[int, int]:
         # Asked anew each time: a loader is often made before the processes have met.

@@ -18,7 +18,7 @@ import numpy as np
 
 from etude.core.errors import EtudeError, listed, nearest
 from etude.core.files import replacing
-from etude.core.ids import look_alikes, spellings
+from etude.core.ids import similar_labels, spellings
 from etude.core.tables import is_table
 from etude.core.text import counted
 from etude.data import tables
@@ -92,7 +92,7 @@ def encode_labels(
             "at least two: check that the path names the folder above the class folders, or the right label column"
         )
     if allowed is None:
-        _warn_of_look_alikes(source, labels, classes, warn)
+        _warn_of_similar_labels(source, labels, classes, warn)
     index = {label: position for position, label in enumerate(classes)}
     unknown = sorted({label for label in labels if label not in index})
     if unknown:
@@ -117,12 +117,12 @@ def _tidied(source: Path, labels: Sequence[str], allowed: Sequence[str] | None, 
     return [renamed.get(label, label) for label in labels]
 
 
-def _warn_of_look_alikes(source: Path, labels: Sequence[str], classes: Sequence[str], warn: Warn) -> None:
-    alike = look_alikes(classes)
-    if not alike:
+def _warn_of_similar_labels(source: Path, labels: Sequence[str], classes: Sequence[str], warn: Warn) -> None:
+    similar = similar_labels(classes)
+    if not similar:
         return
     sizes = Counter(labels)
-    groups = [" and ".join(f"{name!r} ({sizes[name]:,})" for name in names) for names in alike]
+    groups = [" and ".join(f"{name!r} ({sizes[name]:,})" for name in names) for names in similar]
     more = f"; and {len(groups) - _SHOWN:,} more" if len(groups) > _SHOWN else ""
     warn(
         f"{source} has classes that differ only by case, white space or how a number is written: "

@@ -138,7 +138,7 @@ def shared_groups(values: Texts, train: np.ndarray, valid: np.ndarray) -> tuple[
 
 
 class ImageFolder:
-    """A folder in which a table's names are looked up: file names, paths, or ids without a suffix."""
+    """A folder in which a table's names are found: file names, paths, or ids without a suffix."""
 
     def __init__(self, root: Path) -> None:
         self.root = root

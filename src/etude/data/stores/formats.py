@@ -159,7 +159,7 @@ def has_blosc2() -> bool:
 
 def decompress(chunk: np.ndarray, target: np.ndarray) -> None:
     """Fill the contiguous array ``target`` from a chunk; ValueError where that is damaged or of another size."""
-    # Blosc2 writes as many bytes as the chunk's header says, whatever room there is.
+    # Blosc2 writes as many bytes as the chunk's header says, however little room there is.
     if len(chunk) < _HEADER_BYTES or int.from_bytes(chunk[_DECODED_LENGTH], "little") != target.nbytes:
         raise ValueError(f"it does not hold {target.nbytes:,} bytes")
     blosc2_module().decompress2(chunk, dst=target, nthreads=1)  # threads of its own cost more than an image
