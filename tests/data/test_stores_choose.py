@@ -9,7 +9,7 @@ import pytest
 from data.storing import build, flat, smooth, write_images
 from etude.core.context import Silent
 from etude.core.errors import EtudeError
-from etude.core.text import told_bytes
+from etude.core.text import file_size
 from etude.data.scan import scan_images
 from etude.data.sources import ImageSet
 from etude.data.stores import choose
@@ -172,11 +172,11 @@ def test_reading_is_timed() -> None:
 
 def test_amounts_in_words() -> None:
     told = {
-        999: "999 bytes",
+        999: "999 B",
         1000: "1.0 kB",
         9_940: "9.9 kB",
         9_960: "10 kB",
         999_600: "1.0 MB",
         5 * 10**15: "5,000 TB",
     }
-    assert {count: told_bytes(count) for count in told} == told
+    assert {count: file_size(count) for count in told} == told

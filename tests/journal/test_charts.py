@@ -1,49 +1,48 @@
-"""Charts: lines stay where they are, ticks are round, everything is told and escaped; colours can be read."""
+"""Charts: lines break where values are missing, everything is described and escaped; colours can be read."""
 
 from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ElementTree
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from markupsafe import Markup
 
 from etude.core.errors import EtudeError
+from etude.journal.figures.lines import Series, line_chart, panel_chart
+from etude.journal.figures.timeline import panels_of
 from etude.journal.report.charts import (
     LEVELS,
-    Series,
+    Bin,
     bar_in_cell,
     interval_in_cell,
     level_of,
-    line_chart,
-    log_ticks,
     matrix_chart,
     reliability_chart,
     share_bars,
-    thinned,
-    ticks,
 )
 from etude.journal.report.html import asset, data_uri, element
-from etude.journal.report.scores import Bin
+from etude.timeline import Linear, Phase, RunSize, Timeline
 
 HOSTILE = "<script>\"&'</script>"
+TAGS = {"svg", "g", "path", "line", "rect", "circle", "text", "title", "use", "defs"}
 
 
 def parsed(svg: Markup) -> ElementTree.Element:
     return ElementTree.fromstring(str(svg))
 
 
+@cache
 def charts() -> dict[str, Markup]:
     steps = np.arange(50.0)
     matrix = np.array([[5, 1], [0, 9]])
     shares = np.array([0.4, 0.6])
     line = Series(HOSTILE, steps, np.sin(steps))
     return {
-        "line": line_chart([line], HOSTILE, x_label=HOSTILE, bands=[(HOSTILE, 0, 25)], marks=[(10, HOSTILE)]),
+        "line": line_chart([line], HOSTILE, x_label=HOSTILE),
         "log": line_chart([Series("a", steps, 10.0 ** -(steps / 9))], HOSTILE, x_label="x", log=True),
         "few": line_chart([Series(HOSTILE, [1, 2, 3], [4, np.nan, 6], stepped=True)], HOSTILE, x_label="x"),
         "one point": line_chart([Series("a", [3], [0.5])], HOSTILE, x_label="x"),
@@ -62,7 +61,18 @@ def test_every_chart_is_well_formed_told_and_escaped(name: str):
     assert root.tag == "svg"
     assert root.get("role") == "img"
     assert root.get("aria-label") == HOSTILE
-    assert {part.tag for part in root.iter()} <= {"svg", "g", "path", "line", "rect", "circle", "text", "title"}
+    assert {part.tag for part in root.iter()} <= {
+        "svg",
+        "g",
+        "path",
+        "line",
+        "rect",
+        "circle",
+        "text",
+        "title",
+        "use",
+        "defs",
+    }
     assert not re.search(r"nan|inf", str(charts()[name]).replace(HOSTILE, ""))
     assert "style=" not in str(charts()[name])  # the page forbids it
 
@@ -79,46 +89,34 @@ def test_nothing_leaves_the_chart(name: str):
 
 def test_a_line_breaks_where_values_are_missing():
     svg = line_chart([Series("a", range(6), [1, 2, np.nan, 3, 4, 5], "plan")], "t", x_label="x")
-    path = next(part for part in parsed(svg).iter() if part.get("class") == "line plan")
+    path = next(part for part in parsed(svg).iter() if part.get("stroke") == "var(--plan)")
     assert (path.get("d") or "").count("M") == 2
 
 
+def test_each_point_tells_its_values():
+    svg = line_chart([Series(HOSTILE, [1, 2, 3], [4, np.nan, 6])], "t", x_label="x")
+    assert [part.text for part in parsed(svg).iter("title")] == [f"{HOSTILE}: 4 at 1", f"{HOSTILE}: 6 at 3"]
+
+
 def test_steps_hold_until_the_next_value():
-    x, y = Series("a", [0, 1, 2], [5, 7, 9], stepped=True).points()
-    assert list(zip(x, y, strict=True)) == [(0, 5), (1, 5), (1, 7), (2, 7), (2, 9)]
+    svg = line_chart([Series("a", [0, 1, 2], [5, 7, 9], "plan", stepped=True)], "t", x_label="x")
+    path = next(part for part in parsed(svg).iter() if part.get("stroke") == "var(--plan)")
+    places = [tuple(map(float, place.split())) for place in re.findall(r"[ML] ([\d.]+ [\d.]+)", path.get("d") or "")]
+    assert len(places) == 5
+    assert all(x == pytest.approx(u) or y == pytest.approx(v) for (x, y), (u, v) in pairwise(places))
 
 
-@given(st.lists(st.floats(-50, 50), min_size=2, max_size=80))
-def test_a_thinned_line_stays_within_a_quarter_of_a_unit(heights: list[float]):
-    x, y = np.arange(float(len(heights))), np.array(heights)
-    kept = thinned(x, y)
-    assert kept[0] == 0
-    assert kept[-1] == len(x) - 1
-    for first, last in pairwise(kept):
-        inner = slice(first, last + 1)
-        across, down = x[last] - x[first], y[last] - y[first]
-        off = np.abs(across * (y[inner] - y[first]) - down * (x[inner] - x[first])) / np.hypot(across, down)
-        assert off.max() <= 0.25 + 1e-9
+@pytest.mark.parametrize("name", ["line", "log", "few", "one point", "constant"])
+def test_colours_of_lines_follow_the_page(name: str):
+    assert not re.search(r"#[0-9a-f]{6}", str(charts()[name]))
 
 
-def test_a_straight_line_needs_two_points():
-    assert thinned(np.arange(1000.0), 2 * np.arange(1000.0)) == [0, 999]
-
-
-@given(st.floats(-1e3, 1e3), st.floats(1e-3, 1e6), st.integers(2, 8))
-def test_ticks_are_few_round_and_inside(low: float, span: float, most: int):
-    found = ticks(low, low + span, most)
-    assert len(found) <= most
-    assert all(low - 1e-6 * span <= tick <= low + span * (1 + 1e-6) for tick in found)
-    if len(found) > 2:
-        np.testing.assert_allclose(np.diff(found), found[1] - found[0], rtol=1e-4)
-
-
-@given(st.floats(1e-9, 1e3), st.floats(1.5, 1e9))
-def test_logarithmic_ticks_are_few_and_inside(low: float, times: float):
-    found = log_ticks(low, low * times)
-    assert len(found) <= 6
-    assert all(low * (1 - 1e-9) <= tick <= low * times * (1 + 1e-9) for tick in found)
+def test_a_schedule_shows_its_phases_as_text():
+    phases = (Phase(HOSTILE, 0.5, lr=Linear(0.0, 1.0)), Phase("b", 0.5, lr=1.0))
+    timeline = Timeline(phases).resolved(RunSize(100, 10.0))
+    root = parsed(panel_chart(panels_of(timeline, 100, None)[0], timeline))
+    assert HOSTILE in (root.get("aria-label") or "")
+    assert "b" in [part.text for part in root.iter("text")]
 
 
 def test_levels_rise_and_end():
@@ -140,8 +138,8 @@ def test_other_files_are_no_pictures():
 
 
 def schemes() -> dict[str, dict[str, str]]:
-    """The variables of both colour schemes in page.css."""
-    blocks = re.findall(r":root \{(.*?)\}", asset("page.css"), flags=re.S)
+    """The variables of both colour schemes in charts.css."""
+    blocks = re.findall(r":root \{(.*?)\}", asset("charts.css"), flags=re.S)
     light, dark = (dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", block)) for block in blocks)
     assert set(light) == set(dark)
     return {"light": light, "dark": dark}
@@ -164,7 +162,9 @@ def contrast(one: np.ndarray, other: np.ndarray) -> float:
 
 def opacities() -> dict[int, float]:
     """The opacity of each level of the confusion matrix."""
-    found = {int(k): float(value) for k, value in re.findall(r'"-(\d)"\] \{ fill-opacity: ([\d.]+)', asset("page.css"))}
+    found = {
+        int(k): float(value) for k, value in re.findall(r'"-(\d)"\] \{ fill-opacity: ([\d.]+)', asset("charts.css"))
+    }
     return {level: found.get(level, 1.0) for level in range(1, LEVELS + 1)}
 
 

@@ -12,7 +12,8 @@ from etude.core.metrics import metric_named
 from etude.core.paired import paired_bootstrap
 from etude.core.predictions import Predictions
 from etude.journal.compare import Comparison, compare_runs
-from etude.journal.figures.curves import draw_curves
+from etude.journal.figures import save_figure
+from etude.journal.figures.curves import curves_figure
 from recorded_runs import edit_record, opened, predictions, write_run
 
 
@@ -165,10 +166,10 @@ def test_comparing_takes_two_runs(tmp_path: Path, names: list[str]):
 def test_curves_over_each_other(tmp_path: Path, ending: str):
     rows = [{"seconds": float(k), "valid_accuracy": 0.5 + k / 100, "valid_loss": 1.0 / (k + 1)} for k in range(9)]
     histories = {"first": rows, "_$\\frac{<b>$ \udcff" + "x" * 80: rows, "without": [{"seconds": 1.0}]}
-    draw_curves(tmp_path / f"c{ending}", histories)
+    save_figure(curves_figure(histories), tmp_path / f"c{ending}")
     assert (tmp_path / f"c{ending}").stat().st_size > 5000
     with pytest.raises(EtudeError, match="none of these runs has training curves"):
-        draw_curves(tmp_path / "d.png", {"without": histories["without"]})
+        curves_figure({"without": histories["without"]})
     with pytest.raises(EtudeError, match=r"ends in .png or .svg"):
-        draw_curves(tmp_path / "d.txt", histories)
+        save_figure(curves_figure(histories), tmp_path / "d.txt")
     assert not list(tmp_path.glob("d.*"))

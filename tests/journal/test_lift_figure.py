@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from etude.core.errors import EtudeError
-from etude.journal.figures.lift import Lift, LiftPanel, draw_lift, lift_figure
+from etude.journal.figures import save_figure
+from etude.journal.figures.lift import Lift, LiftPanel, lift_figure
 
 
 def row(name: str, gain: float, reach: float, verdict: str) -> Lift:
@@ -26,18 +27,18 @@ PANELS = [
     ),
     LiftPanel("add-one-in: what each trick brings alone", [row("mixup", -1.2, 0.3, "hurts")]),
 ]
-WORDS = {"title": "What each trick bought: default, 5 seeds × 800 images", "unit": "points of accuracy"}
+WORDS = {"title": "Contribution of each trick: default, 5 seeds × 800 images", "unit": "points of accuracy"}
 
 
 def test_the_chart_is_written_whole_and_the_same_again(tmp_path: Path):
     for name in ("lift.png", "lift.svg", "again.svg"):
-        draw_lift(tmp_path / name, PANELS, **WORDS)
+        save_figure(lift_figure(PANELS, **WORDS), tmp_path / name)
     with Image.open(tmp_path / "lift.png") as image:
         assert image.width == 900
     assert (tmp_path / "lift.svg").read_bytes() == (tmp_path / "again.svg").read_bytes()
     assert len(list(tmp_path.iterdir())) == 3
     with pytest.raises(EtudeError, match=r"\.png or \.svg"):
-        draw_lift(tmp_path / "lift.pdf", PANELS, **WORDS)
+        save_figure(lift_figure(PANELS, **WORDS), tmp_path / "lift.pdf")
 
 
 def test_marks_stand_at_the_gains_and_intervals_reach_their_ends():

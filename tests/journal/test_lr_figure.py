@@ -9,7 +9,8 @@ from PIL import Image
 
 from etude.core.errors import EtudeError
 from etude.core.lr_range import LrSuggestion, suggest_lr
-from etude.journal.figures.lr_range import draw_lr_range, lr_range_figure
+from etude.journal.figures import save_figure
+from etude.journal.figures.lr_range import lr_range_figure
 
 
 def sweep(low: float = 1e-7, high: float = 10.0, count: int = 100) -> tuple[np.ndarray, np.ndarray, LrSuggestion]:
@@ -22,17 +23,17 @@ def sweep(low: float = 1e-7, high: float = 10.0, count: int = 100) -> tuple[np.n
 def test_the_picture_is_written_whole(tmp_path: Path):
     rates, losses, found = sweep()
     path = tmp_path / "lr.png"
-    draw_lr_range(path, rates, losses, found.smoothed, found)
+    save_figure(lr_range_figure(rates, losses, found.smoothed, found), path)
     with Image.open(path) as image:
         assert image.size == (900, 500)
-    draw_lr_range(tmp_path / "lr.svg", rates, losses, found.smoothed, found)
+    save_figure(lr_range_figure(rates, losses, found.smoothed, found), tmp_path / "lr.svg")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["lr.png", "lr.svg"]
 
 
 def test_other_endings_are_refused(tmp_path: Path):
     rates, losses, found = sweep()
     with pytest.raises(EtudeError, match=r"\.png or \.svg"):
-        draw_lr_range(tmp_path / "lr.pdf", rates, losses, found.smoothed, found)
+        save_figure(lr_range_figure(rates, losses, found.smoothed, found), tmp_path / "lr.pdf")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -164,7 +164,7 @@ def test_runs_that_did_not_finish_say_so(tmp_path: Path):
     "uri", ["", "here", "localhost:5000", "ftp://host", "http://", "http://host:port", "http://[x"]
 )
 def test_what_is_no_address_is_refused(uri: str):
-    with pytest.raises(EtudeError, match="is no address of an MLflow server"):
+    with pytest.raises(EtudeError, match="is not the address of an MLflow server"):
         check_server(uri)
 
 
@@ -282,7 +282,7 @@ def test_params_metrics_tags_and_files_arrive(client: MlflowClient, server: str,
     assert {file.path for file in client.list_artifacts(sent.run_id)} == {path.name for path in plan.files}
     got = client.download_artifacts(sent.run_id, "report.html", str(tmp_path))
     assert Path(got).read_bytes() == (folder / "report.html").read_bytes()
-    assert sent.told == f"sent to MLflow: {server}/#/experiments/{run.info.experiment_id}/runs/{sent.run_id}"
+    assert sent.text == f"sent to MLflow: {server}/#/experiments/{run.info.experiment_id}/runs/{sent.run_id}"
 
 
 @pytest.mark.slow
@@ -296,7 +296,7 @@ def test_what_is_part_of_a_run_is_nested(client: MlflowClient, server: str, tmp_
         **{"round 1": named["fold-2"], "arms/bare": named["run"]},
     }
     assert (sent.run_id, sent.runs) == (named["run"], 5)
-    assert "with 4 below it" in sent.told
+    assert "with 4 below it" in sent.text
     assert [one.step for one in client.get_metric_history(named["fold-1"], "lr")] == [10, 20]
     assert runs[named["arms/bare"]].data.params["train.lr"] == "0.1"
     assert {run.info.status for run in runs.values()} == {"FINISHED"}

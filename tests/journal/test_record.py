@@ -342,7 +342,7 @@ def test_what_no_run_writes_is_named(tmp_path: Path, changes: dict[str, Any]):
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path):
-    with pytest.raises(EtudeError, match="is no folder"):
+    with pytest.raises(EtudeError, match="is not a folder"):
         read_run(tmp_path / "nothing")
     with pytest.raises(EtudeError, match=r"holds no run.json"):
         read_run(tmp_path)

@@ -42,9 +42,9 @@ def test_runs_below_are_listed_with_state_score_and_link(study: Path):
     assert (done.kind, done.state, done.accuracy, done.log_loss) == ("fit", "finished", 0.9, 0.25)
     assert (study / unquote(done.link)).is_file()
     assert (killed.state, killed.link, killed.accuracy) == ("killed", "", None)
-    assert killed.told == "in fine-tune after 0.0 s"
+    assert killed.note == "in fine-tune after 0.0 s"
     assert (parts["arms/broken"].kind, parts["arms/broken"].state) == ("", "damaged")
-    assert "is not valid JSON" in parts["arms/broken"].told
+    assert "is not valid JSON" in parts["arms/broken"].note
     assert not (study / INDEX_NAME).exists()
 
 
@@ -58,7 +58,7 @@ def test_the_page_shows_them_and_links_to_their_reports(study: Path):
     assert "arms/with <b> & 50%/seed-0" in said
     assert "90.00%" in said
     assert "in fine-tune after 0.0 s" in said
-    assert "What each step bought" not in said  # the steps of a study are runs beside each other
+    assert "Contribution of each step" not in said  # the steps of a study are runs beside each other
 
 
 def fold_stage(record: RunRecord, name: str, right: float, loss: float = 0.5) -> None:
@@ -79,7 +79,7 @@ def test_folds_have_the_score_of_the_stage_that_was_kept(tmp_path: Path):
         ("fold 1", "fold", "finished", 0.9),
         ("fold 2", "fold", "finished", 0.8),
     ]
-    assert [part.told for part in parts] == ["kept: fine-tune", "kept: head"]
+    assert [part.note for part in parts] == ["kept: fine-tune", "kept: head"]
     assert all(part.seconds is not None and part.seconds >= 0 for part in parts)
 
 
@@ -90,7 +90,7 @@ def test_a_fold_that_was_stopped_has_what_it_reached(tmp_path: Path):
         raise KeyboardInterrupt
     record.close("interrupted")
     (part,) = parts_of(RunFolder.read(tmp_path))
-    assert (part.name, part.state, part.accuracy, part.told) == ("fold 1", "interrupted", 0.7, "")
+    assert (part.name, part.state, part.accuracy, part.note) == ("fold 1", "interrupted", 0.7, "")
 
 
 def test_rounds_are_parts_whether_they_were_judged_or_not(tmp_path: Path):
@@ -101,7 +101,7 @@ def test_rounds_are_parts_whether_they_were_judged_or_not(tmp_path: Path):
         raise ValueError("out")
     record.close("failed", "out")
     parts = parts_of(RunFolder.read(tmp_path))
-    assert [(part.name, part.kind, part.state, part.accuracy, part.told) for part in parts] == [
+    assert [(part.name, part.kind, part.state, part.accuracy, part.note) for part in parts] == [
         ("round 1", "round", "finished", 0.8, "kept"),
         ("round 2", "round", "failed", None, ""),
     ]
@@ -131,8 +131,8 @@ def test_an_ablation_tells_what_each_trick_bought(tmp_path: Path, metric: str, u
     record.close("finished")
     found = lift_of(RunFolder.read(tmp_path))
     assert found is not None
-    assert found.unit == unit
-    assert found.rows == [("<i>mixup", "leave-one-out", gain, interval, "< 0.001", "helps", "−3.4 s")]
+    assert found["unit"] == unit
+    assert found["rows"] == [("<i>mixup", "leave-one-out", gain, interval, "< 0.001", "helps", "−3.4 s")]
     page = Page.read(write_report(tmp_path))
     assert "tricks" in page.ids()
     assert "<i>mixup" in page.said()
@@ -145,7 +145,7 @@ def test_an_interval_that_is_not_known_is_a_dash(tmp_path: Path):
     write_json(tmp_path / "ablation.json", {"metric": "accuracy", "level": 0.95, "tricks": tricks})
     found = lift_of(RunFolder.read(tmp_path))
     assert found is not None
-    assert found.rows[0][3] == "–"
+    assert found["rows"][0][3] == "–"
 
 
 @pytest.mark.parametrize("content", [{}, {"metric": "speed", "tricks": []}, {"metric": "accuracy", "tricks": [1]}])

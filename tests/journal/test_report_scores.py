@@ -6,29 +6,27 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import confusion_matrix as sklearn_confusion
-from sklearn.metrics import precision_recall_fscore_support
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from etude.core.predictions import Predictions
 from etude.core.seeds import rng_for
 from etude.journal.report.scores import (
-    Judged,
+    Evaluated,
     calibration_bins,
     calibration_error,
     class_rows,
     confused_pairs,
-    confusion_matrix,
     scores_of,
     wilson,
 )
 
 
-def judged(count: int = 400, classes: int = 4, seed: int = 0, sure: float = 2.0) -> Judged:
+def judged(count: int = 400, classes: int = 4, seed: int = 0, sure: float = 2.0) -> Evaluated:
     rng = rng_for(seed, "judged")
     labels = rng.integers(0, classes, count)
     logits = sure * np.eye(classes)[labels] + rng.normal(0, 1, (1, count, classes))
     names = tuple(f"c{number}" for number in range(classes))
-    found = Judged.of(
+    found = Evaluated.of(
         Predictions(tuple(str(row) for row in range(count)), names, logits.astype(np.float32), labels=labels)
     )
     assert found is not None
@@ -77,11 +75,11 @@ def test_two_classes_have_an_area_under_the_curve():
 
 def test_unlabelled_images_are_left_out():
     logits = np.zeros((1, 3, 2), np.float32)
-    partly = Judged.of(Predictions(tuple("abc"), ("x", "y"), logits, labels=np.array([0, -1, 1])))
+    partly = Evaluated.of(Predictions(tuple("abc"), ("x", "y"), logits, labels=np.array([0, -1, 1])))
     assert partly is not None
     assert partly.ids == ("a", "c")
-    assert Judged.of(Predictions(tuple("abc"), ("x", "y"), logits, labels=np.array([-1, -1, -1]))) is None
-    assert Judged.of(Predictions(tuple("abc"), ("x", "y"), logits)) is None
+    assert Evaluated.of(Predictions(tuple("abc"), ("x", "y"), logits, labels=np.array([-1, -1, -1]))) is None
+    assert Evaluated.of(Predictions(tuple("abc"), ("x", "y"), logits)) is None
 
 
 def test_classes_and_confusions_agree_with_scikit_learn():
@@ -94,26 +92,23 @@ def test_classes_and_confusions_agree_with_scikit_learn():
         assert row.images == images[k]
         assert row.low < recall[k] < row.high
     assert [row.f1 for row in class_rows(one)] == pytest.approx(sorted(f1))
-    matrix = confusion_matrix(one, [0, 1, 2, 3])
-    np.testing.assert_array_equal(matrix, sklearn_confusion(one.labels, one.guesses))
-    np.testing.assert_array_equal(confusion_matrix(one, [2, 0]), matrix[np.ix_([2, 0], [2, 0])])
 
 
 def test_confused_pairs_are_the_matrix_without_its_diagonal():
     one = judged(sure=1.0)
-    matrix = confusion_matrix(one, range(4))
+    matrix = confusion_matrix(one.labels, one.guesses)
     pairs = confused_pairs(one)
     assert [often for _, _, often in pairs] == sorted((often for _, _, often in pairs), reverse=True)
     assert {(label, guess): often for label, guess, often in pairs} == {
         (i, j): matrix[i, j] for i in range(4) for j in range(4) if i != j and matrix[i, j]
     }
-    worst = {row.name: row.taken_for for row in class_rows(one)}
+    worst = {row.name: row.confused for row in class_rows(one)}
     assert worst[f"c{pairs[0][0]}"] == (f"c{pairs[0][1]}", pairs[0][2])
 
 
 def test_a_class_that_was_never_labelled_or_never_predicted_has_no_share():
     logits = np.log(np.array([[[0.8, 0.1, 0.1], [0.7, 0.2, 0.1], [0.2, 0.2, 0.6]]]))
-    one = Judged.of(Predictions(tuple("abc"), ("x", "y", "z"), logits, labels=np.array([0, 1, 0])))
+    one = Evaluated.of(Predictions(tuple("abc"), ("x", "y", "z"), logits, labels=np.array([0, 1, 0])))
     assert one is not None
     rows = {row.name: row for row in class_rows(one)}
     assert (rows["y"].recall, rows["y"].precision) == (0.0, None)
@@ -128,7 +123,7 @@ def test_calibration_error_is_zero_of_a_model_that_knows_how_sure_to_be():
     known = Predictions.from_probabilities(
         [str(k) for k in range(40_000)], ["a", "b"], np.stack([sure, 1 - sure], 1), labels
     )
-    one = Judged.of(known)
+    one = Evaluated.of(known)
     assert one is not None
     bins = calibration_bins(one)
     assert len(bins) == 5
@@ -139,6 +134,6 @@ def test_calibration_error_is_zero_of_a_model_that_knows_how_sure_to_be():
 
 def test_calibration_error_of_a_boaster():
     known = Predictions.from_probabilities(list("abcd"), ["x", "y"], [[0.99, 0.01]] * 4, np.array([0, 0, 1, 1]))
-    one = Judged.of(known)
+    one = Evaluated.of(known)
     assert one is not None
     assert calibration_error(calibration_bins(one)) == pytest.approx(0.49)

@@ -194,7 +194,7 @@ def test_settings_stand_by_section_as_asked_and_used():
     found = settings_of(record_of(settings=asked, changed={"train.clip": None}, plan={"resolved": used}))
     assert list(found) == ["recipe", "train", "head", "data"]
     rate, clip = found["train"]
-    assert (rate.name, rate.asked, rate.used, rate.changed) == ("lr", "auto", "0.00015", False)
+    assert (rate.name, rate.requested, rate.used, rate.changed) == ("lr", "auto", "0.00015", False)
     assert (clip.used, clip.changed) == ("none", True)
     assert found["head"][0].used == "1, 2.5"
     assert found["data"][0].used == "yes"

@@ -77,7 +77,7 @@ def test_a_bar_that_is_broken_off_says_how_far_it_came():
     with pytest.raises(RuntimeError):
         broken_off()
     assert file.getvalue().splitlines() == [
-        "train 4 of 100 steps (0.05 steps/s, 32 min 0 s left)",
+        "train 4 of 100 steps (0.05 steps/s, 32 min left)",
         "train 4 of 100 steps in 1 min 20 s (0.05 steps/s)",
     ]
 

@@ -14,7 +14,8 @@ from matplotlib.text import Text
 from PIL import Image
 
 from etude.core.errors import EtudeError
-from etude.journal.figures.timeline import draw_timeline, linear_ticks, log_ticks, panels_of, timeline_figure
+from etude.journal.figures import save_figure
+from etude.journal.figures.timeline import linear_ticks, log_ticks, panels_of, timeline_figure
 from etude.timeline import (
     PRESETS,
     Constant,
@@ -109,7 +110,7 @@ def test_png_is_1200_wide_and_its_height_grows_with_what_moves(tmp_path: Path):
     for number, moving in enumerate([{}, {"augment": Linear(0, 1)}, {"augment": 1.0}]):
         timeline = Timeline((Phase("all", 1.0, lr=Linear(0, 1), **moving),))
         path = tmp_path / "deep" / f"{number}.png"
-        draw_timeline(path, timeline, STEPS)
+        save_figure(timeline_figure(timeline, STEPS), path)
         with Image.open(path) as image:
             assert image.width == 1200
             heights.append(image.height)
@@ -120,7 +121,7 @@ def test_png_is_1200_wide_and_its_height_grows_with_what_moves(tmp_path: Path):
 
 def test_svg_names_phases_and_scheduled_quantities_only(tmp_path: Path):
     path = tmp_path / "plan.SVG"
-    draw_timeline(path, preset("default", SHAPE), STEPS)
+    save_figure(timeline_figure(preset("default", SHAPE), STEPS), path)
     assert ElementTree.parse(path).getroot().tag.endswith("svg")
     words = words_of(timeline_figure(preset("default", SHAPE), STEPS))
     assert {"warmup", "grow", "finish", "learning rate", "image size", "px", "MixUp α"} <= set(words)
@@ -130,9 +131,9 @@ def test_svg_names_phases_and_scheduled_quantities_only(tmp_path: Path):
 @pytest.mark.parametrize("name", ["plan.png", "plan.svg"])
 def test_the_same_plan_gives_the_same_bytes(tmp_path: Path, name: str):
     path = tmp_path / name
-    draw_timeline(path, REACTED, STEPS, title="t")
+    save_figure(timeline_figure(REACTED, STEPS, title="t"), path)
     first = path.read_bytes()
-    draw_timeline(path, REACTED, STEPS, title="t")
+    save_figure(timeline_figure(REACTED, STEPS, title="t"), path)
     assert path.read_bytes() == first
     assert [file.name for file in tmp_path.iterdir()] == [name]
 
@@ -140,7 +141,7 @@ def test_the_same_plan_gives_the_same_bytes(tmp_path: Path, name: str):
 @pytest.mark.parametrize("name", ["plan.pdf", "plan", "plan.jpg"])
 def test_other_endings_are_refused(tmp_path: Path, name: str):
     with pytest.raises(EtudeError, match=r"\.png or \.svg"):
-        draw_timeline(tmp_path / name, PLATEAU, STEPS)
+        save_figure(timeline_figure(PLATEAU, STEPS), tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -195,7 +196,7 @@ def test_unresolved_lengths_are_resolved_or_refused_in_a_sentence(tmp_path: Path
     plan = Timeline((Phase("warmup", "2ep", lr=Linear(0, 1)), Phase("rest", 1.0, lr=1)))
     assert "warmup" in words_of(timeline_figure(plan, STEPS, epoch_steps=50))
     with pytest.raises(EtudeError, match="500 steps"):
-        draw_timeline(tmp_path / "plan.png", plan, STEPS)
+        save_figure(timeline_figure(plan, STEPS), tmp_path / "plan.png")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Parameter
 
 from etude.cli.common import AsJson, print_json, screen_for
-from etude.core.text import counted, duration, file_size, moment, percent
+from etude.core.text import counted, duration, file_size, moment, percent, shortened
 from etude.journal.index import DAMAGED, RunSummary
 from etude.journal.runs import IN_NO_STAGE, REPORT_NAME, seconds_in_no_stage, stopped_at
 
@@ -145,14 +145,15 @@ def compare(first: Name, *others: str, runs: Runs = _RUNS, plot: Path | None = N
     folders = [find_run(runs, name) for name in (first, *others)]
     found = compare_runs(folders)
     if plot is not None:
-        from etude.journal.figures.curves import draw_curves
+        from etude.journal.figures import save_figure
+        from etude.journal.figures.curves import curves_figure
         from etude.journal.report.folder import read_history
 
         histories = {
             run.path: read_history(folder / "history.csv")
             for run, folder in zip(found.runs, folders, strict=True) if (folder / "history.csv").is_file()
         }  # fmt: skip
-        draw_curves(plot, histories)
+        save_figure(curves_figure(histories), plot)
     if as_json:
         print_json(found.to_json())
         return
@@ -279,7 +280,7 @@ def send(run: Name, *, mlflow: str, runs: Runs = _RUNS) -> None:
     from etude.journal.index import find_run
     from etude.journal.mlflow import log_to_mlflow
 
-    screen_for().say(log_to_mlflow(find_run(runs, run), mlflow).told)
+    screen_for().say(log_to_mlflow(find_run(runs, run), mlflow).text)
 
 
 def _show_run(screen: Screen, folder: Path, record: dict[str, Any], parts: Sequence[RunSummary]) -> None:
@@ -440,4 +441,4 @@ def _value(value: Any) -> str:
     if value is None:
         return "–"
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 1]}…"
+    return shortened(text, _LONGEST_VALUE)

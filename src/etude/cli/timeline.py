@@ -86,9 +86,11 @@ def timeline(
         )
     plan, size = _resolved(chosen, steps, epoch_steps, step_seconds or _STEP_SECONDS)
     if plot is not None:
-        from etude.journal.figures.timeline import draw_timeline
+        from etude.journal.figures import save_figure
+        from etude.journal.figures.timeline import timeline_figure
 
-        draw_timeline(plot, plan, size.steps, title=f"Timeline of {chosen.name}", epoch_steps=size.epoch_steps)
+        title = f"Timeline of {chosen.name}"
+        save_figure(timeline_figure(plan, size.steps, title=title, epoch_steps=size.epoch_steps), plot)
     warnings = timeline_warnings(chosen, timeline=plan)
     if as_json:
         run = {"recipe": chosen.name, "steps": size.steps, "epoch_steps": size.epoch_steps}

@@ -102,6 +102,13 @@ def _quotas_v1(root: Path) -> list[float]:
     return [int(quota) / int(period)] if quota.isdigit() and period.isdigit() and int(period) else []
 
 
+def total_memory(root: Path = _ROOT) -> int:
+    """Return the bytes of the machine's memory, or a container's limit where that is lower."""
+    limit = read_text(root / "sys/fs/cgroup/memory.max") or ""
+    memory = int(_psutil.virtual_memory().total)
+    return min(memory, int(limit)) if limit.isdigit() else memory
+
+
 def free_memory(root: Path = _ROOT) -> int:
     """Return the bytes of memory that can still be had, within a container's limit."""
     group = root / "sys/fs/cgroup"

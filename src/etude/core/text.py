@@ -1,4 +1,4 @@
-"""Text as a terminal may show it."""
+"""Numbers, times, sizes and names as text, for the terminal, reports and files."""
 
 from __future__ import annotations
 
@@ -11,16 +11,6 @@ from typing import Any, cast
 
 # Control characters, marks and overrides of the direction of writing, separators of lines and paragraphs.
 _COMMANDS = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-
-
-def visible(text: str) -> str:
-    r"""Return ``text`` with every character that acts on a terminal as an escape; a name may hold any of them.
-
-    >>> print(visible("a\x1b[31m\u202eb\nc [bold] é"))
-    a\x1b[31m\u202eb\nc [bold] é
-    """
-    return _COMMANDS.sub(lambda match: repr(match.group())[1:-1], text)
-
 
 LABELS: dict[str, str] = {
     "lr": "learning rate",
@@ -35,10 +25,38 @@ LABELS: dict[str, str] = {
     "label_smoothing": "label smoothing",
     "unlabeled_weight": "unlabelled weight",
 }
-
-_SPOKEN = {"macro_f1": "macro F1", "auc": "ROC AUC", "lr": "learning rate", "finetune": "fine-tune"}
+"""What a scheduled quantity is called."""
 
 UNITS: dict[str, str] = {"image_size": "px", "batch_size": "images"}
+
+_NAMES = {"macro_f1": "macro F1", "auc": "ROC AUC", "lr": "learning rate", "finetune": "fine-tune"}
+
+
+def visible(text: str) -> str:
+    r"""Return ``text`` with every character that acts on a terminal as an escape; a name may hold any of them.
+
+    >>> print(visible("a\x1b[31m\u202eb\nc [bold] é"))
+    a\x1b[31m\u202eb\nc [bold] é
+    """
+    return _COMMANDS.sub(lambda match: repr(match.group())[1:-1], text)
+
+
+def shortened(text: str, most: int) -> str:
+    """Return ``text``, cut to ``most`` characters.
+
+    >>> shortened("defective", 16), shortened("a very long class name", 9)
+    ('defective', 'a very l…')
+    """
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def plain_name(key: str) -> str:
+    """Return what a metric, stage or setting of the code is called.
+
+    >>> plain_name("log_loss"), plain_name("macro_f1"), plain_name("labeled_share")
+    ('log loss', 'macro F1', 'labeled share')
+    """
+    return _NAMES.get(key, key.replace("_", " "))
 
 
 def short_number(value: float) -> str:
@@ -71,15 +89,6 @@ def signed(value: float | None) -> str:
     return f"{sign}{short_number(abs(value))}"
 
 
-def count_of(value: float) -> str:
-    """Return a count with separators of thousands.
-
-    >>> count_of(5000)
-    '5,000'
-    """
-    return f"{value:,}"
-
-
 def percent(share: float | None, digits: int = 1) -> str:
     """Return a share as a percentage; a dash where it is not known.
 
@@ -98,40 +107,65 @@ def points(difference: float | None) -> str:
     return "" if difference is None else f"{100 * difference:+.2f}".replace("-", "−")
 
 
-def duration(seconds: float | None) -> str:
-    """Return seconds as one reads them, in at most two units.
+def counted(count: int, thing: str, plural: str | None = None) -> str:
+    """Return ``count`` with the right form of ``thing``.
 
-    >>> [duration(value) for value in (0.02, 4.25, 62.6, 3725, 190000, None)]
-    ['0.02 s', '4.2 s', '1 min 3 s', '1 h 2 min', '2 d 4 h', '–']
+    >>> counted(1, "image"), counted(2624, "image"), counted(2, "class", "classes")
+    ('1 image', '2,624 images', '2 classes')
+    """
+    return f"{count:,} {thing if count == 1 else plural or thing + 's'}"
+
+
+def duration(seconds: float | None) -> str:
+    """Return seconds in at most two units; a dash where they are not known.
+
+    >>> [duration(value) for value in (0.02, 4.25, 62.6, 600, 3725, 190000, None)]
+    ['0.02 s', '4.2 s', '1 min 3 s', '10 min', '1 h 2 min', '2 d 4 h', '–']
     """
     if seconds is None:
         return "–"
     if seconds < 59.95:
         return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s"
     whole = round(seconds)
-    for size, unit, part, of in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if whole >= size:
-            return f"{whole // size} {unit} {whole % size // part} {of}"
-    return f"{whole} s"
+    size, unit, part, of = next(
+        units for units in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")) if whole >= units[0]
+    )
+    rest = whole % size // part
+    return f"{whole // size} {unit}" + (f" {rest} {of}" if rest else "")
+
+
+def rough_duration(seconds: float) -> str:
+    """Return an estimated time in one unit.
+
+    >>> rough_duration(0.4), rough_duration(59), rough_duration(600), rough_duration(9000)
+    ('<1 s', '59 s', '10 min', '2.5 h')
+    """
+    if seconds < 1:
+        return "<1 s"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def file_size(count: float | None) -> str:
-    """Return bytes as one reads them, in powers of 1000.
+    """Return bytes in powers of 1000, as ``data.cache_limit`` reads them; a dash where they are not known.
 
-    >>> file_size(912), file_size(1159936), file_size(None)
-    ('912 B', '1.2 MB', '–')
+    >>> [file_size(count) for count in (912, 1159936, 48e6, None)]
+    ['912 B', '1.2 MB', '48 MB', '–']
     """
     if count is None:
         return "–"
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 999.5:
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 99.5 else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
+    if count < 999.5:
+        return f"{count:.0f} B"
+    count, unit = count / 1000, "kB"
+    for larger in ("MB", "GB", "TB"):
+        if count >= 999.5:
+            count, unit = count / 1000, larger
+    return f"{count:.1f} {unit}" if count < 9.95 else f"{count:,.0f} {unit}"
 
 
 def moment(text: str | None) -> str:
-    """Return an ISO time as ``2026-11-22 14:17 UTC``; what is no time comes back as it is.
+    """Return an ISO time as ``2026-11-22 14:17 UTC``; any other text as it is.
 
     >>> moment("2026-11-22T14:17:22+00:00"), moment(None)
     ('2026-11-22 14:17 UTC', '–')
@@ -145,17 +179,8 @@ def moment(text: str | None) -> str:
     return f"{read.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
-def spoken(name: str) -> str:
-    """Return a name of the code as one says it.
-
-    >>> spoken("log_loss"), spoken("macro_f1"), spoken("labeled_share")
-    ('log loss', 'macro F1', 'labeled share')
-    """
-    return _SPOKEN.get(name, name.replace("_", " "))
-
-
 def in_words(value: Any) -> str:
-    """Return a JSON value as one reads it: no brackets, no quotes, floats to six significant digits.
+    """Return a JSON value as text: no brackets, no quotes, floats to six significant digits.
 
     >>> in_words({"accuracy": 1, "log_loss": [0.12345678, True]}), in_words(None), in_words([])
     ('accuracy 1, log loss 0.123457, yes', 'none', 'none')
@@ -166,34 +191,10 @@ def in_words(value: Any) -> str:
         return f"{value:.6g}"
     if isinstance(value, Mapping):
         table = cast(Mapping[object, object], value)
-        return ", ".join(f"{spoken(str(key))} {in_words(one)}" for key, one in table.items()) or "none"
+        return ", ".join(f"{plain_name(str(key))} {in_words(one)}" for key, one in table.items()) or "none"
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ", ".join(map(in_words, cast(Sequence[object], value))) or "none"
     return "none" if value is None or value == "" else str(value)
-
-
-def counted(count: int, thing: str, plural: str | None = None) -> str:
-    """Return ``count`` with the right form of ``thing``.
-
-    >>> counted(1, "image"), counted(2624, "image"), counted(2, "class", "classes")
-    ('1 image', '2,624 images', '2 classes')
-    """
-    return f"{count:,} {thing if count == 1 else plural or thing + 's'}"
-
-
-def told_bytes(count: float) -> str:
-    """Return a number of bytes in units of 1000, as ``data.cache_limit`` reads them.
-
-    >>> told_bytes(812), told_bytes(48_000_000), told_bytes(1_250_000_000)
-    ('812 bytes', '48 MB', '1.2 GB')
-    """
-    if count < 1000:
-        return f"{count:.0f} bytes"
-    for unit in ("kB", "MB", "GB", "TB"):
-        count /= 1000
-        if count < 999.5 or unit == "TB":
-            break
-    return f"{count:.1f} {unit}" if count < 9.95 else f"{count:,.0f} {unit}"
 
 
 def toml(value: Any) -> str:

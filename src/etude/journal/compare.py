@@ -56,7 +56,7 @@ def compare_runs(folders: Sequence[Path]) -> Comparison:
     """Compare the runs in ``folders``, each with the first.
 
     The intervals come from a paired bootstrap over the images that both have validated, or from the exact test where
-    fewer than 30 of these differ: they tell what another draw of images would change, not another seed.
+    fewer than 30 of these differ: they show what another draw of images would change, not another seed.
     """
     places = [folder.resolve() for folder in folders]
     if len(folders) < 2 or len({*places}) < len(places):
@@ -77,7 +77,7 @@ def compare_runs(folders: Sequence[Path]) -> Comparison:
 def differing_settings(records: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
     """Return, by name, the values of the settings that are not the same in all ``records``.
 
-    They are compared as each run resolved them, or as they were asked for when one of the runs did not come so far.
+    They are compared as each run resolved them, or as requested when one of the runs did not get that far.
     """
     resolved = all((record.get("plan") or {}).get("resolved") for record in records)
     tables = [_settings(record, resolved) for record in records]

@@ -15,13 +15,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from etude.core.errors import EtudeError
-from etude.core.text import file_size
+from etude.core.text import file_size, shortened
 from etude.journal.report.folder import read_history
-from etude.journal.runs import FILE_NAME, read_run
+from etude.journal.runs import FILE_NAME, fold_folders, read_run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -43,46 +43,67 @@ _OF_FOLD = re.compile(r"(.*) \(fold (\d+)/\d+\)")
 _TRAINED = "fine-tune"  # the stage whose curves stand in history.csv
 _NOT_IN_NAMES = re.compile(r"[^\w.\- ]")
 _LONGEST_VALUE = 5000  # characters; of tags, and a little more of params, by the limits of MLflow's REST interface
-_PLACE = ("step", "seconds")  # columns of history.csv that say where a row stands
+_PLACE = ("step", "seconds")  # columns of history.csv that say where a row belongs
 
 
-@dataclass(frozen=True, slots=True)
-class Point:
-    """One value of a metric; ``at`` counts milliseconds since 1970."""
+EXPERIMENT = "etude"
+"""The experiment that runs go to where ``$MLFLOW_EXPERIMENT_NAME`` names no other."""
+
+_ROOT = "etude.root"  # tag of a run and of everything below it: the id in run.json of the uppermost
+_PARENT = "mlflow.parentRunId"
+_MOST = 100  # params, tags or metrics in one request, as MLflow allows
+_PAGE = 1000
+_LONGEST_CAUSE = 200
+# What MLflow would otherwise do by itself: wait for minutes for a server that is away, report its use to its makers,
+# print addresses and bars among ours. Whoever has set one of these keeps it.
+_MANNERS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+
+
+Entries = Sequence[dict[str, Any]]
+
+
+class Point(NamedTuple):
+    """One value of a metric, in the order of mlflow.entities.Metric; ``at`` counts milliseconds since 1970."""
 
     name: str
     value: float
-    step: int
     at: int
+    step: int
 
 
 @dataclass(frozen=True, slots=True)
 class MlflowPlan:
-    """One run of MLflow's.
+    """One run of MLflow's."""
 
-    Args:
-        name: as its lists show it.
-        status: FINISHED, FAILED or KILLED.
-        started: milliseconds since 1970.
-        ended: likewise.
-        params: settings as they were used, and facts of the data; texts.
-        metrics: a point for each row of each curve, and one for each final score.
-        tags: texts by name.
-        files: that are sent.
-        left_out: those that are too large, with their sizes.
-        parts: the runs below it.
-    """
-
+    folder: Path
     name: str
-    status: str
-    started: int
+    status: str  # FINISHED, FAILED or KILLED
+    started: int  # milliseconds since 1970
     ended: int
     params: dict[str, str] = field(default_factory=dict)
     metrics: tuple[Point, ...] = ()
     tags: dict[str, str] = field(default_factory=dict)
-    files: tuple[Path, ...] = ()
-    left_out: tuple[str, ...] = ()
-    parts: tuple[MlflowPlan, ...] = ()
+    parts: tuple[MlflowPlan, ...] = ()  # runs below it
+
+    @property
+    def files(self) -> list[Path]:
+        """What is sent of the folder."""
+        return [path for path in self._present() if path.stat().st_size <= LARGEST_FILE]
+
+    @property
+    def left_out(self) -> list[str]:
+        """Files that are too large, with their sizes."""
+        large = [path for path in self._present() if path.stat().st_size > LARGEST_FILE]
+        return [f"{path.name} ({file_size(path.stat().st_size)})" for path in large]
+
+    def _present(self) -> list[Path]:
+        return [self.folder / name for name in FILES if (self.folder / name).is_file()]
 
     def all(self) -> Iterator[MlflowPlan]:
         """Yield the run and everything below it."""
@@ -92,28 +113,22 @@ class MlflowPlan:
 
 
 def plan_of(folder: Path, name: str = "") -> MlflowPlan:
-    """Return what the run in ``folder`` becomes; ``name`` is that of the folder where it is empty.
-
-    Raises:
-        EtudeError: the folder holds no run, the run is still at work, or what it has written is damaged.
-    """
+    """Return what the run in ``folder`` becomes; ``name`` is that of the folder where it is empty."""
     record = read_run(folder)
     if (state := record["state"]) == "running":
         raise EtudeError(f"{folder} is still at work: send it when it has ended")
     started = _milliseconds(record["started"])
     ended = _milliseconds(record["ended"]) if record["ended"] else started + round(1000 * record["seconds"])
     stages, rounds = _by_fold(record["stages"]), _by_fold(record.get("rounds") or ())
-    folds = sorted((place for place in folder.glob("fold-*") if place.is_dir()), key=_number_of)
     span = started, ended
-    parts = [
-        _fold(place, stages.get(_number_of(place), []), rounds.get(_number_of(place), []), span) for place in folds
-    ]
+    folds = fold_folders(folder)
+    parts = [_fold(place, number, stages.get(number, []), rounds.get(number, []), span) for number, place in folds]
     parts += [_round(folder, entry, stages[0], span) for entry in rounds[0]]
     below = (plan_of(place, place.relative_to(folder).as_posix()) for place in _runs_below(folder, record["id"]))
     result = {key: value for key, value in (record.get("result") or {}).items() if key in ("accuracy", "log_loss")}
     final = _points({**result, "seconds": record["seconds"]}, 0, ended)
-    files, left_out = _files(folder)
     return MlflowPlan(
+        folder,
         name=name or folder.resolve().name,
         status=_STATUS.get(state, "KILLED"),
         started=started,
@@ -121,54 +136,42 @@ def plan_of(folder: Path, name: str = "") -> MlflowPlan:
         params=_params(record),
         metrics=(*final, *_stage_points(stages[0], span), *_curves(folder, stages[0], _TRAINED, span)),
         tags=_tags(record, state),
-        files=files,
-        left_out=left_out,
         parts=(*parts, *below),
     )
 
 
-def _fold(
-    folder: Path, stages: Sequence[dict[str, Any]], rounds: Sequence[dict[str, Any]], span: tuple[int, int]
-) -> MlflowPlan:
+def _fold(folder: Path, number: int, stages: Entries, rounds: Entries, span: tuple[int, int]) -> MlflowPlan:
     """Return what one fold of a cross-validation becomes, with its rounds below it; ``span`` is that of the run."""
-    files, left_out = _files(folder)
     return MlflowPlan(
+        folder,
         folder.name,
         "FINISHED",
         *_span(stages, span),
-        params={"fold": str(_number_of(folder))},
+        params={"fold": str(number)},
         metrics=(*_stage_points(stages, span), *_curves(folder, stages, _TRAINED, span)),
         tags={"etude.kind": "fold"},
-        files=files,
-        left_out=left_out,
         parts=tuple(_round(folder, entry, stages, span) for entry in rounds),
     )
 
 
-def _round(folder: Path, entry: dict[str, Any], stages: Sequence[dict[str, Any]], span: tuple[int, int]) -> MlflowPlan:
-    """Return what a round with unlabelled images becomes: what it is judged by, its scores and its curves."""
+def _round(folder: Path, entry: dict[str, Any], stages: Entries, span: tuple[int, int]) -> MlflowPlan:
+    """Return what a round with unlabelled images becomes: its verdict, its scores and its curves."""
     name = str(entry["name"])
     own = [stage for stage in stages if stage["name"] == name]
     place = folder / name.replace(" ", "-")
-    files, left_out = _files(place)
     started, ended = _span(own, span)
     plain = {_clean(key): value for key, value in entry.items() if key != "name" and not isinstance(value, dict | list)}
     scores = {key: value for stage in own for key, value in {**stage["scores"], "seconds": stage["seconds"]}.items()}
     return MlflowPlan(
-        name,
-        "FINISHED",
-        started,
-        ended,
+        *(place, name, "FINISHED", started, ended),
         params={key: _written(value) for key, value in plain.items() if not _is_number(value)},
         metrics=(*_points({**plain, **scores}, 0, ended), *_curves(place, own, name, span)),
         tags={"etude.kind": "round"},
-        files=files,
-        left_out=left_out,
     )
 
 
 def _params(record: Mapping[str, Any]) -> dict[str, str]:
-    """Return the settings as the run resolved them, or as asked where it did not come so far, and its data in short."""
+    """Return the settings as the run resolved them, or as requested where it did not, and its data."""
     plan, data = record.get("plan") or {}, record.get("data") or {}
     classes, folds = data.get("classes"), data.get("folds")
     facts = {
@@ -192,7 +195,7 @@ def _tags(record: Mapping[str, Any], state: str) -> dict[str, str]:
         "mlflow.source.git.commit": str(git.get("commit") or ""),
         "mlflow.note.content": "\n".join(f"- {note['at']}: {note['text']}" for note in record["notes"]),
     }
-    return {key: _shortened(value) for key, value in found.items() if value}
+    return {key: shortened(value, _LONGEST_VALUE) for key, value in found.items() if value}
 
 
 def _stage_points(stages: Iterable[dict[str, Any]], span: tuple[int, int]) -> Iterator[Point]:
@@ -204,7 +207,7 @@ def _stage_points(stages: Iterable[dict[str, Any]], span: tuple[int, int]) -> It
         yield from _points({f"{place}/{_clean(key)}": value for key, value in values.items()}, 0, ended)
 
 
-def _curves(folder: Path, stages: Sequence[dict[str, Any]], trained: str, span: tuple[int, int]) -> Iterator[Point]:
+def _curves(folder: Path, stages: Entries, trained: str, span: tuple[int, int]) -> Iterator[Point]:
     """Yield the rows of the folder's ``history.csv``, which the stage ``trained`` wrote."""
     if not (folder / "history.csv").is_file():
         return
@@ -218,7 +221,7 @@ def _curves(folder: Path, stages: Sequence[dict[str, Any]], trained: str, span: 
 
 def _points(values: Mapping[str, Any], step: int, at: int) -> list[Point]:
     """Return a point for each value that is a finite number."""
-    return [Point(name, float(value), step, at) for name, value in values.items() if _is_number(value)]
+    return [Point(name, float(value), at, step) for name, value in values.items() if _is_number(value)]
 
 
 def _by_fold(entries: Iterable[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
@@ -231,19 +234,12 @@ def _by_fold(entries: Iterable[dict[str, Any]]) -> dict[int, list[dict[str, Any]
     return found
 
 
-def _span(stages: Sequence[dict[str, Any]], otherwise: tuple[int, int]) -> tuple[int, int]:
+def _span(stages: Entries, otherwise: tuple[int, int]) -> tuple[int, int]:
     """Return when the first of the stages began and the last one ended; without any, what is given for that."""
     spans = [(_milliseconds(stage["started"]), 1000 * stage["seconds"]) for stage in stages]
     if not spans:
         return otherwise
     return min(began for began, _ in spans), round(max(began + took for began, took in spans))
-
-
-def _files(folder: Path) -> tuple[tuple[Path, ...], tuple[str, ...]]:
-    """Return what is sent of a folder, and what is too large for that."""
-    sizes = {folder / name: (folder / name).stat().st_size for name in FILES if (folder / name).is_file()}
-    large = tuple(f"{path.name} ({file_size(size)})" for path, size in sizes.items() if size > LARGEST_FILE)
-    return tuple(path for path, size in sizes.items() if size <= LARGEST_FILE), large
 
 
 def _runs_below(folder: Path, parent: str) -> list[Path]:
@@ -252,16 +248,11 @@ def _runs_below(folder: Path, parent: str) -> list[Path]:
     return [place for place in inner if read_run(place)["parent"] == parent]
 
 
-def _number_of(fold: Path) -> int:
-    number = fold.name.removeprefix("fold-")
-    return int(number) if number.isdecimal() else 0
-
-
 def _milliseconds(time: str) -> int:
     try:
         return round(1000 * datetime.fromisoformat(time).timestamp())
     except ValueError:
-        raise EtudeError(f"the record of the run is damaged: {time!r} is no time") from None
+        raise EtudeError(f"the record of the run is damaged: {time!r} is not a time") from None
 
 
 def _is_number(value: Any) -> bool:
@@ -274,52 +265,21 @@ def _clean(name: str) -> str:
 
 
 def _written(value: Any) -> str:
-    return _shortened(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 1]}…"
-
-
-EXPERIMENT = "etude"
-"""The experiment that runs go to where ``$MLFLOW_EXPERIMENT_NAME`` names no other."""
-
-_ROOT = "etude.root"  # tag of a run and of everything below it: the id in run.json of the uppermost
-_PARENT = "mlflow.parentRunId"
-_MOST = 100  # params, tags or metrics in one request, as MLflow allows
-_PAGE = 1000
-_LONGEST_CAUSE = 200
-# What MLflow would otherwise do by itself: wait for minutes for a server that is away, report its use to its makers,
-# print addresses and bars among ours. Whoever has set one of these keeps it.
-_MANNERS = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-}
+    return shortened(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), _LONGEST_VALUE)
 
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What came of sending a run.
-
-    Args:
-        address: of its page.
-        run_id: MLflow's.
-        is_new: whether it was sent now; else the server had it, and its tags and notes were brought up to date.
-        runs: how many, those below it included.
-        left_out: files that are too large, with their sizes.
-    """
+    """What came of sending a run."""
 
     address: str
     run_id: str
-    is_new: bool
-    runs: int
+    is_new: bool  # else the server had it, and its tags and notes were brought up to date
+    runs: int  # those below it included
     left_out: tuple[str, ...]
 
     @property
-    def told(self) -> str:
+    def text(self) -> str:
         """Everything in words."""
         if not self.is_new:
             return f"MLflow had this run; its tags and notes are up to date: {self.address}"
@@ -329,12 +289,7 @@ class Sent:
 
 
 def check_server(uri: str) -> None:
-    """Ask the MLflow server at ``uri`` for a word.
-
-    Raises:
-        EtudeError: ``uri`` is no address of a server or tells a user's name, MLflow is not installed, or no server
-            answers.
-    """
+    """Ask the MLflow server at ``uri`` for a word."""
     with _server(uri) as client:
         client.search_experiments(max_results=1)
 
@@ -346,9 +301,6 @@ def log_to_mlflow(folder: Path, uri: str) -> Sent:
     the files of :data:`~etude.journal.mlflow.FILES` up to 50 MB artefacts; folds, rounds and parts become runs
     below it. It goes to the experiment ``etude``, or to that of ``$MLFLOW_EXPERIMENT_NAME``. A run is on the server
     once: what an earlier attempt has left half-done, or was sent before the run was resumed, is replaced.
-
-    Raises:
-        EtudeError: as :func:`check_server` and :func:`~etude.journal.mlflow.plan_of`.
     """
     plan = plan_of(folder)
     with _server(uri) as client:
@@ -368,15 +320,11 @@ def log_to_mlflow(folder: Path, uri: str) -> Sent:
 
 
 def _log(client: MlflowClient, experiment: str, plan: MlflowPlan, above: dict[str, str]) -> str:
-    """Make the run and those below it, and return its id; it ends last, so that one that has ended is whole.
-
-    Args:
-        above: tags that say what it is part of.
-    """
+    """Make the run and those below it, and return its id; it ends last, so that one that has ended is whole."""
     run = client.create_run(experiment, start_time=plan.started, tags={**plan.tags, **above}, run_name=plan.name)
     run_id = run.info.run_id
     _log_batches(client, run_id, "params", plan.params.items())
-    _log_batches(client, run_id, "metrics", [(one.name, one.value, one.at, one.step) for one in plan.metrics])
+    _log_batches(client, run_id, "metrics", plan.metrics)
     for path in plan.files:
         client.log_artifact(run_id, str(path))
     for part in plan.parts:
@@ -458,8 +406,8 @@ def _refuse_other_addresses(uri: str) -> None:
         known = False
     if not known:
         raise EtudeError(
-            f"{uri!r} is no address of an MLflow server: give one such as http://127.0.0.1:5000, where `mlflow server` "
-            "answers"
+            f"{uri!r} is not the address of an MLflow server: give one such as http://127.0.0.1:5000, where "
+            "`mlflow server` answers"
         )
     if parts.username is not None:
         raise EtudeError(
@@ -486,5 +434,4 @@ def _cause(error: BaseException) -> str:
         if isinstance(below, OSError) and below.errno is not None and below.strerror:
             return below.strerror
         below = below.__cause__ or below.__context__
-    first = str(error).partition("\n")[0]
-    return first if len(first) <= _LONGEST_CAUSE else f"{first[: _LONGEST_CAUSE - 1]}…"
+    return shortened(str(error).partition("\n")[0], _LONGEST_CAUSE)

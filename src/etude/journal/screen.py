@@ -9,17 +9,16 @@ import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from typing import IO
+from typing import IO, Any
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as RichProgress
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from etude.core.context import Advance, BarContext, Silent
-from etude.core.text import visible
+from etude.core.text import duration, visible
 
 _LOG_WIDTH = 80
 _SECONDS_BETWEEN_LINES = 10.0
@@ -36,12 +35,8 @@ class _Console(Console):
 class Screen:
     """Writes to a terminal with colours and live bars, to anything else in plain lines; a ``core.context.Progress``.
 
-    Texts are shown as they are: nothing in a file or class name acts as markup or as a terminal command.
-
-    Args:
-        quiet: show warnings only.
-        file: where to write; standard output when None.
-        clock: seconds from any start, for the rates of plain lines.
+    Texts are shown as they are: nothing in a file or class name acts as markup or as a terminal command. ``quiet``
+    shows warnings only; ``file`` is standard output when None; ``clock`` gives seconds for the rates of plain lines.
 
     >>> Screen().say("2 classes [cat, dog]")
     2 classes [cat, dog]
@@ -50,13 +45,13 @@ class Screen:
     def __init__(
         self, quiet: bool = False, file: IO[str] | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        console = _Console(file=file, markup=False, highlight=False, emoji=False)
+        plain: dict[str, Any] = {"file": file, "markup": False, "highlight": False, "emoji": False}
+        console = _Console(**plain)
         self._live = console.is_terminal and not console.is_dumb_terminal
-        if not self._live:
-            console = _Console(file=file, markup=False, highlight=False, emoji=False, width=_LOG_WIDTH, no_color=True)
-        self._console, self._quiet, self._clock = console, quiet, clock
+        self._console = console if self._live else _Console(**plain, width=_LOG_WIDTH, no_color=True)
+        self._quiet, self._clock = quiet, clock
         self._lock = threading.Lock()
-        self._bars: RichProgress | None = None
+        self._bars: Progress | None = None
         self._open_bars = 0
         self.warnings: list[str] = []
 
@@ -130,14 +125,18 @@ class Screen:
                     self._bars = None
                     bars.stop()
 
-    def _bars_started(self) -> RichProgress:
+    def _bars_started(self) -> Progress:
         """Return the one live display that all open bars share: a terminal has room for one only."""
         with self._lock:
             if self._bars is None:
-                columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), _Done(), _Rate())
-                self._bars = RichProgress(
-                    *columns, TimeRemainingColumn(elapsed_when_finished=True), console=self._console
+                name, done = "{task.description}", "{task.completed:,.0f}/{task.total:,.0f}"
+                columns = (
+                    TextColumn(name, markup=False),
+                    BarColumn(bar_width=24),
+                    TextColumn(done, "progress.download"),
                 )
+                left = TimeRemainingColumn(elapsed_when_finished=True)
+                self._bars = Progress(*columns, _Rate(), left, console=self._console)
                 self._bars.start()
             self._open_bars += 1
             return self._bars
@@ -154,11 +153,11 @@ class Screen:
                 now = self._clock()
                 due = now - last >= _SECONDS_BETWEEN_LINES and done < total
                 last = now if due else last
-                seen = done
+                so_far = done
             if due:
-                rate = seen / (now - start)
-                left = f", {_duration((total - seen) / rate)} left" if rate > 0 else ""
-                self.say(f"{name} {seen:,} of {total:,} {unit} ({_rate(rate, unit)}{left})")
+                rate = so_far / (now - start)
+                left = f", {duration((total - so_far) / rate)} left" if rate > 0 else ""
+                self.say(f"{name} {so_far:,} of {total:,} {unit} ({_rate(rate, unit)}{left})")
 
         try:
             yield advance
@@ -166,7 +165,7 @@ class Screen:
             seconds = self._clock() - start
             if seconds > _SECONDS_WORTH_A_LINE:
                 amount = f"{done:,}" if done >= total else f"{done:,} of {total:,}"
-                self.say(f"{name} {amount} {unit} in {_duration(seconds)} ({_rate(done / seconds, unit)})")
+                self.say(f"{name} {amount} {unit} in {duration(seconds)} ({_rate(done / seconds, unit)})")
 
     def _print(self, text: Text) -> None:
         self._console.print(text, soft_wrap=True)
@@ -174,14 +173,6 @@ class Screen:
     def _safe(self, text: str) -> str:
         """Return ``text`` with what acts on a terminal, and what the output's encoding lacks, as visible escapes."""
         return visible(text).encode(self._console.encoding, "backslashreplace").decode(self._console.encoding)
-
-
-class _Done(ProgressColumn):
-    """The units done and the total, as in ``1,200/2,624``."""
-
-    def render(self, task: Task) -> Text:
-        """Draw the column."""
-        return Text(f"{task.completed:,.0f}/{task.total or 0:,.0f}", style="progress.download")
 
 
 class _Rate(ProgressColumn):
@@ -195,18 +186,6 @@ class _Rate(ProgressColumn):
 
 def _rate(per_second: float, unit: str) -> str:
     return f"{per_second:,.0f} {unit}/s" if per_second >= 10 else f"{per_second:.2g} {unit}/s"
-
-
-def _duration(seconds: float) -> str:
-    """Return seconds in the unit a person would say them in.
-
-    >>> [_duration(seconds) for seconds in (4.13, 75, 7260)]
-    ['4.1 s', '1 min 15 s', '2 h 1 min']
-    """
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _cell_text(cell: str | float | None) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,8 +12,9 @@ import numpy as np
 
 from etude.core.errors import EtudeError
 from etude.core.text import percent
+from etude.journal.figures.lines import Series, line_chart
 from etude.journal.index import RunSummary, list_runs
-from etude.journal.report.charts import Figure, Series, line_chart
+from etude.journal.report.charts import Figure
 from etude.journal.report.html import render_page, write_page
 from etude.journal.report.scores import wilson
 from etude.journal.runs import REPORT_NAME
@@ -24,38 +24,8 @@ _FEWEST_POINTS = 3  # scored runs on the same images, below which there is no pr
 _MOST_POINTS = 400
 
 
-@dataclass(frozen=True, slots=True)
-class SiteRow:
-    """One run in the table.
-
-    Args:
-        run: what the index says of it.
-        link: relative address of its report, or of its folder where it has none.
-        low: end of the accuracy's 95% Wilson interval, or None.
-        high: its other end.
-        is_best: whether no other run on the same images has a higher accuracy.
-        words: what is searched besides what is shown.
-    """
-
-    run: RunSummary
-    link: str
-    low: float | None
-    high: float | None
-    is_best: bool
-    words: str
-
-
 def render_site(runs: Path, out: Path, warn: Callable[[str], None] | None = None) -> Path:
-    """Write one page over all runs below ``runs`` and return its path.
-
-    Args:
-        runs: the folder that holds the runs, at any depth.
-        out: the page to write, or a folder, which gets an ``index.html``. Links to reports are relative to it.
-        warn: is told when the index of the runs cannot be kept.
-
-    Raises:
-        EtudeError: ``runs`` is no folder, or the page cannot be written.
-    """
+    """Write one page over all runs below ``runs`` and return its path."""
     page = out / "index.html" if out.is_dir() or not out.suffix else out
     found = list_runs(runs, warn)
     values: dict[str, Any] = {
@@ -68,13 +38,14 @@ def render_site(runs: Path, out: Path, warn: Callable[[str], None] | None = None
     return write_page(page, render_page("site.html.j2", values, script="site.js"))
 
 
-def _rows(found: Sequence[RunSummary], runs: Path, start: Path) -> list[SiteRow]:
+def _rows(found: Sequence[RunSummary], runs: Path, start: Path) -> list[dict[str, Any]]:
+    """Return a row a run; ``words`` are searched in addition to what is shown."""
     best: dict[str, float] = {}
     for run in found:
         if run.accuracy is not None:
             best[run.fingerprint] = max(run.accuracy, best.get(run.fingerprint, 0.0))
     base = _relative(runs, start)
-    rows: list[SiteRow] = []
+    rows: list[dict[str, Any]] = []
     for run in found:
         target = f"{run.path}/{REPORT_NAME}" if (runs / run.path / REPORT_NAME).is_file() else f"{run.path}/"
         low, high = None, None
@@ -82,7 +53,8 @@ def _rows(found: Sequence[RunSummary], runs: Path, start: Path) -> list[SiteRow]
             low, high = wilson(run.accuracy * run.validation_images, run.validation_images)
         is_best = run.accuracy is not None and bool(run.fingerprint) and run.accuracy == best[run.fingerprint]
         words = " ".join([run.id, run.kind, run.command, run.fingerprint, *run.notes])
-        rows.append(SiteRow(run, quote(os.fsencode(base + target)), low, high, is_best, words))
+        link = quote(os.fsencode(base + target))
+        rows.append({"run": run, "link": link, "low": low, "high": high, "is_best": is_best, "words": words})
     return rows
 
 
@@ -111,20 +83,17 @@ def _data_sets(found: Sequence[RunSummary]) -> list[tuple[str, str, int]]:
 def _charts(found: Sequence[RunSummary]) -> list[Figure]:
     """Return how the accuracy went from run to run on each of the most used sets of images."""
     figures: list[Figure] = []
-    for key, described, _ in _data_sets(found):
+    for key, name, _ in _data_sets(found):
         scored = [run.accuracy for run in reversed(found) if run.fingerprint == key and run.accuracy is not None]
         if len(scored) < _FEWEST_POINTS:
             continue
         values = np.array(scored[-_MOST_POINTS:])
         best = np.maximum.accumulate(values)
         number = np.arange(1, len(values) + 1)
-        told = f"accuracy of {len(values):,} runs in the order of their start; the best reached {percent(best[-1], 2)}"
-        lines = [Series("best so far", number, best, "plan", stepped=True), Series("run", number, values)]
-        drawn = line_chart(
-            lines, f"{described}: {told}", x_label="run", y_format=lambda value: f"{100 * value:.4g}%",
-            x_format=lambda value: f"{value:g}",
-        )  # fmt: skip
-        figures.append(Figure(described, drawn, told, (("plan", "best so far"), ("first", "run"))))
+        text = f"accuracy of {len(values):,} runs in the order of their start; the best reached {percent(best[-1], 2)}"
+        lines = [Series("best up to then", number, best, "plan", stepped=True), Series("run", number, values)]
+        drawn = line_chart(lines, f"{name}: {text}", x_label="run", y_format=lambda value: f"{100 * value:.4g}%")
+        figures.append(Figure(name, drawn, text, (("plan", "best up to then"), ("first", "run"))))
         if len(figures) == _MOST_CHARTS:
             break
     return figures

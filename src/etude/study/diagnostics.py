@@ -148,7 +148,7 @@ def export_run(record: RunRecord, uri: str | None, screen: Screen) -> None:
 def send(record: RunRecord, uri: str, screen: Screen) -> None:
     """Send a run and all that is part of it to the MLflow server at ``uri``; where that fails it is a warning."""
     try:
-        screen.say(log_to_mlflow(record.folder, uri).told)
+        screen.say(log_to_mlflow(record.folder, uri).text)
     except (EtudeError, OSError) as problem:
         later = shlex.join(["etude", "journal", "send", str(record.folder), "--mlflow", uri])
         text = f"the run is whole, but not on the MLflow server: {problem}. To send it later: {later}"

@@ -19,7 +19,7 @@ from etude.core.context import Context
 from etude.core.errors import EtudeError, listed, nearest
 from etude.core.files import NO_LOCKS, digest_of, explained_write
 from etude.core.processor import usable_cores
-from etude.core.text import told_bytes
+from etude.core.text import file_size
 from etude.data.compact import Digests
 from etude.data.decode import DECODER_VERSION, FITS, choose_fit
 from etude.data.scan import Scan
@@ -95,7 +95,7 @@ def build_store(
         fit=fit,
         fit_reason=reason,
         kind=store.kind,
-        kind_reason=built or f"{store.kind}: {told_bytes(store.record.total_bytes)}, already there",
+        kind_reason=built or f"{store.kind}: {file_size(store.record.total_bytes)}, already there",
         content_hashes=store.record.content_hashes,
         reused=built is None,
         value_range=scan.value_range,
@@ -178,7 +178,7 @@ class _Build:
         for kind in _readable_kinds() if asked == "auto" and locked else ():
             begun = Begun.load(self._partial(kind), KINDS[kind])
             if begun is not None and begun.rows and (size := begun.projected_bytes(len(self.scan))) <= room.allowed:
-                return kind, f"{kind}: {told_bytes(size)}, as an earlier run began"
+                return kind, f"{kind}: {file_size(size)}, as an earlier run began"
         return choose_kind(
             self.images, self.scan, self.size, fit=self.fit, asked=asked, room=room, threads=self.threads
         )

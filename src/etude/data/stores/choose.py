@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from etude.core.errors import EtudeError, listed, nearest
-from etude.core.text import counted, told_bytes
+from etude.core.text import counted, file_size
 from etude.data.scan import Scan
 from etude.data.sources import ImageSet
 from etude.data.stores.disk import ENDS_TYPE, DiskStore
@@ -73,16 +73,16 @@ def choose_kind(
     check_kind(asked)
     raw = len(scan) * size * size * scan.channels
     if asked != "auto" and raw <= room.maximum:
-        return asked, f"{asked}, as asked for" if asked != RawStore.kind else f"raw: {told_bytes(raw)}, as asked for"
+        return asked, f"{asked}, as asked for" if asked != RawStore.kind else f"raw: {file_size(raw)}, as asked for"
     if asked == "auto" and raw <= room.allowed and (raw <= SMALL or not has_blosc2()):
-        return RawStore.kind, f"raw: {told_bytes(raw)}"
+        return RawStore.kind, f"raw: {file_size(raw)}"
     count = min(_MAX_SAMPLED, max(_LEAST_SAMPLED, len(scan) // 64))  # little next to decoding all of them
     rows = sample_rows(images, scan, Target(RawStore, size, fit), threads, count)
     sizes = Sizes(len(scan), size, raw, rows)
     if asked != "auto":
         if sizes.expected(KINDS[asked]) > room.maximum:
             raise EtudeError(_refusal(sizes, room, room.maximum))
-        return asked, f"{asked}: {told_bytes(sizes.expected(KINDS[asked]))}, as asked for"
+        return asked, f"{asked}: {file_size(sizes.expected(KINDS[asked]))}, as asked for"
     return _by_measurement(sizes, room)
 
 
@@ -107,19 +107,19 @@ class Sizes:
 
 
 def _by_measurement(sizes: Sizes, room: Room) -> tuple[str, str]:
-    raw = told_bytes(sizes.raw)
+    raw = file_size(sizes.raw)
     if not sizes.rows:
         return RawStore.kind, f"raw: {raw}, and no sampled image can be decoded"
     if sizes.raw <= room.allowed:
         worth, measured = _worth_compressing(sizes) if has_blosc2() else (False, "")
         if worth:
-            expected = told_bytes(sizes.expected(Blosc2Store))
+            expected = file_size(sizes.expected(Blosc2Store))
             return Blosc2Store.kind, f"blosc2: {expected}, since raw would take {raw} and {measured}"
         return RawStore.kind, f"raw: {raw}, and {measured}" if measured else f"raw: {raw}"
     for store in (Blosc2Store, EncodedStore) if has_blosc2() else (EncodedStore,):
         if (expected := sizes.expected(store)) <= room.allowed:
-            too_large = f"raw would take {raw} of at most {told_bytes(room.allowed)}"
-            return store.kind, f"{store.kind}: {told_bytes(expected)}, since {too_large}"
+            too_large = f"raw would take {raw} of at most {file_size(room.allowed)}"
+            return store.kind, f"{store.kind}: {file_size(expected)}, since {too_large}"
     raise EtudeError(_refusal(sizes, room, room.allowed))
 
 
@@ -136,10 +136,10 @@ def _worth_compressing(sizes: Sizes) -> tuple[bool, str]:
 
 def _refusal(sizes: Sizes, room: Room, allowed: int) -> str:
     stores = [RawStore, *([Blosc2Store] if has_blosc2() else []), EncodedStore]
-    needs = [f"{told_bytes(sizes.expected(store))} as {store.kind}" for store in stores]
+    needs = [f"{file_size(sizes.expected(store))} as {store.kind}" for store in stores]
     limit = "the limit" if room.limit is not None and room.limit <= room.free else "the free disk space to be used"
     return (
         f"{counted(sizes.count, 'image')} of {sizes.size} px take {', '.join(needs)}, but {limit} in {room.folder} is "
-        f"{told_bytes(allowed)}: raise data.cache_limit, free some space, choose another cache folder, or smaller "
+        f"{file_size(allowed)}: raise data.cache_limit, free some space, choose another cache folder, or smaller "
         "images"
     )

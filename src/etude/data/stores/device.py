@@ -10,7 +10,7 @@ import numpy as np
 
 from etude.core.context import Progress, Silent
 from etude.core.processor import free_memory
-from etude.core.text import told_bytes
+from etude.core.text import file_size
 from etude.data.stores.disk import Store, checked_rows
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def fits_on_device(store: Store, device: torch.device | str, free: int | None = 
     where = "fit in" if fits else "stay on disk: they would take more than"
     return (
         fits,
-        f"the images ({told_bytes(needed)}) {where} {LARGEST_SHARE:.0%} of the {told_bytes(free)} free on {device}",
+        f"the images ({file_size(needed)}) {where} {LARGEST_SHARE:.0%} of the {file_size(free)} free on {device}",
     )
 
 

@@ -1,10 +1,14 @@
-"""What the figures share: colours that the colour-blind can tell apart, and whole files as PNG or SVG."""
+"""What all figures share: colours that the colour-blind can distinguish, files as PNG or SVG, and SVG inside a page."""
 
 from __future__ import annotations
 
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from xml.etree import ElementTree
 
 import matplotlib
+from markupsafe import Markup
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -18,11 +22,20 @@ LINE = "#0072B2"
 PLAN = "#9CC7E4"
 ACTUAL = "#0B2545"
 MARK = "#D55E00"
+THIRD = "#009E73"
 SHADES = ("#EDF2F8", "#F8F2E6")
 GRID = "#FFFFFF"
+RULE = "#E3E7EC"  # a grid on white
 
 DPI = 100
 _FORMATS = (".png", ".svg")
+# In a page a colour is a variable of its style sheet, which has another value on a dark ground.
+_VARIABLES = {
+    **{INK: "ink", QUIET: "quiet", LINE: "first", PLAN: "plan", ACTUAL: "first", MARK: "second", THIRD: "third"},
+    **{SHADES[0]: "band-0", SHADES[1]: "band-1", GRID: "line", RULE: "line"},
+}
+_THEME = {color.lower(): f"var(--{name})" for color, name in _VARIABLES.items()}
+_SHAPES = ("fill", "stroke", "stroke-width", "stroke-dasharray", "stroke-linecap", "opacity")
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -42,13 +55,57 @@ def check_figure_path(path: Path) -> None:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write the figure whole or not at all; the same figure gives the same bytes.
-
-    Raises:
-        EtudeError: the name does not end in .png or .svg, or the place cannot be written.
-    """
+    """Write the figure whole or not at all; the same figure gives the same bytes."""
     check_figure_path(path)
     kind = path.suffix.lower()[1:]
     dated = {"Date": None} if kind == "svg" else None  # else matplotlib writes the time into the file
     with replacing(path) as temporary, matplotlib.rc_context({"svg.hashsalt": "etude"}):
         figure.savefig(temporary, format=kind, dpi=DPI, metadata=dated)
+
+
+def inline_svg(figure: Figure, described: str, titles: Mapping[str, Sequence[str]] | None = None) -> Markup:
+    """Return the figure as SVG inside a page: colours are the page's variables, its texts have the page's font.
+
+    Args:
+        figure: an inch is 72 units.
+        described: the figure in words, for screen readers.
+        titles: by ``gid`` of an artist what is shown when the mouse rests on it, or on each of its markers.
+    """
+    file = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "etude", "svg.fonttype": "none"}):
+        figure.savefig(file, format="svg", facecolor="none", metadata={"Date": None})
+    root = ElementTree.fromstring(file.getvalue())
+    for part in [*root.iter()]:
+        part.tag = part.tag.rpartition("}")[2]
+        for child in [*part]:
+            if child.tag.rpartition("}")[2] in ("metadata", "style", "clipPath"):
+                part.remove(child)
+        _plain_attributes(part)
+    for gid, texts in (titles or {}).items():
+        group = next(part for part in root.iter() if part.get("id") == gid)
+        for part, text in zip([*group.iter("use")] or [group], texts, strict=True):
+            ElementTree.SubElement(part, "title").text = text
+    used = {(part.get("href") or "").removeprefix("#") for part in root.iter()}
+    for part in root.iter():
+        if part.get("id") not in used:
+            part.attrib.pop("id", None)
+    width, height = (f"{72 * inches:g}" for inches in figure.get_size_inches())
+    root.attrib.update(width=width, height=height, viewBox=f"0 0 {width} {height}", role="img")
+    root.set("aria-label", described)
+    return Markup(ElementTree.tostring(root, encoding="unicode"))
+
+
+def _plain_attributes(part: ElementTree.Element) -> None:
+    """Give an element attributes in place of a style, which the page forbids, and drop what its style sheet says."""
+    style = dict(rule.split(": ", 1) for rule in part.get("style", "").rstrip("; ").split("; ") if rule)
+    attributes = {name.rpartition("}")[2]: value for name, value in part.attrib.items()}
+    part.attrib.clear()
+    part.attrib.update(
+        {name: value for name, value in attributes.items() if name not in ("style", "clip-path", "version")}
+    )
+    if part.tag == "text":
+        part.attrib.update({name: style[name] for name in ("text-anchor",) if name in style})
+        if _THEME.get(style.get("fill", "")) == "var(--quiet)":
+            part.set("class", "quiet")
+    else:
+        part.attrib.update({name: _THEME.get(style[name], style[name]) for name in _SHAPES if name in style})

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from etude.core.errors import EtudeError
-from etude.journal.figures import INK, QUIET, check_figure_path, new_figure, save_figure
+from etude.journal.figures import INK, QUIET, new_figure
 
 # Okabe & Ito's, the strongest first; lines beyond them repeat the colours with another dash.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -18,17 +18,8 @@ _LONGEST_NAME = 40
 _PANELS = {"valid_accuracy": "validation accuracy", "valid_loss": "validation loss"}
 
 
-def draw_curves(path: Path, histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Draw validation accuracy and loss of several runs over their seconds of training.
-
-    Args:
-        path: of the picture, .png or .svg.
-        histories: by name of the run, the rows of its ``history.csv``, numbers as floats.
-
-    Raises:
-        EtudeError: none of them has curves, or the picture's name has another ending.
-    """
-    check_figure_path(path)
+def curves_figure(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+    """Return validation accuracy and loss of several runs over their seconds of training."""
     there = {
         column: {name: points for name, rows in histories.items() if (points := _points(rows, column))}
         for column in _PANELS
@@ -50,7 +41,7 @@ def draw_curves(path: Path, histories: Mapping[str, Sequence[Mapping[str, Any]]]
     most = max(panels.values(), key=len)
     handles, names = figure.axes[[*panels.values()].index(most)].get_legend_handles_labels()
     figure.legend(handles, names, loc="lower left", bbox_to_anchor=(0.07, 0.0), frameon=False, fontsize=9)
-    save_figure(figure, path)
+    return figure
 
 
 def _points(rows: Sequence[Mapping[str, Any]], column: str) -> list[tuple[float, float]]:

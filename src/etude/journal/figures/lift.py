@@ -1,74 +1,48 @@
-"""The lift chart: what each trick bought, with its interval, and what it cost."""
+"""The lift chart: the contribution of each trick, with its interval and its cost."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from etude.journal.figures import INK, LINE, MARK, QUIET, SHADES, check_figure_path, new_figure, save_figure
+from etude.core.text import shortened
+from etude.journal.figures import INK, LINE, MARK, QUIET, SHADES, new_figure
 
 # Inches; 100 pixels each.
 _WIDTH, _LEFT, _RIGHT = 9.0, 1.9, 2.75
 _TITLE, _HEADING, _ROW, _GAP, _AXIS = 0.62, 0.34, 0.34, 0.16, 0.52
 _LONGEST = 22  # characters of a name
 _STYLES = {"helps": (LINE, "o", "full"), "hurts": (MARK, "s", "full"), "cannot tell": (QUIET, "o", "none")}
-"""Colour, shape and filling by verdict: none of them is needed to tell two verdicts apart."""
+"""Colour, shape and filling by verdict: none of them is needed to distinguish two verdicts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lift:
-    """One row.
-
-    Args:
-        name: of the trick.
-        gain: in the unit of the axis; positive is better.
-        low: end of its interval, or the gain where there is none.
-        high: its other end.
-        verdict: helps, hurts or cannot tell.
-        told: the gain as it is written.
-        cost: what a run costs more with the trick, as it is written.
-    """
+    """One row."""
 
     name: str
     gain: float
-    low: float
+    low: float  # end of its interval, or the gain where there is none
     high: float
     verdict: str
-    told: str
-    cost: str
+    text: str  # the gain
+    cost: str  # more seconds of a run with the trick, as text
 
 
 @dataclass(frozen=True, slots=True)
 class LiftPanel:
-    """Rows that were compared alike, under one heading."""
+    """Rows that were compared in the same way, under one heading."""
 
     heading: str
     rows: Sequence[Lift]
 
 
-def draw_lift(path: Path, panels: Sequence[LiftPanel], *, title: str, unit: str) -> None:
-    """Draw what each trick bought, the largest gain first, 900 pixels wide.
-
-    Args:
-        path: of the picture, .png or .svg.
-        panels: at least one row in all.
-        title: a line above the picture.
-        unit: of the gains.
-
-    Raises:
-        EtudeError: another ending.
-    """
-    check_figure_path(path)
-    save_figure(lift_figure(panels, title=title, unit=unit), path)
-
-
 def lift_figure(panels: Sequence[LiftPanel], *, title: str, unit: str) -> Figure:
-    """Return the picture that :func:`draw_lift` writes; the arguments are the same."""
+    """Return the gain of each trick, the largest first, 900 pixels wide; ``unit`` is that of the gains."""
     heights = [_ROW * len(panel.rows) for panel in panels]
     height = _TITLE + sum(_HEADING + rows + _GAP for rows in heights) + _AXIS
     figure = new_figure(_WIDTH, height)
@@ -108,9 +82,9 @@ def _draw_rows(axes: Axes, rows: Sequence[Lift], limits: tuple[float, float]) ->
 def _label_rows(figure: Figure, rows: Sequence[Lift], top: float, height: float) -> None:
     for number, row in enumerate(rows):
         middle, color = top - (number + 0.5) * _ROW, _STYLES[row.verdict][0]
-        name = row.name if len(row.name) <= _LONGEST else f"{row.name[: _LONGEST - 1]}…"
+        name = shortened(row.name, _LONGEST)
         _write(figure, 0.2, middle, name, height, fontsize=10, color=INK)
-        _write(figure, _WIDTH - 2.2, middle, row.told, height, fontsize=9.5, color=INK, ha="center")
+        _write(figure, _WIDTH - 2.2, middle, row.text, height, fontsize=9.5, color=INK, ha="center")
         _write(figure, _WIDTH - 1.5, middle, row.verdict, height, fontsize=9.5, color=color, ha="center")
         _write(figure, _WIDTH - 0.65, middle, row.cost, height, fontsize=9.5, color=INK, ha="center")
 

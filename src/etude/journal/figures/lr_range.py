@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,33 +10,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from etude.core.lr_range import LrSuggestion
 from etude.core.text import short_number
-from etude.journal.figures import INK, LINE, MARK, PLAN, QUIET, check_figure_path, new_figure, save_figure
+from etude.journal.figures import INK, LINE, MARK, PLAN, QUIET, new_figure
 
 _HEADROOM = 0.5  # of the fall; the explosion at the end would press the rest flat
 _DECADES_WITH_ALL_TICKS = 2.0
 
 
-def draw_lr_range(
-    path: Path, rates: ArrayLike, losses: ArrayLike, smoothed: ArrayLike, suggestion: LrSuggestion
-) -> None:
-    """Draw a range test: raw losses thin, smoothed ones thick, and what ``suggest_lr`` found.
-
-    Args:
-        path: of the picture, .png or .svg.
-        rates: (N,) learning rates, rising.
-        losses: (N,) training losses.
-        smoothed: (N,) smoothed losses, NaN where training had broken down.
-        suggestion: from :func:`etude.core.lr_range.suggest_lr`.
-
-    Raises:
-        EtudeError: another ending.
-    """
-    check_figure_path(path)
-    save_figure(lr_range_figure(rates, losses, smoothed, suggestion), path)
-
-
 def lr_range_figure(rates: ArrayLike, losses: ArrayLike, smoothed: ArrayLike, suggestion: LrSuggestion) -> Figure:
-    """Return the picture that :func:`draw_lr_range` writes; the arguments are the same."""
+    """Return a range test: raw losses (N,) thin, smoothed ones thick, and what ``suggest_lr`` found."""
     rate, raw, curve = (np.asarray(values, dtype=np.float64) for values in (rates, losses, smoothed))
     figure = new_figure(9.0, 5.0)
     axes = figure.add_axes((0.085, 0.12, 0.88, 0.74), facecolor="none")
@@ -59,45 +38,24 @@ def lr_range_figure(rates: ArrayLike, losses: ArrayLike, smoothed: ArrayLike, su
 
 def _limits(raw: NDArray[np.float64], curve: NDArray[np.float64]) -> tuple[float, float]:
     """Return the lower and upper end of the axis: all of the descent, and only the beginning of the explosion."""
-    seen = raw[np.isfinite(curve) & np.isfinite(raw)]
-    low, start = float(np.nanmin(curve)), float(np.nanmax(curve[: max(1, len(seen) // 3)]))
+    measured = raw[np.isfinite(curve) & np.isfinite(raw)]
+    low, start = float(np.nanmin(curve)), float(np.nanmax(curve[: max(1, len(measured) // 3)]))
     room = max(start - low, 1e-12)
-    bottom = max(float(seen.min()), low - room)
-    top = max(float(seen[: max(1, len(seen) // 3)].max()), start + _HEADROOM * room)
+    bottom = max(float(measured.min()), low - room)
+    top = max(float(measured[: max(1, len(measured) // 3)].max()), start + _HEADROOM * room)
     return bottom - 0.08 * room, min(top, start + 2 * room) + 0.12 * room
 
 
 def _mark_findings(axes: Axes, rate: NDArray[np.float64], curve: NDArray[np.float64], found: LrSuggestion) -> None:
-    axes.axvline(
-        found.lr,
-        color=MARK,
-        linewidth=2.0,
-        linestyle=(0, (5, 2)),
-        label=f"suggested: {short_number(float(f'{found.lr:.2g}'))}",
-    )
+    label = f"suggested: {short_number(float(f'{found.lr:.2g}'))}"
+    axes.axvline(found.lr, color=MARK, linewidth=2.0, linestyle=(0, (5, 2)), label=label)
+    look = {"color": "white", "markeredgecolor": INK, "markeredgewidth": 1.5, "markersize": 8, "linestyle": "none"}
     for at, shape, name in ((found.steepest, "v", "steepest descent"), (found.lowest, "o", "lowest loss")):
         height = float(np.interp(np.log(at), np.log(rate), curve))
-        axes.plot(
-            [at],
-            [height],
-            shape,
-            color="white",
-            markeredgecolor=INK,
-            markeredgewidth=1.5,
-            markersize=8,
-            zorder=5,
-            label=f"{name}: {short_number(at)}",
-            linestyle="none",
-        )
+        axes.plot([at], [height], shape, zorder=5, label=f"{name}: {short_number(at)}", **look)
     if found.diverged_at is not None:
-        axes.axvspan(
-            found.diverged_at,
-            rate[-1],
-            color="#F1F1F1",
-            linewidth=0,
-            zorder=0,
-            label=f"diverged from {short_number(found.diverged_at)}",
-        )
+        label = f"diverged from {short_number(found.diverged_at)}"
+        axes.axvspan(found.diverged_at, rate[-1], color="#F1F1F1", linewidth=0, zorder=0, label=label)
 
 
 def _style(axes: Axes) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,7 +15,7 @@ from matplotlib.text import Text
 from numpy.typing import NDArray
 
 from etude.core.errors import EtudeError
-from etude.core.text import LABELS, UNITS, short_number
+from etude.core.text import LABELS, UNITS, short_number, shortened
 from etude.journal.figures import (
     ACTUAL,
     DPI,
@@ -27,9 +26,7 @@ from etude.journal.figures import (
     PLAN,
     QUIET,
     SHADES,
-    check_figure_path,
     new_figure,
-    save_figure,
 )
 from etude.timeline import RunSize, Timeline, step_progress
 
@@ -39,6 +36,17 @@ _SMALL = 0.05  # of the peak; a learning rate that stays below it for long shows
 _LONG = 0.2  # of the run
 _DEEPEST = 0.05  # of a line's points may lie below a logarithmic axis
 _WHOLE = ("image_size", "batch_size")
+
+_FEW_POINTS = 60  # of what happened, also shown one by one
+_TICK_DISTANCE = 0.2  # of a panel's height; ticks closer than that would touch
+
+# Inches; 100 pixels each.
+_WIDTH, _LEFT, _RIGHT = 12.0, 2.05, 0.45
+_LEGEND = 2.9
+_TITLE, _ROW, _PANEL, _THIN, _GAP, _AXIS_ROW = 0.42, 0.23, 1.0, 0.24, 0.2, 0.19
+_LONGEST_LABEL = 40  # characters of a phase's name
+_UNUSED = "#F4F4F4"  # the ground of what a plateau has cut off
+_MOST_ROWS = 3  # of event labels; more plateaus get shorter labels
 
 Points = NDArray[np.float64]
 
@@ -57,18 +65,11 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One quantity.
-
-    Args:
-        quantity: its name in a Moment.
-        plan: the line as planned.
-        actual: the line as it happened, or as plateaus have changed it; None when neither is known.
-        log: whether the axis is logarithmic.
-    """
+    """One quantity."""
 
     quantity: str
     plan: Line
-    actual: Line | None
+    actual: Line | None  # as it ran, or as plateaus have changed it
     log: bool = False
 
     def lowest_and_highest(self) -> tuple[float, float]:
@@ -97,9 +98,6 @@ def panels_of(timeline: Timeline, steps: int, happened: Sequence[Mapping[str, An
     """Return a panel for each quantity that the resolved ``timeline`` schedules, in its order.
 
     The plan is the timeline without its events; the real line comes from ``happened``, or else from the events.
-
-    Raises:
-        EtudeError: a row of ``happened`` has no step, or a value that is no number.
     """
     plan = replace(timeline, events=())
     return tuple(_panel(plan, timeline, quantity, steps, happened) for quantity in timeline.quantities())
@@ -157,10 +155,6 @@ def _wants_logarithm(plan: Line, actual: Line | None) -> bool:
     return bool(peak > 0 and np.mean((values > 0) & (values < _SMALL * peak)) > _LONG)
 
 
-_FEW_POINTS = 60  # of what happened, also shown one by one
-_TICK_DISTANCE = 0.2  # of a panel's height; ticks closer than that would touch
-
-
 def draw_panel(axes: Axes, panel: Panel, plan_color: str) -> None:
     """Draw the lines of one quantity and the ticks that name its values."""
     low, high = panel.lowest_and_highest()
@@ -190,10 +184,8 @@ def _draw_lines(axes: Axes, panel: Panel, floor: float, plan_color: str) -> None
         y = np.maximum(line.y, floor)  # zero lies infinitely deep on a logarithmic axis
         axes.plot(line.x, y, drawstyle="steps-post" if panel.is_whole else "default", clip_on=False, **style)
 
-    if plan_color == PLAN:
-        draw(panel.plan, color=PLAN, linewidth=4.0, solid_capstyle="butt")
-    else:
-        draw(panel.plan, color=plan_color, linewidth=1.4 if panel.is_constant else 2.0, solid_capstyle="butt")
+    width = 4.0 if plan_color == PLAN else 1.4 if panel.is_constant else 2.0
+    draw(panel.plan, color=plan_color, linewidth=width, solid_capstyle="butt")
     if panel.actual is not None:
         few = len(panel.actual.values()) <= _FEW_POINTS
         draw(panel.actual, color=ACTUAL, linewidth=1.4, marker="o" if few else None, markersize=3.5)
@@ -206,8 +198,8 @@ def linear_ticks(panel: Panel, low: float, high: float) -> list[float]:
         middle = float(f"{(low + high) / 2:.2g}")
         return [low, middle, high] if low + margin < middle < high - margin else [low, high]
     reached = np.unique(panel.plan.values())
-    apart = np.diff(reached, prepend=-np.inf).min() if len(reached) > 1 else 0.0
-    if apart >= margin and low == reached[0] and high == reached[-1]:
+    distance = np.diff(reached, prepend=-np.inf).min() if len(reached) > 1 else 0.0
+    if distance >= margin and low == reached[0] and high == reached[-1]:
         return reached.tolist()
     inner = reached[(reached > low + margin) & (reached < high - margin)]
     return [low, *inner[[np.argmin(np.abs(inner - (low + high) / 2))]], high] if len(inner) else [low, high]
@@ -226,42 +218,6 @@ def log_ticks(low: float, high: float) -> list[float]:
     return [float(f"1e{power}") for power in powers[::-1][::every]][::-1]
 
 
-# Inches; 100 pixels each.
-_WIDTH, _LEFT, _RIGHT = 12.0, 2.05, 0.45
-_LEGEND = 2.9
-_TITLE, _ROW, _PANEL, _THIN, _GAP, _AXIS_ROW = 0.42, 0.23, 1.0, 0.24, 0.2, 0.19
-_LONGEST_LABEL = 40  # characters of a phase's name
-_MOST_ROWS = 3  # of event labels; more plateaus get shorter labels
-
-
-def draw_timeline(
-    path: Path,
-    timeline: Timeline,
-    steps: int,
-    *,
-    happened: Sequence[Mapping[str, Any]] | None = None,
-    title: str = "",
-    epoch_steps: float | None = None,
-) -> None:
-    """Draw all scheduled quantities of a run of ``steps`` optimiser steps over one axis, 1200 pixels wide.
-
-    Args:
-        path: of the picture, .png or .svg.
-        timeline: the plan; its events (plateaus) are marked.
-        steps: optimiser steps of the whole run.
-        happened: what the run did, drawn over the plan: one mapping a row with ``step`` (counted from 0) and
-            quantities by their names in a Moment; None and "" are left out.
-        title: a line above the picture.
-        epoch_steps: optimiser steps of an epoch, to count epochs below the axis too.
-
-    Raises:
-        EtudeError: another ending, a row that cannot be read, a timeline that does not fit into ``steps`` or
-            schedules nothing.
-    """
-    check_figure_path(path)
-    save_figure(timeline_figure(timeline, steps, happened=happened, title=title, epoch_steps=epoch_steps), path)
-
-
 def timeline_figure(
     timeline: Timeline,
     steps: int,
@@ -270,7 +226,11 @@ def timeline_figure(
     title: str = "",
     epoch_steps: float | None = None,
 ) -> Figure:
-    """Return the picture that :func:`draw_timeline` writes; the arguments are the same."""
+    """Return all scheduled quantities of a run of ``steps`` optimiser steps over one axis, 1200 pixels wide.
+
+    ``happened`` is what the run did, drawn over the plan: a mapping a row with ``step``, counted from 0, and quantities
+    by their names in a Moment; None and "" are left out. With ``epoch_steps`` the axis counts epochs too.
+    """
     if not timeline.is_resolved:
         try:
             timeline = timeline.resolved(RunSize(steps, epoch_steps))
@@ -282,8 +242,7 @@ def timeline_figure(
     return _Drawing(timeline, panels, steps, title, epoch_steps, bool(happened)).figure
 
 
-@dataclass(slots=True)
-class _Flag:
+class _Flag(NamedTuple):
     """A text that begins at a place on the axis, or ends there when there is no room to its right."""
 
     text: Text
@@ -335,14 +294,14 @@ class _Drawing:
         return names
 
     def _events(self) -> list[tuple[float, str]]:
-        says = {"scale": "plateau: lr × {:g}", "end": "plateau: {} ends"}
+        texts = {"scale": "plateau: lr × {:g}", "end": "plateau: {} ends"}
         return [
-            (event.progress, says[event.kind].format(event.factor if event.kind == "scale" else event.phase))
+            (event.progress, texts[event.kind].format(event.factor if event.kind == "scale" else event.phase))
             for event in self.timeline.events
         ]
 
     def _rows_of(self, labels: Sequence[tuple[float, str]], color: str, size: float) -> list[list[_Flag]]:
-        """Place texts at their progress in as few rows as keep them apart."""
+        """Place texts at their progress in as few rows as keep them from overlapping."""
         rows: list[list[_Flag]] = []
         for progress, label in labels:
             flag = self._flag(progress, label, color, size)
@@ -355,7 +314,7 @@ class _Drawing:
         return rows
 
     def _flag(self, progress: float, label: str, color: str, size: float) -> _Flag:
-        label = label if len(label) <= _LONGEST_LABEL else f"{label[: _LONGEST_LABEL - 1]}…"
+        label = shortened(label, _LONGEST_LABEL)
         tag = {"facecolor": self._shade_at(progress), "edgecolor": "none", "pad": 1.2}  # lines pass below the text
         text = self._text(0.0, 0.0, label, color=color, fontsize=size, va="center", bbox=tag)
         width = text.get_window_extent().width / DPI
@@ -368,7 +327,7 @@ class _Drawing:
 
     def _shade_at(self, progress: float) -> str:
         begun = [number for number, (_, start, _) in enumerate(self.timeline.spans()) if start <= progress + 1e-9]
-        return SHADES[begun[-1] % 2] if progress < self.timeline.end - 1e-9 else "#F4F4F4"
+        return SHADES[begun[-1] % 2] if progress < self.timeline.end - 1e-9 else _UNUSED
 
     def _text(self, x: float, y: float, text: str, **style: Any) -> Text:
         """Write at inches from the lower left corner; a $ in a name is a $, not mathematics."""
@@ -391,18 +350,16 @@ class _Drawing:
             if number:
                 axes.axvline(100 * start, color="#C3C9D2", linewidth=0.8)
         if self.timeline.end < 1.0 - 1e-9:
-            axes.axvspan(
-                100 * self.timeline.end, 100, facecolor="#F4F4F4", edgecolor="#DDDDDD", hatch="//", linewidth=0
-            )
+            look = {"facecolor": _UNUSED, "edgecolor": "#DDDDDD", "hatch": "//", "linewidth": 0}
+            axes.axvspan(100 * self.timeline.end, 100, **look)
         for event in self.timeline.events:
             axes.axvline(100 * event.progress, color=MARK, linewidth=1.1, linestyle=(0, (4, 3)))
         percents = range(0, 101, 10)
         axes.set_xticks([*percents], [self._under(percent) for percent in percents], fontsize=9, color=INK)
         axes.tick_params(length=3, color=QUIET, pad=3)
         caption = "\n".join(["progress", "step", *(["epoch"] if self.epoch_steps else [])])
-        axes.annotate(
-            caption, (0, 0), (12 - 72 * _LEFT, -6), "axes fraction", "offset points", va="top", fontsize=9, color=QUIET
-        )
+        place = (0, 0), (12 - 72 * _LEFT, -6), "axes fraction", "offset points"
+        axes.annotate(caption, *place, va="top", fontsize=9, color=QUIET)
 
     def _under(self, percent: int) -> str:
         step = self.steps * percent / 100
@@ -416,24 +373,17 @@ class _Drawing:
         room = _WIDTH - 0.4
         if self._has_actual:
             room -= _LEGEND
-            self._draw_legend("as it happened" if has_history else "with plateaus", middle)
+            lines = [Line2D([], [], color=PLAN, linewidth=4), Line2D([], [], color=ACTUAL, linewidth=1.4)]
+            names = ["plan", "as it happened" if has_history else "with plateaus"]
+            place = (_WIDTH - _RIGHT + 0.08) / _WIDTH, middle / self.height
+            look = {"ncols": 2, "frameon": False, "fontsize": 9}
+            self.figure.legend(lines, names, loc="center right", bbox_to_anchor=place, **look)
         text = self._text(12 / 72, middle, title, fontsize=12, fontweight="bold", color=INK, va="center")
         if text.get_window_extent().width / DPI > room:
             text.set_fontsize(9)
         while text.get_window_extent().width / DPI > room:
             title = title[: max(1, int(0.95 * len(title)))]
             text.set_text(f"{title.rstrip()} …")
-
-    def _draw_legend(self, real: str, middle: float) -> None:
-        self.figure.legend(
-            [Line2D([], [], color=PLAN, linewidth=4), Line2D([], [], color=ACTUAL, linewidth=1.4)],
-            ["plan", real],
-            loc="center right",
-            bbox_to_anchor=((_WIDTH - _RIGHT + 0.08) / _WIDTH, middle / self.height),
-            ncols=2,
-            frameon=False,
-            fontsize=9,
-        )
 
     def _draw_panels(self, top: float, heights: Sequence[float]) -> None:
         for panel, height in zip(self.panels, heights, strict=True):
@@ -447,8 +397,6 @@ class _Drawing:
         name, unit = LABELS[panel.quantity], UNITS.get(panel.quantity, "")
         middle = top - height / 2
         self._text(12 / 72, middle, name, fontsize=10, color=INK, va="center")
-        notes = [unit] if unit else []
-        if panel.log:
-            notes.append("log scale")
+        notes = [*([unit] if unit else []), *(["log scale"] if panel.log else [])]
         if notes and not panel.is_constant:
             self._text(12 / 72, middle - 0.19, ", ".join(notes), fontsize=8, color=QUIET, va="center")

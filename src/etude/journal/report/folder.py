@@ -1,23 +1,23 @@
-"""A run's folder as a report reads it: the record, and whatever else is there; what is damaged is named."""
+"""A run's folder as a report reads it: the record, and the other files; what is damaged is named."""
 
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from safetensors import safe_open
+
 from etude.core.errors import EtudeError
-from etude.core.files import read_json, reading
+from etude.core.files import read_checked_json, reading
 from etude.core.predictions import Predictions
 from etude.journal.index import DAMAGED, RunSummary, read_runs
 from etude.journal.report.gallery import Gallery
 from etude.journal.report.html import kind_of
-from etude.journal.runs import read_run
+from etude.journal.runs import fold_folders, read_run
 
-_LARGEST_HEADER = 100_000_000  # bytes that a safetensors file may spend on names and shapes
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 Row = dict[str, Any]
@@ -26,39 +26,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One trained model of the run.
+    """One trained model of the run."""
 
-    Args:
-        folder: its folder's name within the run's; "." is the run's own.
-        card: its ``model.json``.
-        tensors: trained weights by name with their shapes; buffers such as batch norm statistics are left out.
-        history: rows of its ``history.csv``; numbers as floats, empty cells left out.
-    """
-
-    folder: str
-    card: dict[str, Any] = field(default_factory=dict)
-    tensors: dict[str, list[int]] = field(default_factory=dict)
+    folder: str  # its name within that of the run; "." is the run itself
+    card: dict[str, Any] = field(default_factory=dict)  # model.json
+    tensors: dict[str, list[int]] = field(default_factory=dict)  # shapes of trained weights
     history: tuple[Row, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """Everything a report is made of.
-
-    Args:
-        path: the folder.
-        record: the content of ``run.json``.
-        models: one, or one a fold.
-        valid: labelled predictions of the validation images, or None.
-        test: predictions of the test images, or None.
-        gallery: the pictures, or None.
-        health: the content of ``health.json``, or None.
-        timeline_png: the picture of the timeline, or None.
-        problems: a sentence for each file that could not be read.
-        children: the runs below this one that are part of it, and those of which nobody can tell.
-        ablation: the content of ``ablation.json``, or None.
-        lift_png: the chart of what an ablation found, or None.
-    """
+    """Everything a report is made of."""
 
     path: Path
     record: dict[str, Any]
@@ -68,18 +46,14 @@ class RunFolder:
     gallery: Gallery | None
     health: dict[str, Any] | None
     timeline_png: bytes | None
-    problems: tuple[str, ...]
-    children: tuple[RunSummary, ...] = ()
+    problems: tuple[str, ...]  # a sentence for each file that could not be read
+    children: tuple[RunSummary, ...] = ()  # runs that are part of this one, and damaged ones
     ablation: dict[str, Any] | None = None
     lift_png: bytes | None = None
 
     @classmethod
     def read(cls, path: Path) -> RunFolder:
-        """Read the folder; files that are absent are None, those that are damaged are also told in ``problems``.
-
-        Raises:
-            EtudeError: the folder holds no run, or its record is damaged.
-        """
+        """Read the folder; files that are absent are None, those that are damaged are named in ``problems``."""
         record, problems = read_run(path), list[str]()
 
         def whole(name: str, read: Callable[[Path], T]) -> T | None:
@@ -92,10 +66,10 @@ class RunFolder:
                 problems.append(str(error))
             return None
 
-        names = [".", *sorted((p.name for p in path.glob("fold-*") if p.is_dir()), key=_fold_number)]
+        names = [".", *(fold.name for _, fold in fold_folders(path))]
         models: list[Model] = []
         for name in names:
-            card = whole(f"{name}/model.json", _read_table) or {}
+            card = whole(f"{name}/model.json", read_checked_json) or {}
             tensors = whole(f"{name}/model.safetensors", read_shapes) or {}
             history = whole(f"{name}/history.csv", read_history) or ()
             if card or tensors or history:
@@ -107,21 +81,17 @@ class RunFolder:
             valid=whole("valid.npz", Predictions.load),
             test=whole("test.npz", Predictions.load),
             gallery=whole("gallery.npz", Gallery.load),
-            health=whole("health.json", _read_table),
+            health=whole("health.json", read_checked_json),
             timeline_png=whole("timeline.png", _read_picture),
             children=tuple(run for run in read_runs(path) if run.parent == record["id"] or run.state == DAMAGED),
-            ablation=whole("ablation.json", _read_table),
+            ablation=whole("ablation.json", read_checked_json),
             lift_png=whole("lift.png", _read_picture),
             problems=tuple(problems),
         )
 
 
 def read_history(path: Path) -> tuple[Row, ...]:
-    """Return the rows of a ``history.csv``: numbers as floats, texts as they are, empty cells left out.
-
-    Raises:
-        EtudeError: it is not text, or a row has more cells than columns.
-    """
+    """Return the rows of a ``history.csv``: numbers as floats, texts as they are, empty cells left out."""
     with reading(path, "a well-formed table"), path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     if any(None in row for row in rows):
@@ -130,26 +100,10 @@ def read_history(path: Path) -> tuple[Row, ...]:
 
 
 def read_shapes(path: Path) -> dict[str, list[int]]:
-    """Return the weights' shapes by name from the header of a safetensors file; buffers are left out.
-
-    The header is a length (8 bytes, little endian) and JSON; the weights themselves are not read. Source: the format
-    of github.com/huggingface/safetensors.
-
-    Raises:
-        EtudeError: the header is damaged.
-    """
-    with reading(path, "a readable safetensors file"), path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(min(length, _LARGEST_HEADER)))
-        shapes = {name: list(map(int, one["shape"])) for name, one in header.items() if name != "__metadata__"}
+    """Return the weights' shapes by name; buffers such as batch norm statistics are left out."""
+    with reading(path, "a readable safetensors file"), safe_open(path, "np") as file:
+        shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no dict)
     return {name: shape for name, shape in shapes.items() if not name.endswith(_BUFFERS)}
-
-
-def _read_table(path: Path) -> dict[str, Any]:
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise EtudeError(f"{path} holds no table of names and values: it was damaged or written by something else")
-    return content
 
 
 def _read_picture(path: Path) -> bytes:
@@ -167,8 +121,3 @@ def _number(cell: str) -> float | str:
         return float(cell)
     except ValueError:
         return cell
-
-
-def _fold_number(name: str) -> tuple[int, str]:
-    number = name.removeprefix("fold-")
-    return (int(number) if number.isdecimal() else 0, name)

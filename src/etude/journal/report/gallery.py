@@ -19,47 +19,34 @@ from etude.journal.report.html import data_uri, kind_of
 
 SPLITS = ("train", "valid", "test")
 BUDGET = 1_900_000  # bytes of thumbnails; base64 makes a third more of them, and the page is to stay below 3 MB
+_MOST = 24  # findings of each kind are shown
 _MADE = "augmentation"  # sections of changed images, which keep the ids of those they were made of
 _ARRAYS = ("ids", "split", "labels", "thumb_offsets", "thumb_bytes")
 
 
 @dataclass(frozen=True, eq=False)
 class Gallery:
-    """Thumbnails of K images.
-
-    Args:
-        ids: of the images.
-        split: of each its place in ``SPLITS``.
-        labels: (K,) positions in the classes, -1 where unknown.
-        offsets: (K + 1,) where each thumbnail begins in ``pixels``, and where the last one ends.
-        pixels: the encoded thumbnails (WebP, JPEG or PNG), one after the other.
-        groups: for each section of the report groups of places in ``ids``.
-        neighbours: for a place those of its nearest training images.
-    """
+    """Thumbnails of K images."""
 
     ids: tuple[str, ...]
-    split: tuple[int, ...]
-    labels: tuple[int, ...]
-    offsets: NDArray[np.int64]
+    split: tuple[int, ...]  # of each its place in SPLITS
+    labels: tuple[int, ...]  # -1 where unknown
+    offsets: NDArray[np.int64]  # (K + 1,) where each thumbnail begins in pixels, and where the last one ends
     pixels: bytes
-    groups: dict[str, list[list[int]]]
-    neighbours: dict[int, list[int]]
+    groups: dict[str, list[list[int]]]  # by section, places in ids
+    neighbours: dict[int, list[int]]  # the nearest training images of a place
 
     @classmethod
     def load(cls, path: Path) -> Gallery:
-        """Read ``gallery.npz`` and the ``gallery.json`` beside it.
-
-        Raises:
-            EtudeError: one of them is missing or damaged, they do not belong together, or a thumbnail is no picture.
-        """
-        arrays, told = _arrays_of(path), read_json(path.with_suffix(".json"))
+        """Read ``gallery.npz`` and the ``gallery.json`` beside it."""
+        arrays, sections = _arrays_of(path), read_json(path.with_suffix(".json"))
         count, offsets, pixels = len(arrays["ids"]), arrays["thumb_offsets"], arrays["thumb_bytes"].tobytes()
         lengths = {len(arrays["split"]), len(arrays["labels"]), len(offsets) - 1}
         rising = len(offsets) > 0 and offsets[0] >= 0 and (np.diff(offsets) > 0).all() and offsets[-1] <= len(pixels)
         if lengths != {count} or not rising or not set(arrays["split"].tolist()) <= set(range(len(SPLITS))):
             raise EtudeError(f"{path} is damaged: its lists do not fit together")
         try:
-            groups, neighbours = _groups_of(told, count)
+            groups, neighbours = _groups_of(sections, count)
         except (TypeError, ValueError, KeyError, AttributeError):
             raise EtudeError(f"{path.with_suffix('.json')} does not belong to {path.name}: it was damaged") from None
         ids, split, labels = (tuple(arrays[name].tolist()) for name in ("ids", "split", "labels"))
@@ -78,19 +65,9 @@ class Gallery:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A thumbnail with what is known of its image.
+    """A thumbnail with what is known of its image."""
 
-    Args:
-        source: an address that holds the picture, or empty where the page has no room for it.
-        id: of the image.
-        label: its class, or empty.
-        guess: the class that was predicted, or empty.
-        confidence: the probability given to it, or None.
-        split: train, valid or test.
-        neighbours: the nearest training images.
-    """
-
-    source: str
+    source: str  # a data URI, or empty where the page has no room for it
     id: str
     label: str
     guess: str
@@ -104,20 +81,14 @@ class Picture:
         return bool(self.label and self.guess) and self.label != self.guess
 
     @property
-    def told(self) -> str:
+    def described(self) -> str:
         """The picture in words."""
         parts = [self.id, f"label {self.label}" if self.label else "", f"predicted {self.guess}" if self.guess else ""]
         return ", ".join(part for part in parts if part)
 
 
 class Album:
-    """Hands out pictures until the page is full; what had to be left out is counted.
-
-    Args:
-        gallery: the run's thumbnails.
-        known: predictions that say what images were taken for; the first that holds an image counts.
-        classes: names by position, where there are no predictions to tell them.
-    """
+    """Hands out pictures until the page is full; what had to be left out is counted."""
 
     def __init__(self, gallery: Gallery, known: Sequence[Predictions], classes: Sequence[str]) -> None:
         self._gallery = gallery
@@ -169,7 +140,7 @@ def _arrays_of(path: Path) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def _groups_of(told: Any, count: int) -> tuple[dict[str, list[list[int]]], dict[int, list[int]]]:
+def _groups_of(sections: Any, count: int) -> tuple[dict[str, list[list[int]]], dict[int, list[int]]]:
     """Read the sections: an entry is a place, a list of places, or a table with ``row`` or ``rows``."""
 
     def place(value: Any) -> int:
@@ -183,114 +154,54 @@ def _groups_of(told: Any, count: int) -> tuple[dict[str, list[list[int]]], dict[
         return [place(one) for one in entry] if isinstance(entry, list) else [place(entry)]
 
     found: dict[str, list[list[int]]] = {}
-    for section, entries in told.items():
+    for section, entries in sections.items():
         if section == _MADE:
             found |= {f"{_MADE} {strength}": [group(row) for row in rows] for strength, rows in entries.items()}
         elif section != "neighbours":
             found[section] = [group(entry) for entry in entries]
-    near = {place(int(row)): group(rows) for row, rows in told.get("neighbours", {}).items()}
+    near = {place(int(row)): group(rows) for row, rows in sections.get("neighbours", {}).items()}
     return found, near
 
 
-_MOST = 24  # of each kind are shown
-
-
-@dataclass(frozen=True, slots=True)
-class Duplicates:
-    """Two images that are nearly the same, and in a few words how they stand to each other."""
-
-    pictures: tuple[Picture, Picture]
-    told: str
-
-
-@dataclass(frozen=True, slots=True)
-class Suspect:
-    """An image whose label may be wrong, with the class that images like it suggest, and how sure that is."""
-
-    picture: Picture
-    suggested: str
-    score: float
-
-
-@dataclass(frozen=True, slots=True)
-class Health:
-    """What was found; lists are cut to what a page can show.
-
-    Args:
-        counts: how many of each kind were found; a kind that was not looked for is missing.
-        corrupt: files that cannot be read, with the reason.
-        tiny: images too small to tell much.
-        duplicates: copies, those across splits first.
-        suspects: suspected label errors, the most suspicious first.
-        labels: how far they are to be believed; may be empty.
-        shift: how training and test images differ; empty when it was not measured.
-        leaks: what gives the label away.
-        imbalance: what is to be said of the sizes of the classes; may be empty.
-        notes: what was left out.
-    """
-
-    counts: dict[str, int]
-    corrupt: list[str]
-    tiny: list[str]
-    duplicates: list[Duplicates]
-    suspects: list[Suspect]
-    labels: str
-    shift: str
-    leaks: list[str]
-    imbalance: str
-    notes: list[str]
-
-    @property
-    def is_clean(self) -> bool:
-        """Whether nothing was found."""
-        return not (self.corrupt or self.tiny or self.duplicates or self.suspects or self.leaks)
-
-
-def health_of(told: Mapping[str, Any], album: Album | None) -> Health:
-    """Return what ``health.json`` says.
-
-    Raises:
-        EtudeError: it says something else than a run writes.
-    """
+def health_of(found: Mapping[str, Any], album: Album | None) -> dict[str, Any]:
+    """Return what ``health.json`` says, as the page shows it; lists are cut to what a page can hold."""
     try:
-        return _health_of(told, album)
+        lists = {name: list(found.get(name) or []) for name in ("corrupt", "tiny", "near_duplicates", "label_errors")}
+        across = sum(pair["splits"][0] != pair["splits"][1] for pair in lists["near_duplicates"])
+        counts = {name: len(entries) for name, entries in lists.items()} | {"across_splits": across}
+        leaks = [_leak(one) for one in found.get("leaks") or []]
+        return {
+            "counts": counts | (found.get("counts") or {}),
+            "corrupt": [f"{one['id']}: {one['reason']}" for one in lists["corrupt"][:_MOST]],
+            "tiny": [f"{one['id']}: {one['width']} × {one['height']} px" for one in lists["tiny"][:_MOST]],
+            "duplicates": [_duplicates(pair, album) for pair in lists["near_duplicates"][:_MOST]],
+            "suspects": [
+                (_picture(str(one["id"]), album, "train", str(one["label"])), str(one["suggested"]), one["score"])
+                for one in lists["label_errors"][:_MOST]
+            ],
+            "labels": _sentence((found.get("labels") or {}).get("told")),
+            "shift": _shift(found.get("shift") or {}),
+            "leaks": leaks,
+            "imbalance": _sentence((found.get("imbalance") or {}).get("told")),
+            "notes": [str(note) for note in found.get("notes") or []],
+            "is_clean": not (leaks or any(lists.values())),
+        }
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise EtudeError(f"health.json is damaged ({type(error).__name__}: {error}), so it is not shown") from None
 
 
-def _health_of(told: Mapping[str, Any], album: Album | None) -> Health:
-    lists = {name: list(told.get(name) or []) for name in ("corrupt", "tiny", "near_duplicates", "label_errors")}
-    across = sum(pair["splits"][0] != pair["splits"][1] for pair in lists["near_duplicates"])
-    counts = {name: len(found) for name, found in lists.items()} | {"across_splits": across}
-    return Health(
-        counts=counts | (told.get("counts") or {}),
-        corrupt=[f"{one['id']}: {one['reason']}" for one in lists["corrupt"][:_MOST]],
-        tiny=[f"{one['id']}: {one['width']} × {one['height']} px" for one in lists["tiny"][:_MOST]],
-        duplicates=[_duplicates(pair, album) for pair in lists["near_duplicates"][:_MOST]],
-        suspects=[_suspect(one, album) for one in lists["label_errors"][:_MOST]],
-        labels=_sentence((told.get("labels") or {}).get("told")),
-        shift=_shift(told.get("shift") or {}),
-        leaks=[_leak(one) for one in told.get("leaks") or []],
-        imbalance=_sentence((told.get("imbalance") or {}).get("told")),
-        notes=[str(note) for note in told.get("notes") or []],
-    )
-
-
-def _duplicates(pair: Mapping[str, Any], album: Album | None) -> Duplicates:
+def _duplicates(pair: Mapping[str, Any], album: Album | None) -> tuple[list[Picture], str]:
+    """Return two images that are nearly the same, and how they relate."""
     splits, labels = [str(split) for split in pair["splits"]], pair.get("labels") or (None, None)
-    one, other = (
+    pictures = [
         _picture(str(pair[end]), album, split, label or "")
         for end, split, label in zip("ab", splits, labels, strict=True)
-    )
+    ]
     words = ["identical files" if pair.get("exact") else f"similarity {pair['similarity']:.3f}"]
     words.append(" and ".join(splits) if splits[0] != splits[1] else f"both {splits[0]}")
     if None not in labels and labels[0] != labels[1]:
         words.append(f"labelled {labels[0]} and {labels[1]}")
-    return Duplicates((one, other), ", ".join(words))
-
-
-def _suspect(one: Mapping[str, Any], album: Album | None) -> Suspect:
-    return Suspect(_picture(str(one["id"]), album, "train", str(one["label"])), str(one["suggested"]), one["score"])
+    return pictures, ", ".join(words)
 
 
 def _picture(name: str, album: Album | None, split: str, label: str) -> Picture:
@@ -302,17 +213,17 @@ def _shift(shift: Mapping[str, Any]) -> str:
     if not shift:
         return ""
     low, high = shift["interval"]
-    told = _sentence(shift.get("told") or "a classifier was asked to tell them apart")
-    return f"{told} AUC {shift['auc']:.3f}, 95% interval {low:.3f} to {high:.3f}; 0.5 is chance."
+    text = _sentence(shift.get("told") or "a classifier was asked to tell them apart")
+    return f"{text} AUC {shift['auc']:.3f}, 95% interval {low:.3f} to {high:.3f}; 0.5 is chance."
 
 
 def _leak(leak: Mapping[str, Any]) -> str:
     """Return the leak's own words, with its figures where these lack them."""
-    told, accuracy = str(leak["told"]), leak.get("accuracy")
-    if accuracy is None or "%" in told:
-        return told
-    return f"{told} ({percent(accuracy)} right where guessing gets {percent(leak['chance'])})"
+    text, accuracy = str(leak["told"]), leak.get("accuracy")
+    if accuracy is None or "%" in text:
+        return text
+    return f"{text} ({percent(accuracy)} right where guessing gets {percent(leak['chance'])})"
 
 
-def _sentence(told: Any) -> str:
-    return f"{str(told)[:1].upper()}{str(told)[1:]}." if told else ""
+def _sentence(text: Any) -> str:
+    return f"{str(text)[:1].upper()}{str(text)[1:]}." if text else ""

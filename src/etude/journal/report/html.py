@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from etude.core.errors import EtudeError
 from etude.core.files import replacing
-from etude.core.text import count_of, duration, file_size, in_words, moment, percent, points, short_number, signed
+from etude.core.text import duration, file_size, in_words, moment, percent, points, short_number, signed
 
 # First bytes of the kinds of picture that a page may carry.
 _PICTURES = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": "image/webp"}
@@ -26,13 +26,8 @@ def render_page(template: str, values: Mapping[str, Any], script: str = "") -> s
 
     The page forbids itself every request, and runs no script but the one named, by the hash of its text: a class name
     that slipped through the escaping still could do nothing.
-
-    Args:
-        template: file name below ``journal/templates``.
-        values: what the template shows.
-        script: file name of the page's script, or none.
     """
-    style, code = asset("page.css"), asset(script) if script else ""
+    style, code = asset("charts.css") + asset("page.css"), asset(script) if script else ""
     allowed = [f"style-src '{_hash_of(style)}'", *([f"script-src '{_hash_of(code)}'"] if script else [])]
     policy = "; ".join(["default-src 'none'", "img-src data:", *allowed, "base-uri 'none'", "form-action 'none'"])
     own = {"policy": policy, "style": Markup(style), "script": Markup(code)}
@@ -43,9 +38,6 @@ def write_page(path: Path, page: str) -> Path:
     """Write the page as UTF-8, whole or not at all, and return its path.
 
     Half of a surrogate pair, which stands for a byte of a file name that is not UTF-8, is written as its code.
-
-    Raises:
-        EtudeError: the place cannot be written.
     """
     with replacing(path) as temporary:
         temporary.write_bytes(page.encode("utf-8", "backslashreplace"))
@@ -72,9 +64,6 @@ def element(tag: str, *children: str, **attributes: str | float | None) -> Marku
 def data_uri(picture: bytes) -> str:
     """Return a picture (PNG, JPEG or WebP) as an address that holds it.
 
-    Raises:
-        EtudeError: it is none of these.
-
     >>> data_uri(b"\\x89PNG")
     'data:image/png;base64,iVBORw=='
     """
@@ -82,11 +71,7 @@ def data_uri(picture: bytes) -> str:
 
 
 def kind_of(picture: bytes) -> str:
-    """Return the media type of a picture by its first bytes.
-
-    Raises:
-        EtudeError: it is not PNG, JPEG or WebP.
-    """
+    """Return the media type of a picture by its first bytes."""
     kind = next((kind for start, kind in _PICTURES.items() if picture.startswith(start)), None)
     if kind is None:
         raise EtudeError(f"a page carries PNG, JPEG and WebP pictures, not what begins with {picture[:4]!r}")
@@ -108,8 +93,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    named = (percent, points, signed, duration, file_size, moment, short_number, count_of, in_words)
-    environment.filters.update({filter_.__name__: filter_ for filter_ in named})
+    named = (percent, points, signed, duration, file_size, moment, short_number, in_words)
+    environment.filters.update({filter_.__name__: filter_ for filter_ in named}, count_of="{:,}".format)
     return environment
 
 

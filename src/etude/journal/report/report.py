@@ -1,4 +1,4 @@
-"""``report.html``: one page that tells a run, made from the run's folder alone; no network, readable on paper."""
+"""``report.html``: one page about a run, made from the run's folder alone; no network, readable on paper."""
 
 from __future__ import annotations
 
@@ -13,14 +13,23 @@ from urllib.parse import quote
 from etude.core.errors import EtudeError
 from etude.core.metrics import metric_named
 from etude.core.predictions import Predictions
-from etude.core.text import duration, points, signed, spoken
+from etude.core.text import duration, plain_name, points, signed
 from etude.journal.index import DAMAGED, RunSummary
-from etude.journal.report.classes import balance_figure, calibration_figure, confident_errors, matrix_figure, recall_bar
 from etude.journal.report.curves import curve_figures, schedule_of
 from etude.journal.report.folder import RunFolder
 from etude.journal.report.gallery import Album, Gallery, health_of
 from etude.journal.report.html import data_uri, render_page, write_page
-from etude.journal.report.scores import Judged, class_rows, confused_pairs, scores_of
+from etude.journal.report.scores import (
+    Evaluated,
+    balance_figure,
+    calibration_figure,
+    class_rows,
+    confident_errors,
+    confused_pairs,
+    matrix_figure,
+    recall_bar,
+    scores_of,
+)
 from etude.journal.report.tables import (
     FOLD,
     architecture_of,
@@ -38,48 +47,35 @@ from etude.journal.report.tables import (
 from etude.journal.runs import REPORT_NAME
 
 _ROUND = re.compile(r"(round \d+|online)( \(fold \d+/\d+\))?")
+_MOST_ERRORS = 24
+_MOST_CLASSES = 500  # in the table
+_MOST_PAIRS = 12
+_STRENGTHS = (("0", "none"), ("0.5", "half"), ("1", "full"))
+_DAMAGE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)  # of files that no run has written so
+
+_EMPTY: dict[str, Any] = {
+    **dict.fromkeys(("kept", "backbone", "planned"), ""),
+    **dict.fromkeys(("images", "more_rows"), 0),
+    **dict.fromkeys(("matrix", "calibration"), None),
+    **dict.fromkeys(("scores", "pairs", "rows", "errors", "pair_pictures", "samples", "augmented"), ()),
+}
+"""What the page shows of sections that could not be made."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One part of a run.
-
-    Args:
-        name: the path of a run below this one, or the fold or round as its stages are called.
-        kind: the kind of run, ``fold`` or ``round``.
-        state: finished, running, failed, interrupted, killed or damaged.
-        seconds: that it took so far, or None.
-        accuracy: on its validation images, or None.
-        log_loss: likewise.
-        told: what else there is to say: where a run stopped, what a fold or a round ended with.
-        link: relative address of its own report, or empty.
-    """
+    """One part of a run."""
 
     name: str
-    kind: str
+    kind: str  # of run, or fold, or round
     state: str
     seconds: float | None
     accuracy: float | None
     log_loss: float | None
-    told: str = ""
-    link: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Lift:
-    """What an ablation found.
-
-    Args:
-        unit: of gains.
-        level: of the intervals, such as ``95%``.
-        rows: trick, mode, gain, interval, corrected p, verdict and seconds of each, in words.
-        chart: an address that holds the chart, or empty.
-    """
-
-    unit: str
-    level: str
-    rows: list[tuple[str, ...]]
-    chart: str
+    note: str = ""  # where a run stopped, what a fold or a round ended with
+    link: str = ""  # relative address of its own report, or empty
 
 
 def parts_of(run: RunFolder) -> list[Part]:
@@ -87,32 +83,32 @@ def parts_of(run: RunFolder) -> list[Part]:
     return [*(_of_run(run, child) for child in run.children), *_folds(run.record), *_rounds(run.record)]
 
 
-def lift_of(run: RunFolder) -> Lift | None:
+def lift_of(run: RunFolder) -> dict[str, Any] | None:
     """Return what ``ablation.json`` says of the tricks; None where the run is no ablation that has ended."""
     if run.ablation is None:
         return None
-    told, shares = run.ablation, metric_named(str(run.ablation["metric"])).larger_is_better
+    found, shares = run.ablation, metric_named(str(run.ablation["metric"])).larger_is_better
     written = points if shares else signed
     rows = [
         (
             *(str(one["trick"]), str(one["mode"]), written(float(one["gain"]))),
             "–" if one["low"] is None else f"{written(float(one['low']))} to {written(float(one['high']))}",
             f"{one['p_corrected']:.3f}" if one["p_corrected"] >= 0.001 else "< 0.001",
-            *(str(one["verdict"]), _more_or_less(float(one["seconds"]))),
+            *(str(one["verdict"]), f"{'−' if one['seconds'] < 0 else '+'}{duration(abs(float(one['seconds'])))}"),
         )
-        for one in told["tricks"]
+        for one in found["tricks"]
     ]
-    unit = f"points of {spoken(told['metric'])}" if shares else f"{spoken(told['metric'])} saved"
+    unit = f"points of {plain_name(found['metric'])}" if shares else f"{plain_name(found['metric'])} saved"
     chart = "" if run.lift_png is None else data_uri(run.lift_png)
-    return Lift(unit, f"{told['level']:.0%}", rows, chart)
+    return {"unit": unit, "level": f"{found['level']:.0%}", "rows": rows, "chart": chart}
 
 
 def _of_run(run: RunFolder, child: RunSummary) -> Part:
     there = (run.path / child.path / REPORT_NAME).is_file()
     link = quote(os.fsencode(f"{child.path}/{REPORT_NAME}")) if there else ""
-    told = ": ".join(filter(None, (child.where, child.error)))
+    note = ": ".join(filter(None, (child.where, child.error)))
     kind = "" if child.state == DAMAGED else child.kind
-    return Part(child.path, kind, child.state, child.seconds, child.accuracy, child.log_loss, told, link)
+    return Part(child.path, kind, child.state, child.seconds, child.accuracy, child.log_loss, note, link)
 
 
 def _folds(record: Mapping[str, Any]) -> list[Part]:
@@ -121,45 +117,32 @@ def _folds(record: Mapping[str, Any]) -> list[Part]:
     for stage in record["stages"]:
         if found := FOLD.search(stage["name"]):
             stages.setdefault(int(found[1]), []).append(stage)
-    kept = [spoken(str(name)) for name in (record.get("result") or {}).get("kept") or []]
+    kept = [plain_name(str(name)) for name in (record.get("result") or {}).get("kept") or []]
     parts: list[Part] = []
     for number, group in sorted(stages.items()):
         own = kept[number - 1] if number <= len(kept) else ""
         scored = [stage for stage in group if stage["scores"]]
         best = next((stage for stage in scored if own and FOLD.sub("", stage["name"]) == own), (scored or group)[-1])
-        told = f"kept: {own}" if own else ""
-        parts.append(_of_stages(f"fold {number}", "fold", group, best["scores"], told, record["state"]))
+        note = f"kept: {own}" if own else ""
+        parts.append(_of_stages(f"fold {number}", "fold", group, best["scores"], note, record["state"]))
     return parts
 
 
 def _rounds(record: Mapping[str, Any]) -> list[Part]:
     """Return a part for each round with unlabelled images."""
-    judged = {one["name"]: "kept" if one["kept"] else "thrown away" for one in record.get("rounds") or []}
+    verdicts = {one["name"]: "kept" if one["kept"] else "discarded" for one in record.get("rounds") or []}
     return [
-        _of_stages(stage["name"], "round", [stage], stage["scores"], judged.get(stage["name"], ""), record["state"])
+        _of_stages(stage["name"], "round", [stage], stage["scores"], verdicts.get(stage["name"], ""), record["state"])
         for stage in record["stages"]
         if _ROUND.fullmatch(stage["name"])
     ]
 
 
 def _of_stages(
-    name: str, kind: str, stages: Sequence[Mapping[str, Any]], scores: Mapping[str, Any], told: str, run: str
+    name: str, kind: str, stages: Sequence[Mapping[str, Any]], scores: Mapping[str, Any], note: str, run: str
 ) -> Part:
     seconds = sum(float(stage["seconds"]) for stage in stages)
-    return Part(name, kind, state_of_all(stages, run), seconds, scores.get("accuracy"), scores.get("log_loss"), told)
-
-
-def _more_or_less(seconds: float) -> str:
-    return f"{'−' if seconds < 0 else '+'}{duration(abs(seconds))}"
-
-
-_MOST_ERRORS = 24
-_MOST_CLASSES = 500  # in the table
-_MOST_PAIRS = 12
-_STRENGTHS = (("0", "none"), ("0.5", "half"), ("1", "full"))
-_DAMAGE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)  # of files that no run has written so
-
-T = TypeVar("T")
+    return Part(name, kind, state_of_all(stages, run), seconds, scores.get("accuracy"), scores.get("log_loss"), note)
 
 
 def write_report(folder: Path) -> Path:
@@ -170,9 +153,6 @@ def write_report(folder: Path) -> Path:
     ``gallery.npz`` with ``gallery.json``, ``health.json``, ``ablation.json``, ``timeline.png``, the models, and the
     records of the runs below it. A section without anything to show is left out; what is damaged is named on the page.
     A run that is still at work, or was stopped or killed, has a report too.
-
-    Raises:
-        EtudeError: the folder holds no run, its record is damaged, or the page cannot be written.
     """
     return write_page(folder / REPORT_NAME, render_report(RunFolder.read(folder)))
 
@@ -190,14 +170,14 @@ def render_report(run: RunFolder) -> str:
             problems.append(f"{what}: left out, since a file is damaged ({type(error).__name__}: {error})")
         return without
 
-    judged = whole("scores", lambda: None if run.valid is None else Judged.of(run.valid), None)
+    valid = whole("scores", lambda: None if run.valid is None else Evaluated.of(run.valid), None)
     album = whole("pictures", lambda: None if run.gallery is None else _album(run, run.gallery), None)
     schedule = whole("timeline", lambda: schedule_of(run), None)
     shown_png = run.timeline_png if schedule is None else None
-    values = {
+    values = _EMPTY | {
         "name": run.path.resolve().name,
-        **_told(record),
-        **whole("headline", lambda: _headline(run, judged), _NO_HEADLINE),
+        **_entries(record),
+        **whole("headline", lambda: _headline(run, valid), {}),
         "steps": whole("steps", lambda: steps_of(record), []),
         "parts": whole("parts", lambda: parts_of(run), []),
         "rounds": whole("rounds", lambda: rounds_table(record), None),
@@ -205,10 +185,10 @@ def render_report(run: RunFolder) -> str:
         "schedule": schedule,
         "timeline_png": "" if shown_png is None else data_uri(shown_png),
         "curves": whole("curves", lambda: curve_figures(run.models), []),
-        "balance": whole("balance of the classes", lambda: balance_figure(record, judged, run.test), None),
-        **whole("classes", lambda: _classes(judged), _NO_CLASSES),
+        "balance": whole("balance of the classes", lambda: balance_figure(record, valid, run.test), None),
+        **whole("classes", lambda: _classes(valid), {}),
         "health": whole("health", lambda: None if run.health is None else health_of(run.health, album), None),
-        **whole("pictures", lambda: _pictures(album, judged), _NO_PICTURES),
+        **whole("pictures", lambda: _pictures(album, valid), {}),
         "data": whole("data", lambda: data_facts(record), []),
         "architecture": whole("network", lambda: architecture_of(run), None),
         "settings": whole("settings", lambda: settings_of(record), {}),
@@ -220,7 +200,7 @@ def render_report(run: RunFolder) -> str:
     return render_page("report.html.j2", values)
 
 
-def _told(record: Mapping[str, Any]) -> dict[str, Any]:
+def _entries(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the record says in lists of texts; entries that are damaged say nothing."""
 
     def entries(key: str, *names: str) -> list[tuple[Any, ...]]:
@@ -230,7 +210,7 @@ def _told(record: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "record": record,
         "state": record["state"],
-        "said": last_words(record),
+        "stopped": last_words(record),
         "builds_up": builds_up(record),
         "warnings": [text for (text,) in entries("warnings", "text")],
         "notes": entries("notes", "text", "at"),
@@ -239,30 +219,30 @@ def _told(record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _headline(run: RunFolder, judged: Judged | None) -> dict[str, Any]:
+def _headline(run: RunFolder, valid: Evaluated | None) -> dict[str, Any]:
     result = run.record.get("result") or {}
-    kept = list(dict.fromkeys(spoken(str(one)) for one in result.get("kept") or []))
+    kept = list(dict.fromkeys(plain_name(str(one)) for one in result.get("kept") or []))
     backbones = list(dict.fromkeys(str(model.card["backbone"]) for model in run.models if "backbone" in model.card))
     return {
         "kept": " and ".join(kept),
         "backbone": " and ".join(backbones),
         "planned": planned_against_taken(run.record),
-        "scores": [] if judged is None else scores_of(judged),
-        "images": 0 if judged is None else len(judged.labels),
+        "scores": [] if valid is None else scores_of(valid),
+        "images": 0 if valid is None else len(valid.labels),
     }
 
 
-def _classes(judged: Judged | None) -> dict[str, Any]:
-    if judged is None:
-        return _NO_CLASSES
-    rows = class_rows(judged)
-    named = [(judged.classes[label], judged.classes[guess], often) for label, guess, often in confused_pairs(judged)]
+def _classes(valid: Evaluated | None) -> dict[str, Any]:
+    if valid is None:
+        return {}
+    rows = class_rows(valid)
+    named = [(valid.classes[label], valid.classes[guess], often) for label, guess, often in confused_pairs(valid)]
     return {
-        "matrix": matrix_figure(judged),
+        "matrix": matrix_figure(valid),
         "pairs": named[:_MOST_PAIRS],
         "rows": [(row, recall_bar(row)) for row in rows[:_MOST_CLASSES]],
         "more_rows": max(0, len(rows) - _MOST_CLASSES),
-        "calibration": calibration_figure(judged),
+        "calibration": calibration_figure(valid),
     }
 
 
@@ -272,20 +252,15 @@ def _album(run: RunFolder, gallery: Gallery) -> Album:
     return Album(gallery, known, list(classes))
 
 
-def _pictures(album: Album | None, judged: Judged | None) -> dict[str, Any]:
+def _pictures(album: Album | None, valid: Evaluated | None) -> dict[str, Any]:
     errors = [] if album is None else [picture for group in album.shown("confident_errors") for picture in group]
-    if not errors and judged is not None:
-        errors = confident_errors(judged, _MOST_ERRORS)
+    if not errors and valid is not None:
+        errors = confident_errors(valid, _MOST_ERRORS)
+    shown = {"errors": errors[:_MOST_ERRORS]}
     if album is None:
-        return {**_NO_PICTURES, "errors": errors}
-    return {
-        "errors": errors[:_MOST_ERRORS],
+        return shown
+    return shown | {
         "pair_pictures": album.shown("confused_pairs"),
         "samples": [picture for group in album.shown("samples") for picture in group],
         "augmented": [(name, groups) for key, name in _STRENGTHS if (groups := album.shown(f"augmentation {key}"))],
     }
-
-
-_NO_HEADLINE: dict[str, Any] = {"kept": "", "backbone": "", "planned": "", "scores": [], "images": 0}
-_NO_CLASSES: dict[str, Any] = {"matrix": None, "pairs": [], "rows": [], "more_rows": 0, "calibration": None}
-_NO_PICTURES: dict[str, Any] = {"errors": [], "pair_pictures": [], "samples": [], "augmented": []}

@@ -1,17 +1,29 @@
-"""What a report says about labelled predictions: scores with intervals, classes, confusions, calibration."""
+"""What a report shows of labelled predictions: scores with intervals, classes, confusions, calibration, balance."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from etude.core.metrics import Metric, metric_named
 from etude.core.predictions import Predictions
 from etude.core.seeds import rng_for
+from etude.core.text import percent, plain_name
+from etude.journal.report.charts import (
+    Bin,
+    Figure,
+    interval_in_cell,
+    matrix_chart,
+    reliability_chart,
+    share_bars,
+)
+from etude.journal.report.gallery import Picture
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -20,96 +32,50 @@ LEVEL = 0.95
 _Z = 1.959964  # of the normal distribution: 95% lie within
 _DRAWS = 1000
 _BINS = 10
-_NAMES = {
-    "accuracy": "accuracy",
-    "log_loss": "log loss",
-    "balanced_accuracy": "balanced accuracy",
-    "macro_f1": "macro F1",
-    "auc": "ROC AUC",
-}
+_MOST_IN_MATRIX = 30
+_MOST_IN_BALANCE = 20
+_MOST_DESCRIBED = 5  # confusions named to a screen reader
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A score with its 95% interval.
-
-    Args:
-        name: as people write it.
-        value: of the images at hand.
-        low: end of the interval.
-        high: its other end.
-        how: the interval's method.
-        is_share: whether it is read as a percentage.
-    """
+    """A score with its 95% interval."""
 
     name: str
     value: float
     low: float
     high: float
-    how: str
-    is_share: bool = True
+    how: str  # the method of the interval
+    is_share: bool = True  # read as a percentage
 
 
 @dataclass(frozen=True, slots=True)
 class ClassRow:
-    """How one class fares; a share without an image to count is None.
-
-    Args:
-        name: of the class.
-        images: labelled with it.
-        predicted: images predicted as it.
-        recall: share of its images that were predicted right.
-        low: end of the recall's 95% Wilson interval.
-        high: its other end.
-        precision: share of the images predicted as it that are.
-        f1: harmonic mean of precision and recall.
-        taken_for: the class its images were wrongly given most often, with how often; or None.
-    """
+    """How one class fares; a share without an image to count is None."""
 
     name: str
-    images: int
-    predicted: int
+    images: int  # labelled with it
+    predicted: int  # images predicted as it
     recall: float | None
-    low: float
+    low: float  # of the 95% Wilson interval of the recall
     high: float
     precision: float | None
     f1: float | None
-    taken_for: tuple[str, int] | None
+    confused: tuple[str, int] | None  # the most frequent wrong prediction, with how often
 
 
 @dataclass(frozen=True, slots=True)
-class Bin:
-    """Images whose predicted class got a probability from ``start`` to ``end``; see :func:`calibration_bins`."""
-
-    start: float
-    end: float
-    images: int
-    confidence: float
-    accuracy: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """Labelled predictions in the form that all tables are made of.
-
-    Args:
-        ids: N image ids.
-        classes: C class names.
-        labels: (N,) positions in ``classes``.
-        guesses: (N,) the most probable class.
-        log_probabilities: (N, C).
-    """
+class Evaluated:
+    """Labelled predictions in the form that all tables are made of."""
 
     ids: tuple[str, ...]
     classes: tuple[str, ...]
-    labels: IntArray
-    guesses: IntArray
-    log_probabilities: FloatArray
+    labels: IntArray  # (N,) positions in classes
+    guesses: IntArray  # (N,) the most probable class
+    log_probabilities: FloatArray  # (N, C)
 
     @classmethod
-    def of(cls, predictions: Predictions) -> Judged | None:
+    def of(cls, predictions: Predictions) -> Evaluated | None:
         """Return what is labelled of ``predictions``, or None where nothing is."""
         if predictions.labels is None or not (predictions.labels >= 0).any():
             return None
@@ -141,19 +107,19 @@ def wilson(hits: float, images: float) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def scores_of(judged: Judged) -> list[Score]:
+def scores_of(valid: Evaluated) -> list[Score]:
     """Return accuracy with its Wilson interval, and the other scores with bootstrap intervals over the images."""
-    hits, images = int((judged.guesses == judged.labels).sum()), len(judged.labels)
+    hits, images = int((valid.guesses == valid.labels).sum()), len(valid.labels)
     accuracy = Score("accuracy", hits / images, *wilson(hits, images), "Wilson")
-    two = len(judged.classes) == 2 and len(np.unique(judged.labels)) == 2
+    two = len(valid.classes) == 2 and len(np.unique(valid.labels)) == 2
     names = ["log_loss", "balanced_accuracy", "macro_f1", *(["auc"] if two else [])]
-    return [accuracy, *_bootstrapped([metric_named(name) for name in names], judged)]
+    return [accuracy, *_bootstrapped([metric_named(name) for name in names], valid)]
 
 
-def _bootstrapped(metrics: Sequence[Metric], judged: Judged) -> list[Score]:
+def _bootstrapped(metrics: Sequence[Metric], valid: Evaluated) -> list[Score]:
     """Each draw resamples images, the same ones for all metrics (percentile interval, Efron & Tibshirani 1993)."""
-    images = len(judged.labels)
-    scorers = [metric.scorer(judged.log_probabilities, judged.labels) for metric in metrics]
+    images = len(valid.labels)
+    scorers = [metric.scorer(valid.log_probabilities, valid.labels) for metric in metrics]
     rng, found = rng_for(0, "report bootstrap"), np.empty((_DRAWS, len(metrics)))
     for draw in range(_DRAWS):
         counts = np.bincount(rng.integers(0, images, images), minlength=images).astype(np.float64)
@@ -161,55 +127,46 @@ def _bootstrapped(metrics: Sequence[Metric], judged: Judged) -> list[Score]:
     low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     once = np.ones(images)
     return [
-        Score(_NAMES[metric.name], scorer(once), float(low[k]), float(high[k]), "bootstrap", metric.name != "log_loss")
+        Score(
+            plain_name(metric.name), scorer(once), float(low[k]), float(high[k]), "bootstrap", metric.name != "log_loss"
+        )
         for k, (metric, scorer) in enumerate(zip(metrics, scorers, strict=True))
     ]
 
 
-def confused_pairs(judged: Judged) -> list[tuple[int, int, int]]:
+def confused_pairs(valid: Evaluated) -> list[tuple[int, int, int]]:
     """Return (label, prediction, images) of every confusion that happened, the most frequent one first."""
-    wrong = judged.labels != judged.guesses
-    count = len(judged.classes)
-    coded, counts = np.unique(judged.labels[wrong] * count + judged.guesses[wrong], return_counts=True)
+    wrong = valid.labels != valid.guesses
+    count = len(valid.classes)
+    coded, counts = np.unique(valid.labels[wrong] * count + valid.guesses[wrong], return_counts=True)
     found = [(int(code) // count, int(code) % count, int(often)) for code, often in zip(coded, counts, strict=True)]
     return sorted(found, key=lambda pair: (-pair[2], pair[0], pair[1]))
 
 
-def confusion_matrix(judged: Judged, chosen: Sequence[int]) -> IntArray:
-    """Return how often label ``chosen[i]`` was predicted as ``chosen[j]``, (K, K); others are left out."""
-    place = np.full(len(judged.classes), -1, np.int64)
-    place[list(chosen)] = np.arange(len(chosen))
-    rows, columns = place[judged.labels], place[judged.guesses]
-    inside = (rows >= 0) & (columns >= 0)
-    matrix = np.zeros((len(chosen), len(chosen)), np.int64)
-    np.add.at(matrix, (rows[inside], columns[inside]), 1)
-    return matrix
-
-
-def class_rows(judged: Judged) -> list[ClassRow]:
+def class_rows(valid: Evaluated) -> list[ClassRow]:
     """Return a row for each class that is labelled or predicted, the lowest F1 first."""
-    count = len(judged.classes)
-    images = np.bincount(judged.labels, minlength=count)
-    predicted = np.bincount(judged.guesses, minlength=count)
-    hits = np.bincount(judged.labels[judged.labels == judged.guesses], minlength=count)
+    count = len(valid.classes)
+    images = np.bincount(valid.labels, minlength=count)
+    predicted = np.bincount(valid.guesses, minlength=count)
+    hits = np.bincount(valid.labels[valid.labels == valid.guesses], minlength=count)
     worst: dict[int, tuple[str, int]] = {}
-    for label, guess, often in confused_pairs(judged):
-        worst.setdefault(label, (judged.classes[guess], often))
+    for label, guess, often in confused_pairs(valid):
+        worst.setdefault(label, (valid.classes[guess], often))
     rows: list[ClassRow] = []
     for k in np.flatnonzero(images + predicted).tolist():
         own, given, right = int(images[k]), int(predicted[k]), int(hits[k])
         recall, precision = (right / own if own else None), (right / given if given else None)
         f1 = 2 * right / (own + given)
-        rows.append(ClassRow(judged.classes[k], own, given, recall, *wilson(right, own), precision, f1, worst.get(k)))
+        rows.append(ClassRow(valid.classes[k], own, given, recall, *wilson(right, own), precision, f1, worst.get(k)))
     return sorted(rows, key=lambda row: (row.f1, row.name))
 
 
-def calibration_bins(judged: Judged) -> list[Bin]:
+def calibration_bins(valid: Evaluated) -> list[Bin]:
     """Return the images by the probability of their predicted class, in ten steps from 0 to 1; empty ones are left out.
 
     Each bin holds the mean of that probability, the share that is right, and that share's 95% Wilson interval.
     """
-    confidence, right = judged.confidence, judged.guesses == judged.labels
+    confidence, right = valid.confidence, valid.guesses == valid.labels
     place = np.minimum((confidence * _BINS).astype(np.int64), _BINS - 1)
     bins: list[Bin] = []
     for k in np.unique(place).tolist():
@@ -230,3 +187,118 @@ def calibration_error(bins: Sequence[Bin]) -> float:
     """
     images = sum(one.images for one in bins)
     return round(sum(one.images * abs(one.accuracy - one.confidence) for one in bins) / images, 12)
+
+
+def matrix_figure(valid: Evaluated) -> Figure:
+    """Return the confusion matrix; of many classes those that take part in the most errors."""
+    from sklearn.metrics import confusion_matrix  # slow to import, and the site needs no matrix
+
+    pairs, count = confused_pairs(valid), len(valid.classes)
+    errors = np.zeros(count, np.int64)
+    for label, guess, often in pairs:
+        errors[label] += often
+        errors[guess] += often
+    there = np.bincount(valid.labels, minlength=count) + np.bincount(valid.guesses, minlength=count)
+    occurring = np.flatnonzero(there)
+    chosen = occurring
+    if len(occurring) > _MOST_IN_MATRIX:
+        chosen = np.sort(occurring[np.argsort(-errors[occurring], kind="stable")[:_MOST_IN_MATRIX]])
+    matrix = confusion_matrix(valid.labels, valid.guesses, labels=chosen)
+    names = valid.classes
+    worst = [
+        f"{names[label]} predicted as {names[guess]}: {often:,}" for label, guess, often in pairs[:_MOST_DESCRIBED]
+    ]
+    wrong = sum(often for _, _, often in pairs)
+    whole = f"Confusion matrix of {len(valid.labels):,} validation images, {wrong:,} of them wrong"
+    rest = len(occurring) - len(chosen)
+    caption = f"The {len(chosen)} classes with the most errors; {rest:,} others are in the table only." if rest else ""
+    shown = [names[k] for k in chosen.tolist()]
+    drawn = matrix_chart(matrix, shown, "; ".join([whole, *worst]))
+    legend = (("right", "right"), ("wrong", "wrong: the stronger, the larger its share of the row"))
+    return Figure("Confusion matrix", drawn, caption, legend)
+
+
+def calibration_figure(valid: Evaluated) -> Figure:
+    """Return the reliability diagram with the expected calibration error."""
+    bins = calibration_bins(valid)
+    error, mean = calibration_error(bins), float(valid.confidence.mean())
+    right = float((valid.guesses == valid.labels).mean())
+    leaning = "overconfident" if mean > right else "underconfident"
+    described = f"mean probability {percent(mean)} where {percent(right)} are right: {leaning}"
+    caption = (
+        f"Expected calibration error {percent(error)} (ten equal bins); {described}. "
+        "Dots on the dashed line would be perfect; the lines are 95% Wilson intervals, "
+        "and the bars at the foot show how many images there are."
+    )
+    drawn = reliability_chart(bins, f"Reliability diagram: expected calibration error {percent(error)}; {described}")
+    return Figure("Calibration", drawn, caption)
+
+
+def balance_figure(record: Mapping[str, Any], valid: Evaluated | None, test: Predictions | None) -> Figure | None:
+    """Return each class's share of the labels, of the validation predictions and of the test predictions."""
+    counts: Mapping[str, int] = (record.get("data") or {}).get("classes") or {}
+    if not counts or sum(counts.values()) == 0:
+        return None
+    names = list(counts)
+    sides = [("labels", "first", _shares(np.array([counts[name] for name in names])))]
+    if valid is not None:
+        guessed = np.bincount(valid.guesses, minlength=len(valid.classes))
+        sides.append(("predicted on validation images", "second", _shares(_in_order(guessed, valid.classes, names))))
+    if test is not None:
+        guessed = np.bincount(test.predicted(), minlength=len(test.classes))
+        sides.append(("predicted on test images", "third", _shares(_in_order(guessed, test.classes, names))))
+    labels, last = sides[0][2], sides[-1][2]
+    moved = np.abs(last - labels)
+    chosen = np.arange(len(names))
+    if len(names) > _MOST_IN_BALANCE:
+        order = np.argsort(-moved if len(sides) > 1 else -labels, kind="stable")
+        chosen = np.sort(order[:_MOST_IN_BALANCE])
+    described = (
+        f"Shares of {len(names):,} classes among {sum(counts.values()):,} labels, from {percent(labels.min())} to "
+    )
+    described += percent(labels.max())
+    if len(sides) > 1:
+        described += f"; {sides[-1][0]} they differ by {percent(float(moved.sum()) / 2)} in all (total variation)"
+    rest = len(names) - len(chosen)
+    caption = f"{described}.{f' The {len(chosen)} classes that differ most are shown.' if rest else ''}"
+    drawn = share_bars([names[k] for k in chosen], [(side, color, s[chosen]) for side, color, s in sides], described)
+    return Figure("Class balance", drawn, caption, tuple((color, side) for side, color, _ in sides))
+
+
+def recall_bar(row: ClassRow) -> Markup:
+    """Return a bar of a class's recall with its interval, for a cell of the table."""
+    if row.recall is None:
+        return Markup("")
+    described = f"recall {percent(row.recall)}, 95% interval {percent(row.low)} to {percent(row.high)}"
+    return interval_in_cell(row.recall, row.low, row.high, described)
+
+
+def confident_errors(valid: Evaluated, most: int) -> list[Picture]:
+    """Return the wrong predictions with the highest probability, without thumbnails."""
+    wrong = np.flatnonzero(valid.guesses != valid.labels)
+    sure = valid.confidence
+    rows = wrong[np.argsort(-sure[wrong], kind="stable")[:most]].tolist()
+    classes = valid.classes
+    return [
+        Picture(
+            "",
+            valid.ids[row],
+            classes[valid.labels[row]],
+            classes[valid.guesses[row]],
+            float(sure[row]),
+            "valid",
+        )
+        for row in rows
+    ]
+
+
+def _shares(counts: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
+    return counts / max(1, int(counts.sum()))
+
+
+def _in_order(counts: NDArray[np.integer[Any]], classes: Sequence[str], names: Sequence[str]) -> NDArray[np.int64]:
+    """Return counts (C,) of ``classes`` in the order of ``names``; a class that only the other side has counts 0."""
+    # The record writes a byte that is not UTF-8 as its code.
+    written = (name.encode("utf-8", "backslashreplace").decode("utf-8") for name in classes)
+    found = dict(zip(written, counts.tolist(), strict=True))
+    return np.array([found.get(name, 0) for name in names], np.int64)

@@ -1,23 +1,24 @@
-"""What each step of a run bought and what it cost."""
+"""The tables of a report: settings, data, network, environment, and the contribution and cost of each step."""
 
 from __future__ import annotations
 
 import math
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
 
-from etude.core.text import duration, file_size, in_words, moment, percent, spoken
+from etude.core.text import duration, file_size, in_words, moment, percent, plain_name
 from etude.journal.report.charts import bar_in_cell
 from etude.journal.report.folder import Model, RunFolder
 from etude.journal.runs import IN_NO_STAGE, KILLED, seconds_in_no_stage, stopped_at, was_kept
 
 _MOST_PARTS = 24  # of a network, listed one by one
 _DEPTH = 3  # of the names by which weights are put together
+FOLD = re.compile(r" \(fold (\d+)/\d+\)$")  # the end of a stage's name
 _CHANNELS = {1: "1 (grey)", 3: "3 (RGB)"}
 
 Facts = list[tuple[str, str]]
@@ -25,26 +26,20 @@ Facts = list[tuple[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One setting: as asked for and as used; ``changed`` from what the recipe says."""
+    """One setting: as requested and as used; ``changed`` from what the recipe says."""
 
     name: str
-    asked: str
+    requested: str
     used: str
     changed: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """The network in numbers.
-
-    Args:
-        facts: pairs of what and how much.
-        parts: name, tensors and parameters of each part, in the order of the file.
-        parameters: of the whole network.
-    """
+    """The network in numbers."""
 
     facts: Facts
-    parts: list[tuple[str, int, int]]
+    parts: list[tuple[str, int, int]]  # name, tensors and parameters, in the order of the file
     parameters: int
 
 
@@ -54,8 +49,8 @@ def settings_of(record: Mapping[str, Any]) -> dict[str, list[Setting]]:
     found: dict[str, list[Setting]] = {}
     for name in [*record["settings"], *(name for name in used if name not in record["settings"])]:
         section, _, last = name.rpartition(".")
-        asked = in_words(record["settings"].get(name))
-        one = Setting(last, asked, in_words(used[name]) if name in used else asked, name in record["changed"])
+        requested = in_words(record["settings"].get(name))
+        one = Setting(last, requested, in_words(used[name]) if name in used else requested, name in record["changed"])
         found.setdefault(section or "recipe", []).append(one)
     return found
 
@@ -67,7 +62,8 @@ def data_facts(record: Mapping[str, Any]) -> Facts:
         return []
     folds = data.get("folds") or []
     splits = [f"{fold['train']:,} to train, {fold['valid']:,} to validate" for fold in folds]
-    facts: Iterable[tuple[str, Any]] = (
+    augmentation = record.get("augmentation") or {}
+    return _known(
         ("images", data.get("described")),
         ("read from", data.get("train")),
         ("test images", f"{data['test_images']:,}" if data.get("test_images") else None),
@@ -77,10 +73,12 @@ def data_facts(record: Mapping[str, Any]) -> Facts:
         ("channels", _CHANNELS.get(data.get("channels", 0))),
         ("geometry", data.get("fit_reason")),
         ("fingerprint", data.get("fingerprint")),
+        ("augmentation", f"{augmentation['policy']}: {augmentation['reason']}" if augmentation else None),
     )
-    augmentation = record.get("augmentation") or {}
-    policy = f"{augmentation['policy']}: {augmentation['reason']}" if augmentation else None
-    return [(name, str(value)) for name, value in (*facts, ("augmentation", policy)) if value is not None]
+
+
+def _known(*facts: tuple[str, Any]) -> Facts:
+    return [(name, str(value)) for name, value in facts if value is not None]
 
 
 def architecture_of(run: RunFolder) -> Architecture | None:
@@ -92,24 +90,27 @@ def architecture_of(run: RunFolder) -> Architecture | None:
     model = next((model for model in run.models if model.card or model.tensors), None)
     if model is None:
         return None
-    told, card = run.record.get("architecture") or {}, model.card
+    recorded, card = run.record.get("architecture") or {}, model.card
     shape = card.get("preprocessing") or {}
     counted = sum(map(math.prod, model.tensors.values()))
-    parameters = int(told.get("parameters") or counted)
-    trainable, flops = told.get("trainable"), told.get("flops")
-    facts: Iterable[tuple[str, Any]] = (
+    parameters = int(recorded.get("parameters") or counted)
+    trainable, flops = recorded.get("trainable"), recorded.get("flops")
+    size = f" at {recorded['image_size']} px" if recorded.get("image_size") else ""
+    count = shape.get("in_channels", 0)
+    channels = _CHANNELS.get(count, str(count))
+    facts = _known(
         ("backbone", card.get("backbone")),
         ("parameters", f"{parameters:,}" if parameters else None),
         ("trained of them", None if trainable is None else f"{int(trainable):,}"),
-        ("FLOPs an image", None if flops is None else f"{_prefixed(float(flops))}{_at(told.get('image_size'))}"),
-        ("input", _input(shape) if shape else None),
+        ("FLOPs an image", None if flops is None else f"{_prefixed(float(flops))}{size}"),
+        ("input", f"{shape['size']} × {shape['size']} px, channels: {channels}" if shape else None),
         ("normalised by", f"mean {in_words(shape['mean'])}, std {in_words(shape['std'])}" if shape else None),
         ("classes", f"{len(card['classes']):,}" if card.get("classes") else None),
         ("precision", card.get("precision")),
         ("views a prediction (TTA)", card.get("tta")),
         ("models", len(run.models) if len(run.models) > 1 else None),
     )
-    return Architecture([(name, str(value)) for name, value in facts if value is not None], _parts(model), counted)
+    return Architecture(facts, _parts(model), counted)
 
 
 def environment_facts(record: Mapping[str, Any]) -> Facts:
@@ -117,7 +118,8 @@ def environment_facts(record: Mapping[str, Any]) -> Facts:
     around = record["environment"]
     git = around.get("git") or {}
     commit = f"{git['commit']}{', with uncommitted changes' if git.get('dirty') else ''}" if git.get("commit") else None
-    facts: Iterable[tuple[str, Any]] = (
+    named = {"etude", "python", "platform", "cpu", "cores", "memory_bytes", "git", "packages"}
+    return _known(
         ("started", moment(record["started"])),
         ("ended", moment(record["ended"]) if record["ended"] else None),
         ("resumed", ", ".join(map(moment, record["resumed"])) or None),
@@ -130,11 +132,9 @@ def environment_facts(record: Mapping[str, Any]) -> Facts:
         ("etude", around.get("etude")),
         ("git commit", commit),
         ("uncommitted changes", git.get("diff")),
+        *((name.replace("_", " "), in_words(value)) for name, value in around.items() if name not in named),
+        *(around.get("packages") or {}).items(),
     )
-    named = {"etude", "python", "platform", "cpu", "cores", "memory_bytes", "git", "packages"}
-    others = ((name.replace("_", " "), in_words(value)) for name, value in around.items() if name not in named)
-    packages = ((name, version) for name, version in (around.get("packages") or {}).items())
-    return [(name, str(value)) for name, value in (*facts, *others, *packages) if value is not None]
 
 
 def recipe_to_reproduce(record: Mapping[str, Any]) -> str:
@@ -160,18 +160,15 @@ def planned_against_taken(record: Mapping[str, Any]) -> str:
 
 
 def rounds_table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]] | None:
-    """Return columns and rows of the rounds with unlabelled images that were judged, or None."""
+    """Return columns and rows of the rounds with unlabelled images, or None."""
     rounds = record.get("rounds")
     if not isinstance(rounds, list) or not rounds or not all(isinstance(one, dict) for one in rounds):
         return None
     columns = ["round", "pseudo-labels", "labels that changed", "off the expected class shares", "verdict"]
     return columns, [
         [
-            str(one.get("name", "")),
-            str(one.get("pseudo_labels") or "made in training"),
-            percent(one.get("changed")),
-            percent(one.get("from_prior")),
-            str(one.get("told", "")),
+            *(str(one.get("name", "")), str(one.get("pseudo_labels") or "made in training")),
+            *(percent(one.get("changed")), percent(one.get("from_prior")), str(one.get("told", ""))),
         ]
         for one in rounds
     ]
@@ -194,15 +191,6 @@ def _natural(name: str) -> list[tuple[bool, int, str]]:
     return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in name.split(".")]
 
 
-def _input(shape: Mapping[str, Any]) -> str:
-    count = shape["in_channels"]
-    return f"{shape['size']} × {shape['size']} px, channels: {_CHANNELS.get(count, count)}"
-
-
-def _at(size: Any) -> str:
-    return f" at {size} px" if size else ""
-
-
 def _prefixed(value: float) -> str:
     for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
         if value >= size:
@@ -210,42 +198,22 @@ def _prefixed(value: float) -> str:
     return f"{value:,.0f}"
 
 
-FOLD = re.compile(r" \(fold (\d+)/\d+\)$")
-"""The end of a stage's name that tells its fold."""
-
-
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One row of the table: a stage, or the same stage of all folds together.
-
-    Args:
-        name: of the stage, without its fold.
-        state: finished, running, failed or interrupted.
-        count: how many folds it ran on.
-        seconds: of all of them, or None while it runs.
-        planned: seconds that the plan gave it, or None.
-        accuracy: mean over the folds, or None where the stage has no score.
-        log_loss: likewise.
-        gained: accuracy beyond that of what was kept before.
-        saved: log loss below that of what was kept before.
-        notes: further facts, as text.
-        error: what ended it, or None.
-        share: a bar of its share of all steps' seconds.
-        kept: whether the run went on from it, on one fold or more.
-    """
+    """One row of the table: a stage, or the same stage of all folds together."""
 
     name: str
     state: str
-    count: int
+    count: int  # folds it ran on
     seconds: float | None
     planned: float | None
     accuracy: float | None
     log_loss: float | None
-    gained: float | None
-    saved: float | None
+    gained: float | None  # accuracy over what was kept before
+    saved: float | None  # log loss below what was kept before
     notes: str
     error: str | None
-    share: Markup
+    share: Markup  # a bar of its share of the seconds
     kept: bool = True
 
 
@@ -330,8 +298,7 @@ class _Kept:
 
 
 def _fold_of(stage: Mapping[str, Any]) -> int:
-    found = FOLD.search(stage["name"])
-    return 0 if found is None else int(found[1])
+    return int(found[1]) if (found := FOLD.search(stage["name"])) else 0
 
 
 def _share_bar(seconds: float | None, whole: float) -> Markup:
@@ -354,8 +321,8 @@ def last_words(record: Mapping[str, Any]) -> str:
     if state == "running":
         return f"It was running when this page was written, {duration(record['seconds'])} after its start: {where}."
     how = {"failed": "failed", "interrupted": "was interrupted"}.get(state, "was killed")
-    said = f": {record['error']}" if record["error"] else "."
-    return f"It {how} {where}{said}"
+    cause = f": {record['error']}" if record["error"] else "."
+    return f"It {how} {where}{cause}"
 
 
 def _seconds(group: Sequence[Mapping[str, Any]]) -> float | None:
@@ -369,12 +336,7 @@ def _mean(group: Sequence[Mapping[str, Any]], score: str) -> float | None:
 
 
 def state_of_all(group: Sequence[Mapping[str, Any]], run: str) -> str:
-    """Return the state of stages together: the worst, or finished when all are; with a killed ``run`` they ended too.
-
-    >>> group = [{"state": "finished"}, {"state": "running"}]
-    >>> state_of_all(group, "running"), state_of_all(group, KILLED)
-    ('running', 'killed')
-    """
+    """Return the state of stages together: the worst, or finished when all are; those of a killed ``run`` ended too."""
     states = [stage["state"] for stage in group]
     worst = next((state for state in ("failed", "interrupted", "running") if state in states), "finished")
     return KILLED if worst == "running" and run == KILLED else worst
@@ -386,14 +348,14 @@ def _notes(group: Sequence[Mapping[str, Any]]) -> str:
     for stage in group:
         for key, value in stage["notes"].items():
             text = _in_a_note(key, value)
-            facts[key] = text if facts.get(key, text) == text else f"{spoken(key)} differs by fold"
+            facts[key] = text if facts.get(key, text) == text else f"{plain_name(key)} differs by fold"
     begun = max((int(stage.get("attempts") or 1) for stage in group), default=1)
-    told = [text for text in facts.values() if text]
-    return "; ".join([*told, *([f"begun {begun} times"] if begun > 1 else [])])
+    notes = [text for text in facts.values() if text]
+    return "; ".join([*notes, *([f"begun {begun} times"] if begun > 1 else [])])
 
 
 def _in_a_note(key: str, value: Any) -> str:
     """Return a fact in words; what is not so, or not known, is not worth one."""
     if value is None or value is False or value == []:
         return ""
-    return spoken(key) if value is True else f"{spoken(key)} {in_words(value)}"
+    return plain_name(key) if value is True else f"{plain_name(key)} {in_words(value)}"

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 from etude.core.errors import EtudeError, nearest
+from etude.core.text import rough_duration
 from etude.models.device import best_device, choose_precision
 from etude.recipe import Recipe
 from etude.recipe.timeline import image_sizes
 from etude.recipe.tricks import Changes, Trick, switched
 from etude.study.doctor.doctor import Subject, stage_seconds
 from etude.study.run.frozen import build_frozen, trainable_backbone
-from etude.study.run.plan import Speed, duration, measure_speed
+from etude.study.run.plan import Speed, measure_speed
 
 Mode = Literal["leave-one-out", "add-one-in"]
 MODES: dict[str, tuple[Mode, ...]] = {**{mode: (mode,) for mode in get_args(Mode)}, "both": get_args(Mode)}
@@ -118,8 +119,8 @@ def divide(costs: Mapping[str, Cost], once: float, budget: float | None, seeds: 
     count = min(seeds, BUDGET_SEEDS)
     length = "" if epochs is None else f" of {least * epochs:.3g} epochs"
     raise EtudeError(
-        f"--budget {duration(budget or 0.0)} is too short: {len(costs)} arms by {count} seeds{length} take about "
-        f"{duration(seconds(count, least))} here; give more time, fewer --tricks, a smaller network or --sample"
+        f"--budget {rough_duration(budget or 0.0)} is too short: {len(costs)} arms by {count} seeds{length} take about "
+        f"{rough_duration(seconds(count, least))} here; give more time, fewer --tricks, a smaller network or --sample"
     )
 
 

@@ -11,8 +11,9 @@ from typing import Any, get_args
 from etude.core.files import replacing, write_json
 from etude.core.metrics import Metric
 from etude.core.paired import LEVEL, Verdict
-from etude.core.text import toml
-from etude.journal.figures.lift import Lift, LiftPanel, draw_lift
+from etude.core.text import rough_duration, toml
+from etude.journal.figures import save_figure
+from etude.journal.figures.lift import Lift, LiftPanel, lift_figure
 from etude.journal.record import RunRecord
 from etude.journal.screen import Screen
 from etude.recipe import NAMED, Recipe, load_recipe
@@ -21,7 +22,6 @@ from etude.recipe.settings import Settings
 from etude.recipe.tricks import TRICKS, Changes, Trick, changed
 from etude.study.ablation.design import Design, Division, Mode
 from etude.study.ablation.runs import ArmRun, Found, unit_of
-from etude.study.run.plan import duration
 from etude.study.run.request import Request
 
 _BASE = "default"  # what a recipe file starts from when it names nothing else
@@ -154,7 +154,7 @@ def write_outcome(outcome: Outcome, request: Request, recipe: Recipe, record: Ru
             if (rows := outcome.of_mode(mode))
         ]
         for name in ("lift.png", "lift.svg"):
-            draw_lift(folder / name, panels, title=title, unit=unit)
+            save_figure(lift_figure(panels, title=title, unit=unit), folder / name)
             names.append(name)
     for name in names:
         record.artefact(folder / name)
@@ -184,7 +184,7 @@ def show_plan(
         ("runs", f"{len(design.arms)} arms × {division.seeds} seeds = {runs}{epochs}"),
     ]
     if division.seconds is not None:
-        rows.append(("time", f"about {duration(division.seconds)} in all"))
+        rows.append(("time", f"about {rough_duration(division.seconds)} in all"))
     if budget is not None:
         rows.append(("budget", budget))
     screen.plan(f"Ablation of recipe {request.recipe}, seeds from {request.seed}", rows)

@@ -12,7 +12,7 @@ from typing import Any
 from etude.core.metrics import Metric, score_of
 from etude.core.paired import FEWEST_SEEDS, LEVEL, Comparison, Scored, Verdict, compare, scored, verdicts
 from etude.core.predictions import Predictions
-from etude.core.text import toml
+from etude.core.text import rough_duration, toml
 from etude.journal.record import FILE_NAME, RunRecord, read_run
 from etude.journal.runs import is_complete, verify
 from etude.journal.screen import Screen
@@ -20,7 +20,6 @@ from etude.recipe import load_recipe
 from etude.recipe.load import changes_of
 from etude.study.ablation.design import Contrast, Design
 from etude.study.run.job import fit
-from etude.study.run.plan import duration
 from etude.study.run.request import Request
 from etude.study.run.session import refuse_other_settings
 from etude.training.task import DivergedError
@@ -187,8 +186,8 @@ class Runs:
         if used * (len(done) + 1) / len(done) <= self.budget:
             return True
         self._warn(
-            f"{len(done)} of {count} seeds fit into the {duration(self.budget)} of --budget, since runs took longer "
-            "than expected"
+            f"{len(done)} of {count} seeds fit into the {rough_duration(self.budget)} of --budget, since runs took "
+            "longer than expected"
         )
         return False
 
@@ -222,7 +221,7 @@ class Runs:
             return None
         self.screen.say(
             f"{arm}, seed {seed}: {result['accuracy']:.2%}, log loss {result['log_loss']:.4f}, "
-            f"{duration(stage.seconds)}"
+            f"{rough_duration(stage.seconds)}"
         )
         return read_arm(folder, self.metric)
 

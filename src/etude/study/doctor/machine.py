@@ -21,6 +21,7 @@ from etude.core.processor import (
     physical_cores,
     read_text,
     seconds_of_others,
+    total_memory,
     usable_cores,
 )
 from etude.models.device import best_device, native_bf16
@@ -83,8 +84,6 @@ def read_facts(cache: Path, root: Path = Path("/")) -> MachineFacts:
     busy = _busy_cores()
     existing = next(folder for folder in (cache.absolute(), *cache.absolute().parents) if folder.exists())
     disk = psutil.disk_usage(str(existing))
-    limit = read_text(root / "sys/fs/cgroup/memory.max") or ""
-    memory = psutil.virtual_memory().total
     amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     blas = re.search(r"BLAS_INFO=(\w+)", torch.__config__.show())
     return MachineFacts(
@@ -99,7 +98,7 @@ def read_facts(cache: Path, root: Path = Path("/")) -> MachineFacts:
         cores_physical=physical_cores(root=root),
         load=psutil.getloadavg()[0],
         busy_cores=busy,
-        memory_bytes=min(memory, int(limit)) if limit.isdigit() else memory,
+        memory_bytes=total_memory(root),
         memory_free=free_memory(root),
         torch=torch.__version__,
         threads=torch.get_num_threads(),

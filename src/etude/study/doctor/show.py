@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from etude.core.text import rough_duration
 from etude.journal.screen import Screen
 from etude.study.doctor.doctor import DataReport, Report, Subject
 from etude.study.doctor.machine import MachineFacts
-from etude.study.run.plan import duration, in_words
+from etude.study.run.plan import in_words
 
 
 def show_measures(screen: Screen, subject: Subject) -> None:
@@ -73,7 +74,7 @@ def _machine(report: Report) -> list[tuple[str, str]]:
 def _data(data: DataReport) -> list[tuple[str, str]]:
     rows = [("images", data.described), ("time here", in_words(data.stages))]
     if data.gpu is not None:
-        times = dict.fromkeys(duration(seconds) for seconds in data.gpu)
+        times = dict.fromkeys(rough_duration(seconds) for seconds in data.gpu)
         rows.append(("on a GPU", f"{' to '.join(times)}, by published ratios (15 to 50 times two cores)"))
     return rows
 

@@ -13,7 +13,8 @@ from etude.core.lr_range import NoDescentError
 from etude.data.split import Fold
 from etude.functional.augment import policy_named
 from etude.functional.transforms import code_digest
-from etude.journal.figures.timeline import draw_timeline
+from etude.journal.figures import save_figure
+from etude.journal.figures.timeline import timeline_figure
 from etude.journal.record import RunRecord
 from etude.journal.runs import working_on
 from etude.journal.screen import Screen
@@ -186,7 +187,7 @@ class Job:
         steps = size.steps
         try:
             with session.stage(f"fine-tune{suffix}") as stage:
-                draw_timeline(figure, timeline, steps, title=title)
+                save_figure(timeline_figure(timeline, steps, title=title), figure)
                 self._record_timeline(folder, timeline, steps)
                 trained, done = finetune_candidate(
                     replace(self.prepared, recipe=recipe), fold, session.context,
@@ -195,7 +196,7 @@ class Job:
                 stage.note("steps", done.steps)
                 stage.note("events", [f"{event.kind} at {event.progress:.1%}" for event in done.timeline.events])
                 planned = max(done.steps, round(done.steps / done.timeline.end))
-                draw_timeline(figure, done.timeline, planned, happened=done.happened, title=title)
+                save_figure(timeline_figure(done.timeline, planned, happened=done.happened, title=title), figure)
                 self._record_timeline(folder, done.timeline, planned)
         except DivergedError as problem:
             if self.prepared.features is None:

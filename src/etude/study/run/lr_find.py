@@ -10,7 +10,8 @@ from etude.core.context import Context
 from etude.core.errors import EtudeError
 from etude.core.lr_range import LrSuggestion, suggest_lr
 from etude.data.split import Fold
-from etude.journal.figures.lr_range import draw_lr_range
+from etude.journal.figures import save_figure
+from etude.journal.figures.lr_range import lr_range_figure
 from etude.journal.record import RunRecord
 from etude.journal.screen import Screen
 from etude.recipe import Recipe, load_recipe
@@ -38,7 +39,7 @@ def find_lr(prepared: Prepared, fold: Fold, policy: str, figure: Path, context: 
         task = training_task(prepared, fold, card, Path(nowhere))
         rates, losses = lr_range_test(model, task, progress=context)
     suggestion = suggest_lr(rates, losses)
-    draw_lr_range(figure, rates, losses, suggestion.smoothed, suggestion)
+    save_figure(lr_range_figure(rates, losses, suggestion.smoothed, suggestion), figure)
     return replace(suggestion, lr=suggestion.lr * prepared.recipe.train.lr / maximum_of(prepared.recipe, "lr"))
 
 

@@ -10,6 +10,7 @@ import torch
 
 from etude.core.errors import EtudeError
 from etude.core.processor import usable_cores
+from etude.core.text import rough_duration
 from etude.data.dataset import seconds_to_decode
 from etude.data.order import epoch_images
 from etude.data.scan import Scan
@@ -228,20 +229,7 @@ def in_words(stages: Sequence[tuple[str, float]]) -> str:
 
 
 def _about(seconds: float, sign: str) -> str:
-    return duration(seconds) if seconds < 1 else f"{sign}{duration(seconds)}"
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as a person would say them.
-
-    >>> duration(0.4), duration(59), duration(600), duration(9000)
-    ('<1 s', '59 s', '10 min', '2.5 h')
-    """
-    if seconds < 1:
-        return "<1 s"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return rough_duration(seconds) if seconds < 1 else f"{sign}{rough_duration(seconds)}"
 
 
 _WORTH_PROBING = 120.0  # seconds of training: below, a probe costs more than the better mode saves

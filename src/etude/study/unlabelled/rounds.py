@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from etude.data.order import FixedMix
 from etude.data.split import Fold
 from etude.inference.views import many_views
-from etude.journal.figures.timeline import draw_timeline
+from etude.journal.figures import save_figure
+from etude.journal.figures.timeline import timeline_figure
 from etude.journal.record import Stage
 from etude.models.head import fit_head
 from etude.recipe.resolve import labelled_share, mixed_recipe, share_caution
@@ -155,7 +156,8 @@ class Rounds:
             extras=Extras(tuple(rows), FixedMix(share, settings.balanced), prior, start=kept.model if warm else None),
         )  # fmt: skip
         stage.note("steps", done.steps)
-        draw_timeline(folder / "timeline.png", done.timeline, done.steps, happened=done.happened, title=name)
+        figure = timeline_figure(done.timeline, done.steps, happened=done.happened, title=name)
+        save_figure(figure, folder / "timeline.png")
         return student
 
     def _head(self, name: str, kept: Candidate, selected: Selected, features: np.ndarray) -> Candidate:
