@@ -6,10 +6,12 @@ import ast
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
+import etude
 from house import (
     FILES,
     HOUSE,
@@ -125,6 +127,11 @@ def test_the_table_refuses(where: str, source: str):
 )
 def test_the_table_allows(where: str, source: str):
     assert faults(source, HOUSE / where) == []
+
+
+def test_the_version_is_the_same_everywhere():
+    project = tomllib.loads((SRC.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert etude.__version__ == project["version"]
 
 
 def test_nothing_but_cli_may_import_cli():
