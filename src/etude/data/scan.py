@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from etude.core.context import Progress
+from etude.core.context import Progress, Warn
 from etude.core.errors import EtudeError
 from etude.core.files import digest_of
 from etude.core.prefetch import prefetch
@@ -72,7 +72,7 @@ class Scan:
             say(f"values: {reason}")
         return replace(self, value_range=asked)
 
-    def like(self, channels: int, value_range: ValueRange | None, what: str, warn: Callable[[str], object]) -> Scan:
+    def like(self, channels: int, value_range: ValueRange | None, what: str, warn: Warn) -> Scan:
         """Return the scan with the channels and the range of values of the training images; ``what`` names these."""
         if self.deep is not None and value_range is not None and (count := int(self.deep.beyond(value_range).sum())):
             warn(

@@ -8,7 +8,7 @@ import re
 import shlex
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from itertools import pairwise
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from etude.core.context import Warn
 from etude.core.errors import EtudeError, listed, nearest
 from etude.core.files import replacing
 from etude.core.ids import similar_labels, spellings
@@ -51,7 +52,6 @@ def write_bad_files(path: Path, bad: Iterable[BadFile]) -> None:
         writer.writerows([left_out.id, str(left_out.path), left_out.reason] for left_out in bad)
 
 
-Warn = Callable[[str], object]
 _SHOWN = 3  # labels named in a warning
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
 

@@ -8,11 +8,12 @@ up to the exact count.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from etude.core.context import Warn
 from etude.core.errors import EtudeError, listed
 from etude.core.seeds import rng_for
 from etude.core.text import counted
@@ -114,7 +115,6 @@ def _numbered(groups: Groups) -> np.ndarray:
     return np.argsort(np.argsort(firsts))[codes]
 
 
-Warn = Callable[[str], None]
 Split = tuple[np.ndarray, np.ndarray]
 
 

@@ -5,19 +5,18 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from etude.core.context import Warn
 from etude.core.errors import EtudeError, listed, nearest
 from etude.core.tables import Table, read_table
 from etude.core.text import counted
 from etude.data.compact import Texts
 from etude.data.walk import is_folder, is_image_name, visible_entries
-
-Warn = Callable[[str], object]
 
 _IMAGE_NAMES = ("image", "images", "img", "file", "filename", "file_name", "filepath", "file_path", "path")
 _IMAGE_NAMES += ("image_path", "image_name", "image_id", "image_file", "id", "name")

@@ -7,7 +7,7 @@ import secrets
 import shutil
 import socket
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, SoftFileLock, Timeout
 
-from etude.core.context import Context
+from etude.core.context import Context, Warn
 from etude.core.errors import EtudeError, listed, nearest
 from etude.core.files import NO_LOCKS, digest_of, explained_write
 from etude.core.processor import usable_cores
@@ -204,7 +204,7 @@ def _discard(folder: Path) -> None:
 
 
 @contextmanager
-def alone(path: Path, warn: Callable[[str], object]) -> Iterator[bool]:
+def alone(path: Path, warn: Warn) -> Iterator[bool]:
     """Hold the lock ``path``, waiting for the run that has it; yield whether the file system has locks at all.
 
     The system releases a lock when its process ends, however it ends.
@@ -223,7 +223,7 @@ def alone(path: Path, warn: Callable[[str], object]) -> Iterator[bool]:
         lock.release()
 
 
-def _acquired(lock: FileLock, warn: Callable[[str], object]) -> bool:
+def _acquired(lock: FileLock, warn: Warn) -> bool:
     try:
         try:
             with warnings.catch_warnings():  # filelock warns of a missing lock in other words
