@@ -36,6 +36,7 @@ from torch import Tensor, nn
 
 from common import machine, spread
 from digit_arrays import digit_arrays
+from etude.core.context import Context
 from etude.core.processor import usable_cores
 from etude.core.seeds import derive_seed, rng_for
 from etude.data.split import hold_out
@@ -191,7 +192,7 @@ def main() -> None:
     if small * 10 > large:
         parser.error(f"the student has {small:,} parameters, more than a tenth of the teacher's {large:,}")
     digits, kept, start = digit_arrays(), Kept(given.keep), time.perf_counter()
-    own, held = hold_out(digits.labels, range(len(digits.labels)), 0.2, 0, warn=lambda text: None)
+    own, held = hold_out(digits.labels, range(len(digits.labels)), 0.2, Context(warn=lambda text: None))
     lengths = (given.epochs, given.student_epochs, given.members)
     described = f"{given.members} networks, {given.epochs:g} and {given.student_epochs:g} epochs"
 

@@ -132,7 +132,6 @@ def features_epoch(features: np.ndarray, labels: torch.Tensor) -> float:
 
 def compare_epochs(images: int, repeats: int) -> None:
     """Print the seconds of both kinds of epoch over all cells, and their ratio."""
-    from etude.core.context import Silent
     from etude.models.backbones import build_backbone, with_levels
     from etude.models.classifier import Preprocessing
     from etude.models.device import best_device, choose_precision, keep_large_blocks
@@ -152,10 +151,10 @@ def compare_epochs(images: int, repeats: int) -> None:
 
     def forward(module: nn.Module) -> tuple[np.ndarray, float]:
         start = time.perf_counter()
-        rows, progress = np.arange(len(pixels)), Silent()
+        rows = np.arange(len(pixels))
         found = extract_features(
             module.to(best_device()), lambda rows, size: pixels[rows], rows, shape,
-            progress=progress, precision=precision,
+            precision=precision,
         )  # fmt: skip
         return found, (time.perf_counter() - start) / len(pixels) * total
 

@@ -37,7 +37,7 @@ from sklearn.model_selection import train_test_split
 
 from common import machine, spread
 from digit_arrays import digit_arrays
-from etude.core.context import Silent
+from etude.core.context import Context
 from etude.core.files import digest_of
 from etude.core.metrics import metric_named
 from etude.core.seeds import derive_seed, rng_for
@@ -166,7 +166,7 @@ def features_of(name: str, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     backbone = frozen.backbone
     shape = Preprocessing(SIZE, SIZE, "squash", pixels.shape[3], 3, backbone.mean, backbone.std)
     made = lambda: extract_features(  # noqa: E731
-        backbone.module, lambda rows, size: pixels[rows], np.arange(len(pixels)), shape, progress=Silent()
+        backbone.module, lambda rows, size: pixels[rows], np.arange(len(pixels)), shape, context=Context()
     )
     return cached(folder / f"{name}-{digest_of('floor', pixels.tobytes())}.npz", made, len(pixels))[0], labels
 

@@ -21,7 +21,7 @@ import etude.compat  # noqa: F401  (before timm)
 import numpy as np
 
 from common import machine
-from etude.core.context import Silent
+from etude.core.context import Context
 from etude.inference.predict import predict
 from etude.inference.views import IDENTITY, ViewLike, many_views
 from etude.models.backbones import Backbone, build_backbone
@@ -66,7 +66,7 @@ def passes(case: Case, views: int) -> tuple[Callable[[Sequence[ViewLike]], float
 
     def timed(through: Sequence[ViewLike]) -> float:
         start = time.perf_counter()
-        predict(model, card, lambda part, size: pixels[part], rows, ids, progress=Silent(), views=through)
+        predict(model, card, lambda part, size: pixels[part], rows, ids, context=Context(), views=through)
         return time.perf_counter() - start
 
     return timed, many_views(case.policy, views)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from etude.core.context import Context, Progress, Silent, default_cache
+from etude.core.context import Context, Progress, Silent
 from etude.core.errors import EtudeError, listed
 from etude.core.predictions import Predictions
 from etude.core.submission import Unreadable, write_submission
@@ -136,13 +136,12 @@ class Run:
         Raises:
             EtudeError: nothing readable, a run without a trained model, or views that do not go together.
         """
-        progress = progress or Silent()
         seen = [(model, card, self._views(card, tta, larger)) for model, card in self._models()]
-        place = Path(os.path.expanduser(cache)) if cache else default_cache()
-        data = self._read(images, seen[0][1], place, progress)
-        gather = self._gather(images, data, seen, place, progress)
+        context = Context(progress or Silent(), self._warn, Path(os.path.expanduser(cache)) if cache else None)
+        data = self._read(images, seen[0][1], context)
+        gather = self._gather(images, data, seen, context)
         parts = [
-            predict(model, card, gather, np.arange(len(data)), data.images.ids, views=views, progress=progress)
+            predict(model, card, gather, np.arange(len(data)), data.images.ids, views=views, context=context)
             for model, card, views in seen
         ]
         left_out = (*data.build.bad, *data.images.left_out())
@@ -167,28 +166,21 @@ class Run:
             return min(noted[-1], card.tta)  # a card asks for one where those that were tried did harm
         return 1 if self.record["state"] == "finished" else card.tta
 
-    def _gather(
-        self, images: Path | str, data: Dataset, seen: Sequence[_Seen], cache: Path, progress: Progress
-    ) -> Gather:
+    def _gather(self, images: Path | str, data: Dataset, seen: Sequence[_Seen], context: Context) -> Gather:
         """Return what reads the images; inputs larger than any usual one from a store of their own, in full detail."""
         cards = [card for _, card, _ in seen]
         usual = max(cards[0].preprocessing.stored_size, *(card.preprocessing.size for card in cards))
         largest = max(input_size(view, card.preprocessing.size) for _, card, views in seen for view in views)
         if largest <= usual:
             return data.build.store.gather
-        detailed = self._read(images, cards[0], cache, progress, largest)
+        detailed = self._read(images, cards[0], context, largest)
         return lambda rows, size: (detailed if size > usual else data).build.store.gather(rows, size)
 
-    def _read(
-        self, images: Path | str, card: ModelCard, cache: Path, progress: Progress, size: int | None = None
-    ) -> Dataset:
+    def _read(self, images: Path | str, card: ModelCard, context: Context, size: int | None = None) -> Dataset:
         found = read_unlabelled(images)
         shape = card.preprocessing
-        surveyed = scan_images(found, progress).like(shape.channels, shape.value_range, "images", self._warn)
-        return open_dataset(
-            found, surveyed, shape.stored_size if size is None else size, Context(progress, self._warn, cache),
-            fit=shape.fit,
-        )  # fmt: skip
+        surveyed = scan_images(found, context).like(shape.channels, shape.value_range, "images", context)
+        return open_dataset(found, surveyed, size or shape.stored_size, context, fit=shape.fit)
 
     def _models(self) -> list[tuple[Classifier, ModelCard]]:
         folds = sorted(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from etude.core.context import Silent
+from etude.core.context import Context, Silent
 from etude.core.errors import EtudeError
 from etude.data import walk
 from etude.data.scan import scan_images
@@ -236,12 +236,12 @@ def test_classes_that_differ_by_outer_spaces_are_one(class_folders: Path) -> Non
     (class_folders / "Dog").mkdir()
     shutil.copy(class_folders / "cat" / "0.png", class_folders / "Dog" / "0.png")
     told: list[str] = []
-    images = read_labelled(class_folders, warn=told.append)
+    images = read_labelled(class_folders, context=Context(warn=told.append))
     assert images.classes == ("Dog", "cat")
     assert {"cat/0.png", "cat /4.png", "Dog/0.png"} < set(images.ids)
     assert all(path.is_file() for path in images.paths)
     assert ["'cat '" in text for text in told] == [True]
-    assert read_labelled(class_folders, spelling="strict", warn=str).classes == ("Dog", "cat", "cat ")
+    assert read_labelled(class_folders, spelling="strict", context=Context(warn=str)).classes == ("Dog", "cat", "cat ")
 
 
 @pytest.mark.parametrize("place", ["runs/train", "cat/run", "mine"])

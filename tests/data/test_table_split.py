@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from etude.core.context import Context
 from etude.core.errors import EtudeError
 from etude.data.sources import ImageSet, read_labelled
 
@@ -71,7 +72,7 @@ def test_test_rows_neither_train_nor_validate_and_need_no_label(table):
     path = table(split=["train", "test", "valid", "train", "test", "valid"])
     path.write_text(path.read_text().replace("1.png,y", "1.png,"))
     told: list[str] = []
-    images = read_labelled(path, warn=told.append)
+    images = read_labelled(path, context=Context(warn=told.append))
     assert images.ids == ("0.png", "2.png", "3.png", "5.png")
     assert folds_of(images) == [-1, 0, -1, 0]
     assert len(told) == 1
@@ -79,12 +80,14 @@ def test_test_rows_neither_train_nor_validate_and_need_no_label(table):
     assert "'split'" in told[0]
     path.write_text(path.read_text().replace("3.png,y", "3.png,"))
     with pytest.raises(EtudeError, match=r"first in line 5 \(image '3.png'\)"):
-        read_labelled(path, warn=told.append)
+        read_labelled(path, context=Context(warn=told.append))
 
 
 def test_test_rows_alone_leave_the_split_to_etude(table):
     told: list[str] = []
-    images = read_labelled(table(split=["train", "test", "train", "train", "test", "train"]), warn=told.append)
+    images = read_labelled(
+        table(split=["train", "test", "train", "train", "test", "train"]), context=Context(warn=told.append)
+    )
     assert (len(images), images.split, len(told)) == (4, None, 2)
 
 
@@ -100,7 +103,7 @@ def test_test_rows_alone_leave_the_split_to_etude(table):
 )
 def test_a_column_that_does_not_say_what_its_name_says_is_named_and_not_used(table, name: str, cells: list[str]):
     told: list[str] = []
-    images = read_labelled(table(**{name: cells}), warn=told.append)
+    images = read_labelled(table(**{name: cells}), context=Context(warn=told.append))
     assert (len(images), images.split) == (6, None)
     assert len(told) == 1
     assert repr(name) in told[0]
@@ -109,13 +112,20 @@ def test_a_column_that_does_not_say_what_its_name_says_is_named_and_not_used(tab
 def test_one_column_is_used_of_several(table):
     told: list[str] = []
     marked = ["True", "False", "False", "False", "True", "False"]
-    images = read_labelled(table(is_valid=marked, fold=["0", "1", "2"] * 2), warn=told.append)
+    images = read_labelled(table(is_valid=marked, fold=["0", "1", "2"] * 2), context=Context(warn=told.append))
     assert folds_of(images) == [0, -1, -1, -1, 0, -1]
     assert ["'fold'" in text and "'is_valid'" in text for text in told] == [True]
     path = table(is_valid=marked, fold=["0", "1", "2"] * 2, mine=["1", "0", "0"] * 2)
-    assert folds_of(read_labelled(path, split_column="fold", warn=told.append)) == [0, 1, 2, 0, 1, 2]
-    assert folds_of(read_labelled(path, split_column="mine", warn=told.append)) == [0, -1, -1, 0, -1, -1]
-    assert read_labelled(path, split_column="none", warn=told.append).split is None
+    assert folds_of(read_labelled(path, split_column="fold", context=Context(warn=told.append))) == [0, 1, 2, 0, 1, 2]
+    assert folds_of(read_labelled(path, split_column="mine", context=Context(warn=told.append))) == [
+        0,
+        -1,
+        -1,
+        0,
+        -1,
+        -1,
+    ]
+    assert read_labelled(path, split_column="none", context=Context(warn=told.append)).split is None
 
 
 def test_a_column_that_cannot_be_used_though_asked_for_is_refused(table):
@@ -126,7 +136,7 @@ def test_a_column_that_cannot_be_used_though_asked_for_is_refused(table):
         ("is_valid", "'is_valid' .* no row to train on"),
     ):
         with pytest.raises(EtudeError, match=sentence):
-            read_labelled(path, split_column=asked, warn=str)
+            read_labelled(path, split_column=asked, context=Context(warn=str))
 
 
 def test_a_column_of_labels_or_images_is_no_split(table, tmp_path, save_image):
@@ -159,4 +169,4 @@ def test_columns_that_look_like_groups(table):
 def test_a_split_column_that_is_not_used_is_no_label(table, name: str, cells: list[str]):
     path = table(**{name: cells})
     path.write_text(path.read_text().replace("label", "kind"))
-    assert "label column 'kind'" in read_labelled(path, warn=len).described
+    assert "label column 'kind'" in read_labelled(path, context=Context(warn=len)).described

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from etude.core.context import Context
 from etude.core.errors import EtudeError
 from etude.data.sources import ordered_classes, read_labelled, read_unlabelled
 
@@ -277,7 +278,7 @@ def test_any_text_is_a_label(folder: Path, labels: list[str]) -> None:
         csv.writer(file, quoting=csv.QUOTE_ALL).writerows(
             [["image", "label"], *([f"{name}.png", label] for name, label in zip("abcd", labels, strict=False))]
         )
-    assert labels_of(read_labelled(folder / "t.csv", spelling="strict", warn=str)) == labels
+    assert labels_of(read_labelled(folder / "t.csv", spelling="strict", context=Context(warn=str))) == labels
 
 
 # --- labels that are written in several ways ---
@@ -299,17 +300,17 @@ def test_outer_spaces_and_unicode_forms_make_no_class(
         folder / "t.csv", "image,label", *(f"{name}.png,{label}" for name, label in zip("abcd", labels, strict=False))
     )
     told: list[str] = []
-    assert read_labelled(table, warn=told.append).classes == tuple(sorted(classes))
+    assert read_labelled(table, context=Context(warn=told.append)).classes == tuple(sorted(classes))
     renamed = [label for label in labels if label not in classes]
     assert len(told) == bool(renamed)
     assert [label for label in renamed if repr(label) not in told[0]] == []
-    assert set(read_labelled(table, spelling="strict", warn=str).classes) == set(labels)
+    assert set(read_labelled(table, spelling="strict", context=Context(warn=str)).classes) == set(labels)
 
 
 def test_case_is_never_merged_and_warned_of_by_name(folder: Path) -> None:
     table = write(folder / "t.csv", "image,label", "a.png,box", "b.png,Box", "c.png,cat", "d.png,box")
     told: list[str] = []
-    assert read_labelled(table, warn=told.append).classes == ("Box", "box", "cat")
+    assert read_labelled(table, context=Context(warn=told.append)).classes == ("Box", "box", "cat")
     assert len(told) == 1
     assert "'Box' (1) and 'box' (2)" in told[0]
     assert "cat" not in told[0]
@@ -318,9 +319,9 @@ def test_case_is_never_merged_and_warned_of_by_name(folder: Path) -> None:
 def test_labels_of_validation_rows_are_those_of_training_but_for_outer_spaces(folder: Path) -> None:
     table = write(folder / "t.csv", "image,label", "a.png,box ", "b.png,box", "c.png, cat")
     told: list[str] = []
-    images = read_labelled(table, classes=("box", "cat"), warn=told.append)
+    images = read_labelled(table, classes=("box", "cat"), context=Context(warn=told.append))
     assert (images.classes, labels_of(images)) == (("box", "cat"), ["box", "box", "cat"])
     assert ["'box '" in text and "' cat'" in text for text in told] == [True]
     for classes, spelling in ((("box", "cat"), "strict"), (("box", "cat", "cat "), "tidy")):
         with pytest.raises(EtudeError, match="' cat'"):
-            read_labelled(table, classes=classes, spelling=spelling, warn=str)
+            read_labelled(table, classes=classes, spelling=spelling, context=Context(warn=str))

@@ -157,11 +157,13 @@ def test_the_range_is_part_of_the_stores_key_where_images_are_deep(tmp_path: Pat
 def test_other_images_take_the_training_range_and_what_is_beyond_is_counted(tmp_path: Path) -> None:
     folder = write(tmp_path / "test", 60000)
     warned: list[str] = []
-    like = scan_images(read_unlabelled(folder), Silent()).like(1, (0, 4095), "test images", warned.append)
+    like = scan_images(read_unlabelled(folder), Silent()).like(1, (0, 4095), "test images", Context(warn=warned.append))
     assert like.value_range == (0, 4095)
     assert len(warned) == 1
     assert "6 of 6 test images" in warned[0]
-    within = scan_images(read_unlabelled(write(tmp_path / "dark", 900)), Silent()).like(1, (0, 4095), "", pytest.fail)
+    within = scan_images(read_unlabelled(write(tmp_path / "dark", 900)), Silent()).like(
+        1, (0, 4095), "", Context(warn=pytest.fail)
+    )
     assert within.value_range == (0, 4095)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from etude.core.context import Silent
+from etude.core.context import Context
 from etude.inference.predict import plain_view, predict
 from etude.inference.views import IDENTITY, input_size, many_views, views_of
 from etude.models.backbones import TinyNet
@@ -37,7 +37,7 @@ def card(policy: str = "photos") -> ModelCard:
 
 def test_predictions_are_the_models_logits(model: Classifier):
     labels = np.array([0, 1, 2, 0, -1])
-    found = predict(model, card(), gather, ROWS, IDS, progress=Silent(), labels=labels)
+    found = predict(model, card(), gather, ROWS, IDS, context=Context(), labels=labels)
     with torch.inference_mode():
         expected = model(card().preprocessing.to_input(torch.from_numpy(PIXELS[ROWS]))).numpy()
     assert found.logits.shape == (1, 5, 3)
@@ -50,8 +50,8 @@ def test_predictions_are_the_models_logits(model: Classifier):
 
 @pytest.mark.parametrize("tta", [1, 2])
 def test_known_features_give_exactly_the_same(model: Classifier, tta: int):
-    known = extract_features(model.backbone, gather, ROWS, card().preprocessing, progress=Silent())
-    options = {"progress": Silent(), "tta": tta}
+    known = extract_features(model.backbone, gather, ROWS, card().preprocessing, context=Context())
+    options = {"context": Context(), "tta": tta}
     fresh = predict(model, card(), gather, ROWS, IDS, **options)
     cached = predict(model, card(), gather, ROWS, IDS, known_features=known, **options)
     np.testing.assert_array_equal(fresh.logits, cached.logits)
@@ -65,32 +65,32 @@ def test_known_features_spare_the_network(model: Classifier):
         raise AssertionError("no image is needed")
 
     known = np.zeros((5, 16), np.float16)
-    found = predict(model, card(), forbidden, ROWS, IDS, progress=Silent(), known_features=known)
+    found = predict(model, card(), forbidden, ROWS, IDS, context=Context(), known_features=known)
     np.testing.assert_allclose(found.logits[0], np.tile(model.head.bias.detach().numpy(), (5, 1)), rtol=1e-6)
 
 
 def test_each_view_has_its_own_logits(model: Classifier):
-    found = predict(model, card("symmetric"), gather, ROWS, IDS, progress=Silent(), tta=8)
+    found = predict(model, card("symmetric"), gather, ROWS, IDS, context=Context(), tta=8)
     assert found.logits.shape == (8, 5, 3)
     for number, view in enumerate(views_of("symmetric", 8)):
         seen = predict(
-            model, card(), lambda rows, size, view=view: view(gather(rows, size)), ROWS, IDS, progress=Silent()
+            model, card(), lambda rows, size, view=view: view(gather(rows, size)), ROWS, IDS, context=Context()
         )
         np.testing.assert_array_equal(found.logits[number], seen.logits[0])
-    plain = predict(model, card(), gather, ROWS, IDS, progress=Silent())
+    plain = predict(model, card(), gather, ROWS, IDS, context=Context())
     np.testing.assert_array_equal(found.features, plain.features)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("policy", "asked", "views"), [("none", 7, 1), ("digits", 7, 7), ("photos", 3, 3)])
 def test_views_go_on_beyond_the_symmetries(model: Classifier, policy: str, asked: int, views: int):
-    found = predict(model, card(policy), gather, ROWS, IDS, progress=Silent(), tta=asked)
+    found = predict(model, card(policy), gather, ROWS, IDS, context=Context(), tta=asked)
     assert found.logits.shape[0] == views
-    same = predict(model, card(policy), gather, ROWS, IDS, progress=Silent(), views=many_views(policy, asked))
+    same = predict(model, card(policy), gather, ROWS, IDS, context=Context(), views=many_views(policy, asked))
     np.testing.assert_array_equal(found.logits, same.logits)
 
 
 def test_the_plain_view_stands_apart(model: Classifier):
-    found = predict(model, card(), gather, ROWS, IDS, progress=Silent(), tta=2, labels=np.zeros(5, int))
+    found = predict(model, card(), gather, ROWS, IDS, context=Context(), tta=2, labels=np.zeros(5, int))
     plain = plain_view(found)
     np.testing.assert_array_equal(plain.logits, found.logits[:1])
     assert (plain.ids, plain.classes) == (found.ids, found.classes)
@@ -99,8 +99,8 @@ def test_the_plain_view_stands_apart(model: Classifier):
 
 
 def test_a_model_in_training_mode_predicts_the_same(model: Classifier):
-    expected = predict(model, card(), gather, ROWS, IDS, progress=Silent())
-    again = predict(model.train(), card(), gather, ROWS, IDS, progress=Silent())
+    expected = predict(model, card(), gather, ROWS, IDS, context=Context())
+    again = predict(model.train(), card(), gather, ROWS, IDS, context=Context())
     np.testing.assert_array_equal(again.logits, expected.logits)
 
 
@@ -113,7 +113,7 @@ def test_all_views_of_a_batch_are_made_from_one_gather(model: Classifier):
 
     rows = np.arange(70)
     views = many_views("symmetric", 20, larger=1.25)
-    found = predict(model, card(), counted, rows, [f"{row}" for row in rows], progress=Silent(), views=views)
+    found = predict(model, card(), counted, rows, [f"{row}" for row in rows], context=Context(), views=views)
     assert found.logits.shape == (20, 70, 3)
     parts = [list(range(start, stop)) for start, stop in ((0, 32), (32, 64), (64, 70))]
     assert sorted(asked) == sorted((part, size) for part in parts for size in (16, 20))
@@ -123,7 +123,7 @@ def test_all_views_of_a_batch_are_made_from_one_gather(model: Classifier):
 def test_any_number_of_threads_makes_the_same(model: Classifier, monkeypatch: pytest.MonkeyPatch, cores: int):
     rows = np.arange(9).repeat(9)
     names = [str(row) for row in range(81)]
-    options = {"progress": Silent(), "views": many_views("symmetric", 15)}
+    options = {"context": Context(), "views": many_views("symmetric", 15)}
     expected = predict(model, card(), gather, rows, names, **options)
     monkeypatch.setattr("etude.inference.predict.usable_cores", lambda: cores)
     found = predict(model, card(), gather, rows, names, **options)
@@ -142,7 +142,7 @@ def test_a_batch_is_let_go_once_its_views_are_made(model: Classifier, monkeypatc
         return found
 
     rows = np.arange(640)
-    predict(model, card(), watched, rows, [str(row) for row in rows], progress=Silent(), tta=4)
+    predict(model, card(), watched, rows, [str(row) for row in rows], context=Context(), tta=4)
     assert len(read) == 20
     assert max(held) <= 4
 
@@ -155,7 +155,7 @@ def test_an_image_that_cannot_be_read_ends_the_prediction(model: Classifier):
 
     rows, before = np.arange(100), threading.active_count()
     with pytest.raises(OSError, match="the disk is gone"):
-        predict(model, card(), broken, rows, [str(row) for row in rows], progress=Silent(), tta=3)
+        predict(model, card(), broken, rows, [str(row) for row in rows], context=Context(), tta=3)
     assert threading.active_count() == before
 
 
@@ -167,8 +167,8 @@ def test_each_of_many_views_has_the_logits_of_its_images(model: Classifier):
 
     rows, names = np.arange(39), [f"{row}" for row in range(39)]
     views = many_views("photos", 12, larger=1.25)
-    found = predict(model, card(), stored, rows, names, progress=Silent(), views=views)
-    plain = predict(model, card(), stored, rows, names, progress=Silent())
+    found = predict(model, card(), stored, rows, names, context=Context(), views=views)
+    plain = predict(model, card(), stored, rows, names, context=Context())
     np.testing.assert_array_equal(found.logits[0], plain.logits[0])
     np.testing.assert_array_equal(found.features, plain.features)  # type: ignore[arg-type]
     for number, view in enumerate(views):
@@ -180,11 +180,11 @@ def test_each_of_many_views_has_the_logits_of_its_images(model: Classifier):
 
 def test_known_features_spare_the_plain_view_alone(model: Classifier):
     views = many_views("photos", 6)
-    fresh = predict(model, card(), gather, ROWS, IDS, progress=Silent(), views=views)
-    cached = predict(model, card(), gather, ROWS, IDS, progress=Silent(), views=views, known_features=fresh.features)
+    fresh = predict(model, card(), gather, ROWS, IDS, context=Context(), views=views)
+    cached = predict(model, card(), gather, ROWS, IDS, context=Context(), views=views, known_features=fresh.features)
     np.testing.assert_array_equal(fresh.logits, cached.logits)
     turned = predict(
-        model, card(), gather, ROWS, IDS, progress=Silent(), views=views[1:], known_features=fresh.features
+        model, card(), gather, ROWS, IDS, context=Context(), views=views[1:], known_features=fresh.features
     )
     np.testing.assert_array_equal(turned.logits, fresh.logits[1:])
     assert views[0] == IDENTITY

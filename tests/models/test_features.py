@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from etude.core.context import Silent
+from etude.core.context import Context
 from etude.models.backbones import TinyNet
 from etude.models.classifier import Preprocessing
 from etude.models.features import cached, extract_features, extract_views, weights_digest
@@ -34,7 +34,7 @@ def test_features_are_those_of_a_direct_pass_in_the_order_asked_for(
     net: nn.Module, preprocessing: Preprocessing, pixels: np.ndarray, gather: Gather, batch_size: int
 ):
     rows = np.array([7, 0, 3, 3, 9, 1, 2])
-    features = extract_features(net, gather, rows, preprocessing, progress=Silent(), batch_size=batch_size)
+    features = extract_features(net, gather, rows, preprocessing, context=Context(), batch_size=batch_size)
     assert (features.shape, features.dtype) == ((7, 16), np.float16)
     np.testing.assert_allclose(features, directly(net, preprocessing, pixels[rows]), rtol=2e-3, atol=1e-3)
     assert len(np.unique(features, axis=0)) == 6
@@ -43,14 +43,14 @@ def test_features_are_those_of_a_direct_pass_in_the_order_asked_for(
 def test_one_batch_is_exactly_a_direct_pass(
     net: nn.Module, preprocessing: Preprocessing, pixels: np.ndarray, gather: Gather
 ):
-    features = extract_features(net, gather, np.arange(10), preprocessing, progress=Silent())
+    features = extract_features(net, gather, np.arange(10), preprocessing, context=Context())
     np.testing.assert_array_equal(features, directly(net, preprocessing, pixels).astype(np.float16))
 
 
 def test_bfloat16_is_close(net: nn.Module, preprocessing: Preprocessing, pixels: np.ndarray, gather: Gather):
     rows = np.arange(10)
     exact, rough = (
-        extract_features(net, gather, rows, preprocessing, progress=Silent(), precision=precision).astype(np.float64)
+        extract_features(net, gather, rows, preprocessing, context=Context(), precision=precision).astype(np.float64)
         for precision in ("fp32", "bf16")
     )
     assert 0 < np.linalg.norm(rough - exact) < 0.02 * np.linalg.norm(exact)
@@ -59,15 +59,15 @@ def test_bfloat16_is_close(net: nn.Module, preprocessing: Preprocessing, pixels:
 def test_a_network_left_in_training_mode_is_frozen_all_the_same(
     net: nn.Module, preprocessing: Preprocessing, gather: Gather
 ):
-    expected = extract_features(net, gather, np.arange(10), preprocessing, progress=Silent())
+    expected = extract_features(net, gather, np.arange(10), preprocessing, context=Context())
     before = weights_digest(net)
-    again = extract_features(net.train(), gather, np.arange(10), preprocessing, progress=Silent())
+    again = extract_features(net.train(), gather, np.arange(10), preprocessing, context=Context())
     np.testing.assert_array_equal(again, expected)
     assert weights_digest(net) == before
 
 
 def test_no_rows_give_no_features(net: nn.Module, preprocessing: Preprocessing, gather: Gather):
-    assert len(extract_features(net, gather, np.arange(0), preprocessing, progress=Silent())) == 0
+    assert len(extract_features(net, gather, np.arange(0), preprocessing, context=Context())) == 0
 
 
 def test_progress_counts_every_image(net: nn.Module, preprocessing: Preprocessing, gather: Gather):
@@ -79,7 +79,7 @@ def test_progress_counts_every_image(net: nn.Module, preprocessing: Preprocessin
             counts[name] = [total]
             yield lambda count=1: counts[name].append(count)
 
-    extract_features(net, gather, np.arange(10), preprocessing, progress=Counting(), batch_size=4, name="look")  # type: ignore[arg-type]
+    extract_features(net, gather, np.arange(10), preprocessing, context=Counting(), batch_size=4, name="look")  # type: ignore[arg-type]
     assert counts == {"look": [10, 4, 4, 2]}
 
 
@@ -88,7 +88,7 @@ def test_an_error_while_gathering_reaches_the_caller(net: nn.Module, preprocessi
         raise OSError("the disk is gone")
 
     with pytest.raises(OSError, match="the disk is gone"):
-        extract_features(net, broken, np.arange(3), preprocessing, progress=Silent())
+        extract_features(net, broken, np.arange(3), preprocessing, context=Context())
 
 
 def test_images_are_asked_for_at_the_size_of_the_preprocessing(net: nn.Module, preprocessing: Preprocessing):
@@ -99,7 +99,7 @@ def test_images_are_asked_for_at_the_size_of_the_preprocessing(net: nn.Module, p
         return np.zeros((len(rows), size, size, 3), np.uint8)
 
     larger = dataclasses.replace(preprocessing, size=24)
-    extract_features(net, gather, np.arange(5), larger, progress=Silent(), batch_size=2)
+    extract_features(net, gather, np.arange(5), larger, context=Context(), batch_size=2)
     assert sizes == [24, 24, 24]
 
 
@@ -187,14 +187,15 @@ def stored(rows: np.ndarray, size: int) -> np.ndarray:
 
 
 def views(net: nn.Module, preprocessing: Preprocessing, cache: Path, **options: object) -> np.ndarray:
-    settings = {"augment": moved, "policy": "moved", "views": 3, "seed": 0, "data": "images", "progress": Silent()}
-    return extract_views(net, stored, np.arange(90), preprocessing, cache=cache, **{**settings, **options})  # type: ignore[arg-type]
+    settings = {"augment": moved, "policy": "moved", "views": 3, "data": "images"}
+    context = Context(cache=cache, seed=options.pop("seed", 0))  # type: ignore[arg-type]
+    return extract_views(net, stored, np.arange(90), preprocessing, context=context, **{**settings, **options})  # type: ignore[arg-type]
 
 
 def test_the_first_view_is_plain_and_the_others_differ(preprocessing: Preprocessing, tmp_path: Path):
     found = views(Pixels(), preprocessing, tmp_path)
     assert (found.shape, found.dtype) == ((3, 90, 16 * 16 * 3), np.float16)
-    plain = extract_features(Pixels(), stored, np.arange(90), preprocessing, progress=Silent())
+    plain = extract_features(Pixels(), stored, np.arange(90), preprocessing, context=Context())
     np.testing.assert_array_equal(found[0], plain)
     assert (found[1] != found[0]).any(1).mean() > 0.5
     assert (found[2] != found[1]).any(1).mean() > 0.5

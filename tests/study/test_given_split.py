@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 
+from etude.core.context import Context
 from etude.data.dataset import Dataset
 from etude.journal.screen import Screen
 from etude.recipe import load_recipe
@@ -34,13 +35,13 @@ def split(tmp_path: Path) -> Callable[..., tuple[Folds, list[str]]]:
         table.write_text("".join(",".join(row) + "\n" for row in rows))
         told: list[str] = []
         request, recipe = Request(table, **asked), load_recipe("quick")
-        sources = read_sources(request, recipe, told.append)
+        sources = read_sources(request, recipe, Context(warn=told.append))
         surveyed = survey_sources(sources, recipe, Screen(quiet=True)).labelled
         images = sources.labelled.take(surveyed.kept)
         build = SimpleNamespace(kept=surveyed.kept, content_hashes=surveyed.content_hashes)
         data = cast("Dataset", SimpleNamespace(images=images, build=build))
-        folds = make_folds(data, sources, request, recipe, told.append)
-        sizes = planned_split(sources, surveyed, request, recipe)
+        folds = make_folds(data, sources, request, recipe, Context(warn=told.append))
+        sizes = planned_split(sources, surveyed, request, recipe, Context())
         assert sizes == (len(folds[0].train), len(folds[0].valid))
         assert asked.get("sample") or len(images) == count + len(sources.labelled) - sources.train_count
         ids = [([images.ids[row] for row in fold.train], [images.ids[row] for row in fold.valid]) for fold in folds]

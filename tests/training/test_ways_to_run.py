@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from etude.callbacks import Clock
-from etude.core.context import Silent
+from etude.core.context import Context, Silent
 from etude.core.errors import EtudeError
 from etude.models.classifier import Classifier
 from etude.models.modes import Mode
@@ -31,7 +31,7 @@ def without_chance(folder: Path, mode: Mode) -> tuple[Classifier, Finished]:
     model = network()
     model.dropout.p = 0.0
     one = replace(task(folder, "one-cycle", SAME_IN_PARTS), mode=mode)
-    return model, fine_tune(model, one, progress=Silent(), warn=print)
+    return model, fine_tune(model, one, context=Context(Silent(), print))
 
 
 def largest_difference(one: Classifier, other: Classifier) -> float:

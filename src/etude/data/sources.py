@@ -6,7 +6,6 @@ import csv
 import os
 import re
 import shlex
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from etude.core.context import Warn
+from etude.core.context import Context
 from etude.core.errors import EtudeError, listed, nearest
 from etude.core.files import replacing
 from etude.core.ids import similar_labels, spellings
@@ -76,7 +75,7 @@ def encode_labels(
     allowed: Sequence[str] | None,
     *,
     rule: str = "tidy",
-    warn: Warn = warnings.warn,
+    context: Context = Context(),
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Turn label texts into (N,) int64 class indices; return them with the class names.
 
@@ -84,7 +83,7 @@ def encode_labels(
     white space or Unicode form as one, ``strict`` does not.
     """
     if rule == "tidy":
-        labels = _tidied(source, labels, allowed, warn)
+        labels = _tidied(source, labels, allowed, context)
     classes = tuple(allowed) if allowed is not None else ordered_classes(labels)
     if len(classes) < 2:
         raise EtudeError(
@@ -92,7 +91,7 @@ def encode_labels(
             "at least two: check that the path names the folder above the class folders, or the right label column"
         )
     if allowed is None:
-        _warn_of_similar_labels(source, labels, classes, warn)
+        _warn_of_similar_labels(source, labels, classes, context)
     index = {label: position for position, label in enumerate(classes)}
     unknown = sorted({label for label in labels if label not in index})
     if unknown:
@@ -103,28 +102,28 @@ def encode_labels(
     return np.fromiter((index[label] for label in labels), dtype=np.int64, count=len(labels)), classes
 
 
-def _tidied(source: Path, labels: Sequence[str], allowed: Sequence[str] | None, warn: Warn) -> Sequence[str]:
+def _tidied(source: Path, labels: Sequence[str], allowed: Sequence[str] | None, context: Context) -> Sequence[str]:
     renamed = spellings(labels, allowed)
     if not renamed:
         return labels
     count = sum(label in renamed for label in labels)
     pairs = [f"{label!r} as {name!r}" for label, name in renamed.items()]
     more = f" and {len(pairs) - _SHOWN:,} more" if len(pairs) > _SHOWN else ""
-    warn(
+    context.warn(
         f"{counted(count, 'label')} of {source} differ from a class only by outer white space or Unicode form, and are "
         f"read as that class: {', '.join(pairs[:_SHOWN])}{more} (--labels strict makes classes of them)"
     )
     return [renamed.get(label, label) for label in labels]
 
 
-def _warn_of_similar_labels(source: Path, labels: Sequence[str], classes: Sequence[str], warn: Warn) -> None:
+def _warn_of_similar_labels(source: Path, labels: Sequence[str], classes: Sequence[str], context: Context) -> None:
     similar = similar_labels(classes)
     if not similar:
         return
     sizes = Counter(labels)
     groups = [" and ".join(f"{name!r} ({sizes[name]:,})" for name in names) for names in similar]
     more = f"; and {len(groups) - _SHOWN:,} more" if len(groups) > _SHOWN else ""
-    warn(
+    context.warn(
         f"{source} has classes that differ only by case, white space or how a number is written: "
         f"{'; '.join(groups[:_SHOWN])}{more}. They are kept as different classes; where they mean the same, write them "
         "the same way"
@@ -201,7 +200,7 @@ def read_labelled(
     split_column: str = "auto",
     classes: Sequence[str] | None = None,
     spelling: str = "tidy",
-    warn: Warn = warnings.warn,
+    context: Context = Context(),
 ) -> ImageSet:
     """Read labelled images from class folders or from a table.
 
@@ -215,7 +214,7 @@ def read_labelled(
     source = _existing(path)
     if source.is_dir():
         _refuse_columns(source, image_column, label_column, weight_column, image_root)
-        return _read_class_folders(source, classes, spelling, warn)
+        return _read_class_folders(source, classes, spelling, context)
     if not is_table(source):
         raise EtudeError(f"{source} is a file, but {_LABELLED_KINDS}")
     rows = tables.read_rows(
@@ -223,10 +222,10 @@ def read_labelled(
         tables.Columns(image=image_column, label=label_column, weight=weight_column, split=split_column),
         image_root=_optional_folder(image_root),
         labelled=True,
-        warn=warn,
+        context=context,
     )
     assert rows.labels is not None
-    encoded = encode_labels(source, rows.labels, classes, rule=spelling, warn=warn)
+    encoded = encode_labels(source, rows.labels, classes, rule=spelling, context=context)
     images = _sorted_set(source, rows.root, rows.ids, rows.names, encoded, rows)
     return replace(images, described=f"{source.name}, {_size_of(images)} ({rows.note})")
 
@@ -260,7 +259,7 @@ def read_unlabelled(
     return replace(images, described="one image file")
 
 
-def _read_class_folders(root: Path, allowed: Sequence[str] | None, spelling: str, warn: Warn) -> ImageSet:
+def _read_class_folders(root: Path, allowed: Sequence[str] | None, spelling: str, context: Context) -> ImageSet:
     ids: list[str] = []
     names: list[str] = []
     labels: list[str] = []
@@ -290,7 +289,7 @@ def _read_class_folders(root: Path, allowed: Sequence[str] | None, spelling: str
     if not ids:
         raise EtudeError(_nothing_labelled(root, len(outside), others, empty))
     _refuse_parts(root, sorted({name.partition("/")[0] for name in names}))
-    images = _sorted_set(root, root, ids, names, encode_labels(root, labels, allowed, rule=spelling, warn=warn))
+    images = _sorted_set(root, root, ids, names, encode_labels(root, labels, allowed, rule=spelling, context=context))
     images = replace(images, others=Texts(sorted([*others, *outside])))
     left_out = _left_out(others, repeated, runs, len(outside), empty)
     return replace(images, described=f"class folders, {_size_of(images)}{left_out}")

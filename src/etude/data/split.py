@@ -13,9 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from etude.core.context import Warn
+from etude.core.context import Context
 from etude.core.errors import EtudeError, listed
-from etude.core.seeds import rng_for
 from etude.core.text import counted
 from etude.data.compact import Digests
 
@@ -122,9 +121,8 @@ def hold_out(
     labels: np.ndarray,
     groups: Groups,
     fraction: float,
-    seed: int,
+    context: Context,
     *,
-    warn: Warn,
     classes: Sequence[str] | None = None,
 ) -> Split:
     """Split into training and validation indices, stratified, with equal groups on one side.
@@ -138,7 +136,7 @@ def hold_out(
         raise EtudeError(
             f"the validation share is {fraction:g}; it must be above 0 and below 1, such as 0.2 for a fifth"
         )
-    rng = rng_for(seed, "split.hold_out")
+    rng = context.rng("split.hold_out")
     grouped = group_labels(labels, groups, rng)
     splittable = grouped.group_counts >= 2
     shares = fraction * grouped.class_sizes
@@ -148,7 +146,7 @@ def hold_out(
     lower = np.minimum(lower, upper)
     wanted = allocate(shares, round(fraction * len(grouped.labels)), lower, upper)
     valid = _fill(grouped, wanted, splittable, fraction, rng)
-    _warn_of_unvalidated(grouped, valid, warn, classes)
+    _warn_of_unvalidated(grouped, valid, context, classes)
     return np.setdiff1d(np.arange(len(grouped.labels)), valid), valid
 
 
@@ -156,9 +154,8 @@ def k_folds(
     labels: np.ndarray,
     groups: Groups,
     k: int,
-    seed: int,
+    context: Context,
     *,
-    warn: Warn,
     classes: Sequence[str] | None = None,
 ) -> list[Split]:
     """Split into ``k`` pairs of training and validation indices, stratified, with equal groups in one fold.
@@ -169,7 +166,7 @@ def k_folds(
     """
     if k < 2:
         raise EtudeError(f"--folds is {k}; it must be 2 or more")
-    rng = rng_for(seed, "split.k_folds")
+    rng = context.rng("split.k_folds")
     grouped = group_labels(labels, groups, rng)
     splittable = grouped.group_counts >= 2
     available = int(grouped.group_counts[splittable].sum())
@@ -179,16 +176,16 @@ def k_folds(
         )
     few = np.flatnonzero(splittable & (grouped.group_counts < k))
     if len(few):
-        warn(
+        context.warn(
             f"{counted(len(few), 'class', 'classes')} with fewer than {k} distinct images "
             f"({listed(_names(few, classes), 3)}) cannot be in the validation part of every fold"
         )
     fold_of = _deal(grouped, splittable, k)
-    _warn_of_unvalidated(grouped, np.flatnonzero(fold_of >= 0), warn, classes)
+    _warn_of_unvalidated(grouped, np.flatnonzero(fold_of >= 0), context, classes)
     return [(np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)) for fold in range(k)]
 
 
-def sample(labels: np.ndarray, amount: str, seed: int, *, warn: Warn) -> np.ndarray:
+def sample(labels: np.ndarray, amount: str, context: Context) -> np.ndarray:
     """Choose a stratified sample, such as ``"10%"`` or ``"500"`` images.
 
     Each class gives its share rounded up or down, but at least two images where it has them and the sample has room
@@ -198,7 +195,9 @@ def sample(labels: np.ndarray, amount: str, seed: int, *, warn: Warn) -> np.ndar
     total = parse_amount(amount, len(labels))
     if total >= len(labels):
         if total > len(labels):
-            warn(f"--sample asks for {total:,} images, but there are only {len(labels):,}: all of them are used")
+            context.warn(
+                f"--sample asks for {total:,} images, but there are only {len(labels):,}: all of them are used"
+            )
         return np.arange(len(labels))
     sizes = np.bincount(labels)
     present = int((sizes > 0).sum())
@@ -211,7 +210,7 @@ def sample(labels: np.ndarray, amount: str, seed: int, *, warn: Warn) -> np.ndar
     if least.sum() > total:
         least = np.minimum(sizes, 1)
     counts = allocate(shares_with_least(sizes, total, least), total, least, sizes)
-    rng = rng_for(seed, "split.sample")
+    rng = context.rng("split.sample")
     members = by_class(rng.permutation(len(labels)), labels)
     return np.sort(np.concatenate([indices[:count] for indices, count in zip(members, counts, strict=True)]))
 
@@ -236,7 +235,7 @@ def parse_amount(amount: str, available: int) -> int:
     return int(value)
 
 
-def _warn_of_unvalidated(grouped: Grouped, valid: np.ndarray, warn: Warn, classes: Sequence[str] | None) -> None:
+def _warn_of_unvalidated(grouped: Grouped, valid: np.ndarray, context: Context, classes: Sequence[str] | None) -> None:
     if not len(valid):
         raise EtudeError(
             "no class has two distinct images, so nothing can be validated; add images, or give validation images "
@@ -244,7 +243,7 @@ def _warn_of_unvalidated(grouped: Grouped, valid: np.ndarray, warn: Warn, classe
         )
     missing = np.flatnonzero((grouped.counts_in(valid) == 0) & (grouped.class_sizes > 0))
     if len(missing):
-        warn(
+        context.warn(
             f"{counted(len(missing), 'class', 'classes')} with only one distinct image "
             f"({listed(_names(missing, classes), 3)}) can be trained on, but not validated"
         )

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from etude.core.context import Warn
+from etude.core.context import Context
 from etude.core.errors import EtudeError, listed, nearest
 from etude.core.tables import Table, read_table
 from etude.core.text import counted
@@ -98,7 +97,7 @@ class Rows:
 
 
 def read_rows(
-    path: Path, asked: Columns, *, image_root: Path | None, labelled: bool, warn: Warn = warnings.warn
+    path: Path, asked: Columns, *, image_root: Path | None, labelled: bool, context: Context = Context()
 ) -> Rows:
     """Read the rows of a table of images; of a labelled one without its test rows."""
     table = read_table(path)
@@ -110,7 +109,7 @@ def read_rows(
     taken = {name for name in (asked.image, label_name, asked.weight) if name}
     split = None
     if labelled:
-        split, used = _find_split(table, taken, asked.split, warn)
+        split, used = _find_split(table, taken, asked.split, context)
         table = table if used.all() else table.take(used.tolist())
         taken |= {split.column} if split else set()
     else:
@@ -258,7 +257,7 @@ def _file_names(table: Path, folder: ImageFolder, ids: list[str]) -> list[str]:
     return names
 
 
-def _find_split(table: Table, taken: set[str], asked: str, warn: Warn) -> tuple[GivenSplit | None, np.ndarray]:
+def _find_split(table: Table, taken: set[str], asked: str, context: Context) -> tuple[GivenSplit | None, np.ndarray]:
     """Return the split that a column gives, and which rows (N,) bool are for training or validation.
 
     A column that is called ``split``, ``is_valid``, ``fold`` or similar is used when its cells are what its name says:
@@ -280,12 +279,14 @@ def _find_split(table: Table, taken: set[str], asked: str, warn: Warn) -> tuple[
             problem = f"column {name!r} of {path} names no validation rows (its values are {listed(values, 3)})"
             if asked != "auto":
                 raise EtudeError(f"{problem}: give train, valid and test, true and false, or a few whole numbers")
-            warn(f"{problem}, so it is not used")
+            context.warn(f"{problem}, so it is not used")
         elif found is not None:
-            warn(f"column {name!r} of {path} is not used, since column {found.column!r} names the validation rows")
+            context.warn(
+                f"column {name!r} of {path} is not used, since column {found.column!r} names the validation rows"
+            )
         else:
             found = split
-    return (None, np.ones(len(table), bool)) if found is None else _without_test_rows(path, found, warn)
+    return (None, np.ones(len(table), bool)) if found is None else _without_test_rows(path, found, context)
 
 
 def _split_of(name: str, cells: Sequence[str], *, any_name: bool) -> GivenSplit | None:
@@ -306,10 +307,10 @@ def _split_of(name: str, cells: Sequence[str], *, any_name: bool) -> GivenSplit 
     return None
 
 
-def _without_test_rows(path: Path, found: GivenSplit, warn: Warn) -> tuple[GivenSplit | None, np.ndarray]:
+def _without_test_rows(path: Path, found: GivenSplit, context: Context) -> tuple[GivenSplit | None, np.ndarray]:
     used = found.fold_of != _TEST
     if not used.all():
-        warn(
+        context.warn(
             f"{counted(int((~used).sum()), 'row')} of {path} marked as test or unlabelled in column {found.column!r} "
             "neither train nor validate: give images to predict with --test"
         )
@@ -320,7 +321,7 @@ def _without_test_rows(path: Path, found: GivenSplit, warn: Warn) -> tuple[Given
             "the column, by --set data.split_column=none"
         )
     if (kept.fold_of == _TRAIN).all():
-        warn(f"column {found.column!r} of {path} marks no row for validation, so a share of them is held out")
+        context.warn(f"column {found.column!r} of {path} marks no row for validation, so a share of them is held out")
         return None, used
     return kept, used
 

@@ -8,7 +8,7 @@ from threading import Lock
 
 import numpy as np
 
-from etude.core.context import Progress
+from etude.core.context import Context
 from etude.core.predictions import Predictions
 from etude.core.prefetch import prefetch
 from etude.core.processor import usable_cores
@@ -28,7 +28,7 @@ def predict(
     rows: np.ndarray,
     ids: Sequence[str],
     *,
-    progress: Progress,
+    context: Context = Context(),
     tta: int = 1,
     views: Sequence[ViewLike] | None = None,
     labels: np.ndarray | None = None,
@@ -60,7 +60,7 @@ def predict(
             logits[0, start : start + _BATCH] = plain[start : start + _BATCH].astype(np.float32) @ weight.T + bias
     skipped = 0 if plain is None else 1
     bar_name = name if len(chosen) == 1 else f"{name} ({len(chosen)} views)"
-    with progress.bar(bar_name, len(rows) * (len(chosen) - skipped)) as advance:
+    with context.bar(bar_name, len(rows) * (len(chosen) - skipped)) as advance:
         for start, view, features in _features(model, card, gather, rows, chosen[skipped:]):
             logits[view + skipped, start : start + len(features)] = features.astype(np.float32) @ weight.T + bias
             if view + skipped == 0:

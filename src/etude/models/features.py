@@ -12,11 +12,10 @@ import torch
 from torch import nn
 
 from etude.core.arrays import load_arrays, save_arrays
-from etude.core.context import Progress
+from etude.core.context import Context
 from etude.core.errors import EtudeError
 from etude.core.files import digest_of
 from etude.core.prefetch import prefetch
-from etude.core.seeds import rng_for
 from etude.models.classifier import Preprocessing
 from etude.models.device import channels_last
 
@@ -50,7 +49,7 @@ def extract_features(
     rows: np.ndarray,
     preprocessing: Preprocessing,
     *,
-    progress: Progress,
+    context: Context = Context(),
     precision: str = "fp32",
     batch_size: int = 32,
     name: str = "features",
@@ -61,7 +60,7 @@ def extract_features(
     """
     fetch: Fetch = lambda part: gather(rows[part], preprocessing.size)  # noqa: E731
     outputs = outputs_of(backbone, fetch, len(rows), preprocessing, precision=precision, batch_size=batch_size)
-    return _joined(outputs, len(rows), progress, name)
+    return _joined(outputs, len(rows), context, name)
 
 
 Fetch = Callable[[slice], np.ndarray]
@@ -102,10 +101,9 @@ def extract_views(
     augment: Augment,
     policy: str,
     views: int,
-    seed: int,
     data: str,
-    progress: Progress,
-    cache: Path | None,
+    context: Context,
+    keep: bool = True,
     plain: np.ndarray | None = None,
     source_size: Callable[[int], int] | None = None,
     precision: str = "fp32",
@@ -114,13 +112,13 @@ def extract_views(
 ) -> np.ndarray:
     """Return float16 (V, N, D) features of the rows over views: the first as they are, the others augmented in full.
 
-    Each view is kept in ``cache`` by itself, so that asking for more views later computes the new ones only. The
+    Each view is kept in the cache by itself, so that asking for more views later computes the new ones only. The
     random draws depend on (seed, view, place among the rows) alone, not on the batch size.
 
     Args:
         augment: changes images; at strength 1 here.
         policy: tells this change from every other.
-        cache: folder of the features; None where ``policy`` cannot tell them from those of another change.
+        keep: whether the cache may hold them; not where ``policy`` cannot tell one change from another.
         views: V, the plain one included.
         data: tells the store from every other.
         plain: (N, D) features of the first view, when they have been computed before.
@@ -130,7 +128,7 @@ def extract_views(
     size = preprocessing.size
     read = size if source_size is None else source_size(size)
     key = digest_of(
-        f"views-1 {policy} {seed} {precision} {read}", data, weights_digest(backbone), str(backbone),
+        f"views-1 {policy} {context.seed} {precision} {read}", data, weights_digest(backbone), str(backbone),
         repr(preprocessing), np.asarray(rows, np.int64).tobytes(),
     )  # fmt: skip
     settings = {"precision": precision, "batch_size": max(1, batch_size // _BLOCK) * _BLOCK}
@@ -141,25 +139,25 @@ def extract_views(
             drawn: list[np.ndarray] = []
             for start in range(part.start, part.stop, _BLOCK):
                 images = gather(rows[start : min(start + _BLOCK, part.stop)], read)
-                drawn.append(augment(images, 1.0, rng_for(seed, f"view {view}", start // _BLOCK), size))
+                drawn.append(augment(images, 1.0, context.rng(f"view {view}", start // _BLOCK), size))
             return np.concatenate(drawn)
 
         outputs = outputs_of(backbone, fetch if view else plain_fetch, len(rows), preprocessing, **settings)
-        return _joined(outputs, len(rows), progress, f"{name} (view {view + 1}/{views})")
+        return _joined(outputs, len(rows), context, f"{name} (view {view + 1}/{views})")
 
     found = [] if plain is None else [plain]
     for view in range(len(found), views):
         compute: Callable[[], np.ndarray] = lambda view=view: one(view)  # noqa: E731
-        kept = None if cache is None else cached(cache / f"{key}-{view}.npz", compute, len(rows))[0]
-        found.append(compute() if kept is None else kept)
+        kept = context.cached("features", f"{key}-{view}.npz")
+        found.append(cached(kept, compute, len(rows))[0] if keep else compute())
     return np.stack(found)
 
 
-def _joined(outputs: Generator[np.ndarray], count: int, progress: Progress, name: str) -> np.ndarray:
+def _joined(outputs: Generator[np.ndarray], count: int, context: Context, name: str) -> np.ndarray:
     """Return the outputs of ``count`` rows as one array."""
     found: np.ndarray | None = None
     done = 0
-    with progress.bar(name, count) as advance:
+    with context.bar(name, count) as advance:
         for values in outputs:
             if found is None:
                 found = np.empty((count, *values.shape[1:]), np.float16)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
 
 import etude.compat  # noqa: F401  (before lightning)
 
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 
 from etude.callbacks import EMA, SWA, Checkpoints, Clock, History, TrainingProgress, arrange
-from etude.core.context import Progress
+from etude.core.context import Context
 from etude.core.errors import EtudeError
 from etude.core.files import explained_write
 from etude.data.loader import OrderedBatches
@@ -37,8 +36,7 @@ def fine_tune(
     model: Classifier,
     task: FineTuneTask,
     *,
-    progress: Progress,
-    warn: Callable[[str], object],
+    context: Context = Context(),
     name: str = "fine-tune",
 ) -> Finished:
     """Train ``model`` in place by the task's recipe.
@@ -47,8 +45,7 @@ def fine_tune(
     as many threads: bit for bit).
 
     Args:
-        progress: draws the bar.
-        warn: told when a checkpoint cannot be written, or a plateau cannot fire.
+        context: draws the bar; warns when a checkpoint cannot be written, or a plateau cannot fire.
         name: shown before the bar.
 
     Raises:
@@ -68,14 +65,14 @@ def fine_tune(
         model.eval()
         return done
     plan = _plan(task, kept)
-    clock = Clock(plan.timeline, plan.steps, warn)
+    clock = Clock(plan.timeline, plan.steps, context.warn)
     module = FineTune(model, task, clock)
     history, averaging = History(task.folder / "history.csv", plan.epoch_steps), _averaging(task.recipe, plan.timeline)
     every = parse_length(task.recipe.train.checkpoint_every)[0]
     callbacks: list[pl.Callback] = [clock, history, *averaging, *tricks(task, plan.timeline)]
     callbacks += [
-        TrainingProgress(progress, plan.steps, task.batch_size, name),
-        Checkpoints(kept.folder, every_steps=round(plan.epoch_steps), every_seconds=every, warn=warn),
+        TrainingProgress(context, plan.steps, task.batch_size, name),
+        Checkpoints(kept.folder, every_steps=round(plan.epoch_steps), every_seconds=every, warn=context.warn),
     ]
     # A new run's processes do not wait for the first to clear the folder, so an older checkpoint may still be there.
     checkpoint, start = (kept.checkpoint, kept.step_for(module)) if task.resume else (None, None)

@@ -14,7 +14,7 @@ import torch
 
 from etude.callbacks import Clock, TrainingProgress, arrange
 from etude.callbacks.base import loss_of
-from etude.core.context import Progress
+from etude.core.context import Context
 from etude.core.lr_range import DIVERGED
 from etude.models.classifier import Classifier
 from etude.models.modes import applied
@@ -35,7 +35,7 @@ def lr_range_test(
     steps: int = 100,
     lowest: float = 1e-7,
     highest: float = 1.0,
-    progress: Progress,
+    context: Context = Context(),
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the learning rates (S,) that were tried, and the loss (S,) of the step at each; ``model`` is used up.
 
@@ -53,7 +53,7 @@ def lr_range_test(
     )
     clock, losses = Clock(timeline, steps), _Losses()
     task = replace(task, valid=None)
-    bar = TrainingProgress(progress, steps, task.batch_size, "learning rate")
+    bar = TrainingProgress(context, steps, task.batch_size, "learning rate")
     with quiet_lightning():
         callbacks = arrange([clock, losses, *smoothing(task, timeline), bar])
         trainer = build_trainer(

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, SoftFileLock, Timeout
 
-from etude.core.context import Context, Warn
+from etude.core.context import Context
 from etude.core.errors import EtudeError, listed, nearest
 from etude.core.files import NO_LOCKS, digest_of, explained_write
 from etude.core.processor import usable_cores
@@ -129,7 +129,7 @@ class _Build:
         if (found := self._usable(asked)) is not None:
             return found, None
         # What a run holds that decodes these images, into any kind.
-        with alone(self.stores / f"{self.key}.lock", self.context.warn) as locked:
+        with alone(self.stores / f"{self.key}.lock", self.context) as locked:
             if (found := self._usable(asked, discard=True)) is not None:  # built while this run waited
                 return found, None
             kind, reason = self._chosen_kind(asked, limit, locked)
@@ -204,7 +204,7 @@ def _discard(folder: Path) -> None:
 
 
 @contextmanager
-def alone(path: Path, warn: Warn) -> Iterator[bool]:
+def alone(path: Path, context: Context) -> Iterator[bool]:
     """Hold the lock ``path``, waiting for the run that has it; yield whether the file system has locks at all.
 
     The system releases a lock when its process ends, however it ends.
@@ -212,9 +212,9 @@ def alone(path: Path, warn: Warn) -> Iterator[bool]:
     lock = FileLock(path)
     try:
         with explained_write(path):
-            held = _acquired(lock, warn)
+            held = _acquired(lock, context)
         if not held:
-            warn(
+            context.warn(
                 f"{path.parent} is on a file system without locks, so what this run decodes is kept separate from "
                 "other runs' work, and a run that is killed while it decodes begins anew"
             )
@@ -223,14 +223,16 @@ def alone(path: Path, warn: Warn) -> Iterator[bool]:
         lock.release()
 
 
-def _acquired(lock: FileLock, warn: Warn) -> bool:
+def _acquired(lock: FileLock, context: Context) -> bool:
     try:
         try:
             with warnings.catch_warnings():  # filelock warns of a missing lock in other words
                 warnings.simplefilter("ignore")
                 lock.acquire(timeout=0)
         except Timeout:
-            warn(f"another run decodes the same images (it holds {lock.lock_file}); this one waits for its store")
+            context.warn(
+                f"another run decodes the same images (it holds {lock.lock_file}); this one waits for its store"
+            )
             lock.acquire()
     except NotImplementedError:
         return False

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from etude.core.context import Progress, Silent
+from etude.core.context import Context
 from etude.core.processor import free_memory
 from etude.core.text import file_size
 from etude.data.stores.disk import Store, checked_rows
@@ -31,14 +31,14 @@ class DeviceStore:
 
     kind = "device"
 
-    def __init__(self, store: Store, device: torch.device | str, progress: Progress | None = None) -> None:
+    def __init__(self, store: Store, device: torch.device | str, context: Context = Context()) -> None:
         import torch  # the rest of the data room works without
 
         self.disk, self.device = store, torch.device(device)
         shape = (len(store), store.size, store.size, store.channels)
         self._images = torch.empty(shape, dtype=torch.uint8, device=self.device)
         at_once = max(1, _COPIED_AT_ONCE // int(np.prod(shape[1:])))
-        with (progress or Silent()).bar(f"copy to {self.device}", len(store)) as advance:
+        with context.bar(f"copy to {self.device}", len(store)) as advance:
             for first in range(0, len(store), at_once):
                 rows = np.arange(first, min(first + at_once, len(store)))
                 self._images[first : first + len(rows)] = torch.from_numpy(store.gather(rows, store.size))

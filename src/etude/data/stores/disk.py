@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 
-from etude.core.context import Progress
+from etude.core.context import Context
 from etude.core.errors import EtudeError
 from etude.core.files import read_json, write_json
 from etude.data.compact import Digests
@@ -209,11 +209,11 @@ class DiskStore(ABC):
         """Return the side at which rows are cheapest to read: the stored one."""
         return self.size
 
-    def check(self, progress: Progress) -> None:
+    def check(self, context: Context) -> None:
         """Compare all files with the checksums that were taken when they were written, else DamagedStoreError."""
         total = self.record.total_bytes
         read = shown = 0
-        with progress.bar("check store", len(self)) as advance:
+        with context.bar("check store", len(self)) as advance:
 
             def count(held: int) -> None:
                 nonlocal read, shown

@@ -20,7 +20,7 @@ from typing import IO, Any, Self
 
 import numpy as np
 
-from etude.core.context import Context, Progress
+from etude.core.context import Context
 from etude.core.errors import EtudeError
 from etude.core.files import digest_of, explained_write, read_json, write_json
 from etude.core.prefetch import prefetch
@@ -239,11 +239,11 @@ def _verified(folder: Path, store: type[DiskStore], context: Context) -> Begun |
     return None
 
 
-def _is_whole(folder: Path, begun: Begun, progress: Progress) -> bool:
+def _is_whole(folder: Path, begun: Begun, context: Context) -> bool:
     """Return whether the beginnings of the files are as they were recorded."""
     advance: Any
     try:
-        with progress.bar("check partial work", sum(held.bytes for held in begun.files.values()), "bytes") as advance:
+        with context.bar("check partial work", sum(held.bytes for held in begun.files.values()), "bytes") as advance:
             return all(
                 (folder / name).stat().st_size >= held.bytes
                 and checksum_of(folder / name, held.bytes, advance) == held.checksum
@@ -253,13 +253,13 @@ def _is_whole(folder: Path, begun: Begun, progress: Progress) -> bool:
         return False
 
 
-def _fill(store: PartialStore, images: ImageSet, scan: Scan, target: Target, progress: Progress, threads: int) -> None:
+def _fill(store: PartialStore, images: ImageSet, scan: Scan, target: Target, context: Context, threads: int) -> None:
     done, total = store.done, len(scan)
     if target.store is RawStore:
         store.reserve(total - done, target.size**2 * scan.channels)
     read = partial(_read_row, images=images, scan=scan, target=target)
     saved = time.monotonic()
-    with progress.bar(f"decode (resumed at {done:,})" if done else "decode", total - done) as advance:
+    with context.bar(f"decode (resumed at {done:,})" if done else "decode", total - done) as advance:
         for row in prefetch(read, range(done, total), threads=threads):
             if isinstance(row, str):
                 store.skip(row)

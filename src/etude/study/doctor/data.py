@@ -29,13 +29,13 @@ def examine_data(request: Request, screen: Screen) -> dict[str, Any]:
     """Read, store and examine the images as a run with this request would."""
     request.check()
     recipe = load_recipe(request.recipe, request.settings)
-    sources = read_sources(request, recipe, screen.warn)
+    context = Context(screen, screen.warn, request.cache, request.seed)
+    sources = read_sources(request, recipe, context)
     scans = survey_sources(sources, recipe, screen)
     needed = required_size(recipe.model.backbone)
     short_side, channels = scans.labelled.median_short_side, scans.labelled.channels
     recipe = resolve(recipe, ImageFacts(short_side, channels, count=sources.train_count, required_size=needed))
     precision = choose_precision(recipe.train.precision, best_device())
-    context = Context(screen, screen.warn, request.cache, request.seed)
 
     def opened(images: ImageSet, scan: Scan, fit: str) -> Dataset:
         return open_dataset(images, scan, recipe.model.feature_size, context, fit=fit)
@@ -46,11 +46,11 @@ def examine_data(request: Request, screen: Screen) -> dict[str, Any]:
         return compute_features(frozen, images, recipe, precision, context).values
 
     data, test = opened(sources.labelled, scans.labelled, recipe.data.fit), None
-    folds = make_folds(data, sources, request, recipe, screen.warn)
+    folds = make_folds(data, sources, request, recipe, context)
     frozen = build_frozen(recipe, data.build.store.channels)
     if sources.test is not None and scans.test is not None:
         # Test images are read like the training images, as in a run.
-        like = scans.test.like(data.build.store.channels, data.build.value_range, "test images", screen.warn)
+        like = scans.test.like(data.build.store.channels, data.build.value_range, "test images", context)
         test = opened(sources.test, like, data.build.fit)
     return examine_health(
         data, features(data), folds,

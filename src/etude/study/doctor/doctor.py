@@ -138,7 +138,7 @@ def choose_subject(asked: Options, screen: Screen) -> Subject:
         facts = ImageFacts(_CAMERA_SIDE, 3, count=1_000, required_size=needed)
         return Subject(resolve(recipe, facts, screen.warn), facts)
     asked.check()
-    images = read_sources(asked, recipe, screen.warn).labelled
+    images = read_sources(asked, recipe, Context(screen, screen.warn, asked.cache, asked.seed)).labelled
     spread = np.unique(np.linspace(0, len(images) - 1, min(_SCANNED, len(images))).astype(int))
     ranges: list[str] = []
     scanned = scan_images(images.take(spread), screen).in_range(value_range(recipe.data.range), ranges.append)

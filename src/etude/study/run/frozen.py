@@ -90,7 +90,7 @@ def compute_features(frozen: Frozen, data: Dataset, recipe: Recipe, precision: s
     module.to(best_device())
     values, reused = cached(
         context.cached("features", f"{key}.npz"),
-        lambda: extract_features(module, gather, rows, preprocessing, progress=context, precision=precision),
+        lambda: extract_features(module, gather, rows, preprocessing, context=context, precision=precision),
         len(rows),
     )
     return FrozenFeatures(frozen, preprocessing, values, reused)
@@ -119,9 +119,9 @@ def add_views(
     rows = np.unique(rows)
     values = extract_views(
         module, store.gather, rows, features.preprocessing,
-        augment=augment, policy=policy, views=recipe.head.views, seed=context.seed, data=store.folder.name,
+        augment=augment, policy=policy, views=recipe.head.views, data=store.folder.name,
         plain=features.values[rows], source_size=store.source_size, precision=precision,
-        cache=context.cached("features") if keep else None, progress=context,
+        context=context, keep=keep,
     )  # fmt: skip
     return replace(features, augmented=AugmentedViews(rows, values[1:]))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from etude.core.context import Context
 from etude.core.lr_range import NoDescentError
 from etude.data.split import Fold
 from etude.functional.augment import policy_named
@@ -64,7 +65,7 @@ def fit(request: Request, screen: Screen) -> Path:
     refuse_mismatch(request, recipe)
     policy_named("none" if recipe.augment.policy == "auto" else recipe.augment.policy)
     early_warnings: list[str] = []
-    sources = read_sources(request, recipe, early_warnings.append)
+    sources = read_sources(request, recipe, Context(screen, early_warnings.append, request.cache, request.seed))
     inputs = inputs_of(recipe, sources.labelled, sources.train_count)
     folder = resumable_folder(request) if request.resume else request.out or claim_run_folder(request.train)
     with working_on(folder, early_warnings.append), naming_resume(folder):

@@ -37,7 +37,7 @@ def find_lr(prepared: Prepared, fold: Fold, policy: str, figure: Path, context: 
     model, card = starting_network(prepared, fold, policy)
     with tempfile.TemporaryDirectory() as nowhere:
         task = training_task(prepared, fold, card, Path(nowhere))
-        rates, losses = lr_range_test(model, task, progress=context)
+        rates, losses = lr_range_test(model, task, context=context)
     suggestion = suggest_lr(rates, losses)
     save_figure(lr_range_figure(rates, losses, suggestion.smoothed, suggestion), figure)
     return replace(suggestion, lr=suggestion.lr * prepared.recipe.train.lr / maximum_of(prepared.recipe, "lr"))
@@ -48,7 +48,7 @@ def search(request: Request, screen: Screen, figure: Path) -> LrSuggestion:
     request.check()
     recipe = load_recipe(request.recipe, request.settings)
     refuse_idle_search(recipe, always=True)
-    sources = read_sources(request, recipe, screen.warn)
+    sources = read_sources(request, recipe, Context(screen, screen.warn, request.cache, request.seed))
     with tempfile.TemporaryDirectory() as nowhere:
         record = RunRecord.open(
             Path(nowhere) / "run", command=request.command, recipe=recipe.name, settings={}, changed={},

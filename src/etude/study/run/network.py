@@ -162,7 +162,7 @@ def _predict(
 ) -> Predictions:
     labels, ids = data.images.labels, [data.images.ids[row] for row in rows]
     known = None if labels is None else data.labels[rows]
-    return predict(model, card, data.build.store.gather, rows, ids, labels=known, progress=context, **options)
+    return predict(model, card, data.build.store.gather, rows, ids, labels=known, context=context, **options)
 
 
 def head_candidate(
@@ -201,7 +201,7 @@ def finetune_candidate(
         model.load_state_dict(extras.start.state_dict())
     task = training_task(prepared, fold, card, folder, resume=resume, extras=extras)
     name = "fine-tune" if stage == "finetune" else stage
-    done = fine_tune(model, task, progress=context, warn=context.warn, name=name)
+    done = fine_tune(model, task, context=context, name=name)
     valid = _predict(model, card, prepared.data, fold.valid, context, name="validate")
     epochs = done.steps * min(prepared.recipe.train.batch_size, len(fold.train)) / len(fold.train)
     train = _train_rows(prepared, fold, model, None, epochs)

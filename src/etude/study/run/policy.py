@@ -47,7 +47,7 @@ def choose_policy(
         if view.name in _PROBES:
             seen = extract_features(
                 features.frozen.backbone.module, seen_through(view, data.build.store.gather), rows,
-                features.preprocessing, progress=context, precision=precision, name=f"symmetry ({view.name})",
+                features.preprocessing, context=context, precision=precision, name=f"symmetry ({view.name})",
             )  # fmt: skip
             right[view.name] = _right(head, seen, truth)
     return decide(right, chance=float(np.bincount(truth).max() / len(truth)))

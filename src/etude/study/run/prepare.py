@@ -113,7 +113,7 @@ def prepare(session: Session, recipe: Recipe, sources: Sources) -> Prepared:
     plan = {"expected_seconds": dict(expected), "resolved": flat(recipe), "device": described}
     session.record.set("plan", {**plan, "mode": None if mode is None else mode.as_dict()})
     data, test, unlabelled = _store(session, recipe, sources, surveys)
-    folds = make_folds(data, sources, session.request, recipe, session.warn)
+    folds = make_folds(data, sources, session.request, recipe, session.context)
     session.keep_inputs({"validation images": digest_of(*(fold.valid.tobytes() for fold in folds))})
     _record_data(session, sources, data, test, folds, surveyed)
     features = None if frozen is None else _features(session, frozen, data, recipe, precision)
@@ -134,7 +134,7 @@ def on_device(session: Session, recipe: Recipe, data: Dataset) -> DeviceStore | 
     if not fits and asked == "always":
         raise EtudeError(f"{told}: data.on_device=always asks for more than there is, leave it at auto")
     session.screen.say(told)
-    return DeviceStore(data.build.store, device, session.screen) if fits else None
+    return DeviceStore(data.build.store, device, session.context) if fits else None
 
 
 def _features(session: Session, frozen: Frozen, data: Dataset, recipe: Recipe, precision: str) -> FrozenFeatures:
@@ -157,7 +157,7 @@ def _store(
         """Images without labels are read like the labelled ones: geometry, channels and range of values."""
         if images is None or surveyed is None:
             return None
-        like = surveyed.like(data.build.store.channels, data.build.value_range, f"{what} images", session.warn)
+        like = surveyed.like(data.build.store.channels, data.build.value_range, f"{what} images", session.context)
         return opened(images, like, data.build.fit)
 
     with session.stage("store") as stage:
@@ -192,7 +192,7 @@ def warn_of_known(session: Session, data: Dataset, test: Dataset) -> None:
 def _check_submission(session: Session, test: Dataset, classes: tuple[str, ...]) -> None:
     """Say and record what the submission will hold; its warnings have been given when the images were listed."""
     unreadable = [bad.id for bad in test.build.bad]
-    told = check_asked(session.request, test.images, classes, unreadable, warn=lambda text: None)
+    told = check_asked(session.request, test.images, classes, session.context.quiet(), unreadable)
     if told is not None:
         session.screen.say(f"submission: {told}")
         session.record.set("submission", {"sample": session.request.sample_submission, "holds": told})
@@ -201,7 +201,7 @@ def _check_submission(session: Session, test: Dataset, classes: tuple[str, ...])
 def _amounts(session: Session, recipe: Recipe, sources: Sources, surveys: Surveys) -> Amounts:
     surveyed = surveys.labelled
     try:
-        train, valid = planned_split(sources, surveyed, session.request, recipe)
+        train, valid = planned_split(sources, surveyed, session.request, recipe, session.context)
         refuse_single_images(recipe, train)
     except EtudeError:  # what cannot be read may be why, and the list has not been written yet
         _list_bad(session, surveyed.bad, len(surveyed))

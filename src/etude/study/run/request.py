@@ -20,7 +20,7 @@ from etude.core.errors import EtudeError
 from etude.core.files import explained_write
 
 if TYPE_CHECKING:
-    from etude.core.context import Warn
+    from etude.core.context import Context
     from etude.data.sources import ImageSet
     from etude.recipe.settings import DataSettings
 
@@ -157,17 +157,17 @@ class Request(FitOptions):
         if self.mlflow is not None:
             check_server(self.mlflow)
 
-    def read_train(self, settings: DataSettings, warn: Warn) -> ImageSet:
+    def read_train(self, settings: DataSettings, context: Context) -> ImageSet:
         """Read the labelled training images."""
         from etude.data.sources import read_labelled
 
         return read_labelled(
             self.train, image_column=self.image_column, label_column=self.label_column,
             weight_column=self.weight_column, image_root=self.image_root,
-            split_column=settings.split_column, spelling=settings.labels, warn=warn,
+            split_column=settings.split_column, spelling=settings.labels, context=context,
         )  # fmt: skip
 
-    def read_valid(self, classes: Sequence[str], settings: DataSettings, warn: Warn) -> ImageSet | None:
+    def read_valid(self, classes: Sequence[str], settings: DataSettings, context: Context) -> ImageSet | None:
         """Read the validation images, whose labels must be among ``classes``."""
         from etude.data.sources import read_labelled
 
@@ -176,7 +176,7 @@ class Request(FitOptions):
         names = ("image_column", "label_column", "image_root") if self.valid.is_file() else ()
         columns = {name: getattr(self, name) for name in names}
         return read_labelled(
-            self.valid, split_column="none", classes=classes, spelling=settings.labels, warn=warn, **columns
+            self.valid, split_column="none", classes=classes, spelling=settings.labels, context=context, **columns
         )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from etude.core.context import Context
 from etude.core.errors import EtudeError, listed
 from etude.core.files import digest_of, hash_of_file
 from etude.core.seeds import derive_seed
@@ -21,8 +22,6 @@ from etude.functional.transforms import code_digest
 from etude.journal.screen import Screen
 from etude.recipe.settings import Recipe, value_range
 from etude.study.run.request import Request
-
-Warn = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +56,16 @@ class Surveys:
     unlabelled: Scan | None = None
 
 
-def read_sources(request: Request, recipe: Recipe, warn: Warn) -> Sources:
+def read_sources(request: Request, recipe: Recipe, context: Context) -> Sources:
     """Read what the request names; a sample is taken before anything is decoded."""
-    train = _by_request(request.read_train(recipe.data, warn), request, warn)
+    train = _by_request(request.read_train(recipe.data, context), request, context)
     if request.sample is not None:
         assert train.labels is not None
         strata = train.labels
         if train.split is not None:  # so that the sample has validation rows too
             _, strata = np.unique(np.stack([strata, train.split.fold_of]), axis=1, return_inverse=True)
-        train = train.take(sample(strata, request.sample, request.seed, warn=warn))
-    valid = request.read_valid(train.classes, recipe.data, warn)
+        train = train.take(sample(strata, request.sample, context))
+    valid = request.read_valid(train.classes, recipe.data, context)
     labelled = train if valid is None else concatenated_sets(train, valid)
     test = None if request.test is None else read_unlabelled(request.test)
     if request.probabilities and request.sample_submission is None and "id" in train.classes:
@@ -75,19 +74,19 @@ def read_sources(request: Request, recipe: Recipe, warn: Warn) -> Sources:
             "another name for that column, or leave out --probabilities"
         )
     if test is not None:
-        check_asked(request, test, train.classes, warn=warn)
+        check_asked(request, test, train.classes, context)
     more = None if request.unlabeled is None else read_unlabelled(request.unlabeled)
     return Sources(labelled, len(train), test, more)
 
 
-def _by_request(train: ImageSet, request: Request, warn: Warn) -> ImageSet:
+def _by_request(train: ImageSet, request: Request, context: Context) -> ImageSet:
     """Return the training images without the split of their table where the request asks for another one."""
     split = train.split
     if split is None or (request.valid is None and request.folds in (None, len(split.folds))):
         return train
     given = request.valid is not None
     option, rows = ("--valid", "all of its rows train") if given else (f"--folds {request.folds}", "its rows are dealt")
-    warn(f"{option} goes before column {split.column!r} of {request.train}, which is not used: {rows}")
+    context.warn(f"{option} goes before column {split.column!r} of {request.train}, which is not used: {rows}")
     return replace(train, split=None)
 
 
@@ -126,20 +125,22 @@ def survey_sources(sources: Sources, recipe: Recipe, screen: Screen) -> Surveys:
     return Surveys(labelled, *rest)
 
 
-def make_folds(data: Dataset, sources: Sources, request: Request, recipe: Recipe, warn: Warn) -> list[Fold]:
+def make_folds(data: Dataset, sources: Sources, request: Request, recipe: Recipe, context: Context) -> list[Fold]:
     """Return the splits of the readable images: a hold-out, k folds, or the given validation images.
 
     Raises:
         EtudeError: fewer than two classes are left, or there is nothing to validate on.
     """
-    splits = _splits(data.images, data.build.kept, data.build.content_hashes, sources, request, recipe, warn)
+    splits = _splits(data.images, data.build.kept, data.build.content_hashes, sources, request, recipe, context)
     seeds = [request.seed if len(splits) == 1 else derive_seed(request.seed, "fold", k) for k in range(len(splits))]
     return [
         Fold(np.asarray(train), np.asarray(valid), seed) for (train, valid), seed in zip(splits, seeds, strict=True)
     ]
 
 
-def planned_split(sources: Sources, surveyed: Scan, request: Request, recipe: Recipe) -> tuple[int, int]:
+def planned_split(
+    sources: Sources, surveyed: Scan, request: Request, recipe: Recipe, context: Context
+) -> tuple[int, int]:
     """Return how many images of the first fold train and validate, if all that could be surveyed can be decoded.
 
     Raises:
@@ -147,7 +148,7 @@ def planned_split(sources: Sources, surveyed: Scan, request: Request, recipe: Re
     """
     images = sources.labelled.take(surveyed.kept)
     hashes = surveyed.content_hashes
-    splits = _splits(images, surveyed.kept, hashes, sources, request, recipe, warn=lambda text: None)
+    splits = _splits(images, surveyed.kept, hashes, sources, request, recipe, context.quiet())
     return len(splits[0][0]), len(splits[0][1])
 
 
@@ -158,7 +159,7 @@ def _splits(
     sources: Sources,
     request: Request,
     recipe: Recipe,
-    warn: Warn,
+    context: Context,
 ) -> list[Split]:
     """Split ``images``, those of the sources at positions ``kept``."""
     assert images.labels is not None
@@ -170,34 +171,34 @@ def _splits(
         )
     if len(present) < len(classes):
         lost = [name for label, name in enumerate(classes) if label not in present]
-        warn(f"no image of {listed(lost)} can be read: the model will know these classes by name only")
+        context.warn(f"no image of {listed(lost)} can be read: the model will know these classes by name only")
     if images.split is not None:
         pairs = images.split.pairs(all_folds=request.folds is not None)
-        splits = [_given(images, train, valid, hashes, warn) for train, valid in pairs]
+        splits = [_given(images, train, valid, hashes, context) for train, valid in pairs]
     elif request.folds is not None:
-        splits = k_folds(labels, hashes, request.folds, request.seed, warn=warn, classes=classes)
+        splits = k_folds(labels, hashes, request.folds, context, classes=classes)
     elif request.valid is not None:
         is_train = kept < sources.train_count
-        splits = [_given(images, np.flatnonzero(is_train), np.flatnonzero(~is_train), hashes, warn)]
+        splits = [_given(images, np.flatnonzero(is_train), np.flatnonzero(~is_train), hashes, context)]
     else:
-        splits = [hold_out(labels, hashes, recipe.data.valid, request.seed, warn=warn, classes=classes)]
-    _warn_of_groups(images, splits[0], warn)
+        splits = [hold_out(labels, hashes, recipe.data.valid, context, classes=classes)]
+    _warn_of_groups(images, splits[0], context)
     return splits
 
 
-def _warn_of_groups(images: ImageSet, split: Split, warn: Warn) -> None:
+def _warn_of_groups(images: ImageSet, split: Split, context: Context) -> None:
     """Say so where images that may belong together, such as a patient's, stand on both sides of the split."""
     for name, values in images.groups.items():
         shared, count = shared_groups(values, *split)
         if shared:
-            warn(
+            context.warn(
                 f"validation shares {shared:,} of {count:,} values of {name!r} with training: if rows of one value are "
                 "alike, the validation score is too high; mark whole values for validation in a column 'is_valid'"
             )
 
 
 def check_asked(
-    request: Request, test: ImageSet, classes: tuple[str, ...], unreadable: Sequence[str] = (), *, warn: Warn
+    request: Request, test: ImageSet, classes: tuple[str, ...], context: Context, unreadable: Sequence[str] = ()
 ) -> str | None:
     """Refuse a sample submission that does not fit these test images and classes, before hours of training.
 
@@ -212,7 +213,7 @@ def check_asked(
         return None
     return check_sample(
         request.sample_submission, test.ids, classes,
-        probabilities=request.probabilities, positive=request.positive, unreadable=unreadable, warn=warn,
+        probabilities=request.probabilities, positive=request.positive, unreadable=unreadable, warn=context.warn,
     )  # fmt: skip
 
 
@@ -226,7 +227,7 @@ def other_files(*sets: Dataset | None) -> list[BadFile]:
     return [other for one in sets if one is not None for other in one.images.left_out()]
 
 
-def _given(images: ImageSet, train: np.ndarray, valid: np.ndarray, hashes: Sequence[str], warn: Warn) -> Split:
+def _given(images: ImageSet, train: np.ndarray, valid: np.ndarray, hashes: Sequence[str], context: Context) -> Split:
     if not len(train) or not len(valid):
         raise EtudeError(
             "no readable image is left on one side of the split; see bad_files.csv and mend or replace them"
@@ -238,7 +239,7 @@ def _given(images: ImageSet, train: np.ndarray, valid: np.ndarray, hashes: Seque
             "classes or more: see bad_files.csv and mend or replace them"
         )
     if len(lost := np.setdiff1d(images.labels[valid], known)):
-        warn(
+        context.warn(
             f"validation holds {int(np.isin(images.labels[valid], lost).sum()):,} images of "
             f"{listed((images.classes[one] for one in lost), 3)}, and no training image is of such a class: they count "
             "as errors, so mark some of them for training"
@@ -246,7 +247,7 @@ def _given(images: ImageSet, train: np.ndarray, valid: np.ndarray, hashes: Seque
     trained = {hashes[row] for row in train.tolist()}
     copies = [images.ids[row] for row in valid.tolist() if hashes[row] in trained]
     if copies:
-        warn(
+        context.warn(
             f"{len(copies):,} of {len(valid):,} validation images are copies of training images ({listed(copies, 3)}): "
             "the validation score is too high by that much"
         )

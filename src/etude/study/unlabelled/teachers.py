@@ -146,16 +146,16 @@ def _predicted(
 ) -> Predictions:
     """Return what a network says about images, decoded anew where it wants them otherwise than the student does."""
     shape, store = card.preprocessing, data.build.store
-    gather, ids = store.gather, [data.images.ids[row] for row in rows]
+    context, gather, ids = session.context, store.gather, [data.images.ids[row] for row in rows]
     own_range = data.build.value_range
     if (shape.stored_size, shape.fit, shape.channels, shape.value_range) != (
         store.size, data.build.fit, store.channels, own_range,
     ):  # fmt: skip
         images = data.images.take(rows)
-        surveyed = scan_images(images, session.screen).like(shape.channels, shape.value_range, "images", session.warn)
-        own = open_dataset(images, surveyed, shape.stored_size, session.context, fit=shape.fit)
+        surveyed = scan_images(images, context).like(shape.channels, shape.value_range, "images", context)
+        own = open_dataset(images, surveyed, shape.stored_size, context, fit=shape.fit)
         gather, rows, ids = own.build.store.gather, np.arange(len(own)), list(own.images.ids)
-    return predict(model, card, gather, rows, ids, tta=card.tta, progress=session.screen, name="teacher")
+    return predict(model, card, gather, rows, ids, tta=card.tta, context=context, name="teacher")
 
 
 def _of_file(predictions: Predictions, ids: Sequence[str], classes: tuple[str, ...]) -> np.ndarray:
