@@ -47,7 +47,7 @@ from etude.callbacks import (
     TrainingProgress,
     arrange,
 )
-from etude.callbacks.batches import BatchTransform, ImageBatch, Occasion
+from etude.callbacks.batches import BatchContext, BatchTransform, ImageBatch
 from etude.core.context import Silent
 from etude.models.backbones import build_backbone
 from etude.models.classifier import Classifier
@@ -217,9 +217,9 @@ def tricks_at_work() -> Mapping[str, float]:
         trainer.callbacks = [trick]  # pyright: ignore[reportAttributeAccessIssue]  (set by Lightning, undeclared)
         times: list[float] = []
         for step in range(200):
-            occasion = Occasion(trainer, module, step, step, None)
+            context = BatchContext(trainer, module, step, step, None)
             start = time.process_time()
-            trick.changed(batch, occasion)
+            trick.changed(batch, context)
             times.append(time.process_time() - start)
         seconds[type(trick).__name__] = statistics.median(times)
     return seconds

@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from etude.callbacks import AugmentRamp, CutMix, Distill, LabelSmoothing, MixUp, ProgressiveResize, PseudoLabels
-from etude.callbacks.batches import BatchTransform, ImageBatch, Occasion, closed, opened
+from etude.callbacks.batches import BatchContext, BatchTransform, ImageBatch, closed, opened
 from etude.callbacks.clock import Clock
 from etude.core.errors import EtudeError
 from etude.timeline import Phase, Timeline
@@ -28,26 +28,26 @@ TWO_PHASES = Timeline((Phase("first", 0.5, lr=0.1), Phase("second", 0.5, lr=0.1)
 
 
 class Add(BatchTransform):
-    """Adds a number to the images and writes down the occasions."""
+    """Adds a number to the images and writes down the contexts."""
 
     def __init__(self, number: float, **settings: Any) -> None:
         super().__init__(**settings)
         self.number = number
-        self.occasions: list[Occasion] = []
+        self.contexts: list[BatchContext] = []
 
-    def changed(self, batch: ImageBatch, occasion: Occasion) -> ImageBatch:
-        self.occasions.append(occasion)
+    def changed(self, batch: ImageBatch, context: BatchContext) -> ImageBatch:
+        self.contexts.append(context)
         return replace(batch, image=batch.image + self.number)
 
 
 class Double(BatchTransform):
-    def changed(self, batch: ImageBatch, occasion: Occasion) -> ImageBatch:
+    def changed(self, batch: ImageBatch, context: BatchContext) -> ImageBatch:
         return replace(batch, image=batch.image * 2)
 
 
 class Noise(BatchTransform):
-    def changed(self, batch: ImageBatch, occasion: Occasion) -> ImageBatch:
-        return replace(batch, image=torch.from_numpy(occasion.rng(self.seed, "noise").random(batch.image.shape)))
+    def changed(self, batch: ImageBatch, context: BatchContext) -> ImageBatch:
+        return replace(batch, image=torch.from_numpy(context.rng(self.seed, "noise").random(batch.image.shape)))
 
 
 def images_seen(module: Any) -> torch.Tensor:
@@ -144,11 +144,11 @@ def test_a_datamodules_batches_are_changed_too(overrides: bool, fit_images, imag
 def test_steps_batches_and_moments_are_those_of_the_coming_step(fit_images, image_module):
     add, clock = Add(1.0), Clock(TWO_PHASES)
     fit_images(image_module(), [clock, add], steps=4, accumulate_grad_batches=2)
-    assert [(occasion.step, occasion.batch_idx) for occasion in add.occasions] == [
+    assert [(context.step, context.batch_idx) for context in add.contexts] == [
         (0, 0), (0, 1), (1, 2), (1, 3), (2, 0), (2, 1), (3, 2), (3, 3),
     ]  # fmt: skip
-    assert [occasion.moment.phase for occasion in add.occasions] == ["first"] * 4 + ["second"] * 4
-    assert [occasion.progress for occasion in add.occasions[::2]] == [0.125, 0.375, 0.625, 0.875]
+    assert [context.moment.phase for context in add.contexts] == ["first"] * 4 + ["second"] * 4
+    assert [context.progress for context in add.contexts[::2]] == [0.125, 0.375, 0.625, 0.875]
 
 
 @pytest.mark.parametrize("phases", ["second", ("second",), ["second"]])
@@ -178,7 +178,7 @@ def test_draws_repeat_and_differ_between_steps_batches_and_seeds(fit_images, ima
 def test_every_process_draws_its_own(image_module):
     def drawn(rank: int) -> float:
         trainer: Any = SimpleNamespace(global_rank=rank)
-        return float(Occasion(trainer, image_module(), 3, 1, None).rng(0, "noise").random())
+        return float(BatchContext(trainer, image_module(), 3, 1, None).rng(0, "noise").random())
 
     assert drawn(0) == drawn(0)
     assert drawn(0) != drawn(1)
@@ -242,7 +242,7 @@ def test_a_batch_of_another_kind_is_told(batch: Any, told: str):
 
 
 def test_phases_need_a_clock_that_has_them(fit_images, image_module):
-    with pytest.raises(EtudeError, match=r"Add\(phases=\('grow',\)\) needs a Clock"):
+    with pytest.raises(EtudeError, match="Add is confined to phase grow, and without a Clock"):
         fit_images(image_module(), [Add(1.0, phases="grow")])
     with pytest.raises(EtudeError, match=r"phase 'secnd', .*phases are 'first', 'second'\. Did you mean 'second'\?"):
         fit_images(image_module(), [Clock(TWO_PHASES), Add(1.0, phases="secnd")])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset, TensorDataset
 
-from etude.callbacks.batches import ImageBatch, Occasion
+from etude.callbacks.batches import BatchContext, ImageBatch
 from etude.callbacks.clock import Clock
 from etude.callbacks.mixup import CutMix, MixUp, dense_targets
 from etude.core.errors import EtudeError
@@ -204,17 +204,17 @@ def test_float_targets_are_mixed_with_weights_and_teachers(kind: type[MixUp], im
     module, trainer = image_module(), SimpleNamespace(global_rank=0, callbacks=[])
     trick = kind(alpha=1.0, seed=3)
     trainer.callbacks.append(trick)
-    occasion = Occasion(trainer, module, 5, 1, None)  # type: ignore[arg-type]
+    context = BatchContext(trainer, module, 5, 1, None)  # type: ignore[arg-type]
     images, values = torch.arange(4.0)[:, None, None, None].expand(4, 3, 8, 8), torch.arange(4.0)
-    plain = trick.changed(ImageBatch(images, values), occasion)
+    plain = trick.changed(ImageBatch(images, values), context)
     torch.testing.assert_close(plain.target, plain.image.mean((1, 2, 3)))
-    even = trick.changed(ImageBatch(images, values, torch.full((4,), 2.0)), occasion)
+    even = trick.changed(ImageBatch(images, values, torch.full((4,), 2.0)), context)
     assert even.weight is not None
     torch.testing.assert_close(even.target, plain.target)
     assert even.weight.tolist() == [2.0] * 4
     teacher = torch.eye(4)
-    taught = trick.changed(ImageBatch(images, values, teacher=teacher), occasion)
-    column = trick.changed(ImageBatch(images, values[:, None], teacher=teacher), occasion)
+    taught = trick.changed(ImageBatch(images, values, teacher=teacher), context)
+    column = trick.changed(ImageBatch(images, values[:, None], teacher=teacher), context)
     torch.testing.assert_close(taught.target, plain.target)
     torch.testing.assert_close(column.target, plain.target[:, None])
     assert taught.teacher is not None

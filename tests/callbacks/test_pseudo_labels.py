@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import Dataset, TensorDataset
 
 from etude.callbacks import EMA, AugmentRamp, Clock, MixUp, ProgressiveResize, PseudoLabels
-from etude.callbacks.batches import Occasion, opened
+from etude.callbacks.batches import BatchContext, opened
 from etude.core.errors import EtudeError
 from etude.functional.pseudo import Confidence, align, softmatch_weight
 from etude.timeline import Linear, Phase, Timeline
@@ -392,7 +392,7 @@ def test_a_process_without_unlabelled_images_takes_part_in_the_statistics(semi, 
     trainer: Any = SimpleNamespace(world_size=2, strategy=strategy)
     batch = {name: part[:6] for name, part in dicts.parts.items()} | {"is_labeled": torch.ones(6, dtype=torch.bool)}
     rule = PseudoLabels()
-    changed = rule.changed(opened(batch), Occasion(trainer, semi(), 0, 0, None))
+    changed = rule.changed(opened(batch), BatchContext(trainer, semi(), 0, 0, None))
     assert rule.confidence is not None
     expected = Confidence.none(3).updated(others, 0.99)
     for name in ("mean", "variance", "shares"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from etude.core.context import Context
-from etude.inference.predict import plain_view, predict
+from etude.inference.predict import predict
 from etude.inference.views import IDENTITY, input_size, many_views, views_of
 from etude.models.backbones import TinyNet
 from etude.models.classifier import Classifier, ModelCard, Preprocessing
@@ -87,15 +87,6 @@ def test_views_go_on_beyond_the_symmetries(model: Classifier, policy: str, asked
     assert found.logits.shape[0] == views
     same = predict(model, card(policy), gather, ROWS, IDS, context=Context(), views=many_views(policy, asked))
     np.testing.assert_array_equal(found.logits, same.logits)
-
-
-def test_the_plain_view_stands_apart(model: Classifier):
-    found = predict(model, card(), gather, ROWS, IDS, context=Context(), tta=2, labels=np.zeros(5, int))
-    plain = plain_view(found)
-    np.testing.assert_array_equal(plain.logits, found.logits[:1])
-    assert (plain.ids, plain.classes) == (found.ids, found.classes)
-    np.testing.assert_array_equal(plain.features, found.features)  # type: ignore[arg-type]
-    np.testing.assert_array_equal(plain.labels, found.labels)  # type: ignore[arg-type]
 
 
 def test_a_model_in_training_mode_predicts_the_same(model: Classifier):

@@ -12,7 +12,7 @@ import etude.compat  # noqa: F401  (before lightning)
 import numpy as np
 import torch
 
-from etude.callbacks.batches import BatchTransform, ImageBatch, Occasion
+from etude.callbacks.batches import BatchContext, BatchTransform, ImageBatch
 from etude.core.errors import EtudeError
 from etude.functional.augment import Policy, augment, policy_named
 from etude.functional.augment_tensor import augment_tensor
@@ -64,12 +64,11 @@ class AugmentRamp(BatchTransform):
         self.policy = policy_named(policy) if isinstance(policy, str) else policy
         self.strength, self.rise, self.finish = strength, rise, finish
 
-    def changed(self, batch: ImageBatch, occasion: Occasion) -> ImageBatch:
-        """Augment the batch at the present strength."""
-        strength = self.strength_at(occasion)
+    def changed(self, batch: ImageBatch, context: BatchContext) -> ImageBatch:
+        strength = self.strength_at(context)
         if strength <= 0.0:
             return batch
-        rng = occasion.rng(self.seed, "augment")
+        rng = context.rng(self.seed, "augment")
         images = augment_tensor(batch.image, self.policy, strength, rng, channels_last=batch.channels_last)
         return replace(batch, image=images)
 
@@ -82,20 +81,16 @@ class AugmentRamp(BatchTransform):
             return augment(images, self.policy, strength, rng, size)
         return augment_tensor(images, self.policy, strength, rng, channels_last=True, size=size)
 
-    def strength_at(self, occasion: Occasion) -> float:
+    def strength_at(self, context: BatchContext) -> float:
         """Return the present strength, in [0, 1]."""
-        scheduled = occasion.moment.augment if occasion.moment else None
+        scheduled = context.moment.augment if context.moment else None
         if scheduled is not None:
             return scheduled
-        return own_strengths(self.strength, self.rise, self.finish).at(occasion.progress).augment or 0.0
+        return own_strengths(self.strength, self.rise, self.finish).at(context.progress).augment or 0.0
 
 
 @lru_cache(maxsize=64)
 def own_strengths(strength: float, rise: float, finish: float) -> Timeline:
     """Return the strengths of a run without a Clock that schedules them; the arguments are AugmentRamp's."""
-    phases = (
-        ("rise", rise, Linear(0.0, strength)),
-        ("full", 1.0 - rise - finish, strength),
-        ("finish", finish, 0.0),
-    )
+    phases = (("rise", rise, Linear(0.0, strength)), ("full", 1.0 - rise - finish, strength), ("finish", finish, 0.0))
     return Timeline(tuple(Phase(name, length, augment=value) for name, length, value in phases if length > 1e-9))

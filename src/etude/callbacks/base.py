@@ -53,13 +53,7 @@ def place_of(callback: pl.Callback) -> str | None:
 
 
 def arrange(callbacks: Iterable[pl.Callback]) -> list[pl.Callback]:
-    """Return the callbacks in a right order; those that may stand anywhere stay behind the one they followed.
-
-    A LearningRateMonitor that stands before the Clock comes after it.
-
-    >>> [type(callback).__name__ for callback in arrange([])]
-    []
-    """
+    """Return the callbacks in a right order; those that may stand anywhere stay behind the one they followed."""
     rank, ranked = 0.0, []
     for callback in callbacks:
         place = place_of(callback)
@@ -99,11 +93,7 @@ def check_order(callbacks: Sequence[pl.Callback]) -> None:
 
 
 def check_schedulers(trainer: pl.Trainer) -> None:
-    """Refuse a learning rate scheduler beside a Clock that schedules the learning rate; call it once fit has started.
-
-    Raises:
-        EtudeError: both would set the learning rate.
-    """
+    """Refuse a learning rate scheduler next to a Clock that schedules the learning rate, once fit has started."""
     callbacks = cast(list[pl.Callback], cast(Any, trainer).callbacks)
     if trainer.lr_scheduler_configs and _rate_clock(callbacks):
         name = type(trainer.lr_scheduler_configs[0].scheduler).__name__
@@ -146,27 +136,15 @@ class EtudeCallback(pl.Callback):
     """A callback that checks its place among the others before training starts."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse a wrong order of callbacks.
-
-        Raises:
-            EtudeError: see :func:`~etude.callbacks.base.check_order`.
-        """
         set_up(self, trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuse a learning rate scheduler beside a Clock that schedules the learning rate.
-
-        Raises:
-            EtudeError: see :func:`~etude.callbacks.base.check_schedulers`.
-        """
         check_schedulers(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Leave the callback as it was before training."""
         tear_down(self)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Leave the callback as it was before training."""
         tear_down(self)
 
 
@@ -178,12 +156,8 @@ def callbacks_of(trainer: pl.Trainer) -> list[pl.Callback]:
 def set_up(callback: pl.Callback, trainer: pl.Trainer) -> None:
     """Check the order of the callbacks, and let Lightning pass over the hooks of a step that ``callback`` leaves empty.
 
-    It calls all six of every callback, at 2 to 3 microseconds each: ten callbacks would cost a step 0.1 ms with
-    nothing done. What is not callable it passes over. The class keeps its hooks, so subclasses work as ever; so does a
-    callback that another one calls, and :func:`tear_down` gives the hooks back after training.
-
-    Raises:
-        EtudeError: see :func:`~etude.callbacks.base.check_order`.
+    It calls all six of every callback, at 2 to 3 microseconds each; what is not callable it passes over. A callback
+    that another one calls keeps its hooks, and :func:`tear_down` gives them back after training.
     """
     callbacks = callbacks_of(trainer)
     check_order(callbacks)
@@ -207,10 +181,7 @@ def ends_step(trainer: pl.Trainer, batch_idx: int) -> bool:
 
 
 def loss_of(trainer: pl.Trainer, outputs: Any) -> torch.Tensor | None:
-    """Return the loss of a batch from what ``on_train_batch_end`` is given; None where the step had none.
-
-    Lightning divides it by the batches that gradients are accumulated over.
-    """
+    """Return the undivided loss of a batch from ``on_train_batch_end``'s outputs; None where the step had none."""
     loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
     if not isinstance(loss, torch.Tensor):
         return None

@@ -18,8 +18,8 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
 from etude.callbacks.base import EtudeCallback, callbacks_of
-from etude.callbacks.clock import clock_of, position, run_size
-from etude.core.errors import EtudeError, listed, nearest
+from etude.callbacks.clock import check_phases, clock_of, phase_names, position, run_size
+from etude.core.errors import EtudeError, listed
 from etude.core.seeds import rng_for
 from etude.timeline import Moment, step_progress
 
@@ -60,16 +60,8 @@ class ImageBatch:
 
 
 @dataclass(frozen=True, slots=True)
-class Occasion:
-    """When and where a batch is changed.
-
-    Args:
-        trainer: that runs the training.
-        module: that is trained.
-        step: the optimiser step that the batch belongs to.
-        batch_idx: the batch's number within its epoch.
-        moment: of the trainer's Clock, or None without one.
-    """
+class BatchContext:
+    """When and where a batch is changed."""
 
     trainer: pl.Trainer
     module: pl.LightningModule
@@ -103,22 +95,17 @@ class BatchTransform(EtudeCallback):
 
     def __init__(self, phases: Sequence[str] | str | None = None, seed: int = 0) -> None:
         super().__init__()
-        self.phases = (phases,) if isinstance(phases, str) else None if phases is None else tuple(phases)
+        self.phases = phase_names(phases)
         self.seed = seed
         self._restore: list[Callable[[], None]] = []
 
     @abstractmethod
-    def changed(self, batch: ImageBatch, occasion: Occasion) -> ImageBatch:
+    def changed(self, batch: ImageBatch, context: BatchContext) -> ImageBatch:
         """Return the batch as the step shall see it; ``batch`` itself stays as it is."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put the change in the way of training batches.
-
-        Raises:
-            EtudeError: ``phases`` names none of the timeline's, the run has no end, or batches bypass Lightning.
-        """
         super().on_train_start(trainer, pl_module)
-        self._check_phases(trainer)
+        check_phases(self, trainer, self.phases)
         if is_param_in_hook_signature(pl_module.training_step, "dataloader_iter", explicit=True):
             raise EtudeError(
                 f"{type(self).__name__} cannot change batches that training_step draws from dataloader_iter itself; "
@@ -129,36 +116,20 @@ class BatchTransform(EtudeCallback):
         self._restore = _install(trainer, pl_module)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Leave the module as it was."""
         super().teardown(trainer, pl_module, stage)
         self._remove()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Leave the module as it was."""
         super().on_exception(trainer, pl_module, exception)
         self._remove()
 
-    def is_on(self, occasion: Occasion) -> bool:
+    def is_on(self, context: BatchContext) -> bool:
         """Whether the present phase is one that it is confined to."""
-        return self.phases is None or (occasion.moment is not None and occasion.moment.phase in self.phases)
+        return self.phases is None or (context.moment is not None and context.moment.phase in self.phases)
 
     def _remove(self) -> None:
         while self._restore:
             self._restore.pop()()
-
-    def _check_phases(self, trainer: pl.Trainer) -> None:
-        if self.phases is None:
-            return
-        clock, name = clock_of(trainer), type(self).__name__
-        if clock is None:
-            raise EtudeError(f"{name}(phases={self.phases!r}) needs a Clock among the callbacks, to know the phases")
-        known = [phase.name for phase in clock.timeline.phases]
-        for phase in self.phases:
-            if phase not in known:
-                raise EtudeError(
-                    f"{name} is confined to the phase {phase!r}, which the timeline does not have; its phases are "
-                    f"{listed(known)}.{nearest(phase, known)}"
-                )
 
 
 def _install(trainer: pl.Trainer, module: pl.LightningModule) -> list[Callable[[], None]]:
@@ -182,8 +153,8 @@ def _install(trainer: pl.Trainer, module: pl.LightningModule) -> list[Callable[[
         batch_idx = trainer.fit_loop.epoch_loop.batch_idx + 1
         moment = clock.moment_of(trainer, batch_idx) if clock else None
         densified.clear()
-        occasion = Occasion(trainer, module, trainer.global_step, batch_idx, moment)
-        return _transformed(batch, transforms, occasion, densified)
+        context = BatchContext(trainer, module, trainer.global_step, batch_idx, moment)
+        return _transformed(batch, transforms, context, densified)
 
     @functools.wraps(step_inner)
     def step(*args: Any, **kwargs: Any) -> Any:
@@ -216,25 +187,18 @@ def _put(owner: Any, name: str, function: Callable[..., Any]) -> Callable[[], No
     return restore
 
 
-def _transformed(batch: Any, transforms: Sequence[BatchTransform], occasion: Occasion, densified: list[str]) -> Any:
+def _transformed(batch: Any, transforms: Sequence[BatchTransform], context: BatchContext, densified: list[str]) -> Any:
     images = before = opened(batch)
     for transform in transforms:
-        if transform.phases is None or transform.is_on(occasion):
-            former, images = images, transform.changed(images, occasion)
+        if transform.phases is None or transform.is_on(context):
+            former, images = images, transform.changed(images, context)
             if images.target.ndim > former.target.ndim:
                 densified.append(type(transform).__name__)
     return batch if images is before else closed(batch, images)
 
 
 def opened(batch: Any) -> ImageBatch:
-    """Return images and targets of a batch.
-
-    Raises:
-        EtudeError: it is neither a tuple or list of images and targets nor a dict of them, or targets are images.
-
-    >>> opened((torch.zeros(2, 1, 8, 8), torch.zeros(2))).size
-    (8, 8)
-    """
+    """Return images and targets of a batch."""
     parts: tuple[Any, ...] = ()
     if isinstance(batch, tuple | list):
         parts = tuple(batch[:2])
@@ -254,12 +218,7 @@ def opened(batch: Any) -> ImageBatch:
 
 
 def closed(batch: Any, images: ImageBatch) -> Any:
-    """Return a batch like ``batch`` that holds ``images``; ``batch`` itself stays as it is.
-
-    Raises:
-        EtudeError: a tuple or list has no place for what ``images`` holds beside images and targets, or the images
-            were changed and the batch holds others of their size, such as masks.
-    """
+    """Return a batch like ``batch`` that holds ``images``; ``batch`` itself stays as it is."""
     _check_other_images(batch, images)
     more = {name: part for name in _MORE if (part := getattr(images, name)) is not None}
     if isinstance(batch, Mapping):

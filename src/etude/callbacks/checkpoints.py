@@ -13,14 +13,14 @@ import etude.compat  # noqa: F401  (before lightning)
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
 
-from etude.callbacks.base import ends_step, set_up, tear_down
+from etude.callbacks.base import EtudeCallback, ends_step
 from etude.core.errors import EtudeError
 from etude.core.files import replacing
 
 FILE_NAME = "last.ckpt"
 
 
-class Checkpoints(Checkpoint):
+class Checkpoints(EtudeCallback, Checkpoint):
     """Save the whole state of training after ``every_steps`` steps and after ``every_seconds``, whichever comes first.
 
     Lightning writes the state; this decides when. Its ModelCheckpoint saves by time or by steps, not both, and when a
@@ -50,26 +50,12 @@ class Checkpoints(Checkpoint):
         self._warn, self._clock = warn, clock
         self._saved_step, self._saved_at = 0, 0.0
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse an order in which another callback's state would be saved a step late."""
-        set_up(self, trainer)
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Leave the callback as it was before training."""
-        tear_down(self)
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Leave the callback as it was before training."""
-        tear_down(self)
-
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start counting."""
         self._saved_step, self._saved_at = trainer.global_step, self._clock()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save when it is time, unless a validation or the end of the run comes first."""
         if not ends_step(trainer, batch_idx):
             return  # half a step's gradients would be lost, and a resumed run would count its batches from there
         step = trainer.global_step

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import etude.compat  # noqa: F401  (before lightning)
@@ -16,21 +16,14 @@ from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivate
 from torch.optim import Optimizer
 
 from etude.callbacks.base import EtudeCallback, callbacks_of
-from etude.core.errors import EtudeError, listed
+from etude.core.errors import EtudeError, listed, nearest
 from etude.timeline import QUANTITIES, Event, Moment, PlateauWatch, RunSize, Timeline, step_progress
 
 
 def run_size(trainer: pl.Trainer, name: str, steps: int = 0) -> RunSize:
-    """Return the optimiser steps of the whole run and of an epoch, as known when training starts.
+    """Return the optimiser steps of the whole run and of an epoch; ``name`` is the callback that asks.
 
     In manual optimisation a batch counts as a step, since only the module knows when it steps.
-
-    Args:
-        name: of the callback that asks, for the message.
-        steps: of the whole run, where they are given.
-
-    Raises:
-        EtudeError: the trainer has no limit.
     """
     epochs, of_epoch = trainer.max_epochs or -1, _steps_of_epoch(trainer, trainer.accumulate_grad_batches)
     limits = [trainer.max_steps] if trainer.max_steps > 0 else []
@@ -51,10 +44,6 @@ def position(trainer: pl.Trainer, batches: int, steps: int = 0) -> tuple[int, in
 
     Where the epochs are limited, each is the same part of the run, however many batches and optimiser steps it has:
     accumulation may change, loaders may be reloaded, and in manual optimisation a batch may be several steps or none.
-
-    Args:
-        batches: of the present epoch that are done.
-        steps: of the whole run, where they are given; otherwise the trainer's limits count.
     """
     limit, epochs, parts = steps or trainer.max_steps, trainer.max_epochs or -1, trainer.accumulate_grad_batches
     by_steps = (trainer.global_step, limit)
@@ -149,7 +138,6 @@ class Clock(EtudeCallback):
         return known[2]
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Start the timeline afresh, unless the trainer goes on with its own run; see also :class:`EtudeCallback`."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             going_on = self.state_dict() if trainer.global_step and self.steps else None
@@ -158,7 +146,6 @@ class Clock(EtudeCallback):
                 self.load_state_dict(going_on | {"own_momentum": [], "own_lr": []})
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Fit the timeline to the run, and remember what stands in its place where a phase leaves it alone."""
         super().on_train_start(trainer, pl_module)
         size = self._resolve(trainer)
         self._take_up()
@@ -171,14 +158,12 @@ class Clock(EtudeCallback):
         self._stop_at_the_end(trainer, done)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Move to the epoch's first moment, for whatever reads the rates before its first batch."""
         self.moment = self.moment_of(trainer, 0)
         self._write_rates(trainer, self.moment)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Move to the moment of the coming step."""
         step = trainer.global_step
         self.moment = moment = self.moment_of(trainer, batch_idx)
         self._write_rates(trainer, moment)
@@ -191,11 +176,9 @@ class Clock(EtudeCallback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop where plateaus have brought the end forward."""
         self._stop_at_the_end(trainer, batch_idx + 1)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Show the present phase's plateau the metric it watches, and change the plan when it says so."""
         if trainer.sanity_checking or trainer.state.fn != "fit" or not self.steps:
             return
         batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready
@@ -213,17 +196,14 @@ class Clock(EtudeCallback):
         self._stop_at_the_end(trainer, batches)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Give the layers back their own dropout."""
         super().on_exception(trainer, pl_module, exception)
         self._give_back()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Give the layers back their own dropout, which another fit would take for theirs."""
         super().teardown(trainer, pl_module, stage)
         self._give_back()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the events and the watches, of plain values."""
         return {
             "steps": self.steps,
             "events": [
@@ -236,7 +216,6 @@ class Clock(EtudeCallback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the plan where the checkpoint left it."""
         self._loaded = state_dict
         momenta = state_dict["own_momentum"]
         # Before groups kept their ratios, checkpoints held no rates.
@@ -352,6 +331,30 @@ class Clock(EtudeCallback):
 def clock_of(trainer: pl.Trainer) -> Clock | None:
     """Return the trainer's clock, if it has one."""
     return next((callback for callback in callbacks_of(trainer) if isinstance(callback, Clock)), None)
+
+
+def phase_names(phases: Sequence[str] | str | None) -> tuple[str, ...] | None:
+    """Return the names of phases that a callback is confined to, None for all."""
+    return (phases,) if isinstance(phases, str) else None if phases is None else tuple(phases)
+
+
+def check_phases(callback: pl.Callback, trainer: pl.Trainer, phases: Sequence[str] | None) -> None:
+    """Refuse phases that the trainer's timeline lacks."""
+    if not phases:
+        return
+    clock, name = clock_of(trainer), type(callback).__name__
+    if clock is None:
+        raise EtudeError(
+            f"{name} is confined to phase {listed(phases)}, and without a Clock there are no phases; put a Clock among "
+            "the trainer's callbacks, or leave phases at None"
+        )
+    known = [phase.name for phase in clock.timeline.phases]
+    for phase in phases:
+        if phase not in known:
+            raise EtudeError(
+                f"{name} is confined to phase {phase!r}, which the timeline lacks; it has {listed(known, 20)}."
+                f"{nearest(phase, known)}"
+            )
 
 
 def scheduled_in(moment: Moment) -> dict[str, float]:

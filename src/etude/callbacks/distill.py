@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 
-from etude.callbacks.batches import BatchTransform, ImageBatch, Occasion
+from etude.callbacks.batches import BatchContext, BatchTransform, ImageBatch
 from etude.callbacks.mixup import class_targets
 from etude.core.errors import EtudeError
 from etude.functional.distill import mean_probabilities
@@ -63,7 +63,6 @@ class Distill(BatchTransform):
         self.teachers, self.share, self.num_classes = list(teachers), share, num_classes
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put the teachers on the module's device and in evaluation mode; see also :class:`BatchTransform`."""
         super().on_train_start(trainer, pl_module)
         students = set(pl_module.modules())
         for teacher in self.teachers:
@@ -74,20 +73,20 @@ class Distill(BatchTransform):
                 )
             teacher.to(pl_module.device).eval()
 
-    def changed(self, batch: ImageBatch, occasion: Occasion) -> ImageBatch:
+    def changed(self, batch: ImageBatch, context: BatchContext) -> ImageBatch:
         """Add the teachers' probabilities to the batch, or mix them into its targets."""
         if batch.teacher is not None:
             raise EtudeError(
                 "Distill found batches that hold a teacher's probabilities already: leave out Distill, or 'teacher' in "
                 "the batches"
             )
-        precision = occasion.trainer.precision_plugin
+        precision = context.trainer.precision_plugin
         teachers = [partial(_asked, teacher) for teacher in self.teachers]
         with precision.forward_context() if isinstance(precision, MixedPrecision) else nullcontext():
             probabilities = mean_probabilities(teachers, batch.image, "a teacher of Distill")
         if self.share is None:
             return replace(batch, teacher=probabilities)
-        targets = class_targets(batch.target, self.num_classes, occasion.module, type(self).__name__)
+        targets = class_targets(batch.target, self.num_classes, context.module, type(self).__name__)
         if targets.shape != probabilities.shape:
             raise EtudeError(
                 f"Distill's teachers give probabilities {tuple(probabilities.shape)} and the batch has targets "

@@ -51,13 +51,11 @@ class History(EtudeCallback):
         self._seconds_before = 0.0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Start an empty table, unless the trainer goes on with its own run; see also :class:`EtudeCallback`."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit" and not trainer.global_step:
             self._start_afresh()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock of the ``seconds`` column."""
         super().on_train_start(trainer, pl_module)
         self._started = time.perf_counter()
         self._losses = [loss.to(pl_module.device) for loss in self._losses]  # a checkpoint's stand on the CPU
@@ -65,12 +63,10 @@ class History(EtudeCallback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Remember the step's loss."""
         if (loss := loss_of(trainer, outputs)) is not None:
             self._losses.append(loss)  # a tensor: reading its value here would make every step wait for the GPU
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write a row."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -92,16 +88,13 @@ class History(EtudeCallback):
             self._write()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop the clock of the ``seconds`` column."""
         self._seconds_before, self._started = self._seconds(), time.perf_counter()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the rows, and the losses since the last of them."""
         losses = [float(loss) for loss in self._losses]
         return {"rows": self.rows, "losses": losses, "seconds": self._seconds()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the table where the checkpoint left it."""
         self.rows = list(state_dict["rows"])
         self._losses = [torch.tensor(loss) for loss in state_dict["losses"]]
         self._seconds_before = float(state_dict["seconds"])
@@ -120,14 +113,7 @@ class History(EtudeCallback):
 
 
 class TrainingProgress(EtudeCallback):
-    """One bar over all steps of the run, in images.
-
-    Args:
-        progress: draws the bar.
-        steps: optimiser steps of the whole run.
-        batch_size: images a step.
-        name: shown before the bar.
-    """
+    """One bar over all steps of the run, in images."""
 
     def __init__(self, progress: Progress, steps: int, batch_size: int, name: str = "fine-tune") -> None:
         super().__init__()
@@ -136,7 +122,6 @@ class TrainingProgress(EtudeCallback):
         self._advance: Advance | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Open the bar."""
         super().on_train_start(trainer, pl_module)
         self._context = self.progress.bar(self.name, self.steps * self.batch_size)
         self._advance = self._context.__enter__()
@@ -146,16 +131,13 @@ class TrainingProgress(EtudeCallback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Advance by one step's images, of which accumulated batches each hold a part."""
         if self._advance and ends_step(trainer, batch_idx):
             self._advance(self.batch_size)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Close the bar."""
         self._close()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Close the bar, so that the message stands on a line of its own."""
         super().on_exception(trainer, pl_module, exception)
         self._close()
 

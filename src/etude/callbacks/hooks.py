@@ -51,7 +51,6 @@ class Hooks(EtudeCallback):
         self._count = 0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Call ``on_epoch_begin``."""
         self._step, self._sum, self._count = trainer.global_step, 0.0, 0
         if self._epoch_begin:
             self._epoch_begin(trainer.current_epoch, self._moment(trainer) | _logged(trainer))
@@ -59,7 +58,6 @@ class Hooks(EtudeCallback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Call ``on_batch_begin``."""
         self._step = trainer.global_step
         if self._batch_begin:
             self._batch_begin(self._step, self._moment(trainer))  # asking Lightning for metrics costs 20 µs
@@ -67,7 +65,6 @@ class Hooks(EtudeCallback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Call ``on_batch_end``."""
         loss = loss_of(trainer, outputs) if self._epoch_end or self._batch_end else None
         if self._epoch_end and loss is not None:
             # Added up on the device: reading each loss would make every step wait for it.
@@ -77,7 +74,6 @@ class Hooks(EtudeCallback):
             self._batch_end(self._step, self._moment(trainer) | _logged(trainer) | known)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Call ``on_epoch_end``."""
         if self._epoch_end:
             loss = {"loss": float(self._sum) / self._count} if self._count else {}
             self._epoch_end(trainer.current_epoch, self._moment(trainer) | _logged(trainer) | loss)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from etude.callbacks.base import callbacks_of
-from etude.callbacks.batches import BatchTransform, ImageBatch, Occasion
+from etude.callbacks.batches import BatchContext, BatchTransform, ImageBatch
 from etude.callbacks.clock import clock_of
 from etude.core.errors import EtudeError
 from etude.functional.mix import (
@@ -38,7 +38,7 @@ class _Mixing(BatchTransform):
 
     def __init__(
         self,
-        alpha: float,
+        alpha: float = 0.2,
         num_classes: int | None = None,
         phases: Sequence[str] | str | None = None,
         seed: int = 0,
@@ -54,7 +54,6 @@ class _Mixing(BatchTransform):
         """Return mixed images and targets; ``targets`` are dense floats."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuse a timeline that would keep the trick off throughout; see also :class:`BatchTransform`."""
         super().on_train_start(trainer, pl_module)
         clock = clock_of(trainer)
         if clock is not None and not ever_on(clock.timeline, self.quantity, where_unscheduled=self.alpha):
@@ -63,14 +62,13 @@ class _Mixing(BatchTransform):
                 f"schedule {self.quantity} in a phase, or leave {type(self).__name__} out"
             )
 
-    def changed(self, batch: ImageBatch, occasion: Occasion) -> ImageBatch:
-        """Mix the batch with a permutation of it, unless its alpha is 0 now."""
-        alpha = self.alpha_at(occasion)
-        if alpha <= 0.0 or not self._is_drawn(occasion):
+    def changed(self, batch: ImageBatch, context: BatchContext) -> ImageBatch:
+        alpha = self.alpha_at(context)
+        if alpha <= 0.0 or not self._is_drawn(context):
             return batch
-        dense = dense_targets(batch.target, self.num_classes, occasion.module, type(self).__name__)
+        dense = dense_targets(batch.target, self.num_classes, context.module, type(self).__name__)
         targets = dense[:, None] if dense.ndim == 1 else dense
-        rng = occasion.rng(self.seed, self.quantity)
+        rng = context.rng(self.seed, self.quantity)
         classes = targets.shape[-1]
         together = targets if batch.teacher is None else torch.cat([targets, batch.teacher.to(targets.dtype)], 1)
         if batch.weight is None:
@@ -82,22 +80,20 @@ class _Mixing(BatchTransform):
         target = together[:, :classes].reshape(dense.shape)
         return replace(batch, image=images, target=target, weight=weight, teacher=teacher)
 
-    def alpha_at(self, occasion: Occasion) -> float:
+    def alpha_at(self, context: BatchContext) -> float:
         """Return the present alpha: the timeline's where it schedules one, else this callback's own; 0 is off."""
-        if not self.is_on(occasion):
+        if not self.is_on(context):
             return 0.0
-        return self._alpha_of(getattr(occasion.moment, self.quantity) if occasion.moment else None)
-
-    def _alpha_of(self, scheduled: float | None) -> float:
+        scheduled = getattr(context.moment, self.quantity) if context.moment else None
         return self.alpha if scheduled is None else scheduled
 
-    def _is_drawn(self, occasion: Occasion) -> bool:
+    def _is_drawn(self, context: BatchContext) -> bool:
         rivals = [
             callback
-            for callback in callbacks_of(occasion.trainer)
-            if isinstance(callback, _Mixing) and callback.alpha_at(occasion) > 0.0
+            for callback in callbacks_of(context.trainer)
+            if isinstance(callback, _Mixing) and callback.alpha_at(context) > 0.0
         ]
-        draw = occasion.rng(rivals[0].seed, "mixup-or-cutmix").integers(len(rivals))
+        draw = context.rng(rivals[0].seed, "mixup-or-cutmix").integers(len(rivals))
         return rivals[int(draw)] is self
 
 
@@ -124,19 +120,9 @@ class MixUp(_Mixing):
 
     quantity = "mixup"
 
-    def __init__(
-        self,
-        alpha: float = 0.2,
-        num_classes: int | None = None,
-        phases: Sequence[str] | str | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(alpha, num_classes, phases, seed)
-
     def mixed(
         self, batch: ImageBatch, targets: torch.Tensor, alpha: float, rng: np.random.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return :func:`~etude.functional.mix.mixup` of the batch by a drawn share."""
         lam = draw_lambda(alpha, rng)
         return mixup(batch.image, targets, lam, _permutation(rng, batch.image))
 
@@ -165,19 +151,13 @@ class CutMix(_Mixing):
     def mixed(
         self, batch: ImageBatch, targets: torch.Tensor, alpha: float, rng: np.random.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return :func:`~etude.functional.mix.cutmix` of the batch by a drawn box."""
         box = draw_box(*batch.size, draw_lambda(alpha, rng), rng)
         permutation = _permutation(rng, batch.image)
         return cutmix(batch.image, targets, box, permutation, channels_last=batch.channels_last)
 
 
 def ever_on(timeline: Timeline, quantity: str, where_unscheduled: float = 0.0) -> bool:
-    """Return whether a quantity is above 0 at any point of a resolved timeline's phases.
-
-    >>> from etude.timeline import Phase
-    >>> ever_on(Timeline((Phase("all", 1.0, mixup=0.2),)), "mixup")
-    True
-    """
+    """Return whether a quantity is above 0 at any point of a resolved timeline's phases."""
     curves = [phase.curve(quantity) for phase in timeline.phases]
     return any(
         where_unscheduled > 0.0 if curve is None else any(curve.at(k / 64) > 0.0 for k in range(65)) for curve in curves
@@ -187,11 +167,7 @@ def ever_on(timeline: Timeline, quantity: str, where_unscheduled: float = 0.0) -
 def dense_targets(
     targets: torch.Tensor, num_classes: int | None, module: pl.LightningModule, name: str
 ) -> torch.Tensor:
-    """Return targets that can be mixed: floats as they are, integer labels (B,) as one-hot rows (B, C).
-
-    Raises:
-        EtudeError: nobody says how many classes there are, a label lies beyond them, or targets are of another kind.
-    """
+    """Return targets that can be mixed: floats as they are, integer labels (B,) as one-hot rows (B, C)."""
     if targets.is_floating_point() and targets.ndim <= 2:
         return targets
     if targets.ndim != 1 or targets.is_floating_point():
@@ -217,11 +193,7 @@ def dense_targets(
 def class_targets(
     targets: torch.Tensor, num_classes: int | None, module: pl.LightningModule, name: str
 ) -> torch.Tensor:
-    """Return :func:`dense_targets`, (B, C).
-
-    Raises:
-        EtudeError: as there, or there are no columns for classes.
-    """
+    """Return :func:`dense_targets`, (B, C)."""
     dense = dense_targets(targets, num_classes, module, name)
     if dense.ndim != 2 or dense.shape[1] < 2:
         raise EtudeError(
@@ -262,11 +234,10 @@ class LabelSmoothing(BatchTransform):
             raise EtudeError(f"LabelSmoothing got amount={amount}; it must be at least 0 and below 1, such as 0.1")
         self.amount, self.num_classes = amount, num_classes
 
-    def changed(self, batch: ImageBatch, occasion: Occasion) -> ImageBatch:
-        """Smooth the batch's targets, unless the amount is 0 now."""
-        scheduled = occasion.moment.label_smoothing if occasion.moment else None
+    def changed(self, batch: ImageBatch, context: BatchContext) -> ImageBatch:
+        scheduled = context.moment.label_smoothing if context.moment else None
         amount = self.amount if scheduled is None else scheduled
-        if amount <= 0.0 or not self.is_on(occasion):
+        if amount <= 0.0 or not self.is_on(context):
             return batch
-        targets = class_targets(batch.target, self.num_classes, occasion.module, type(self).__name__)
+        targets = class_targets(batch.target, self.num_classes, context.module, type(self).__name__)
         return replace(batch, target=smoothed(targets, amount))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -16,21 +15,17 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
 from etude.callbacks.averaging import TensorAverage
-from etude.callbacks.batches import BatchTransform, ImageBatch, Occasion
+from etude.callbacks.batches import BatchContext, BatchTransform, ImageBatch
 from etude.callbacks.mixup import class_targets
 from etude.core.errors import EtudeError
 from etude.functional.augment_tensor import shrink
+from etude.functional.batchnorm import evaluating
 from etude.functional.distill import check_temperature, mean_probabilities
 from etude.functional.pseudo import Confidence, align, sharpen, softmatch_weight
 
 
 class SelfTeacher:
-    """What a module says of images, in evaluation mode and without gradients.
-
-    Args:
-        decay: of the exponential average of its weights at each step, at most; (1 + n) / (10 + n) after n steps. At 0
-            the module teaches as it stands.
-    """
+    """A module's predictions in evaluation mode, with an exponential average of its weights unless ``decay`` is 0."""
 
     def __init__(self, decay: float) -> None:
         self.decay = decay
@@ -48,11 +43,7 @@ class SelfTeacher:
             self._average.update(module, 1.0 - min(self.decay, (1 + steps) / (10 + steps)))
 
     def probabilities(self, module: pl.LightningModule, images: torch.Tensor) -> torch.Tensor:
-        """Return float32 (N, C); the module's weights, modes and statistics are afterwards as they were.
-
-        Raises:
-            EtudeError: the module's logits are not (N, C).
-        """
+        """Return float32 (N, C); the module's weights, modes and statistics are afterwards as they were."""
         # Before the first step both are the same.
         kept = self._average.put_in(module) if self._average.steps else {}
         try:
@@ -63,28 +54,12 @@ class SelfTeacher:
                 self._average.put_back(kept)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the average, of tensors and a number."""
         average = self._average
         return {"steps": average.steps, "averaged": dict(average.averaged), "copied": dict(average.copied)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the average where the checkpoint left it."""
         averaged, copied = dict(state_dict["averaged"]), dict(state_dict["copied"])
         self._average = TensorAverage(int(state_dict["steps"]), averaged, copied)
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Generator[None]:
-    """Have all parts of a module in evaluation mode, and afterwards each in the mode that it was in."""
-    # Flags are set one by one: a module's own ``train()`` may do more, such as keeping BatchNorm in evaluation mode.
-    modes = [(part, part.training) for part in module.modules()]
-    try:
-        for part, _ in modes:
-            part.training = False
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
 
 
 def logits_of(module: nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -175,44 +150,39 @@ class PseudoLabels(BatchTransform):
         self._seen = False  # an unlabelled image, in this training
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Start afresh where training begins; see also :class:`BatchTransform`."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             self.confidence, self._teacher, self._seen = None, self._new_teacher(), False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin to follow the module's weights; see also :class:`BatchTransform`."""
         super().on_train_start(trainer, pl_module)
         self._teacher.begin(trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Let the teacher follow the student, once a step."""
         self._teacher.follow(pl_module, trainer.global_step)  # which stays as it is while gradients accumulate
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say so if there was nothing to do."""
         if not self._seen:
             rank_zero_warn(
                 "PseudoLabels saw no unlabelled image in this training: mark them by False in batch['is_labeled'], or "
                 "by the label -1"
             )
 
-    def changed(self, batch: ImageBatch, occasion: Occasion) -> ImageBatch:
-        """Give the batch's unlabelled images targets, weights and their strong view."""
+    def changed(self, batch: ImageBatch, context: BatchContext) -> ImageBatch:
         unlabelled = _unlabelled(batch)
         some = bool(unlabelled.any())
         self._seen |= some
-        if not some and occasion.trainer.world_size == 1:
+        if not some and context.trainer.world_size == 1:
             return batch
         known = batch.target if batch.target.is_floating_point() else batch.target.clamp_min(0)
-        target = class_targets(known, self.num_classes, occasion.module, type(self).__name__).clone()
+        target = class_targets(known, self.num_classes, context.module, type(self).__name__).clone()
         weight = torch.ones_like(target[:, 0]) if batch.weight is None else batch.weight.clone()
-        image, share, labelled = batch.image, self.weight_at(occasion), float((~unlabelled).sum())
+        image, share, labelled = batch.image, self.weight_at(context), float((~unlabelled).sum())
         if share > 0.0:  # with several processes also without images: all add up their statistics together
-            probabilities = self._predicted(batch.image[unlabelled], target.shape[1], occasion)
-            labels, sure = self._made(probabilities, occasion.trainer)
+            probabilities = self._predicted(batch.image[unlabelled], target.shape[1], context)
+            labels, sure = self._made(probabilities, context.trainer)
             target[unlabelled] = labels.to(target.dtype)
             weight[unlabelled] = (sure * (share * (labelled / max(1, len(labels))))).to(weight.dtype)
             image = _student_view(batch, unlabelled)
@@ -223,13 +193,12 @@ class PseudoLabels(BatchTransform):
             return replace(batch, image=image, target=target * weight[:, None])
         return replace(batch, image=image, target=target, weight=weight)
 
-    def weight_at(self, occasion: Occasion) -> float:
+    def weight_at(self, context: BatchContext) -> float:
         """Return the present weight of the unlabelled images: the timeline's where it schedules one, else its own."""
-        scheduled = occasion.moment.unlabeled_weight if occasion.moment else None
+        scheduled = context.moment.unlabeled_weight if context.moment else None
         return self.weight if scheduled is None else scheduled
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the teacher and the statistics, of tensors and numbers."""
         teacher, seen = self._teacher.state_dict(), self.confidence
         if seen is None:
             return {"teacher": teacher}
@@ -237,7 +206,6 @@ class PseudoLabels(BatchTransform):
         return {"teacher": teacher, "confidence": numbers}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up teacher and statistics where the checkpoint left them."""
         self._teacher.load_state_dict(state_dict["teacher"])
         numbers = state_dict.get("confidence")
         self.confidence = None if numbers is None else Confidence(**numbers)
@@ -245,11 +213,11 @@ class PseudoLabels(BatchTransform):
     def _new_teacher(self) -> SelfTeacher:
         return SelfTeacher(self.decay if self.teacher == "ema" else 0.0)
 
-    def _predicted(self, images: torch.Tensor, classes: int, occasion: Occasion) -> torch.Tensor:
+    def _predicted(self, images: torch.Tensor, classes: int, context: BatchContext) -> torch.Tensor:
         """Return the teacher's probabilities of the images, float32 (U, C)."""
         if not len(images):
             return torch.zeros(0, classes, device=images.device)
-        module = occasion.module
+        module = context.module
         found = self._teacher.probabilities(module, images)
         if found.shape[1] != classes:
             raise EtudeError(

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import etude.compat  # noqa: F401  (before lightning)
 
-from etude.callbacks.batches import BatchTransform, ImageBatch, Occasion
+from etude.callbacks.batches import BatchContext, BatchTransform, ImageBatch
 from etude.callbacks.clock import clock_of
 from etude.core.errors import EtudeError
 from etude.functional.augment_tensor import shrink
@@ -51,29 +51,24 @@ class ProgressiveResize(BatchTransform):
             )
         self.start, self.hold, self.finish, self.multiple = start, hold, finish, multiple
 
-    def changed(self, batch: ImageBatch, occasion: Occasion) -> ImageBatch:
-        """Shrink the batch to the present size."""
+    def changed(self, batch: ImageBatch, context: BatchContext) -> ImageBatch:
         height, width = batch.size
         longer = max(height, width)
-        scheduled = occasion.moment.image_size if occasion.moment else None
+        scheduled = context.moment.image_size if context.moment else None
         if scheduled is not None and scheduled >= longer:
             return batch
-        size, multiple = self.size_at(occasion, longer)
+        size, multiple = self.size_at(context, longer)
         if size >= longer:
             return batch
         sides = [rounded(side * size / longer, multiple) for side in (height, width)]
         return replace(batch, image=shrink(batch.image, sides[0], sides[1], channels_last=batch.channels_last))
 
-    def size_at(self, occasion: Occasion, full: int) -> tuple[int, int]:
-        """Return the present size of the longer side, and what sides are rounded to, in pixels.
-
-        Args:
-            full: the longer side of the loader's images.
-        """
-        clock = clock_of(occasion.trainer)
-        if clock and occasion.moment and occasion.moment.image_size is not None:
-            return occasion.moment.image_size, clock.timeline.size_multiple
-        moment = own_sizes(self.start, self.hold, self.finish, full, self.multiple).at(occasion.progress)
+    def size_at(self, context: BatchContext, full: int) -> tuple[int, int]:
+        """Return the present size of the longer side, ``full`` pixels in the loader, and what sides are rounded to."""
+        clock = clock_of(context.trainer)
+        if clock and context.moment and context.moment.image_size is not None:
+            return context.moment.image_size, clock.timeline.size_multiple
+        moment = own_sizes(self.start, self.hold, self.finish, full, self.multiple).at(context.progress)
         # A loader's size need not be a multiple, and at the end it is what counts.
         return full if moment.phase == "full" else moment.image_size or full, self.multiple
 

@@ -43,13 +43,9 @@ _BITS = 6  # that posterize may drop, of eight
 def trivial_changes(
     which: np.ndarray, magnitude: np.ndarray, sign: np.ndarray, strength: float
 ) -> tuple[Geometry, Color, Tone, Effects]:
-    """Return one operation for each image.
+    """Return one operation for each image, from uniform draws (B,) in [0, 1).
 
-    Args:
-        which: (B,) uniform in [0, 1); the operation.
-        magnitude: (B,) uniform in [0, 1), scaled by ``strength``. Autocontrast has none: below ``strength`` it is on.
-        sign: (B,) uniform in [0, 1); half of the operations that have a direction go either way.
-        strength: in [0, 1].
+    Half of the operations that have a direction go either way. Autocontrast has no magnitude: on below ``strength``.
     """
     count = len(which)
     chosen = np.minimum((which * len(OPERATIONS)).astype(int), len(OPERATIONS) - 1)
@@ -206,11 +202,7 @@ POLICIES = {
 
 
 def policy_named(name: str) -> Policy:
-    """Return the policy ``name``.
-
-    Raises:
-        EtudeError: there is none of that name.
-    """
+    """Return the policy ``name``, or raise an EtudeError that names those there are."""
     if name not in POLICIES:
         raise EtudeError(
             f"there is no augmentation policy {name!r}; the policies are {', '.join(POLICIES)} and auto."
@@ -226,15 +218,7 @@ _ERASED_LOG_ASPECT = np.log(3.0)
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What happens to each image of a batch. A part that is None leaves all of them alone.
-
-    Args:
-        geometry: how pixels move.
-        color: the affine map of colours.
-        tone: tone curves.
-        effects: sharpening, blur, noise and erasing.
-        border: what lies beyond the edge, ``reflect`` or ``replicate``.
-    """
+    """What happens to each image of a batch. A part that is None leaves all of them as they are."""
 
     geometry: Geometry | None = None
     color: Color | None = None
@@ -258,10 +242,6 @@ def draw_changes(policy: Policy, strength: float, rng: np.random.Generator, coun
 
     The numbers taken from ``rng`` depend on ``count`` alone: under another policy, strength or size an image's change
     differs in extent, but it is turned the same way.
-
-    >>> mirror = Policy("mirror", flip=True)
-    >>> draw_changes(mirror, 1.0, np.random.default_rng(0), 4).color is None
-    True
     """
     signed = rng.uniform(-1.0, 1.0, (5, count))
     flips, turns = rng.random(count) < 0.5, rng.integers(0, 4, count)
@@ -403,10 +383,6 @@ def apply_changes(images: np.ndarray, changes: Changes, size: int | None = None)
 
 
 def refuse_oblong(height: int, width: int) -> None:
-    """Refuse images that are not square.
-
-    Raises:
-        EtudeError: they are not.
-    """
+    """Refuse images that are not square."""
     if height != width:
         raise EtudeError(f"images to augment are {height} × {width} pixels; crop or resize them to squares first")

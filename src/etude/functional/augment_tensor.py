@@ -42,13 +42,7 @@ _PADDING = {"reflect": "reflection", "replicate": "border"}
 def warp_tensor(
     images: torch.Tensor, matrices: np.ndarray, border: str = "reflect", size: int | None = None
 ) -> torch.Tensor:
-    """Return float (B, C, size, size) warped from (B, C, S, S), bilinear, in channels_last memory.
-
-    Args:
-        matrices: (B, 2, 3) or (B, 3, 3), from :func:`~etude.functional.warp.warp_matrices` for S and ``size``.
-        border: ``reflect`` mirrors the image about its edge, ``replicate`` repeats the edge pixels.
-        size: side of the results; None keeps S.
-    """
+    """Return float (B, C, size, size) warped from (B, C, S, S), bilinear, in channels_last memory."""
     size = images.shape[2] if size is None else size
     images = images.contiguous(memory_format=torch.channels_last)
     factors = reduction_factors(matrices, images.shape[2])
@@ -69,11 +63,7 @@ def warp_tensor(
 
 
 def resized_tensor(images: torch.Tensor, size: int) -> torch.Tensor:
-    """Return float (B, C, size, size): area averages where that is smaller, cubic where larger, else the images.
-
-    >>> resized_tensor(torch.tensor([[[[0.0, 2.0], [4.0, 6.0]]]]), 1)
-    tensor([[[[3.]]]])
-    """
+    """Return float (B, C, size, size): area averages where that is smaller, cubic where larger, else the images."""
     side = images.shape[2]
     if side == size:
         return images
@@ -85,11 +75,7 @@ def resized_tensor(images: torch.Tensor, size: int) -> torch.Tensor:
 
 @lru_cache(maxsize=32)
 def area_weights(side: int, size: int) -> np.ndarray:
-    """Return float64 (size, side): which share each of ``side`` pixels has in an average over ``side / size`` of them.
-
-    >>> area_weights(3, 2).round(3).tolist()
-    [[0.667, 0.333, 0.0], [0.0, 0.333, 0.667]]
-    """
+    """Return float64 (size, side): the share of each of ``side`` pixels in averages over ``side / size`` of them."""
     edges = np.arange(size + 1)[:, None] * (side / size)
     pixels = np.arange(side)[None]
     covered = np.minimum(edges[1:], pixels + 1) - np.maximum(edges[:-1], pixels)
@@ -126,12 +112,7 @@ def _sampled(images: torch.Tensor, sources: np.ndarray, border: str, size: int) 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """The values that stand for level 0 and level 255, as tensors (): the host need not wait to know them.
-
-    Args:
-        lowest: of level 0.
-        highest: of level 255.
-    """
+    """The values that stand for level 0 and level 255, as tensors (): the host need not wait to know them."""
 
     lowest: torch.Tensor
     highest: torch.Tensor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -44,25 +44,58 @@ def recompute_batchnorm(model: nn.Module, batches: Iterable[Any], forward: Calla
     if not layers:
         return
     run = forward or (lambda batch: model(_images(batch, layers[0].running_mean)))
-    with _measuring(model, layers) as pools:
-        for batch in batches:
-            run(batch)
+    before = [(layer, layer.momentum, [buffer.clone() for buffer in layer.buffers(recurse=False)]) for layer in layers]
+    pools, hooks = [_Pool(layer) for layer in layers], list[Any]()
+    try:
+        with evaluating(model):
+            for layer, pool in zip(layers, pools, strict=True):
+                layer.reset_running_stats()  # an infinite value would outlive even momentum 1
+                layer.training, layer.momentum = True, 1.0
+                hooks += [layer.register_forward_pre_hook(pool.check), layer.register_forward_hook(pool.add)]
+            for batch in batches:
+                run(batch)
         if not any(pool.count for pool in pools):
             raise EtudeError(
                 "recompute_batchnorm got no batch that reaches a BatchNorm layer; give it at least one batch of images"
             )
+    except BaseException:
+        for pool in pools:
+            pool.count = 0
+        raise
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for pool, (layer, momentum, buffers) in zip(pools, before, strict=True):
+            layer.momentum = momentum
+            if pool.count:
+                pool.write(layer)
+            else:  # of no batch, or after an error
+                for buffer, value in zip(layer.buffers(recurse=False), buffers, strict=True):
+                    buffer.copy_(value)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Have all parts of a module in evaluation mode, and afterwards each in the mode that it was in."""
+    # Flags are set one by one: a module's own ``train()`` may do more, such as keeping BatchNorm in evaluation mode.
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        for part, _ in modes:
+            part.training = False
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
 
 
 class _Pool:
     """Mean and variance of a growing population (Chan, Golub & LeVeque 1979), in float64 where the device has it."""
 
     def __init__(self, layer: _BatchNorm) -> None:
-        assert layer.running_mean is not None
-        assert layer.running_var is not None
-        self.layer, self.momentum = layer, layer.momentum
-        self.before = [buffer.clone() for buffer in layer.buffers(recurse=False)]
+        device = cast(torch.Tensor, layer.running_mean).device
+        widest = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
         self.count = 0
-        self.mean = torch.zeros_like(layer.running_mean, dtype=_widest(layer.running_mean.device))
+        self.mean = torch.zeros_like(cast(torch.Tensor, layer.running_mean), dtype=widest)
         self.squares = torch.zeros_like(self.mean)
 
     def check(self, layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -73,67 +106,25 @@ class _Pool:
                 "BatchNorm layer), which has no variance; use larger batches, or leave the last short one out"
             )
 
-    def add(self, layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: object) -> None:
+    def add(self, layer: Any, inputs: tuple[torch.Tensor, ...], output: object) -> None:
         """Take in a batch; at momentum 1 the layer's running statistics are those of this batch alone."""
         count = _values(inputs)
-        assert self.layer.running_mean is not None
-        assert self.layer.running_var is not None
-        difference = self.layer.running_mean.to(self.mean.dtype) - self.mean
+        difference = layer.running_mean.to(self.mean.dtype) - self.mean
         total = self.count + count
         self.mean += difference * (count / total)
-        self.squares += self.layer.running_var.to(self.mean.dtype) * (count - 1)
+        self.squares += layer.running_var.to(self.mean.dtype) * (count - 1)
         self.squares += difference.square() * (self.count * (count / total))
         self.count = total
 
-    def write(self) -> None:
+    def write(self, layer: Any) -> None:
         """Give the layer the statistics of the population."""
-        assert self.layer.running_mean is not None
-        assert self.layer.running_var is not None
-        self.layer.running_mean.copy_(self.mean)
-        self.layer.running_var.copy_(self.squares / (self.count - 1))
-
-    def undo(self) -> None:
-        """Give the layer the statistics that it had."""
-        for buffer, before in zip(self.layer.buffers(recurse=False), self.before, strict=True):
-            buffer.copy_(before)
-
-
-@contextmanager
-def _measuring(model: nn.Module, layers: list[_BatchNorm]) -> Iterator[list[_Pool]]:
-    # Flags are set one by one: a model's own ``train()`` may do more, such as keeping BatchNorm in evaluation mode.
-    modes = [(part, part.training) for part in model.modules()]
-    pools = [_Pool(layer) for layer in layers]
-    hooks: list[Any] = []
-    try:
-        for part, _ in modes:
-            part.training = False
-        for pool in pools:
-            pool.layer.reset_running_stats()  # an infinite value would outlive even momentum 1
-            pool.layer.training, pool.layer.momentum = True, 1.0
-            hooks += [pool.layer.register_forward_pre_hook(pool.check), pool.layer.register_forward_hook(pool.add)]
-        yield pools
-        for pool in pools:
-            pool.write() if pool.count else pool.undo()
-    except BaseException:
-        for pool in pools:
-            pool.undo()
-        raise
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for pool in pools:
-            pool.layer.momentum = pool.momentum
-        for part, mode in modes:
-            part.training = mode
+        layer.running_mean.copy_(self.mean)
+        layer.running_var.copy_(self.squares / (self.count - 1))
 
 
 def _values(inputs: tuple[torch.Tensor, ...]) -> int:
     """Return how many values a channel of a (N, C, ...) input has."""
     return inputs[0].numel() // inputs[0].shape[1]
-
-
-def _widest(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
 
 
 def _images(batch: Any, like: torch.Tensor | None) -> Any:

@@ -46,11 +46,7 @@ class Color:
 
 
 def chroma_matrices(color: Color) -> np.ndarray:
-    """Return float64 (B, 3, 3): saturation, hue and grey as linear maps of RGB, which keep luma and every grey.
-
-    >>> chroma_matrices(Color.identity(1))[0].round(12).tolist()
-    [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
-    """
+    """Return float64 (B, 3, 3): saturation, hue and grey as linear maps of RGB, which keep luma and every grey."""
     saturation = np.where(color.grey, 0.0, color.saturation)
     angle = np.deg2rad(color.hue)
     along, across = saturation * np.cos(angle), saturation * np.sin(angle)
@@ -119,13 +115,7 @@ class Tone:
 
 
 def tone_map(images: np.ndarray, tone: Tone) -> None:
-    """Change uint8 (B, H, W, C) in place.
-
-    >>> image = np.array([10, 200], np.uint8).reshape(1, 1, 2, 1)
-    >>> tone_map(image, Tone(np.zeros(1, bool), np.array([2]), np.array([256.0])))
-    >>> image.ravel().tolist()
-    [0, 192]
-    """
+    """Change uint8 (B, H, W, C) in place by its tone curves."""
     for row in tone.touched.tolist():
         image = images[row]
         tables = _stretched(image) if tone.stretch[row] else np.arange(256.0)[:, None]

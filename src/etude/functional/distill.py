@@ -98,11 +98,7 @@ def mean_probabilities(
 
 
 def check_temperature(temperature: float) -> None:
-    """Refuse what is not a finite number above 0.
-
-    Raises:
-        EtudeError: it is not.
-    """
+    """Refuse what is not a finite number above 0."""
     if not 0.0 < temperature < float("inf"):
         raise EtudeError(f"the temperature is {temperature}; it must be a number above 0, and 1 changes nothing")
 

@@ -66,22 +66,14 @@ def apply_effects(images: np.ndarray, effects: Effects) -> None:
 
 
 def sharpening_kernel(sharpness: float) -> np.ndarray:
-    """Return the 3 × 3 kernel that moves an image away from its smoothed self by ``sharpness``, or there if negative.
-
-    >>> sharpening_kernel(0.0).tolist()
-    [[0.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
-    """
+    """Return the 3 × 3 kernel that moves an image away from its smoothed self, or there where negative."""
     keep = np.zeros((3, 3))
     keep[1, 1] = 1.0
     return keep + sharpness * (keep - SMOOTH)
 
 
 def blur_kernels(deviations: np.ndarray) -> np.ndarray:
-    """Return (B, taps) Gaussian kernels for standard deviations (B,) in pixels, each cut at three of them.
-
-    >>> blur_kernels(np.array([0.1])).round(6).tolist()
-    [[0.0, 1.0, 0.0]]
-    """
+    """Return (B, taps) Gaussian kernels for standard deviations (B,) in pixels, each cut at three of them."""
     reach = np.ceil(3.0 * deviations)
     places = np.arange(-reach.max(), reach.max() + 1.0)
     weights = np.exp(-0.5 * (places / np.maximum(deviations, 1e-9)[:, None]) ** 2)
@@ -92,11 +84,8 @@ def blur_kernels(deviations: np.ndarray) -> np.ndarray:
 def hashed(seeds: Any, places: Any) -> Any:
     """Return 32 random bits for each seed and place, as int64; the same from numpy arrays as from tensors.
 
-    A counter-based generator: noise of any size from one draw a image, alike on every device. The mixing is
+    A counter-based generator: noise of any size from one draw an image, the same on every device. The mixing is
     ``lowbias32`` of Wellons' hash-prospector.
-
-    >>> int(hashed(np.array([1]), np.array([2]))[0]) == int(hashed(np.array([1]), np.array([2]))[0])
-    True
     """
     bits = (places * 0x9E3779B1 + seeds * 0x85EBCA6B) & _MASK
     bits = ((bits ^ (bits >> 16)) * 0x7FEB352D) & _MASK

@@ -77,12 +77,7 @@ def mixup(
 
 
 def cutmix(
-    images: torch.Tensor,
-    targets: torch.Tensor,
-    box: Box,
-    permutation: torch.Tensor,
-    *,
-    channels_last: bool = False,
+    images: torch.Tensor, targets: torch.Tensor, box: Box, permutation: torch.Tensor, *, channels_last: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Paste ``box`` of each image's partner into it; targets are mixed by the area that is left (Yun et al. 2019).
 
@@ -126,11 +121,7 @@ def draw_lambda(alpha: float, rng: np.random.Generator) -> float:
 
 
 def check_alpha(alpha: float) -> None:
-    """Refuse an ``alpha`` that no Beta distribution has.
-
-    Raises:
-        EtudeError: ``alpha`` is negative or not a finite number.
-    """
+    """Refuse an ``alpha`` that no Beta distribution has."""
     if not 0.0 <= alpha < math.inf:
         raise EtudeError(f"alpha is {alpha}; it must be a number of at least 0, and 0 mixes nothing")
 
@@ -157,12 +148,7 @@ def with_weights(targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 
 
 def without_weights(weighted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Undo :func:`with_weights`: return targets (N, C) and weights (N,); targets of weight 0 are zeros.
-
-    >>> targets, weights = without_weights(with_weights(torch.eye(2), torch.tensor([2.0, 0.5])))
-    >>> targets.tolist(), weights.tolist()
-    ([[1.0, 0.0], [0.0, 1.0]], [2.0, 0.5])
-    """
+    """Undo :func:`with_weights`: return targets (N, C) and weights (N,); targets of weight 0 are zeros."""
     targets, weights = weighted[:, :-1], weighted[:, -1]
     return targets / weights[:, None].clamp_min(1e-12), weights
 

@@ -45,13 +45,7 @@ _ONE_AT_A_TIME = threading.RLock()  # albumentations keeps its generators in the
 
 
 class UserTransform:
-    """A user's transform as a function of uint8 (H, W, C) arrays, its results checked.
-
-    Args:
-        function: what changes an image.
-        name: where it comes from, for messages.
-        reseed: gives the transform's own generators a seed, where it has such.
-    """
+    """A user's transform as a function of uint8 (H, W, C) arrays, its results checked."""
 
     def __init__(
         self, function: Callable[[np.ndarray], Any], name: str, reseed: Callable[[int], Any] | None = None
@@ -59,11 +53,7 @@ class UserTransform:
         self.function, self.name, self.reseed = function, name, reseed
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Return the changed image, uint8 of the same shape; ``image`` stays as it is.
-
-        Raises:
-            EtudeError: the transform failed, or returned something else.
-        """
+        """Return the changed image, uint8 of the same shape; ``image`` stays as it is."""
         try:
             changed = self.function(image.copy())  # a user's function may work in place
         except Exception as error:
@@ -131,14 +121,8 @@ def load_transform(name: str, context: str = "augment.transform") -> UserTransfo
 def code_digest(name: str) -> str | None:
     """Return a hash of the code behind a transform: its module's file, and those of the user's modules it imports.
 
-    It belongs to the code as this process loaded it, which later changes of the files leave as it is. None where some
-    source cannot be had: what such a transform gives must not be taken from a cache.
-
-    Args:
-        name: such as ``"my_transforms:train"``.
-
-    Raises:
-        EtudeError: the module cannot be imported.
+    It belongs to the code as this process loaded it. None where some source cannot be had: what such a transform gives
+    must not be taken from a cache.
     """
     module = _module(name.partition(":")[0], f"augment.transform={name}")
     if module not in _DIGESTS:
@@ -193,12 +177,7 @@ def _file_of(name: str) -> Path | None:
 
 
 def as_batch_transform(transform: Transform) -> Callable[[np.ndarray, np.random.Generator], np.ndarray]:
-    """Return ``change(images, rng)`` for uint8 (B, S, S, C); one seed an image is drawn from ``rng``.
-
-    >>> change = as_batch_transform(UserTransform(lambda image: 255 - image, "invert"))
-    >>> change(np.zeros((2, 1, 1, 1), np.uint8), np.random.default_rng(0)).ravel().tolist()
-    [255, 255]
-    """
+    """Return ``change(images, rng)`` for uint8 (B, S, S, C); one seed an image is drawn from ``rng``."""
     user = transform if isinstance(transform, UserTransform) else UserTransform(transform, "the transform")
 
     def change(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -86,11 +86,7 @@ def warp_matrices(geometry: Geometry, side: int, size: int | None = None) -> np.
 
 
 def reduction_factors(matrices: np.ndarray, side: int) -> np.ndarray:
-    """Return int (B,): by which whole factor each image is averaged before its warp, so that no detail turns to moiré.
-
-    >>> reduction_factors(warp_matrices(Geometry.identity(1), 512, 128), 512).tolist()
-    [3]
-    """
+    """Return int (B,): by which whole factor each image is averaged before its warp, against moiré."""
     linear = matrices[:, :2, :2]
     if matrices.shape[1] == 3:  # of the projection at the image's centre
         centre = np.array([(side - 1) / 2.0, (side - 1) / 2.0, 1.0])

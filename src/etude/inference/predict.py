@@ -39,15 +39,6 @@ def predict(
 
     A batch is read from the store once, and threads make every view of it from that while the network works. The head
     works on the float16 features in both cases, so predictions from cached features and from images agree.
-
-    Args:
-        gather: a store's method.
-        rows: int (N,), positions in the store.
-        ids: N names.
-        tta: views asked for, the first of ``many_views``; fewer where the policy changes nothing.
-        views: the views themselves in place of ``tta``.
-        labels: int (N,) where they are known.
-        known_features: (N, D) features of the plain view, when they have been computed before.
     """
     model.eval().to(best_device())
     weight = model.head.weight.detach().float().cpu().numpy()
@@ -112,14 +103,3 @@ class _ViewsOfBatches:
             if (place, size) not in self._gathered:
                 self._gathered[place, size] = self.gather(self.batches[place], size)
             return self._gathered[place, size]
-
-
-def plain_view(predictions: Predictions) -> Predictions:
-    """Return the predictions of the first view alone, to show scores with and without TTA apart."""
-    return Predictions(
-        ids=predictions.ids,
-        classes=predictions.classes,
-        logits=predictions.logits[:1],
-        features=predictions.features,
-        labels=predictions.labels,
-    )

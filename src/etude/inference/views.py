@@ -39,22 +39,13 @@ class ViewLike(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One exact symmetry of the square.
-
-    Args:
-        name: such as ``"flip"`` or ``"turn 90"``.
-        turns: quarter turns, applied first.
-        flip: mirror left to right.
-    """
+    """One exact symmetry of the square: quarter ``turns`` first, then ``flip`` left to right."""
 
     name: str
     turns: int = 0
     flip: bool = False
 
-    @property
-    def enlarge(self) -> float:
-        """Nothing is enlarged."""
-        return 1.0
+    enlarge = 1.0
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Return uint8 (B, S, S, C) images seen through this view.
@@ -69,14 +60,7 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """Every image shifted or zoomed alike.
-
-    Args:
-        shift_x: to the right, as a share of the side.
-        shift_y: downwards.
-        log_scale: natural logarithm of the zoom.
-        border: what comes in from beyond the edge.
-    """
+    """Every image shifted (shares of the side) and zoomed by the same amounts."""
 
     name: str
     shift_x: float = 0.0
@@ -85,10 +69,7 @@ class Moved:
     border: str = "reflect"
     _matrices: dict[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
-    @property
-    def enlarge(self) -> float:
-        """Nothing is enlarged: a zoom fills the same input."""
-        return 1.0
+    enlarge = 1.0
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Return the images moved; a mere shift is by whole pixels, so that nothing is blurred.
@@ -108,13 +89,7 @@ class Moved:
 
 @dataclass(frozen=True)
 class Drawn:
-    """One random change of the training augmentation, drawn once and applied to every image alike.
-
-    Args:
-        policy: of the augmentation.
-        strength: in [0, 1].
-        seed: of the draw, which depends on it and on the name.
-    """
+    """One random change of the training augmentation, drawn once and applied to every image."""
 
     name: str
     policy: Policy
@@ -122,10 +97,7 @@ class Drawn:
     seed: int = 0
     _matrices: dict[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
-    @property
-    def enlarge(self) -> float:
-        """Nothing is enlarged."""
-        return 1.0
+    enlarge = 1.0
 
     @cached_property
     def change(self) -> Changes:
@@ -144,12 +116,9 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True)
 class Larger:
-    """The image as it is, at a larger input: networks trained on zoomed crops often see better so.
+    """The image as it is, at an input larger by ``enlarge``: networks trained on zoomed crops often gain by it.
 
     Source: Touvron et al. 2019, Fixing the train-test resolution discrepancy.
-
-    Args:
-        enlarge: by which factor the side grows.
     """
 
     name: str
@@ -224,11 +193,7 @@ def many_views(policy_name: str, count: int, *, larger: float | None = None, see
 
 
 def input_size(view: ViewLike, size: int) -> int:
-    """Return the side of the network's input for this view, ``size`` being the usual one.
-
-    >>> input_size(Larger("larger", 1.25), 224), input_size(IDENTITY, 224)
-    (288, 224)
-    """
+    """Return the side of the network's input for this view, ``size`` being the usual one."""
     if view.enlarge == 1.0:
         return size
     step = _SIZES_APART if size >= _SMALL else 4

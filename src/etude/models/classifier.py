@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,39 +18,6 @@ from etude.models.optimize import fold_batchnorm
 
 MODEL_VERSION = 1
 LARGEST_SIDE = 16_384  # pixels of an input, which no network of today comes near
-
-
-class Pixels(Protocol):
-    """The shape of stored images."""
-
-    @property
-    def size(self) -> int:
-        """Side in pixels."""
-        ...
-
-    @property
-    def channels(self) -> int:
-        """1 (grey) or 3 (RGB)."""
-        ...
-
-
-class Stored(Protocol):
-    """How images are stored; ``data.stores.build.StoreBuild`` is one."""
-
-    @property
-    def store(self) -> Pixels:
-        """The stored pixels."""
-        ...
-
-    @property
-    def fit(self) -> str:
-        """How an image fills the square."""
-        ...
-
-    @property
-    def value_range(self) -> tuple[float, float] | None:
-        """Values that became black and white in images deeper than 8 bits, or None."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +46,8 @@ class Preprocessing:
     value_range: tuple[float, float] | None = None
 
     @classmethod
-    def of(cls, backbone: Backbone, stored: Stored, size: int) -> Preprocessing:
-        """Return how images stored like that become this backbone's input at ``size``."""
+    def of(cls, backbone: Backbone, stored: Any, size: int) -> Preprocessing:
+        """Return how images of ``stored`` (a StoreBuild) become this backbone's input at ``size``."""
         return cls(
             size=size,
             stored_size=stored.store.size,
@@ -105,14 +72,7 @@ class Preprocessing:
 
 
 class Classifier(nn.Module):
-    """A backbone with a linear head on its pooled features.
-
-    Args:
-        backbone: maps (B, in_channels, H, W) to (B, ``num_features``).
-        num_features: width D of the features.
-        num_classes: width C of the logits.
-        dropout: share of the features dropped before the head while training.
-    """
+    """A backbone, (B, in_channels, H, W) to (B, D), with a linear head on its pooled features."""
 
     def __init__(self, backbone: nn.Module, num_features: int, num_classes: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -173,11 +133,7 @@ def save_model(folder: Path, model: Classifier, card: ModelCard, name: str = "mo
 
 
 def load_model(folder: Path, name: str = "model") -> tuple[Classifier, ModelCard]:
-    """Read back what :func:`save_model` wrote.
-
-    Raises:
-        EtudeError: no model there, a newer format, or weights that do not fit the description.
-    """
+    """Read back what :func:`save_model` wrote."""
     described = folder / f"{name}.json"
     if not described.is_file():
         raise EtudeError(

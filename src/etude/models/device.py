@@ -23,11 +23,7 @@ def best_device() -> torch.device:
 
 
 def choose_precision(setting: str, device: torch.device) -> str:
-    """Return ``fp32`` or ``bf16``; ``auto`` takes bfloat16 where the hardware multiplies it natively.
-
-    >>> choose_precision("fp32", torch.device("cpu"))
-    'fp32'
-    """
+    """Return ``fp32`` or ``bf16``; ``auto`` takes bfloat16 where the hardware multiplies it natively."""
     if setting != "auto":
         return setting
     if device.type == "cuda":
@@ -36,11 +32,7 @@ def choose_precision(setting: str, device: torch.device) -> str:
 
 
 def describe_device(device: torch.device, precision: str) -> str:
-    """Return the device in words for the plan.
-
-    >>> describe_device(torch.device("cpu"), "fp32").startswith("CPU")
-    True
-    """
+    """Return the device in words for the plan."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, {precision}"
     count = torch.get_num_threads()
@@ -58,11 +50,7 @@ def is_first_process() -> bool:
 
 
 def native_bf16() -> bool:
-    """Whether the processor multiplies bfloat16 natively (AVX512-BF16 or AMX); elsewhere it is slower than float32.
-
-    >>> native_bf16() in (True, False)
-    True
-    """
+    """Whether the processor multiplies bfloat16 natively (AVX512-BF16 or AMX); elsewhere it is slower than float32."""
     # torch's own tests have no public names yet; an older torch lacks the one of AMX.
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(bool(test()) for name in names if (test := getattr(torch.cpu, name, None)) is not None)
@@ -73,16 +61,10 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
 
 def keep_large_blocks(largest: int = 512 << 20) -> bool:
-    """Let glibc serve blocks of up to ``largest`` bytes from its heap instead of mapping each anew.
+    """Let glibc serve blocks of up to ``largest`` bytes from its heap; return whether the settings were taken.
 
     A mapped block is zeroed page by page by the kernel at every step; what that costs a training step on a CPU is
-    measured by ``benchmarks/cpu_training.py``. Nothing changes on other C libraries.
-
-    Returns:
-        Whether the settings were taken.
-
-    >>> isinstance(keep_large_blocks(), bool)
-    True
+    measured by ``benchmarks/cpu_training.py``.
     """
     if not sys.platform.startswith("linux"):
         return False

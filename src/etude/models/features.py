@@ -54,10 +54,7 @@ def extract_features(
     batch_size: int = 32,
     name: str = "features",
 ) -> np.ndarray:
-    """Return float16 (N, D) features of the images in ``rows`` of a store.
-
-    The next batch is gathered while the network works on the present one.
-    """
+    """Return float16 (N, D) features of the images in ``rows`` of a store."""
     fetch: Fetch = lambda part: gather(rows[part], preprocessing.size)  # noqa: E731
     outputs = outputs_of(backbone, fetch, len(rows), preprocessing, precision=precision, batch_size=batch_size)
     return _joined(outputs, len(rows), context, name)
@@ -113,17 +110,9 @@ def extract_views(
     """Return float16 (V, N, D) features of the rows over views: the first as they are, the others augmented in full.
 
     Each view is kept in the cache by itself, so that asking for more views later computes the new ones only. The
-    random draws depend on (seed, view, place among the rows) alone, not on the batch size.
-
-    Args:
-        augment: changes images; at strength 1 here.
-        policy: tells this change from every other.
-        keep: whether the cache may hold them; not where ``policy`` cannot tell one change from another.
-        views: V, the plain one included.
-        data: tells the store from every other.
-        plain: (N, D) features of the first view, when they have been computed before.
-        source_size: ``source_size(size)`` is the side at which images are read to be sampled down to ``size``; a
-            store's method. None reads them at ``size``.
+    random draws depend on (seed, view, place among the rows) alone, not on the batch size. ``policy`` and ``data`` tell
+    this change and this store from every other, ``plain`` are known features of the first view, and ``source_size``
+    is the store's method that gives the side at which images are read. ``keep``: the cache may hold them.
     """
     size = preprocessing.size
     read = size if source_size is None else source_size(size)
@@ -168,11 +157,7 @@ def _joined(outputs: Generator[np.ndarray], count: int, context: Context, name: 
 
 
 def cached(path: Path, compute: Callable[[], np.ndarray], rows: int) -> tuple[np.ndarray, bool]:
-    """Return features from ``path`` when it holds ``rows`` rows; otherwise compute and keep them.
-
-    Returns:
-        The features, and whether they came from the cache.
-    """
+    """Return features from ``path`` if it holds ``rows`` rows, and whether it did; otherwise compute and keep them."""
     if path.is_file():
         with suppress(EtudeError):  # a damaged cache entry costs a recomputation, never an error
             features = load_arrays(path, "features", ["features"])["features"]

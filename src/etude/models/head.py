@@ -20,14 +20,7 @@ _ITERATIONS = 200
 
 @dataclass(frozen=True, slots=True)
 class LinearHead:
-    """Logits ``features @ weight.T + bias``; the standardisation of the features is folded in.
-
-    Args:
-        weight: float32 (C, D).
-        bias: float32 (C,).
-        inverse_regularization: the chosen C.
-        cross_entropy: mean cross-validated cross-entropy at that C, in nats.
-    """
+    """Logits ``features @ weight.T + bias``, with the C that was chosen and its mean cross-validated cross-entropy."""
 
     weight: np.ndarray
     bias: np.ndarray
@@ -51,23 +44,12 @@ def fit_head(
     floor: float = FLOOR,
     seed: int = 0,
 ) -> LinearHead:
-    """Fit multinomial logistic regression on standardised features.
+    """Fit multinomial logistic regression on standardised features; the standardisation is folded into the head.
 
     C (inverse regularisation strength) is the candidate with the lowest cross-validated cross-entropy, searched on
-    at most ``search_rows`` images, drawn by ``seed``; the last fit uses all of them.
-
-    Args:
-        features: (N, D) floats; or (V, N, D) of V views of each image, the plain one first. Then each view counts for
-            1/V of its image, all views of an image stand in the same fold, and held-out images are judged as they are.
-        labels: int (N,), in [0, num_classes).
-        weights: per-image weights (N,), or None for equal ones.
-        floor: of the standardisation; see :class:`~etude.core.standardise.Standardised`.
-
-    >>> rng = np.random.default_rng(0)
-    >>> labels = np.arange(60) % 2
-    >>> head = fit_head(rng.normal(size=(60, 3)) + 3 * labels[:, None], labels, 2, candidates=(0.1, 1.0))
-    >>> bool((head.logits(np.full((1, 3), 3.0)).argmax(1) == 1).all())
-    True
+    at most ``search_rows`` images, drawn by ``seed``; the last fit uses all of them. Of features (V, N, D) of V views,
+    the plain one first, each view counts for 1/V of its image, all views of an image stand in the same fold, and
+    held-out images are predicted as they are.
     """
     views = features if features.ndim == 3 else features[None]
     scaling = Standardised.of(views.reshape(-1, views.shape[2]), floor)

@@ -25,17 +25,7 @@ _FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """How a network is run.
-
-    Args:
-        precision: ``bf16`` computes convolutions and matrix products in bfloat16 (autocast), ``fp32`` in float32.
-        memory_format: layout of images and convolution weights: channels innermost, or each channel's plane whole.
-        threads: processor threads that torch uses.
-        micro_batch: images in memory at once, of a step's batch; None for all of them.
-
-    >>> Mode("bf16", "channels_last", 2).in_words()
-    'bf16, channels_last, 2 threads'
-    """
+    """How a network is run: precision (autocast), memory format, threads, and images in memory at once."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -74,11 +64,7 @@ class AskedMode:
         cls, precision: str = "auto", memory_format: str = "auto", threads: int | None = None,
         micro_batch: int | None = None,
     ) -> AskedMode:  # fmt: skip
-        """Return what the settings of ``recipe.train`` ask, where ``auto`` leaves the choice.
-
-        >>> AskedMode.of("bf16")
-        AskedMode(precision='bf16', memory_format=None, threads=None, micro_batch=None)
-        """
+        """Return what the settings of ``recipe.train`` ask, where ``auto`` leaves the choice."""
         return cls(
             None if precision == "auto" else cast(Precision, precision),
             None if memory_format == "auto" else cast(MemoryFormat, memory_format),
@@ -88,11 +74,7 @@ class AskedMode:
 
 
 def likely_mode(device: torch.device, asked: AskedMode | None = None) -> Mode:
-    """Return the mode that is best on most machines, without measuring: for work too short to be worth a probe.
-
-    >>> likely_mode(torch.device("cpu"), AskedMode(precision="fp32", threads=3)).in_words()
-    'fp32, channels_last, 3 threads'
-    """
+    """Return the mode that is best on most machines, without measuring: for work too short to be worth a probe."""
     asked = asked or AskedMode()
     precision = asked.precision or cast(Precision, choose_precision("auto", device))
     return Mode(precision, asked.memory_format or "channels_last", asked.threads or usable_cores(), asked.micro_batch)
@@ -104,11 +86,7 @@ def lay_out(module: Module, mode: Mode) -> Module:
 
 
 def lay_out_images(images: torch.Tensor, mode: Mode) -> torch.Tensor:
-    """Return (B, C, H, W) images laid out as ``mode`` says; the same tensor when they are already.
-
-    >>> lay_out_images(torch.zeros(2, 3, 4, 4), Mode("fp32", "channels_last", 1)).stride()
-    (48, 1, 12, 3)
-    """
+    """Return (B, C, H, W) images laid out as ``mode`` says; the same tensor when they are already."""
     return images.contiguous(memory_format=_FORMATS[mode.memory_format])
 
 
@@ -117,11 +95,7 @@ def applied(mode: Mode) -> Generator[None]:
     """Let torch use the mode's threads inside the block; what was set before comes back at its end.
 
     In ``fp32`` a GPU may round the inputs of matrix products to TF32, as cuDNN does in convolutions by default.
-    Precision is autocast's matter (``features.autocast``), around the forward pass alone.
-
-    >>> with applied(Mode("fp32", "contiguous", 1)):
-    ...     torch.get_num_threads()
-    1
+    Precision is set by autocast (``features.autocast``), around the forward pass alone.
     """
     threads, tf32 = torch.get_num_threads(), torch.backends.cuda.matmul.allow_tf32
     try:

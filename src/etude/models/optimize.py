@@ -140,11 +140,7 @@ class _MixedBackward(torch.autograd.Function):
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """A depthwise ``nn.Conv2d`` (square kernel, no dilation) with that backward; the same function otherwise.
-
-    Args:
-        same: pad as TensorFlow does, by the input's size, instead of by ``padding``.
-    """
+    """A depthwise ``nn.Conv2d`` (square kernel, no dilation) with that backward; ``same`` pads as TensorFlow does."""
 
     same: bool = False
 
@@ -164,11 +160,7 @@ class DepthwiseConv2d(nn.Conv2d):
 
 
 def use_fast_depthwise(module: nn.Module) -> int:
-    """Replace the depthwise convolutions below ``module`` in place, weights shared; return how many.
-
-    >>> use_fast_depthwise(nn.Sequential(nn.Conv2d(4, 4, 3, groups=4, padding=1)))
-    1
-    """
+    """Replace the depthwise convolutions below ``module`` in place, weights shared; return how many."""
     count = 0
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):

@@ -32,11 +32,7 @@ def strong_policy(policy: Policy) -> Policy:
     """Return the policy whose changes the student of online pseudo-labels sees.
 
     The same symmetries, half as much again of every other change of geometry, light, blur, noise, and in half of the
-    images an erased rectangle. What the weak view leaves alone (colours, mirror images) stays alone: it may carry the
-    class.
-
-    >>> strong_policy(Policy("digits", angle=15)).angle
-    22.5
+    images an erased rectangle. Colours and mirror images stay as in the weak view: they may carry the class.
     """
     return replace(
         policy,
@@ -84,14 +80,7 @@ def smoothing(task: FineTuneTask, timeline: Timeline) -> list[pl.Callback]:
 
 
 class Teacher(torch.nn.Module):
-    """A trained network that looks at a student's batches.
-
-    Args:
-        model: the network.
-        preprocessing: of its input; images of another size are resized to it.
-        columns: (C,) its classes in the student's order.
-        precision: numeric mode, ``fp32`` or ``bf16``.
-    """
+    """A trained network for a student's batches; ``columns`` are its classes in the student's order."""
 
     def __init__(self, model: Classifier, preprocessing: Preprocessing, columns: list[int], precision: str) -> None:
         super().__init__()
@@ -109,11 +98,7 @@ class Teacher(torch.nn.Module):
 
 
 def step_batches(task: FineTuneTask, clock: Clock, start: int) -> StepBatches:
-    """Return the batches from step ``start`` on; they follow the clock's plan, whatever event changes it.
-
-    Raises:
-        EtudeError: the user's own transform cannot be loaded.
-    """
+    """Return the batches from step ``start`` on; they follow the clock's plan, whatever event changes it."""
     change, strong = changes_of(task.policy, task.recipe.augment.transform), None
     if task.learns_online:
         scale = task.recipe.unlabeled.strong
@@ -169,13 +154,7 @@ def parts_of(task: FineTuneTask, timeline: Timeline, steps: int) -> int:
 
 
 def changes_of(policy: Policy, transform: str = "") -> Callable[..., Any]:
-    """Return ``change(images, strength, rng, size)``: the user's own transform, if one is named, then AugmentRamp's.
-
-    It takes uint8 arrays, and without a transform tensors too.
-
-    Raises:
-        EtudeError: the transform cannot be loaded.
-    """
+    """Return ``change(images, strength, rng, size)``: the user's own transform, if one is named, then AugmentRamp's."""
     change = AugmentRamp(policy).change
     if not transform:
         return change

@@ -33,24 +33,12 @@ _STATISTICS_IMAGES = 2_048  # seen at most to measure batch norm statistics anew
 
 
 def fine_tune(
-    model: Classifier,
-    task: FineTuneTask,
-    *,
-    context: Context = Context(),
-    name: str = "fine-tune",
+    model: Classifier, task: FineTuneTask, *, context: Context = Context(), name: str = "fine-tune"
 ) -> Finished:
-    """Train ``model`` in place by the task's recipe.
+    """Train ``model`` in place by the task's recipe; ``name`` is shown before the bar.
 
     A resumed task goes on from its last checkpoint, and ends with the weights of the uninterrupted one (on a CPU with
     as many threads: bit for bit).
-
-    Args:
-        context: draws the bar; warns when a checkpoint cannot be written, or a plateau cannot fire.
-        name: shown before the bar.
-
-    Raises:
-        DivergedError: the weights stopped being numbers.
-        EtudeError: the timeline does not fit the run, or the disk is full.
     """
     if task.processes > 1 and "RANK" not in os.environ:
         raise EtudeError(

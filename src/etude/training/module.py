@@ -31,7 +31,6 @@ class FineTune(pl.LightningModule):
         self.model, self.task, self._clock = lay_out(model, task.mode), task, clock
 
     def training_step(self, batch: Mapping[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
-        """Return the batch's mean loss."""
         step, rank, part = self.trainer.global_step, self.trainer.global_rank, self._part(batch_idx)
         # Seeded anew each step, a resumed run needs no state of torch's generator.
         torch.manual_seed(derive_seed(self.task.seed, f"torch/{rank}/{part}" if rank or part else "torch", step))
@@ -44,14 +43,12 @@ class FineTune(pl.LightningModule):
         return loss
 
     def validation_step(self, batch: Mapping[str, torch.Tensor], batch_idx: int) -> None:
-        """Log loss and accuracy on validation images."""
         logits, target = self.logits(batch), batch["target"]
         correct = (logits.argmax(1) == target.argmax(1)).float().mean()
         loss = cross_entropy(logits, target, torch.ones_like(batch["weight"]))
         self.log_dict({"valid_loss": loss, "valid_accuracy": correct}, batch_size=len(target), sync_dist=True)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return the optimiser that the settings name."""
         return build_optimizer(self.model, self.task.recipe.train)
 
     def train_dataloader(self) -> StepBatches:
@@ -59,7 +56,6 @@ class FineTune(pl.LightningModule):
         return step_batches(self.task, self._clock, self.trainer.global_step)
 
     def val_dataloader(self) -> OrderedBatches | list[OrderedBatches]:
-        """Return the validation batches, if any."""
         return valid_batches(self.task)
 
     def train(self, mode: bool = True) -> FineTune:

@@ -39,11 +39,7 @@ def freeze_first_layers(backbone: nn.Module, share: float) -> int:
 def freeze_depthwise(backbone: nn.Module) -> int:
     """Switch gradients off for the filters of depthwise convolutions; return how many parameters that holds.
 
-    They are few, and on a CPU their gradients take about a fifth of a training step
-    (``benchmarks/cpu_training.py``). Biases are trained.
-
-    >>> freeze_depthwise(nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 8, 1)))
-    36
+    They are few, and on a CPU their gradients take about a fifth of a step (``benchmarks/cpu_training.py``).
     """
     frozen = 0
     for module in backbone.modules():

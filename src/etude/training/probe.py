@@ -28,6 +28,7 @@ from etude.core.errors import EtudeError
 from etude.core.files import digest_of, read_json, write_json
 from etude.core.processor import cpu_model, free_memory, physical_cores, seconds_of_others, usable_cores
 from etude.core.seeds import derive_seed
+from etude.functional.batchnorm import evaluating
 from etude.models.device import choose_precision
 from etude.models.features import autocast
 from etude.models.modes import AskedMode, MemoryFormat, Mode, Precision, applied, lay_out, lay_out_images, likely_mode
@@ -150,17 +151,12 @@ class Steps:
 
     def disagreement(self, mode: Mode, count: int) -> str:
         """Return why the mode does not keep the loss of contiguous float32, or an empty string."""
-        training = [module for module in self._module.modules() if module.training]
-        self._module.eval()  # without dropout and batch statistics both compute the same function
-        try:
+        with evaluating(self._module):  # without dropout and batch statistics both compute the same function
             if self._reference is None:
                 plain = Mode("fp32", "contiguous", mode.threads)
                 self._reference = self._loss_and_gradients(plain, count)
             loss, gradients = self._reference
             found, others = self._loss_and_gradients(mode, count)
-        finally:
-            for module in training:
-                module.training = True
         if not math.isfinite(found) or not all(bool(torch.isfinite(gradient).all()) for gradient in others):
             return "its loss or gradients are not finite"
         if abs(found - loss) > _LOSS_TOLERANCE * max(abs(loss), 1e-3):

@@ -23,14 +23,7 @@ from etude.timeline import Timeline, timeline_from_tree, timeline_to_tree
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """What a fine-tuning was resolved to when it began.
-
-    Args:
-        timeline: resolved, without events.
-        steps: optimiser steps of the whole run.
-        validate_every: steps from one look at the validation images to the next.
-        epoch_steps: steps of a pass over the training images.
-    """
+    """What a fine-tuning was resolved to when it began: ``timeline`` is resolved and without events."""
 
     timeline: Timeline
     steps: int
@@ -40,14 +33,7 @@ class RunPlan:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A finished fine-tuning, as far as the rest of the run needs it.
-
-    Args:
-        steps: optimiser steps taken.
-        timeline: with the events that happened.
-        history: one row per validation.
-        happened: rows of what the clock wrote.
-    """
+    """A finished fine-tuning: ``timeline`` with its events, a row per validation, and rows of what the clock wrote."""
 
     steps: int
     timeline: Timeline
@@ -68,11 +54,7 @@ class ResumeFolder:
         return path if path.is_file() else None
 
     def step_for(self, module: nn.Module) -> int:
-        """Return the optimiser steps that the last checkpoint has behind it, which is to be loaded into ``module``.
-
-        Raises:
-            EtudeError: the checkpoint was damaged, or is of another network.
-        """
+        """Return the optimiser steps that the last checkpoint has behind it, which is to be loaded into ``module``."""
         path = self.checkpoint
         if path is None:
             return 0
@@ -96,11 +78,7 @@ class ResumeFolder:
         write_checked_json(self.folder / "plan.json", {**fields, "timeline": timeline_to_tree(plan.timeline)})
 
     def load_plan(self) -> RunPlan | None:
-        """Return the plan, or None when no training has begun here.
-
-        Raises:
-            EtudeError: the file is damaged.
-        """
+        """Return the plan, or None when no training has begun here."""
         path = self.folder / "plan.json"
         if not path.is_file():
             return None

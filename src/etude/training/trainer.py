@@ -34,15 +34,7 @@ def build_trainer(
     """Return a trainer for ``steps`` steps that Lightning sees as one epoch.
 
     Epochs are the loader's: a batch may begin in one and end in the next, batch sizes may change, and a resumed run
-    goes on at any step without Lightning's rules about where in an epoch it stood.
-
-    Args:
-        validate_every: steps from one look at the validation images to the next.
-        clip: largest gradient norm; 0 switches clipping off.
-        folder: of TensorBoard's events; None for none.
-        start: of a resumed run: steps taken before; TensorBoard drops what the stopped run wrote after them.
-        processes: that train together (DDP).
-        parts: batches that a step's gradients are accumulated over.
+    goes on at any step. ``start`` are its steps taken before: TensorBoard drops what the stopped run wrote after them.
     """
     logger = None if folder is None else TensorBoardLogger(folder, name="tb", version="", purge_step=start)
     return pl.Trainer(
