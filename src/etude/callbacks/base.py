@@ -37,6 +37,10 @@ ORDER: dict[str, str] = {
     "checkpoints": "",
 }
 _PLACES = tuple(ORDER)
+_SETS_RATES = {
+    StochasticWeightAveraging: "use etude's SWA, which leaves the learning rate to the timeline",
+    LearningRateFinder: "find the rate in a run of its own (etude lr-find) and give it to the timeline",
+}
 
 
 def place_of(callback: pl.Callback) -> str | None:
@@ -78,12 +82,19 @@ def check_order(callbacks: Sequence[pl.Callback]) -> None:
             raise EtudeError(f"the callbacks hold {' and '.join(names)}, but {one}: keep one of them")
     for (former, before), (latter, after) in pairwise(placed):
         if _PLACES.index(before) > _PLACES.index(after):
+            names = [type(callback).__name__ for callback in arrange(callbacks) if place_of(callback)]
             raise EtudeError(
                 f"{type(former).__name__} stands before {type(latter).__name__} among the callbacks, and must come "
-                f"after it ({ORDER[after]}): list them as {', '.join(_names(arrange(callbacks)))}, or pass them "
+                f"after it ({ORDER[after]}): list them as {', '.join(names)}, or pass them "
                 "through etude.callbacks.arrange"
             )
-    _check_rates(callbacks)
+    for callback in callbacks if _rate_clock(callbacks) else ():
+        for kind, way_on in _SETS_RATES.items():
+            if isinstance(callback, kind):
+                raise EtudeError(
+                    f"{kind.__name__} sets the learning rate, and so does the Clock's timeline: {way_on}, "
+                    "or leave lr out of the timeline's phases"
+                )
     for number, callback in enumerate(callbacks):
         if isinstance(callback, LearningRateMonitor) and _rate_clock(callbacks[number:]):
             raise EtudeError(
@@ -94,8 +105,7 @@ def check_order(callbacks: Sequence[pl.Callback]) -> None:
 
 def check_schedulers(trainer: pl.Trainer) -> None:
     """Refuse a learning rate scheduler next to a Clock that schedules the learning rate, once fit has started."""
-    callbacks = cast(list[pl.Callback], cast(Any, trainer).callbacks)
-    if trainer.lr_scheduler_configs and _rate_clock(callbacks):
+    if trainer.lr_scheduler_configs and _rate_clock(callbacks_of(trainer)):
         name = type(trainer.lr_scheduler_configs[0].scheduler).__name__
         raise EtudeError(
             f"configure_optimizers returns the scheduler {name}, and the Clock's timeline schedules the learning rate "
@@ -103,27 +113,9 @@ def check_schedulers(trainer: pl.Trainer) -> None:
         )
 
 
-def _check_rates(callbacks: Sequence[pl.Callback]) -> None:
-    instead = {
-        StochasticWeightAveraging: "use etude's SWA, which leaves the learning rate to the timeline",
-        LearningRateFinder: "find the rate in a run of its own (etude lr-find) and give it to the timeline",
-    }
-    for callback in callbacks:
-        for kind, way_on in instead.items():
-            if isinstance(callback, kind) and _rate_clock(callbacks):
-                raise EtudeError(
-                    f"{kind.__name__} sets the learning rate, and so does the Clock's timeline: {way_on}, "
-                    "or leave lr out of the timeline's phases"
-                )
-
-
 def _rate_clock(callbacks: Sequence[pl.Callback]) -> bool:
     clocks = (callback for callback in callbacks if place_of(callback) == "Clock")
     return any("lr" in cast(Any, clock).timeline.quantities() for clock in clocks)
-
-
-def _names(callbacks: Iterable[pl.Callback]) -> list[str]:
-    return [type(callback).__name__ for callback in callbacks if place_of(callback)]
 
 
 _STEP_HOOKS = (

@@ -13,6 +13,8 @@ from etude.functional.color import Color, Tone, color_map, tone_map
 from etude.functional.effects import Effects, apply_effects
 from etude.functional.warp import Geometry, warp, warp_matrices
 
+__all__ = ["POLICIES", "Policy", "apply_changes", "augment", "policy_named"]
+
 OPERATIONS = (
     "identity",
     "rotate",
@@ -55,33 +57,27 @@ def trivial_changes(
     def at(name: str, limit: float, values: np.ndarray = signed) -> np.ndarray:
         return np.where(chosen == OPERATIONS.index(name), limit * values, 0.0)
 
-    none = np.zeros(count)
-    geometry = Geometry(
-        flip=np.zeros(count, bool),
-        quarter_turns=np.zeros(count, int),
+    geometry = replace(
+        Geometry.identity(count),
         angle=at("rotate", _ROTATE),
-        log_scale=none,
         shear=at("shear_x", _SHEAR),
+        shear_y=at("shear_y", _SHEAR),
         shift_x=at("translate_x", _TRANSLATE),
         shift_y=at("translate_y", _TRANSLATE),
-        shear_y=at("shear_y", _SHEAR),
-        log_aspect=none,
-        perspective_x=none,
-        perspective_y=none,
     )
-    color = Color(
+    color = replace(
+        Color.identity(count),
         contrast=1.0 + at("contrast", _FACTOR),
         brightness=at("brightness", _BRIGHTNESS),
         saturation=1.0 + at("saturation", _FACTOR),
         hue=at("hue", _HUE),
-        grey=np.zeros(count, bool),
     )
     tone = Tone(
         stretch=(chosen == OPERATIONS.index("autocontrast")) & (magnitude < strength),
         bits=8 - np.rint(at("posterize", _BITS, extent)).astype(int),
         solarize=256.0 * (1.0 - at("solarize", 1.0, extent)),
     )
-    effects = Effects(at("sharpness", _FACTOR), none, none, np.zeros((count, 4)), np.zeros(count, np.int64))
+    effects = replace(Effects.identity(count), sharpness=at("sharpness", _FACTOR))
     return geometry, color, tone, effects
 
 
@@ -228,13 +224,8 @@ class Changes:
 
     def rows(self, chosen: np.ndarray | slice) -> Changes:
         """Return the changes of the chosen images."""
-        return Changes(
-            _rows(self.geometry, chosen),
-            _rows(self.color, chosen),
-            _rows(self.tone, chosen),
-            _rows(self.effects, chosen),
-            self.border,
-        )
+        parts = {name: _rows(getattr(self, name), chosen) for name in ("geometry", "color", "tone", "effects")}
+        return Changes(**parts, border=self.border)
 
 
 def draw_changes(policy: Policy, strength: float, rng: np.random.Generator, count: int) -> Changes:
@@ -332,9 +323,6 @@ def _rows(record: Any, chosen: np.ndarray | slice) -> Any:
         return None
     values = {field.name: getattr(record, field.name) for field in fields(record)}
     return replace(record, **{name: value[chosen] for name, value in values.items() if isinstance(value, np.ndarray)})
-
-
-__all__ = ["POLICIES", "Policy", "apply_changes", "augment", "policy_named"]
 
 
 def augment(

@@ -161,37 +161,20 @@ class DepthwiseConv2d(nn.Conv2d):
 
 def use_fast_depthwise(module: nn.Module) -> int:
     """Replace the depthwise convolutions below ``module`` in place, weights shared; return how many."""
-    count = 0
-    for parent in list(module.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Conv2d) and not isinstance(child, DepthwiseConv2d) and _is_plain_depthwise(child):
-                setattr(parent, name, _converted(child))
-                count += 1
-    return count
+    found = [each for each in module.modules() if each is not module and _is_plain_depthwise(each)]
+    for conv in cast(list[Any], found):
+        conv.same = type(conv).__name__ == "Conv2dSame"
+        conv.__class__ = DepthwiseConv2d  # keeps weights, flags and hooks
+    return len(found)
 
 
-def _is_plain_depthwise(conv: nn.Conv2d) -> bool:
+def _is_plain_depthwise(conv: nn.Module) -> bool:
+    if not isinstance(conv, nn.Conv2d) or type(conv).__name__ not in ("Conv2d", "Conv2dSame"):
+        return False
     square = len(set(conv.kernel_size)) == len(set(conv.stride)) == 1 and conv.padding_mode == "zeros"
     level = isinstance(conv.padding, tuple) and len(set(conv.padding)) == 1
     depthwise = conv.groups == conv.in_channels == conv.out_channels > 1
-    return (
-        depthwise and square and level and set(conv.dilation) == {1} and type(conv).__name__ in ("Conv2d", "Conv2dSame")
-    )
-
-
-def _converted(conv: nn.Conv2d) -> DepthwiseConv2d:
-    fast = DepthwiseConv2d(
-        conv.in_channels,
-        conv.out_channels,
-        cast(Any, conv.kernel_size),
-        cast(Any, conv.stride),
-        cast(Any, conv.padding),
-        groups=conv.groups,
-        bias=conv.bias is not None,
-    )
-    fast.weight, fast.bias = conv.weight, conv.bias
-    fast.same = type(conv).__name__ == "Conv2dSame"
-    return fast.train(conv.training)
+    return depthwise and square and level and set(conv.dilation) == {1}
 
 
 def _same_padding(sides: torch.Size, kernel: int, stride: int) -> list[int]:

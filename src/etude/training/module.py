@@ -31,7 +31,11 @@ class FineTune(pl.LightningModule):
         self.model, self.task, self._clock = lay_out(model, task.mode), task, clock
 
     def training_step(self, batch: Mapping[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
-        step, rank, part = self.trainer.global_step, self.trainer.global_rank, self._part(batch_idx)
+        step, rank, part = (
+            self.trainer.global_step,
+            self.trainer.global_rank,
+            batch_idx % self.trainer.accumulate_grad_batches,
+        )
         # Seeded anew each step, a resumed run needs no state of torch's generator.
         torch.manual_seed(derive_seed(self.task.seed, f"torch/{rank}/{part}" if rank or part else "torch", step))
         logits, target, weight, distill = self.logits(batch), batch["target"], batch["weight"], self.task.recipe.distill
@@ -70,10 +74,6 @@ class FineTune(pl.LightningModule):
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
         return self
-
-    def _part(self, batch_idx: int) -> int:
-        """Return which of a step's accumulated batches this is."""
-        return batch_idx % self.trainer.accumulate_grad_batches
 
     def logits(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the (B, C) logits of a batch's images."""
