@@ -31,11 +31,8 @@ class FineTune(pl.LightningModule):
         self.model, self.task, self._clock = lay_out(model, task.mode), task, clock
 
     def training_step(self, batch: Mapping[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
-        step, rank, part = (
-            self.trainer.global_step,
-            self.trainer.global_rank,
-            batch_idx % self.trainer.accumulate_grad_batches,
-        )
+        step, rank = self.trainer.global_step, self.trainer.global_rank
+        part = batch_idx % self.trainer.accumulate_grad_batches
         # Seeded anew each step, a resumed run needs no state of torch's generator.
         torch.manual_seed(derive_seed(self.task.seed, f"torch/{rank}/{part}" if rank or part else "torch", step))
         logits, target, weight, distill = self.logits(batch), batch["target"], batch["weight"], self.task.recipe.distill
