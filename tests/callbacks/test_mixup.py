@@ -156,8 +156,8 @@ def test_classes_come_from_the_argument_or_the_module(image_module):
 @pytest.mark.parametrize(
     ("targets", "classes", "sentence"),
     [
-        (torch.tensor([0, 3]), None, "labels from 0 to 3, and MixUp was told of 3 classes: labels run from 0 to 2"),
-        (torch.tensor([-1, 1]), 5, "labels from -1 to 1, and MixUp was told of 5 classes"),
+        (torch.tensor([0, 3]), None, "labels from 0 to 3, and MixUp has 3 classes: labels run from 0 to 2"),
+        (torch.tensor([-1, 1]), 5, "labels from -1 to 1, and MixUp has 5 classes"),
         (torch.zeros(2, 8, 8), None, r"targets \(2, 8, 8\) of torch.float32; it mixes labels"),
         (torch.zeros(2, 3, dtype=torch.int64), None, r"targets \(2, 3\) of torch.int64"),
     ],

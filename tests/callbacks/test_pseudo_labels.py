@@ -438,7 +438,7 @@ def test_numbers_for_other_classes_are_refused(settings: dict[str, Any], fit_ima
 def test_another_number_of_classes_is_refused(fit_images, image_module, images):
     labels = images.tensors[1].clone()
     labels[1] = -1
-    with pytest.raises(EtudeError, match="ImageModule predicts 3 classes and PseudoLabels was told of 5"):
+    with pytest.raises(EtudeError, match="ImageModule predicts 3 classes and PseudoLabels has 5"):
         fit_images(
             image_module(), [PseudoLabels(num_classes=5)], data=TensorDataset(images.tensors[0], labels), **PLAIN
         )

@@ -21,7 +21,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 class TensorAverage:
-    """The average of a module's tensors, by name, held beside the module.
+    """The average of a module's tensors, by name.
 
     Torch's AveragedModel deep-copies the module with all it refers to (the data too) and walks through it each step;
     ``benchmarks/callback_overhead.py`` holds the callbacks to 3% of a step of 10 ms.

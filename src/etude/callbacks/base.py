@@ -75,8 +75,8 @@ def check_order(callbacks: Sequence[pl.Callback]) -> None:
     """
     placed = [(callback, place) for callback in callbacks if (place := place_of(callback)) is not None]
     for place, one in (("Clock", "one timeline runs a training"), ("averaging", "each swaps the network's weights")):
-        alike = StochasticWeightAveraging if place == "averaging" else ()  # which may stand anywhere
-        found = [callback for callback in callbacks if place_of(callback) == place or isinstance(callback, alike)]
+        kind = StochasticWeightAveraging if place == "averaging" else ()  # which may stand anywhere
+        found = [callback for callback in callbacks if place_of(callback) == place or isinstance(callback, kind)]
         names = [type(callback).__name__ for callback in found]
         if len(names) > 1:
             raise EtudeError(f"the callbacks hold {' and '.join(names)}, but {one}: keep one of them")

@@ -31,7 +31,7 @@ class Checkpoints(EtudeCallback, Checkpoint):
         folder: where ``last.ckpt`` stands; it is replaced each time.
         every_steps: such as the steps of an epoch; by default time alone counts.
         every_seconds: of wall time.
-        warn: told when a checkpoint cannot be written; training goes on with the one before.
+        warn: called when a checkpoint cannot be written; training goes on with the one before.
         clock: seconds from any start.
     """
 

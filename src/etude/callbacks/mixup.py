@@ -101,8 +101,8 @@ class MixUp(_Mixing):
     """Train on mixtures of two images and of their targets (Zhang et al. 2017).
 
     Labels (B,) become dense targets (B, C), which ``torch.nn.functional.cross_entropy`` takes as they are; weights and
-    a teacher's probabilities, where the batch has them, are mixed too, by the same share. With :class:`CutMix` beside
-    it each batch is mixed by one of the two. All images of a batch share one draw of Beta(alpha, alpha).
+    a teacher's probabilities, where the batch has them, are mixed too, by the same share. With :class:`CutMix` in the
+    trainer too, each batch is mixed by one of the two. All images of a batch share one draw of Beta(alpha, alpha).
 
     Args:
         alpha: of the Beta distribution, at least 0; the Clock's moment takes precedence where it schedules ``mixup``.
@@ -184,7 +184,7 @@ def dense_targets(
     # On a GPU a look at the values would hold up every step; there one_hot itself stops the run.
     if targets.device.type == "cpu" and not 0 <= int(targets.min()) <= int(targets.max()) < classes:
         raise EtudeError(
-            f"a training batch has labels from {int(targets.min())} to {int(targets.max())}, and {name} was told of "
+            f"a training batch has labels from {int(targets.min())} to {int(targets.max())}, and {name} has "
             f"{classes} classes: labels run from 0 to {classes - 1}"
         )
     return one_hot(targets.long(), classes)

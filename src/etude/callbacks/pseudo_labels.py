@@ -74,8 +74,8 @@ class PseudoLabels(BatchTransform):
 
     Unlabelled are the images whose ``batch["is_labeled"]`` is False; without that, those of label -1. The teacher sees
     the batch's images, in evaluation mode and without gradients, so that BatchNorm uses its running statistics and
-    learns nothing from it. The student sees ``batch["strong"]`` in their place, where there is one, and whatever the
-    callbacks after this one make of them: with :class:`AugmentRamp` alone that is weak-to-strong consistency.
+    learns nothing from it. The student sees ``batch["strong"]`` in their place, where there is one, with all that
+    callbacks after this one do to them: with :class:`AugmentRamp` alone that is weak-to-strong consistency.
 
     A batch's unlabelled images together weigh ``weight`` times as much as its labelled ones, less where the teacher is
     less sure than usual. Weights go to ``batch["weight"]``; a batch without one has its dense targets multiplied by
@@ -93,7 +93,7 @@ class PseudoLabels(BatchTransform):
         kind: ``"hard"``, the most probable class alone, or ``"soft"``, probabilities.
         temperature: of soft ones, above 0; below 1 sharpens them.
         threshold: least confidence of those that count, one number or one for each class.
-        weights: by confidence, ``"softmatch"``, or all alike, ``"none"``.
+        weights: by confidence, ``"softmatch"``, or equal ones, ``"none"``.
         n: of SoftMatch: a confidence one standard deviation below the mean weighs exp(-n² / 2).
         prior: (C,), shares of the classes among the unlabelled images, to which predictions are aligned; None: not.
         teacher: ``"ema"``, an exponential average of the module's weights, or ``"self"``, the module as it stands.
@@ -221,7 +221,7 @@ class PseudoLabels(BatchTransform):
         found = self._teacher.probabilities(module, images)
         if found.shape[1] != classes:
             raise EtudeError(
-                f"{type(module).__name__} predicts {found.shape[1]} classes and PseudoLabels was told of {classes}: "
+                f"{type(module).__name__} predicts {found.shape[1]} classes and PseudoLabels has {classes}: "
                 "write num_classes as the network has them"
             )
         return found
@@ -266,7 +266,7 @@ def _student_view(batch: ImageBatch, unlabelled: torch.Tensor) -> torch.Tensor:
     if strong.shape[1:] != batch.image.shape[1:]:
         raise EtudeError(
             f"the strong views of a batch are {tuple(batch.strong.shape)} and its images {tuple(batch.image.shape)}; "
-            "they must be alike, or larger"
+            "they need the same size, or a larger one"
         )
     image = batch.image.clone()
     image[unlabelled] = strong.to(image.dtype)

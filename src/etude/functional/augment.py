@@ -188,7 +188,7 @@ POLICIES = {
         ),
         # Seen from above, any heading is as likely; season and haze change the colours.
         replace(_SYMMETRIC, name="aerial", angle=15, log_scale=0.2, contrast=0.3, saturation=0.2, hue=5),
-        # The dye tells the structures apart, so hue stays; focus and sensor noise differ between slides.
+        # The dye distinguishes the structures, so hue stays; focus and sensor noise differ between slides.
         replace(_SYMMETRIC, name="microscopy", angle=10, log_scale=0.15, contrast=0.3, blur=0.2, noise=0.2),
         # Stains differ between laboratories in tint and depth.
         replace(_SYMMETRIC, name="cells", saturation=0.3, hue=15),
@@ -335,7 +335,7 @@ def augment(
     Args:
         images: uint8 (B, S, S, C), square.
         strength: in [0, 1]; 0 only resizes, by area averages.
-        rng: draws the parameters: the same number of draws whatever the policy and the sizes, but none where nothing
+        rng: draws the parameters: the same number of draws for every policy and size, but none where nothing
             is to be changed.
         size: side of the results; None keeps S.
 

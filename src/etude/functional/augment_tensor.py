@@ -1,4 +1,4 @@
-"""The augmentation policies for batches of tensors, on whatever device they are."""
+"""The augmentation policies for batches of tensors, on their device."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ def recompute_batchnorm(model: nn.Module, batches: Iterable[Any], forward: Calla
 
     Averaged weights need this (Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima and Better
     Generalization"): no training step ever ran with them. The values of all batches are pooled, so the result is
-    the mean and the (unbiased) variance of the whole population whatever the sizes of the batches;
+    the mean and the (unbiased) variance of the whole population for any sizes of batches;
     ``torch.optim.swa_utils.update_bn`` averages the batches' own, which leaves out how they differ from each other.
 
     Only BatchNorm layers run in training mode: dropout is off, as it is when the statistics are used. A layer that

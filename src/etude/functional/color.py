@@ -11,7 +11,7 @@ LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 _YIQ = np.array([LUMA, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 _GREY = np.tile(LUMA, (3, 1))
 _COLOR = np.eye(3) - _GREY
-# A quarter turn of the colours: what remains of RGB beside luma, turned by 90 degrees in the plane of I and Q.
+# A quarter turn of the colours: what remains of RGB without luma, turned by 90 degrees in the plane of I and Q.
 _QUARTER = np.linalg.inv(_YIQ) @ np.array([[0.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]]) @ _YIQ
 
 
@@ -41,7 +41,7 @@ class Color:
 
     @property
     def keeps_chroma(self) -> bool:
-        """Whether no image's colours change beside contrast and brightness."""
+        """Whether no image's colours change but for contrast and brightness."""
         return not (self.grey.any() or self.hue.any() or (self.saturation != 1.0).any())
 
 

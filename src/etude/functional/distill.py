@@ -1,4 +1,4 @@
-"""Distillation: a student learns from teachers' probabilities beside its labels (Hinton, Vinyals & Dean 2015)."""
+"""Distillation: a student learns from teachers' probabilities and its labels (Hinton, Vinyals & Dean 2015)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def distillation_loss(
 ) -> torch.Tensor:
     """Return the weighted mean of share · T² · CE(soft teacher, student / T) + (1 - share) · CE(target), in nats.
 
-    T² keeps the size of the soft term's gradients whatever the temperature. An image without a label has a target of
+    T² keeps the size of the soft term's gradients at any temperature. An image without a label has a target of
     zeros, and so the soft term alone; a mixture of a labelled and an unlabelled image has its part of the hard one.
 
     Args:
@@ -44,7 +44,7 @@ def distillation_loss(
         target: dense targets (N, C).
         weight: (N,) per image; the mean is taken over their sum.
         teacher: (N, C) probabilities, each row of sum 1.
-        temperature: T, above 0, for teacher and student alike.
+        temperature: T, above 0, for teacher and student.
         share: of the soft term, in [0, 1]; 0 is :func:`~etude.functional.mix.cross_entropy`.
 
     Raises:
@@ -79,7 +79,7 @@ def mean_probabilities(
     Args:
         models: each maps ``images`` to logits (N, C).
         images: (N, ...).
-        who: told as what gave logits of another shape.
+        who: named in the message if it gives logits of another shape.
 
     Raises:
         EtudeError: logits are not (N, C), or the models differ in C.

@@ -88,7 +88,7 @@ def softmatch_weight(
     Args:
         confidence: (N,), the largest probability of each image.
         mean: μ of the confidences.
-        variance: σ² of the confidences; where they are all alike, all weigh 1.
+        variance: σ² of the confidences; where they are all equal, all weigh 1.
         n: how narrow: a confidence σ below the mean weighs exp(-n² / 2).
 
     Raises:

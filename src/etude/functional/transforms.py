@@ -3,7 +3,7 @@
 What such a transform draws comes from seeds of its own for each image, so runs repeat and resumed runs go on as the
 uninterrupted one would have. Random numbers of Python and NumPy are seeded for the time of the call and then put back;
 those of torch come from a generator of the calling thread, so that training in another thread draws on undisturbed.
-One image is transformed at a time, whatever the number of threads.
+One image is transformed at a time, with any number of threads.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class UserTransform:
         return self._checked(changed, image.shape)
 
     def seeded(self, image: np.ndarray, seed: int) -> np.ndarray:
-        """Return the changed image; the same for the same seed, whatever was drawn before."""
+        """Return the changed image; it depends on the seed alone."""
         with _ONE_AT_A_TIME, _TorchGenerator(seed):
             kept_python, kept_numpy = random.getstate(), np.random.get_state()
             try:

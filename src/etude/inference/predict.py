@@ -47,7 +47,7 @@ def predict(
     logits = np.empty((len(chosen), len(rows), len(bias)), np.float32)
     plain = known_features if chosen[0] == IDENTITY else None
     if plain is not None:
-        for start in range(0, len(rows), _BATCH):  # as many rows at once as below, so that the sums round alike
+        for start in range(0, len(rows), _BATCH):  # as many rows at once as below, so that the sums round the same
             logits[0, start : start + _BATCH] = plain[start : start + _BATCH].astype(np.float32) @ weight.T + bias
     skipped = 0 if plain is None else 1
     bar_name = name if len(chosen) == 1 else f"{name} ({len(chosen)} views)"

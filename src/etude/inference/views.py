@@ -20,7 +20,7 @@ _SIZES_APART, _SMALL = 32, 96  # larger inputs have sides that are multiples of 
 
 
 class ViewLike(Protocol):
-    """One way to look at an image; the same for every image, whatever batch it comes in."""
+    """One view of an image; the same for every image, in any batch."""
 
     @property
     def name(self) -> str:

@@ -107,7 +107,7 @@ def _traced(backbone: nn.Module, name: str) -> fx.Graph:
     holders = ["network", *(".".join(["network", *parts[:depth]]) for depth in range(1, len(parts)))]
     try:
         return _Tracer(holders, tuple(get_notrace_functions())).trace(_Whole(backbone))
-    except Exception as problem:  # whatever a network's own code raises when it is shown a symbol for an image
+    except Exception as problem:  # a network's own code may raise anything when its image is a symbol
         raise EtudeError(
             f"the network cannot be cut at {name!r}: what it computes around it depends on the image "
             f"({type(problem).__name__}); choose a stage of it, such as {listed(_outermost(_names(backbone)))}"
@@ -255,7 +255,7 @@ def extract_prefix(
 
 @dataclass(slots=True)
 class _Activations:
-    """A file of ``count`` rows and, beside it, a JSON record with the CRC-32 of each block that is whole."""
+    """A file of ``count`` rows and a JSON record with the CRC-32 of each block that is whole."""
 
     path: Path
     count: int

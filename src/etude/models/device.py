@@ -40,7 +40,7 @@ def describe_device(device: torch.device, precision: str) -> str:
 
 
 def channels_last(module: Module) -> Module:
-    """Lay the module's convolution weights out with channels innermost, in place; faster on CPUs and GPUs alike."""
+    """Lay the module's convolution weights out with channels innermost, in place; faster on CPUs and GPUs."""
     return module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (missing in torch's stubs)
 
 

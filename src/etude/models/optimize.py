@@ -25,8 +25,8 @@ _PLAIN = ("Conv2d", "Conv2dSame", "DepthwiseConv2d")  # others, such as StdConv2
 def fold_batchnorm(backbone: nn.Module, probe: torch.Tensor) -> int:
     """Fold every batch norm that directly follows a convolution, in place; return how many were folded.
 
-    Which norm follows which convolution is seen in one forward pass, so any network works, whatever its modules are
-    called. A convolution whose output something else uses too stays as it is, and so does a module that runs twice.
+    Which norm follows which convolution is found in one forward pass, so it works with any names of
+    modules. A convolution whose output something else uses too stays as it is, and so does a module that runs twice.
     A norm with an activation of its own (timm's ``BatchNormAct2d``) leaves that activation behind.
 
     Args:

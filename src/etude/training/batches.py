@@ -98,7 +98,7 @@ class Teacher(torch.nn.Module):
 
 
 def step_batches(task: FineTuneTask, clock: Clock, start: int) -> StepBatches:
-    """Return the batches from step ``start`` on; they follow the clock's plan, whatever event changes it."""
+    """Return the batches from step ``start`` on; they follow the clock's plan, also when an event changes it."""
     change, strong = changes_of(task.policy, task.recipe.augment.transform), None
     if task.learns_online:
         scale = task.recipe.unlabeled.strong

@@ -42,7 +42,7 @@ def fine_tune(
     """
     if task.processes > 1 and "RANK" not in os.environ:
         raise EtudeError(
-            f"training was asked for with {task.processes} processes, and this one was not told which it is: start "
+            f"training has {task.processes} processes, and RANK does not say which one this is: start "
             "them with torchrun, or leave processes at 1"
         )
     kept = ResumeFolder(task.folder)
@@ -81,19 +81,19 @@ def fine_tune(
 
 
 def validation_interval(recipe: Recipe, timeline: Timeline, steps: int, size: RunSize) -> int:
-    """Return the steps from one look at the validation images to the next.
+    """Return the steps from one validation to the next.
 
-    By default ten looks draw the curve, in whole epochs: more would cost time, fewer would hide it. A plateau is
-    counted in looks, so there it is one an epoch.
+    By default ten validations draw the curve, in whole epochs: more would cost time, fewer would hide it. A plateau is
+    counted in validations, so there it is one an epoch.
     """
     asked = recipe.train.validate_every
-    least = min(2, steps)  # a checkpoint is never saved right before a look, so there must be steps between
+    least = min(2, steps)  # a checkpoint is never saved right before a validation, so there must be steps between
     if asked != "auto":
         return max(least, min(steps, round(length_in_steps(asked, steps, size))))
     epoch = size.epoch_steps or steps
     watched = any(phase.plateau for phase in timeline.phases)
     epochs = 1 if watched else max(1, round(steps / epoch / 10))
-    return max(least, min(steps, math.floor(epochs * epoch)))  # rounded up, the last look would fall behind the end
+    return max(least, min(steps, math.floor(epochs * epoch)))  # rounded up, the last one would fall behind the end
 
 
 def _plan(task: FineTuneTask, kept: ResumeFolder) -> RunPlan:

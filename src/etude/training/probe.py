@@ -165,7 +165,7 @@ class Steps:
         return "" if cosine >= _LEAST_COSINE else f"its gradients point elsewhere than in fp32 (cosine {cosine:.2f})"
 
     def fits(self, mode: Mode, count: int) -> bool:
-        """Try a step of ``count`` images beside what an optimiser and averaged weights will take."""
+        """Try a step of ``count`` images next to what an optimiser and averaged weights will take."""
         trained = [parameter for parameter in self._module.parameters() if parameter.requires_grad]
         try:
             ballast = [torch.empty_like(weight) for weight in trained for _ in range(3)] if self._train else []
@@ -211,7 +211,7 @@ class Steps:
 
     @contextmanager
     def _ready(self, mode: Mode, count: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield images and targets on the device, the network laid out; turn whatever lacks memory into one error."""
+        """Yield images and targets on the device, the network laid out; turn every lack of memory into one error."""
         try:
             with applied(mode):
                 lay_out(self._module, mode)

@@ -78,12 +78,12 @@ def passing_interrupts() -> Generator[None]:
 
 @contextmanager
 def silent_writers() -> Generator[None]:
-    """Let a full disk be told once: TensorBoard's thread prints a traceback of what it then raises here as well."""
+    """Report a full disk once: TensorBoard's thread prints a traceback of what it then raises here as well."""
     hook = threading.excepthook
 
-    def unless_writing(told: threading.ExceptHookArgs) -> None:
-        if not isinstance(told.exc_value, OSError):
-            hook(told)
+    def unless_writing(args: threading.ExceptHookArgs) -> None:
+        if not isinstance(args.exc_value, OSError):
+            hook(args)
 
     threading.excepthook = unless_writing
     try:
@@ -94,7 +94,7 @@ def silent_writers() -> Generator[None]:
 
 @contextmanager
 def quiet_lightning() -> Generator[None]:
-    """Keep Lightning's hardware notes and tips off the screen: the plan has said all that."""
+    """Keep Lightning's hardware notes and tips off the screen: the plan has it all."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
