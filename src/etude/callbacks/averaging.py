@@ -66,6 +66,15 @@ class TensorAverage:
         chosen = {name: tensors[first] for name, first in self._first_name.items() if first in tensors}
         return {name: chosen[name].to(own.dtype) if name in chosen else own for name, own in state.items()}
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the average, of tensors and a number."""
+        return {"steps": self.steps, "averaged": dict(self.averaged), "copied": dict(self.copied)}
+
+    @classmethod
+    def of_state(cls, state: dict[str, Any]) -> TensorAverage:
+        """Return the average that :meth:`state_dict` described."""
+        return cls(int(state["steps"]), dict(state["averaged"]), dict(state["copied"]))
+
     def _live(self, names: Iterable[str]) -> list[torch.Tensor]:
         return [table[key] for table, key in map(self._places.__getitem__, names)]
 
@@ -193,14 +202,12 @@ class _Averaging(EtudeCallback, WeightAveraging):
         super().teardown(trainer, pl_module, stage)
 
     def state_dict(self) -> dict[str, Any]:
-        average = self._average
-        counts = {"latest_update_step": self._latest_update_step, "steps": average.steps, "pending": self._pending}
-        return {**counts, "averaged": dict(average.averaged), "copied": dict(average.copied)}
+        counts = {"latest_update_step": self._latest_update_step, "pending": self._pending}
+        return {**counts, **self._average.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._latest_update_step, self._pending = int(state_dict["latest_update_step"]), int(state_dict["pending"])
-        tensors = (dict(state_dict["averaged"]), dict(state_dict["copied"]))
-        self._average = TensorAverage(int(state_dict["steps"]), *tensors)
+        self._average = TensorAverage.of_state(state_dict)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

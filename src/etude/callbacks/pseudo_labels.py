@@ -24,44 +24,6 @@ from etude.functional.distill import check_temperature, mean_probabilities
 from etude.functional.pseudo import Confidence, align, sharpen, softmatch_weight
 
 
-class SelfTeacher:
-    """A module's predictions in evaluation mode, with an exponential average of its weights unless ``decay`` is 0."""
-
-    def __init__(self, decay: float) -> None:
-        self.decay = decay
-        self._average = TensorAverage()
-        self._latest_step = 0
-
-    def begin(self, step: int) -> None:
-        """Take note of the step at which training begins, or goes on."""
-        self._latest_step = step
-
-    def follow(self, module: nn.Module, step: int) -> None:
-        """Let the average follow the module, once for each step."""
-        if self.decay > 0.0 and step > self._latest_step:
-            self._latest_step, steps = step, self._average.steps
-            self._average.update(module, 1.0 - min(self.decay, (1 + steps) / (10 + steps)))
-
-    def probabilities(self, module: pl.LightningModule, images: torch.Tensor) -> torch.Tensor:
-        """Return float32 (N, C); the module's weights, modes and statistics are afterwards as they were."""
-        # Before the first step both are the same.
-        kept = self._average.put_in(module) if self._average.steps else {}
-        try:
-            with evaluating(module), module.trainer.precision_plugin.forward_context():
-                return mean_probabilities([lambda x: logits_of(module, x)], images, type(module).__name__)
-        finally:
-            if kept:
-                self._average.put_back(kept)
-
-    def state_dict(self) -> dict[str, Any]:
-        average = self._average
-        return {"steps": average.steps, "averaged": dict(average.averaged), "copied": dict(average.copied)}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        averaged, copied = dict(state_dict["averaged"]), dict(state_dict["copied"])
-        self._average = TensorAverage(int(state_dict["steps"]), averaged, copied)
-
-
 def logits_of(module: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """Return the module's logits: by its method ``logits(batch)`` where it has one, else of ``module(images)``."""
     method = getattr(module, "logits", None)
@@ -146,22 +108,25 @@ class PseudoLabels(BatchTransform):
         self.teacher, self.decay, self.momentum, self.num_classes = teacher, decay, momentum, num_classes
         self.threshold, self.prior = _threshold(threshold), None if prior is None else _prior(prior)
         self.confidence: Confidence | None = None
-        self._teacher = self._new_teacher()
+        self._average, self._latest_step = TensorAverage(), 0  # the teacher's weights
         self._seen = False  # an unlabelled image, in this training
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            self.confidence, self._teacher, self._seen = None, self._new_teacher(), False
+            self.confidence, self._average, self._seen = None, TensorAverage(), False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self._teacher.begin(trainer.global_step)
+        self._latest_step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._teacher.follow(pl_module, trainer.global_step)  # which stays as it is while gradients accumulate
+        step, steps = trainer.global_step, self._average.steps  # a step stays as it is while gradients accumulate
+        if self.teacher == "ema" and self.decay > 0.0 and step > self._latest_step:
+            self._latest_step = step
+            self._average.update(pl_module, 1.0 - min(self.decay, (1 + steps) / (10 + steps)))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self._seen:
@@ -199,26 +164,29 @@ class PseudoLabels(BatchTransform):
         return self.weight if scheduled is None else scheduled
 
     def state_dict(self) -> dict[str, Any]:
-        teacher, seen = self._teacher.state_dict(), self.confidence
+        teacher, seen = self._average.state_dict(), self.confidence
         if seen is None:
             return {"teacher": teacher}
         numbers = {"mean": seen.mean, "variance": seen.variance, "shares": seen.shares, "batches": seen.batches}
         return {"teacher": teacher, "confidence": numbers}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._teacher.load_state_dict(state_dict["teacher"])
+        self._average = TensorAverage.of_state(state_dict["teacher"])
         numbers = state_dict.get("confidence")
         self.confidence = None if numbers is None else Confidence(**numbers)
-
-    def _new_teacher(self) -> SelfTeacher:
-        return SelfTeacher(self.decay if self.teacher == "ema" else 0.0)
 
     def _predicted(self, images: torch.Tensor, classes: int, context: BatchContext) -> torch.Tensor:
         """Return the teacher's probabilities of the images, float32 (U, C)."""
         if not len(images):
             return torch.zeros(0, classes, device=images.device)
         module = context.module
-        found = self._teacher.probabilities(module, images)
+        kept = self._average.put_in(module) if self._average.steps else {}  # before the first step both are the same
+        try:
+            with evaluating(module), module.trainer.precision_plugin.forward_context():
+                found = mean_probabilities([lambda x: logits_of(module, x)], images, type(module).__name__)
+        finally:
+            if kept:
+                self._average.put_back(kept)
         if found.shape[1] != classes:
             raise EtudeError(
                 f"{type(module).__name__} predicts {found.shape[1]} classes and PseudoLabels has {classes}: "
