@@ -29,15 +29,9 @@ _MORE = ("weight", "is_labeled", "strong", "teacher")  # what only a dict has a 
 
 @dataclass(frozen=True, slots=True)
 class ImageBatch:
-    """The parts of a batch that tricks change.
+    """What tricks change of a batch: images (B, C, H, W) or (B, H, W, C), labels (B,) or dense targets (B, C).
 
-    Args:
-        image: (B, C, H, W) or (B, H, W, C), float or uint8.
-        target: labels (B,) or dense targets (B, C).
-        weight: (B,), where the batch has them, as all that follows.
-        is_labeled: bool (B,), whose target is known to be right.
-        strong: a second, strongly augmented view of the unlabelled images, like ``image``.
-        teacher: (B, C), a teacher's probabilities.
+    ``strong`` is a second, strongly augmented view of the unlabelled images, and ``teacher`` (B, C) its probabilities.
     """
 
     image: torch.Tensor

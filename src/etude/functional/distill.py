@@ -10,18 +10,7 @@ from etude.core.errors import EtudeError
 
 
 def soften(log_probabilities: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Return softmax(log p / T), (N, C): flatter than p above a temperature of 1, sharper below it.
-
-    Args:
-        log_probabilities: (N, C) logarithms of probabilities, or logits, which differ from them by a constant a row.
-        temperature: above 0; 1 gives the probabilities themselves.
-
-    Raises:
-        EtudeError: the temperature is not a finite number above 0.
-
-    >>> soften(torch.tensor([[0.81, 0.16, 0.01]]).log(), 2.0).mul(14).round().tolist()
-    [[9.0, 4.0, 1.0]]
-    """
+    """Return softmax(log p / T), (N, C), of logarithms of probabilities or logits; flatter than p above a T of 1."""
     check_temperature(temperature)
     return torch.softmax(log_probabilities if temperature == 1.0 else log_probabilities / temperature, dim=1)
 
@@ -74,18 +63,9 @@ def distillation_loss(
 def mean_probabilities(
     models: Sequence[Callable[[torch.Tensor], torch.Tensor]], images: torch.Tensor, who: str = "a teacher"
 ) -> torch.Tensor:
-    """Return the mean over ``models`` of the softmax of their logits, float32 (N, C), without gradients.
+    """Return the mean over ``models`` of the softmax of their logits (N, C), float32, without gradients.
 
-    Args:
-        models: each maps ``images`` to logits (N, C).
-        images: (N, ...).
-        who: named in the message if it gives logits of another shape.
-
-    Raises:
-        EtudeError: logits are not (N, C), or the models differ in C.
-
-    >>> mean_probabilities([lambda x: torch.zeros(len(x), 2)], torch.zeros(1, 3)).tolist()
-    [[0.5, 0.5]]
+    ``who`` is named in the message where logits are not (N, C), or differ in C.
     """
     logits = [model(images) for model in models]
     for one in logits:

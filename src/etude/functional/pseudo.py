@@ -105,18 +105,7 @@ def softmatch_weight(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Confidence:
-    """How sure a teacher has been of unlabelled images lately, and of which classes.
-
-    Args:
-        mean: (), of the largest probability.
-        variance: (), of the same.
-        shares: (C,), mean probabilities of the classes.
-        batches: taken in.
-
-    >>> seen = Confidence.none(2).updated(torch.tensor([[0.9, 0.1], [0.3, 0.7]]), momentum=0.99)
-    >>> round(seen.mean.item(), 3), round(seen.variance.item(), 3), seen.shares.tolist()
-    (0.8, 0.01, [0.6000000238418579, 0.4000000059604645])
-    """
+    """A teacher's recent confidence: its mean and variance, and the mean probability of each class."""
 
     mean: torch.Tensor
     variance: torch.Tensor
@@ -135,20 +124,12 @@ class Confidence:
         prior: torch.Tensor | None = None,
         total: Callable[[torch.Tensor], torch.Tensor] = lambda sums: sums,
     ) -> Confidence:
-        """Return the exponential averages after one more batch; a batch without images changes nothing.
+        """Return the exponential averages after one more batch (B, C); a batch without images changes nothing.
 
         The first batches are averaged equally, until ``momentum`` reaches back no farther than they do: a short run
         has no time to forget where it began. The variance is that of the mixture of all batches, so batches of
-        one image have one too; SoftMatch averages the batches' own variances.
-
-        Args:
-            probabilities: (B, C); their device is that of the result.
-            momentum: of the averages, in [0, 1).
-            prior: (C,); given, confidences are those of the aligned probabilities.
-            total: adds a tensor up over processes, which then all hold the same averages. All must call it.
-
-        Raises:
-            EtudeError: the momentum lies outside [0, 1).
+        one image have one too; SoftMatch averages the batches' own variances. With ``prior`` (C,), confidences are
+        those of aligned probabilities. ``total`` adds a tensor up over processes, which must all call it.
         """
         if not 0.0 <= momentum < 1.0:
             raise EtudeError(f"the momentum of the confidences is {momentum}; it must be at least 0 and below 1")

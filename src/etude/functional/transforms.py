@@ -93,12 +93,7 @@ class UserTransform:
 def load_transform(name: str, context: str = "augment.transform") -> UserTransform:
     """Return the transform that ``module:name`` names; the module may lie in the current folder.
 
-    Args:
-        name: such as ``"my_transforms:train"``.
-        context: the setting that it stands in, for messages.
-
-    Raises:
-        EtudeError: there is none, or it is nothing that can change an image.
+    ``context`` is the setting that it stands in, for messages.
     """
     label = f"{context}={name}"
     module_name, _, attribute = name.partition(":")

@@ -163,17 +163,9 @@ def views_of(policy_name: str, count: int) -> tuple[View, ...]:
 def many_views(policy_name: str, count: int, *, larger: float | None = None, seed: int = 0) -> tuple[ViewLike, ...]:
     """Return ``count`` views, fewer only where the policy changes nothing at all; the first ones are the best bets.
 
-    First the symmetries that the policy allows, with ``larger`` then one of a larger input, then shifts by half of what
-    training had, zooms likewise, and last random draws of the training augmentation at half strength, without erased
-    rectangles and noise. The first views stay the same when more are asked for.
-
-    Args:
-        count: from 1 to 128.
-        larger: factor of the side of the larger input, such as 1.25; None has no such view.
-        seed: of the random draws.
-
-    Raises:
-        EtudeError: the policy is unknown, or a number is out of range.
+    First the symmetries that the policy allows, with ``larger`` then one of an input larger by that factor, then shifts
+    by half of what training had, zooms likewise, and last random draws of the training augmentation at half strength,
+    without erased rectangles and noise. The first views stay the same when more are asked for.
 
     >>> [view.name for view in many_views("photos", 10)]  # doctest: +ELLIPSIS
     ['plain', 'flip', 'right 4%', 'left 4%', 'down 4%', 'up 4%', 'zoom 1.11', 'zoom 0.90', 'draw 1', 'draw 2']

@@ -63,15 +63,14 @@ def parameter_groups(model: Classifier, weight_decay: float, layer_decay: float)
 def build_optimizer(model: Classifier, settings: TrainSettings) -> torch.optim.Optimizer:
     """Return the optimiser that the settings name; the learning rates are the timeline's to set."""
     groups = parameter_groups(model, settings.weight_decay, settings.layer_decay)
+    swing: dict[str, Any] = {"momentum": settings.momentum, "nesterov": settings.nesterov and settings.momentum > 0}
     if settings.optimizer == "sgd":
-        nesterov = settings.nesterov and settings.momentum > 0
-        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=nesterov)
+        return torch.optim.SGD(groups, lr=settings.lr, **swing)
     if settings.optimizer in ("lars", "lamb"):
         from timm.optim import Lamb, Lars
 
         if settings.optimizer == "lars":
-            nesterov = settings.nesterov and settings.momentum > 0
-            return Lars(groups, lr=settings.lr, momentum=cast(int, settings.momentum), nesterov=nesterov)
+            return Lars(groups, lr=settings.lr, **swing)
         return Lamb(groups, lr=settings.lr, betas=(settings.momentum, 0.999))
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
     return kind(groups, lr=settings.lr, betas=(settings.momentum, 0.999), fused=True)

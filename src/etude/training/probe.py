@@ -311,18 +311,7 @@ def probe_modes(
     much slower than the best leave the race. A mode whose loss or gradients differ from float32's is left out.
     A batch that does not fit into the memory is halved until it does. The module's weights, statistics and training
     flags stay, and so do torch's threads and generators; it ends up on ``device``, in the mode's memory format.
-
-    Args:
-        module: the network as it is trained, frozen parameters frozen; maps (B, channels, size, size) to (B, C).
-        size: side of the images in pixels: the largest of the run.
-        batch_size: images a step, the most of the run.
-        asked: what the user has fixed, which is taken as it is.
-        train: measure forward and backward; otherwise forward only.
-        budget: seconds that the probe may take, at most 15; the first measurement is always made.
-        cache: folder whose ``probes/`` keeps results; None measures anew.
-
-    Raises:
-        EtudeError: not even one image fits into the memory.
+    ``size`` and ``batch_size`` are the largest of the run; the first measurement is made at any ``budget`` (seconds).
     """
     asked = asked or AskedMode()
     found = likely_mode(device, asked)
