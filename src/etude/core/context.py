@@ -47,6 +47,10 @@ class Silent:
         return _nothing()
 
 
+def _dropped(text: str) -> None:
+    """Show no warning."""
+
+
 @contextmanager
 def _nothing() -> Generator[Advance]:
     def advance(count: int = 1) -> None:
@@ -79,25 +83,15 @@ class Context:
         """Return a path in the cache."""
         return (self.cache or default_cache()).joinpath(*parts)
 
-    def derived(self, name: str, step: int = 0) -> int:
-        """Return the seed of a draw, by :func:`~etude.core.seeds.derive_seed`."""
-        from etude.core.seeds import derive_seed
-
-        return derive_seed(self.seed, name, step)
-
     def rng(self, name: str, step: int = 0) -> np.random.Generator:
         """Return the generator of a draw, by :func:`~etude.core.seeds.rng_for`."""
         from etude.core.seeds import rng_for
 
         return rng_for(self.seed, name, step)
 
-    def seeded(self, seed: int) -> Context:
-        """Return the context of a part with a seed of its own, such as a fold."""
-        return replace(self, seed=seed)
-
     def quiet(self) -> Context:
         """Return a context whose warnings are dropped, for work that is done again with them."""
-        return replace(self, warn=lambda text: None)
+        return replace(self, warn=_dropped)
 
 
 def default_cache() -> Path:

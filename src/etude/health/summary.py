@@ -204,7 +204,7 @@ def _label_errors(
     return [
         {
             "id": ids[place],
-            "label": classes[labels[place]],
+            "label": classes[int(labels[place])],
             "suggested": classes[int(found.suggested[place])],
             "score": round(float(found.scores[place]), 4),
         }
