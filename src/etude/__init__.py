@@ -1,4 +1,4 @@
-"""etude: turns a folder of labelled images into an accurate classifier, and writes down what each step bought.
+"""etude: turns a folder of labelled images into an accurate classifier, and writes down what each step contributed.
 
 Importing this package is light; torch and the rest load when they are first needed.
 """

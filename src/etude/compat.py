@@ -1,4 +1,4 @@
-"""Lets timm and Lightning be imported beside a torchvision whose compiled operators do not load.
+"""Lets timm and Lightning be imported with a torchvision whose compiled operators do not load.
 
 The torchvision wheel of the package registry is a CUDA build. Beside a CPU build of torch its operators
 stay unregistered, and then ``import torchvision`` (so timm, torchmetrics and Lightning) fails on two missing

@@ -179,8 +179,8 @@ class Run:
     def _read(self, images: Path | str, card: ModelCard, context: Context, size: int | None = None) -> Dataset:
         found = read_unlabelled(images)
         shape = card.preprocessing
-        surveyed = scan_images(found, context).like(shape.channels, shape.value_range, "images", context)
-        return open_dataset(found, surveyed, size or shape.stored_size, context, fit=shape.fit)
+        scanned = scan_images(found, context).like(shape.channels, shape.value_range, "images", context)
+        return open_dataset(found, scanned, size or shape.stored_size, context, fit=shape.fit)
 
     def _models(self) -> list[tuple[Classifier, ModelCard]]:
         folds = sorted(

@@ -137,9 +137,9 @@ def test_the_larger_input_shows_more_detail(etude, tmp_path, monkeypatch):
     etude("fit", train, "--test", test, *PHOTOS, "--out", "run")
     sizes: list[int] = []
 
-    def watched(images: ImageSet, surveyed: Scan, size: int, context: Context, **options: Any) -> Dataset:
+    def watched(images: ImageSet, scanned: Scan, size: int, context: Context, **options: Any) -> Dataset:
         sizes.append(size)
-        return open_dataset(images, surveyed, size, context, **options)
+        return open_dataset(images, scanned, size, context, **options)
 
     monkeypatch.setattr("etude.run.open_dataset", watched)
     plain = load("run").predict(test).predictions

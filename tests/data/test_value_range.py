@@ -123,8 +123,8 @@ def write(folder: Path, highest: float, kind: str = "u2", count: int = 6) -> Pat
     return folder
 
 
-def stored(folder: Path, surveyed: Scan, cache: Path, warn: Callable[[str], None]) -> Dataset:
-    return open_dataset(read_unlabelled(folder), surveyed, 32, Context(Silent(), warn, cache), fit="squash")
+def stored(folder: Path, scanned: Scan, cache: Path, warn: Callable[[str], None]) -> Dataset:
+    return open_dataset(read_unlabelled(folder), scanned, 32, Context(Silent(), warn, cache), fit="squash")
 
 
 def test_10_and_12_bits_in_16_are_stored_as_8_bits_would_be(tmp_path: Path) -> None:
@@ -132,11 +132,11 @@ def test_10_and_12_bits_in_16_are_stored_as_8_bits_would_be(tmp_path: Path) -> N
     for bits in (8, 10, 12, 16):
         folder = write(tmp_path / str(bits), 2**bits - 1, "u2" if bits > 8 else "u1")
         said: list[str] = []
-        surveyed = scan_images(read_unlabelled(folder), Silent()).in_range(None, said.append)
-        assert surveyed.value_range == (None if bits == 8 else (0, 2**bits - 1))
+        scanned = scan_images(read_unlabelled(folder), Silent()).in_range(None, said.append)
+        assert scanned.value_range == (None if bits == 8 else (0, 2**bits - 1))
         assert (str(2**bits - 1) in "".join(said)) == (bits > 8)
-        data = stored(folder, surveyed, tmp_path / "cache", pytest.fail)
-        assert data.build.value_range == surveyed.value_range
+        data = stored(folder, scanned, tmp_path / "cache", pytest.fail)
+        assert data.build.value_range == scanned.value_range
         bright.append(data.build.store.gather(np.arange(6), 32).astype(int))
     assert all(np.abs(one - bright[0]).max() <= 1 for one in bright)
 
@@ -144,10 +144,10 @@ def test_10_and_12_bits_in_16_are_stored_as_8_bits_would_be(tmp_path: Path) -> N
 def test_the_range_is_part_of_the_stores_key_where_images_are_deep(tmp_path: Path) -> None:
     for highest, kind, different in ((4000, "u2", True), (200, "u1", False)):
         folder = write(tmp_path / kind, highest, kind)
-        surveyed = scan_images(read_unlabelled(folder), Silent())
+        scanned = scan_images(read_unlabelled(folder), Silent())
         keys = {
             stored(
-                folder, surveyed.in_range(asked, lambda text: None), tmp_path / "cache", lambda text: None
+                folder, scanned.in_range(asked, lambda text: None), tmp_path / "cache", lambda text: None
             ).build.store.folder.name
             for asked in ((0.0, 4095.0), (0.0, 65535.0))
         }
@@ -171,12 +171,12 @@ def test_images_that_show_nothing_are_warned_of(tmp_path: Path) -> None:
     folder = write(tmp_path / "dark", 4095)
     for name, level in (("black", 3), ("white", 251), ("grey", 100)):
         Image.new("L", (40, 20), level).save(folder / f"{name}.png")
-    surveyed = scan_images(read_unlabelled(folder), Silent())
+    scanned = scan_images(read_unlabelled(folder), Silent())
     for fit in ("letterbox", "squash"):
         warned: list[str] = []
         for _ in range(2):  # built, then found in the cache
             open_dataset(
-                read_unlabelled(folder), surveyed.in_range((0, 65535), lambda text: None), 32,
+                read_unlabelled(folder), scanned.in_range((0, 65535), lambda text: None), 32,
                 Context(Silent(), warned.append, tmp_path / "cache"), fit=fit,
             )  # fmt: skip
         assert warned[:3] == warned[3:]

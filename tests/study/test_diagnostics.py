@@ -211,7 +211,7 @@ def request_of(tmp_path: Path) -> Request:
 def test_a_run_that_does_not_finish_has_a_report(
     request_of: Request, monkeypatch: pytest.MonkeyPatch, error: BaseException, state: str, told: str
 ):
-    monkeypatch.setattr("etude.study.run.prepare.survey_sources", fails(error))
+    monkeypatch.setattr("etude.study.run.prepare.scan_sources", fails(error))
     with pytest.raises(type(error)) as raised:
         job.fit(request_of, Screen(quiet=True))
     assert raised.value is error
@@ -224,14 +224,14 @@ def test_a_run_that_does_not_finish_has_a_report(
 
 
 def test_a_report_that_fails_does_not_hide_what_ended_the_run(request_of: Request, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("etude.study.run.prepare.survey_sources", fails(EtudeError("no image can be read")))
+    monkeypatch.setattr("etude.study.run.prepare.scan_sources", fails(EtudeError("no image can be read")))
     monkeypatch.setattr(diagnostics, "write_report", fails(KeyError("data")))
     with pytest.raises(EtudeError, match="no image can be read"):
         job.fit(request_of, Screen(quiet=True))
 
 
 def test_tags_that_come_with_a_resume_are_added(request_of: Request, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("etude.study.run.prepare.survey_sources", fails(EtudeError("no image can be read")))
+    monkeypatch.setattr("etude.study.run.prepare.scan_sources", fails(EtudeError("no image can be read")))
     for tags, resume in ((("baseline",), False), (("better", "baseline"), True), ((), True)):
         with pytest.raises(EtudeError, match="no image"):
             job.fit(Request(request_of.train, out=request_of.out, tags=tags, resume=resume), Screen(quiet=True))
@@ -246,7 +246,7 @@ def test_a_tag_that_is_none_is_refused_before_anything_is_made(tmp_path: Path):
 
 
 def test_a_run_knows_the_run_that_it_is_part_of(request_of: Request, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("etude.study.run.prepare.survey_sources", fails(EtudeError("no image can be read")))
+    monkeypatch.setattr("etude.study.run.prepare.scan_sources", fails(EtudeError("no image can be read")))
     with pytest.raises(EtudeError, match="no image"):
         job.fit(Request(request_of.train, out=request_of.out, parent="c0ffee"), Screen(quiet=True))
     assert request_of.out is not None

@@ -14,7 +14,7 @@ from etude.data.dataset import Dataset
 from etude.journal.screen import Screen
 from etude.recipe import load_recipe
 from etude.study.run.request import Request
-from etude.study.run.sources import make_folds, planned_split, read_sources, survey_sources
+from etude.study.run.sources import make_folds, planned_split, read_sources, scan_sources
 from picture_folders import picture
 
 Folds = list[tuple[list[str], list[str]]]
@@ -36,12 +36,12 @@ def split(tmp_path: Path) -> Callable[..., tuple[Folds, list[str]]]:
         told: list[str] = []
         request, recipe = Request(table, **asked), load_recipe("quick")
         sources = read_sources(request, recipe, Context(warn=told.append))
-        surveyed = survey_sources(sources, recipe, Screen(quiet=True)).labelled
-        images = sources.labelled.take(surveyed.kept)
-        build = SimpleNamespace(kept=surveyed.kept, content_hashes=surveyed.content_hashes)
+        scanned = scan_sources(sources, recipe, Screen(quiet=True)).labelled
+        images = sources.labelled.take(scanned.kept)
+        build = SimpleNamespace(kept=scanned.kept, content_hashes=scanned.content_hashes)
         data = cast("Dataset", SimpleNamespace(images=images, build=build))
         folds = make_folds(data, sources, request, recipe, Context(warn=told.append))
-        sizes = planned_split(sources, surveyed, request, recipe, Context())
+        sizes = planned_split(sources, scanned, request, recipe, Context())
         assert sizes == (len(folds[0].train), len(folds[0].valid))
         assert asked.get("sample") or len(images) == count + len(sources.labelled) - sources.train_count
         ids = [([images.ids[row] for row in fold.train], [images.ids[row] for row in fold.valid]) for fold in folds]

@@ -30,8 +30,8 @@ CLASSES = ("a", "b", "c")
 
 def dataset(folder: Path, cache: Path) -> Dataset:
     images = read_unlabelled(folder)
-    surveyed = scan_images(images, Silent())
-    return open_dataset(images, surveyed, 32, Context(Silent(), print, cache), fit="squash")
+    scanned = scan_images(images, Silent())
+    return open_dataset(images, scanned, 32, Context(Silent(), print, cache), fit="squash")
 
 
 def predictions(labels: np.ndarray, sure: float, seed: int = 0, wrong: float = 0.0, known: bool = True) -> Predictions:

@@ -33,7 +33,7 @@ def demo(*, out: Path | None = None, recipe: str = "default", seed: int = 0, cac
     from etude.study.run.job import fit as run_job
     from etude.study.run.request import Request, claim_run_folder
 
-    load_recipe(recipe)  # a mistake in it is told before anything is written
+    load_recipe(recipe)  # a mistake in it ends the command before anything is written
     screen = Screen()
     cache = cache or default_cache()
     digits = write_digits(cache / "demo" / "mnist-5k", screen)

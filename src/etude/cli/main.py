@@ -31,7 +31,7 @@ app = App(
     error_formatter=_panel,
     suppress_keyboard_interrupt=False,  # main says what is kept and how to go on
     version=etude.__version__,
-    help="Turn a folder of labelled images into an accurate classifier, and write down what each step bought.",
+    help="Turn a folder of labelled images into an accurate classifier, and write down what each step contributed.",
 )
 app.command(
     "etude.cli.demo:demo", name="demo", help="Train on 5,000 MNIST digits from a pip package, in about a minute."
@@ -46,7 +46,7 @@ app.command(
     "etude.cli.timeline:timeline", name="timeline", help="Show and draw what a recipe schedules, phase by phase."
 )
 app.command("etude.cli.journal:app", name="journal", help="List, show, compare and annotate the runs that were made.")
-app.command("etude.cli.ablate:ablate", name="ablate", help="Train with and without each trick; say what each bought.")
+app.command("etude.cli.ablate:ablate", name="ablate", help="Train with and without each trick, and compare.")
 app.command(
     "etude.cli.doctor:doctor",
     name="doctor",
@@ -57,7 +57,7 @@ app.command("etude.cli.lr_find:lr_find", name="lr-find", help="Search the peak l
 
 def main() -> None:
     """Run the command line; a user's mistake ends in one sentence and exit code 2, a stop in one and 130 or 143."""
-    # Before torch loads OpenMP: threads that spin long while they wait take the processor from whatever else runs. With
+    # Before torch loads OpenMP: threads that spin long while they wait take the processor from all else that runs. With
     # one other busy process on two cores, fine-tuning is about twice as fast this way, and as fast with none.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")

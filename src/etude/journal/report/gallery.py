@@ -38,7 +38,7 @@ class Gallery:
 
     @classmethod
     def load(cls, path: Path) -> Gallery:
-        """Read ``gallery.npz`` and the ``gallery.json`` beside it."""
+        """Read ``gallery.npz`` and its ``gallery.json``."""
         arrays, sections = _arrays_of(path), read_json(path.with_suffix(".json"))
         count, offsets, pixels = len(arrays["ids"]), arrays["thumb_offsets"], arrays["thumb_bytes"].tobytes()
         lengths = {len(arrays["split"]), len(arrays["labels"]), len(offsets) - 1}
@@ -213,7 +213,7 @@ def _shift(shift: Mapping[str, Any]) -> str:
     if not shift:
         return ""
     low, high = shift["interval"]
-    text = _sentence(shift.get("told") or "a classifier was asked to tell them apart")
+    text = _sentence(shift.get("told") or "a classifier was trained to distinguish them")
     return f"{text} AUC {shift['auc']:.3f}, 95% interval {low:.3f} to {high:.3f}; 0.5 is chance."
 
 

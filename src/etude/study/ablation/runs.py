@@ -24,7 +24,7 @@ from etude.study.run.request import Request
 from etude.study.run.session import refuse_other_settings
 from etude.training.task import DivergedError
 
-_SHARED = ("survey", "plan", "store", "features")  # stages whose work the runs share, so whoever came first paid
+_SHARED = ("survey", "plan", "store", "features")  # stages whose work the runs share, so the first to come paid
 
 
 @dataclass(frozen=True, slots=True)

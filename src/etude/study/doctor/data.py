@@ -19,7 +19,7 @@ from etude.models.device import best_device, choose_precision
 from etude.recipe import ImageFacts, load_recipe, resolve
 from etude.study.run.frozen import build_frozen, compute_features
 from etude.study.run.request import Request
-from etude.study.run.sources import make_folds, read_sources, survey_sources
+from etude.study.run.sources import make_folds, read_sources, scan_sources
 
 _MAXIMUM = 4 * MOST  # images examined: nobody waits for a run's end here, and twenty thousand take about a minute
 _SHOWN = 10
@@ -31,7 +31,7 @@ def examine_data(request: Request, screen: Screen) -> dict[str, Any]:
     recipe = load_recipe(request.recipe, request.settings)
     context = Context(screen, screen.warn, request.cache, request.seed)
     sources = read_sources(request, recipe, context)
-    scans = survey_sources(sources, recipe, screen)
+    scans = scan_sources(sources, recipe, screen)
     needed = required_size(recipe.model.backbone)
     short_side, channels = scans.labelled.median_short_side, scans.labelled.channels
     recipe = resolve(recipe, ImageFacts(short_side, channels, count=sources.train_count, required_size=needed))

@@ -55,12 +55,12 @@ def fit(request: Request, screen: Screen) -> Path:
     """Run the whole job, or go on with one that was stopped, and return the run's folder.
 
     Raises:
-        EtudeError: whatever the user can mend, in one sentence; what was finished before is kept.
+        EtudeError: what the user can mend, in one sentence; what was finished before is kept.
     """
     began = time.monotonic()
     request.check()
     recipe = load_recipe(request.recipe, request.settings)
-    timeline_of(recipe)  # a mistake in it is told before anything is read
+    timeline_of(recipe)  # a mistake in it ends the command before anything is read
     refuse_idle_search(recipe)
     refuse_mismatch(request, recipe)
     policy_named("none" if recipe.augment.policy == "auto" else recipe.augment.policy)

@@ -243,12 +243,12 @@ class Training:
     Args:
         mode: that it trains in.
         speed: measured in that mode.
-        told: why this mode, for the plan.
+        reason: why this mode, for the plan.
     """
 
     mode: Mode
     speed: Speed
-    told: str
+    reason: str
 
 
 def settle_training(
@@ -303,7 +303,7 @@ def show_plan(
     session: Session,
     recipe: Recipe,
     sources: Sources,
-    surveyed: Scan,
+    scanned: Scan,
     amounts: Amounts,
     frozen: Frozen | None,
     training: Training | None,
@@ -319,7 +319,7 @@ def show_plan(
         device: in words.
     """
     request = session.request
-    decode = seconds_to_decode(sources.labelled, surveyed, stored_size(recipe)) / usable_cores()
+    decode = seconds_to_decode(sources.labelled, scanned, stored_size(recipe)) / usable_cores()
     features = None if frozen is None else measure_speed(frozen.backbone, recipe.model.feature_size, precision)
     speed = None if training is None else training.speed
     classes = sources.labelled.classes
@@ -341,7 +341,7 @@ def show_plan(
     if training is not None and pace is not None:
         alone = supervised_recipe(recipe)
         rows.append(("stage 2", _finetune_in_words(alone, *resolved_run(alone, taught.train, pace))))
-        rows.append(("", training.told))
+        rows.append(("", training.reason))
     if recipe.unlabeled.is_on:
         rows.append(("unlabelled", _unlabelled_in_words(recipe, amounts)))
     if request.teachers:

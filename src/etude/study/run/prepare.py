@@ -1,4 +1,4 @@
-"""Everything before training: survey, plan, store, split and features."""
+"""Everything before training: scan, plan, store, split and features."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from etude.study.run.plan import (
 )
 from etude.study.run.session import Session
 from etude.study.run.sources import (
+    Scans,
     Sources,
-    Surveys,
     bad_files,
     check_asked,
     make_folds,
     other_files,
     planned_split,
-    survey_sources,
+    scan_sources,
 )
 from etude.timeline import Pace
 
@@ -84,38 +84,38 @@ def prepare(session: Session, recipe: Recipe, sources: Sources) -> Prepared:
         EtudeError: the images allow no training, or a resumed run finds others than it began with.
     """
     with session.stage("survey"):
-        surveys = survey_sources(sources, recipe, session.screen)
-    surveyed = surveys.labelled
-    session.keep_inputs({"images": surveyed.fingerprint})
+        scans = scan_sources(sources, recipe, session.screen)
+    scanned = scans.labelled
+    session.keep_inputs({"images": scanned.fingerprint})
     with session.stage("plan"):
         facts = ImageFacts(
-            surveyed.median_short_side,
-            surveyed.channels,
+            scanned.median_short_side,
+            scanned.channels,
             count=sources.train_count,
             required_size=required_size(recipe.model.backbone),
         )
         asked, recipe = recipe, resolve(recipe, facts, session.warn)
         if "finetune" in recipe.stages:
-            for text in timeline_warnings(recipe, surveyed.median_short_side, given=asked):
+            for text in timeline_warnings(recipe, scanned.median_short_side, given=asked):
                 session.warn(text)
         device = best_device()
         precision = choose_precision(recipe.train.precision, device)
         keep_large_blocks()
-        amounts = _amounts(session, recipe, sources, surveys)
-        frozen = build_frozen(recipe, surveyed.channels)
+        amounts = _amounts(session, recipe, sources, scans)
+        frozen = build_frozen(recipe, scanned.channels)
         described = describe_device(device, precision)
         training = None
         if "finetune" in recipe.stages:
-            backbone = trainable_backbone(recipe, surveyed.channels, precision)
+            backbone = trainable_backbone(recipe, scanned.channels, precision)
             training = settle_training(session, recipe, backbone, amounts, device)
-        expected, pace = show_plan(session, recipe, sources, surveyed, amounts, frozen, training, precision, described)
+        expected, pace = show_plan(session, recipe, sources, scanned, amounts, frozen, training, precision, described)
     mode = None if training is None else training.mode
     plan = {"expected_seconds": dict(expected), "resolved": flat(recipe), "device": described}
     session.record.set("plan", {**plan, "mode": None if mode is None else mode.as_dict()})
-    data, test, unlabelled = _store(session, recipe, sources, surveys)
+    data, test, unlabelled = _store(session, recipe, sources, scans)
     folds = make_folds(data, sources, session.request, recipe, session.context)
     session.keep_inputs({"validation images": digest_of(*(fold.valid.tobytes() for fold in folds))})
-    _record_data(session, sources, data, test, folds, surveyed)
+    _record_data(session, sources, data, test, folds, scanned)
     features = None if frozen is None else _features(session, frozen, data, recipe, precision)
     near = None if mode is None else on_device(session, recipe, data)
     return Prepared(recipe, data, test, unlabelled, folds, features, precision, mode, pace, near)
@@ -145,27 +145,27 @@ def _features(session: Session, frozen: Frozen, data: Dataset, recipe: Recipe, p
 
 
 def _store(
-    session: Session, recipe: Recipe, sources: Sources, surveys: Surveys
+    session: Session, recipe: Recipe, sources: Sources, scans: Scans
 ) -> tuple[Dataset, Dataset | None, Dataset | None]:
-    def opened(images: ImageSet, surveyed: Scan, fit: str) -> Dataset:
+    def opened(images: ImageSet, scanned: Scan, fit: str) -> Dataset:
         return open_dataset(
-            images, surveyed, stored_size(recipe), session.context,
+            images, scanned, stored_size(recipe), session.context,
             fit=fit, kind=recipe.data.store, limit=recipe.data.cache_limit,
         )  # fmt: skip
 
-    def alike(images: ImageSet | None, surveyed: Scan | None, what: str) -> Dataset | None:
+    def alike(images: ImageSet | None, scanned: Scan | None, what: str) -> Dataset | None:
         """Images without labels are read like the labelled ones: geometry, channels and range of values."""
-        if images is None or surveyed is None:
+        if images is None or scanned is None:
             return None
-        like = surveyed.like(data.build.store.channels, data.build.value_range, f"{what} images", session.context)
+        like = scanned.like(data.build.store.channels, data.build.value_range, f"{what} images", session.context)
         return opened(images, like, data.build.fit)
 
     with session.stage("store") as stage:
-        data = opened(sources.labelled, surveys.labelled, recipe.data.fit)
+        data = opened(sources.labelled, scans.labelled, recipe.data.fit)
         stage.note("reused", data.build.reused)
         stage.note("kind", data.build.kind_reason)
-        test = alike(sources.test, surveys.test, "test")
-        unlabelled = alike(sources.unlabelled, surveys.unlabelled, "unlabelled")
+        test = alike(sources.test, scans.test, "test")
+        unlabelled = alike(sources.unlabelled, scans.unlabelled, "unlabelled")
     session.screen.say(f"geometry: {data.build.fit_reason}")
     session.screen.say(f"stored: {data.build.kind_reason}")
     sets = data, test, unlabelled
@@ -173,8 +173,8 @@ def _store(
     if test is not None:
         _check_submission(session, test, data.images.classes)
         warn_of_known(session, data, test)
-    for what, surveyed in (("test", surveys.test), ("unlabelled", surveys.unlabelled)):
-        if surveyed is not None and surveyed.channels > data.build.store.channels:
+    for what, scanned in (("test", scans.test), ("unlabelled", scans.unlabelled)):
+        if scanned is not None and scanned.channels > data.build.store.channels:
             session.warn(f"{what} images have colours, training images are grey: the {what} images are taken as grey")
     return data, test, unlabelled
 
@@ -198,16 +198,16 @@ def _check_submission(session: Session, test: Dataset, classes: tuple[str, ...])
         session.record.set("submission", {"sample": session.request.sample_submission, "holds": told})
 
 
-def _amounts(session: Session, recipe: Recipe, sources: Sources, surveys: Surveys) -> Amounts:
-    surveyed = surveys.labelled
+def _amounts(session: Session, recipe: Recipe, sources: Sources, scans: Scans) -> Amounts:
+    scanned = scans.labelled
     try:
-        train, valid = planned_split(sources, surveyed, session.request, recipe, session.context)
+        train, valid = planned_split(sources, scanned, session.request, recipe, session.context)
         refuse_single_images(recipe, train)
     except EtudeError:  # what cannot be read may be why, and the list has not been written yet
-        _list_bad(session, surveyed.bad, len(surveyed))
+        _list_bad(session, scanned.bad, len(scanned))
         raise
-    tested, unlabelled = (0 if one is None else len(one) for one in (surveys.test, surveys.unlabelled))
-    return Amounts(len(surveyed), train, valid, tested, folds=session.request.folds or 1, unlabelled=unlabelled)
+    tested, unlabelled = (0 if one is None else len(one) for one in (scans.test, scans.unlabelled))
+    return Amounts(len(scanned), train, valid, tested, folds=session.request.folds or 1, unlabelled=unlabelled)
 
 
 def _list_bad(session: Session, bad: Sequence[BadFile], readable: int, others: Sequence[BadFile] = ()) -> None:
@@ -223,14 +223,14 @@ def _list_bad(session: Session, bad: Sequence[BadFile], readable: int, others: S
 
 
 def _record_data(
-    session: Session, sources: Sources, data: Dataset, test: Dataset | None, folds: list[Fold], surveyed: Scan
+    session: Session, sources: Sources, data: Dataset, test: Dataset | None, folds: list[Fold], scanned: Scan
 ) -> None:
     classes = data.images.classes
     counts = np.bincount(data.labels, minlength=len(classes))
     described = {
         "train": session.request.train,
         "described": sources.labelled.described,
-        "fingerprint": surveyed.fingerprint,
+        "fingerprint": scanned.fingerprint,
         "images": len(data),
         "classes": {name: int(count) for name, count in zip(classes, counts, strict=True)},
         "sample": session.request.sample,

@@ -1,4 +1,4 @@
-"""The images of a run: read, sampled, surveyed, and split into folds."""
+"""The images of a run: read, sampled, scanned, and split into folds."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Sources:
 
 
 @dataclass(frozen=True, slots=True)
-class Surveys:
+class Scans:
     """What the files of all the sources hold.
 
     Args:
@@ -70,7 +70,7 @@ def read_sources(request: Request, recipe: Recipe, context: Context) -> Sources:
     test = None if request.test is None else read_unlabelled(request.test)
     if request.probabilities and request.sample_submission is None and "id" in train.classes:
         raise EtudeError(
-            "a class is called 'id', as is the column of ids beside the probabilities; give --sample-submission with "
+            "a class is called 'id', which is the name of the column of ids too; give --sample-submission with "
             "another name for that column, or leave out --probabilities"
         )
     if test is not None:
@@ -114,7 +114,7 @@ def inputs_of(recipe: Recipe, images: ImageSet, train_count: int) -> dict[str, s
     return inputs
 
 
-def survey_sources(sources: Sources, recipe: Recipe, screen: Screen) -> Surveys:
+def scan_sources(sources: Sources, recipe: Recipe, screen: Screen) -> Scans:
     """Read every file's header and content hash, and settle the range of values by the labelled images.
 
     Raises:
@@ -122,7 +122,7 @@ def survey_sources(sources: Sources, recipe: Recipe, screen: Screen) -> Surveys:
     """
     labelled = scan_images(sources.labelled, screen).in_range(value_range(recipe.data.range), screen.say)
     rest = (None if images is None else scan_images(images, screen) for images in (sources.test, sources.unlabelled))
-    return Surveys(labelled, *rest)
+    return Scans(labelled, *rest)
 
 
 def make_folds(data: Dataset, sources: Sources, request: Request, recipe: Recipe, context: Context) -> list[Fold]:
@@ -139,16 +139,16 @@ def make_folds(data: Dataset, sources: Sources, request: Request, recipe: Recipe
 
 
 def planned_split(
-    sources: Sources, surveyed: Scan, request: Request, recipe: Recipe, context: Context
+    sources: Sources, scanned: Scan, request: Request, recipe: Recipe, context: Context
 ) -> tuple[int, int]:
-    """Return how many images of the first fold train and validate, if all that could be surveyed can be decoded.
+    """Return how many images of the first fold train and validate, if all that could be scanned can be decoded.
 
     Raises:
         EtudeError: as :func:`make_folds`, before any time is spent on decoding.
     """
-    images = sources.labelled.take(surveyed.kept)
-    hashes = surveyed.content_hashes
-    splits = _splits(images, surveyed.kept, hashes, sources, request, recipe, context.quiet())
+    images = sources.labelled.take(scanned.kept)
+    hashes = scanned.content_hashes
+    splits = _splits(images, scanned.kept, hashes, sources, request, recipe, context.quiet())
     return len(splits[0][0]), len(splits[0][1])
 
 

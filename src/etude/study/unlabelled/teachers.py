@@ -152,8 +152,8 @@ def _predicted(
         store.size, data.build.fit, store.channels, own_range,
     ):  # fmt: skip
         images = data.images.take(rows)
-        surveyed = scan_images(images, context).like(shape.channels, shape.value_range, "images", context)
-        own = open_dataset(images, surveyed, shape.stored_size, context, fit=shape.fit)
+        scanned = scan_images(images, context).like(shape.channels, shape.value_range, "images", context)
+        own = open_dataset(images, scanned, shape.stored_size, context, fit=shape.fit)
         gather, rows, ids = own.build.store.gather, np.arange(len(own)), list(own.images.ids)
     return predict(model, card, gather, rows, ids, tta=card.tta, context=context, name="teacher")
 
