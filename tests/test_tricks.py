@@ -7,6 +7,7 @@ import re
 import shlex
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import etude.compat
@@ -206,10 +207,10 @@ def test_commands_are_understood(line: str):
     words = shlex.split(line)[1:]
     _, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
     given = bound.arguments
-    recipe = load_recipe(given.get("recipe", "default"), given.get("settings") or ())
-    assert timeline_of(recipe).phases
-    assert ("settings" in given) == ("--set" in words)
-    assert ("recipe" in given) == ("--recipe" in words)
+    options = given.get("options") or SimpleNamespace(**{"recipe": "default", "settings": (), **given})
+    assert timeline_of(load_recipe(options.recipe, options.settings)).phases
+    assert ("--set" in words) <= bool(options.settings)
+    assert "--recipe" not in words or options.recipe == words[words.index("--recipe") + 1]
 
 
 def test_every_recipe_of_a_preset_has_a_command():

@@ -334,7 +334,7 @@ def test_an_ablation_is_tagged_and_sent_as_a_whole(etude, images, tmp_path, pret
     listed = etude("journal", "list", "--runs", tmp_path, "--tag", "first-look", "--json")
     assert [one["kind"] for one in json.loads(listed.out)] == ["ablate"]
     monkeypatch.setattr(
-        "etude.study.diagnostics.log_to_mlflow", lambda folder, uri: SimpleNamespace(told="it is there")
+        "etude.study.diagnostics.log_to_mlflow", lambda folder, uri: SimpleNamespace(text="it is there")
     )
     more = etude("ablate", images, *words, "--resume", "--tag", "second-look")
     assert more.code == 0, more.err

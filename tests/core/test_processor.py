@@ -116,6 +116,7 @@ def test_small_fits_run_on_one_thread_and_give_what_two_give(name: str, monkeypa
 
     monkeypatch.setattr(np.linalg, "eigh", watched(np.linalg.eigh))
     monkeypatch.setattr(scipy.optimize, "minimize", watched(scipy.optimize.minimize))
+    monkeypatch.setattr(scipy.linalg, "solve", watched(scipy.linalg.solve))
     fit = fits()[name]
     limited = fit()
     assert set(seen) == {1}

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from etude.core.context import Context
 from etude.models.modes import Mode, likely_mode
 from etude.recipe import ImageFacts, load_recipe, resolve
 from etude.study.run import plan as study_mode
@@ -22,7 +24,7 @@ class Session(SimpleNamespace):
     """As much of a session as the choice of a mode asks for."""
 
     def __init__(self, begun: Mode | None = None) -> None:
-        super().__init__(cache=None, screen=None)
+        super().__init__(screen=None, context=Context(cache=Path("cache")))
         self.record = self
         self.written: dict[str, Any] = {}
         self.begun_mode: Callable[[], Mode | None] = lambda: begun
@@ -58,7 +60,7 @@ def test_a_short_training_is_not_worth_a_probe(probes):
     session = Session()
     training = settled(session, "train.epochs=8")  # 8,000 images of 10 ms: 80 s
     assert training.mode == likely_mode(CPU)
-    assert training.told == training.mode.in_words()
+    assert training.reason == training.mode.in_words()
     assert not probes
     assert not session.written
 
@@ -67,7 +69,7 @@ def test_a_long_training_runs_in_the_measured_mode(probes):
     session = Session()
     training = settled(session, "train.epochs=30", "train.batch_size=64")
     assert training.mode == MEASURED
-    assert training.told.startswith("fp32, contiguous, 1 thread: 100 images/s")
+    assert training.reason.startswith("fp32, contiguous, 1 thread: 100 images/s")
     assert probes[0]["budget"] == 10.0
     assert (probes[0]["size"], probes[0]["batch_size"]) == (224, 64)
     assert session.written["probe"]["mode"] == MEASURED.as_dict()
@@ -98,7 +100,7 @@ def test_a_resumed_run_keeps_its_mode(probes):
     begun = Mode("fp32", "channels_last", 7, 4)
     training = settled(Session(begun), "train.epochs=30")
     assert training.mode == begun
-    assert training.told == "fp32, channels_last, 7 threads, 4 images at a time, as this run began"
+    assert training.reason == "fp32, channels_last, 7 threads, 4 images at a time, as this run began"
     assert not probes
 
 

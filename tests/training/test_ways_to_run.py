@@ -113,7 +113,7 @@ def test_a_users_own_transform_comes_before_the_policy(tmp_path: Path, monkeypat
     timeline, size = resolved_run(plain.recipe, len(plain.train.rows), plain.pace)
     images = {}
     for name, one in (("plain", plain), ("own", own)):
-        batches = iter(step_batches(one, Clock(timeline, size.steps))(size.steps // 2))
+        batches = iter(step_batches(one, Clock(timeline, size.steps), size.steps // 2))
         images[name] = next(batches)["image"].numpy().astype(int)
     # Digits are white on black; each batch is then warped by draws of its own.
     assert images["plain"].mean() < 60 < 195 < images["own"].mean()

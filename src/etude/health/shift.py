@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.linear_model import Ridge
 
 from etude.core.errors import EtudeError
+from etude.core.processor import blas_threads_for
 from etude.core.seeds import rng_for
 from etude.health.label_errors import principal
 from etude.refine.neighbours.index import checked_features
@@ -87,7 +88,8 @@ def dataset_shift(first: ArrayLike, second: ArrayLike, *, most: int = 2_500, see
 def _of_fold(z: NDArray[np.float32], is_second: Array, held: NDArray[np.bool_]) -> tuple[float, float]:
     rows = z.astype(np.float64)
     penalty = _PENALTY * max(float(rows[~held].var(axis=0).sum()) * int((~held).sum()) / z.shape[1], 1e-12)
-    model: Any = Ridge(alpha=penalty).fit(rows[~held], is_second[~held])
+    with blas_threads_for(rows.size * rows.shape[1]):
+        model: Any = Ridge(alpha=penalty).fit(rows[~held], is_second[~held])
     scores: Array = model.predict(rows[held])
     return area_and_variance(scores[is_second[held] == 1], scores[is_second[held] == 0])
 
