@@ -275,7 +275,7 @@ class Chain(Refiner):
     The gain of a step is cross-fitted: for each fold the step is fitted on the other folds, already refined by the
     steps kept so far (which were fitted there too), and scored on the fold. Nothing is scored on labels that it was
     fitted on. A step is kept when the whole interval of its gain is above zero, by the paired bootstrap, or the exact
-    test where fewer than 30 images have changed (:func:`etude.core.metrics.paired_bootstrap`); then it is fitted again
+    test where fewer than 30 images have changed (:func:`etude.core.paired.paired_bootstrap`); then it is fitted again
     on all labelled images. As steps are chosen by these gains, the gain of the whole chain is a little flattering.
 
     A step that fits on the target is given, in each fold, the held-out images without their labels as a target. If it
