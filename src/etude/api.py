@@ -21,7 +21,7 @@ def fit(
     teachers: Sequence[Path | str] = (),
     folds: int | None = None,
     recipe: str = "default",
-    settings: Mapping[str, Any] | Sequence[str] = (),
+    settings: Mapping[str, Any] | Sequence[str] | None = (),
     lr: float | str | None = None,
     sample: str | int | None = None,
     seed: int = 0,
@@ -55,7 +55,7 @@ def fit(
     Raises:
         EtudeError: with one sentence on what to mend.
     """
-    options: dict[str, Any] = locals()  # each parameter is a field of Request, and documented there
+    options: dict[str, Any] = dict(locals())  # each parameter is a field of Request, and documented there
     request = Request(command=("etude.fit", str(train)), **options)
     return Run(run_job(request, Screen(quiet=quiet)))
 

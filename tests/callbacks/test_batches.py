@@ -244,6 +244,8 @@ def test_a_batch_of_another_kind_is_told(batch: Any, told: str):
 def test_phases_need_a_clock_that_has_them(fit_images, image_module):
     with pytest.raises(EtudeError, match="Add is confined to phase 'grow', and without a Clock"):
         fit_images(image_module(), [Add(1.0, phases="grow")])
+    with pytest.raises(EtudeError, match="without a Clock"):
+        fit_images(image_module(), [Add(1.0, phases=[])])
     with pytest.raises(
         EtudeError, match=r"'secnd', which the timeline lacks; it has 'first', 'second'\. Did you mean 'second'\?"
     ):

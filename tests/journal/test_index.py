@@ -123,6 +123,15 @@ def test_a_damaged_index_is_built_anew(tmp_path: Path, content: bytes):
     assert [*json.loads((tmp_path / INDEX_NAME).read_text())["runs"]] == ["a"]
 
 
+@pytest.mark.parametrize("runs", [[], None, {"a": ["x"]}, {"a": ["x", {}]}, {"a": ["x", {"tags": 1}]}])
+def test_an_index_of_another_shape_is_built_anew(tmp_path: Path, runs: object):
+    write_run(tmp_path / "a")
+    list_runs(tmp_path)
+    content = {**json.loads((tmp_path / INDEX_NAME).read_text()), "runs": runs}
+    (tmp_path / INDEX_NAME).write_text(json.dumps(content))
+    assert [run.path for run in list_runs(tmp_path, warn=pytest.fail)] == ["a"]
+
+
 def test_an_index_damaged_in_its_middle_is_built_anew(tmp_path: Path):
     for number in range(40):
         shutil.copytree(tmp_path / "0", tmp_path / str(number)) if number else write_run(tmp_path / "0")

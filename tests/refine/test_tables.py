@@ -235,3 +235,10 @@ def test_whole_numbers_with_a_point_are_labels_where_they_are_no_probabilities(t
     (tmp_path / "labels.csv").write_text("id,label\na,0.0\nb,2.0\nc,1.0\n")
     found = read_source(tmp_path / "labels.csv")
     assert (found.holds, found.predictions.classes) == ("labels", ("0.0", "1.0", "2.0"))
+
+
+def test_ids_that_parquet_holds_as_bytes_are_the_ids(tmp_path: Path):
+    frame = pl.DataFrame({"id": [b"x.png", b"y.png"], "a": [0.2, 0.3], "b": [0.8, 0.7]})
+    frame.with_columns(pl.Series("picture", [b"\xff\xfe", b"\x80"])).write_parquet(tmp_path / "p.parquet")
+    found = read_probabilities(tmp_path / "p.parquet")
+    assert (found.ids, found.classes) == (("x.png", "y.png"), ("a", "b"))

@@ -48,6 +48,7 @@ BAD = [
     ("busy", {"busy_cores": 2.5}, "about 2.5 of 8 cores (load average 0.2)"),
     ("busy", {"busy_cores": None, "load": 6.0}, "about 6.0 of 8 cores"),
     ("threads", {"thread_variables": {"OMP_NUM_THREADS": "2"}}, "unset OMP_NUM_THREADS"),
+    ("threads", {"thread_variables": {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "1"}}, "OMP_NUM_THREADS=2"),
     ("quota", {"core_quota": 2.0, "cores_usable": 2}, "set OMP_NUM_THREADS=2"),
     ("affinity", {"cores_allowed": 4, "cores_usable": 4}, "4 of the machine's 8 cores"),
     ("avx2", {"capability": "NO AVX", "bf16": False}, "no AVX2"),

@@ -32,3 +32,8 @@ def test_paths_of_the_users_home_are_expanded():
         Path.home() / "run",
         (Path.home() / "one",),
     )
+
+
+def test_no_settings_may_be_none_and_a_size_on_disk_a_number():
+    assert Request(train=Path("x"), settings=None).settings == ()
+    assert Request(train=Path("x"), cache_limit="2e9").settings == {"data.cache_limit": 2e9}

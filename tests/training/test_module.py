@@ -15,7 +15,7 @@ import torch
 from etude.callbacks import Clock
 from etude.functional.distill import distillation_loss
 from etude.functional.mix import cross_entropy, smoothed
-from etude.timeline import Phase, Timeline
+from etude.timeline import Phase, Timeline, Triangular
 from etude.training.batches import smoothing as smoothing_of
 from etude.training.module import FineTune
 from training.digits import network, task
@@ -58,6 +58,12 @@ def loss_and_logits(
     )  # fmt: skip
     trainer.fit(FineTune(model, one, clock), OneBatch(batch))
     return trainer.callback_metrics["train_loss"].item(), told[0]
+
+
+def test_a_scheduled_smoothing_has_its_callback_however_short_it_is(tmp_path: Path):
+    short = Timeline((Phase("all", 1.0, lr=0.0, label_smoothing=Triangular(0.0, 0.2, cycle=1 / 64)),))
+    assert len(smoothing_of(task(tmp_path, "default"), short)) == 1
+    assert smoothing_of(task(tmp_path, "default"), Timeline((Phase("all", 1.0, lr=0.0),))) == []
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])

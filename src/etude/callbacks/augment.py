@@ -61,7 +61,7 @@ class AugmentRamp(BatchTransform):
                 f"AugmentRamp got strength={strength}, rise={rise}, finish={finish}; strength lies in [0, 1], and rise "
                 "and finish are shares of the run that sum to at most 1"
             )
-        self.policy = policy_named(policy) if isinstance(policy, str) else policy
+        self.policy = policy if isinstance(policy, Policy) else policy_named(policy)
         self.strength, self.rise, self.finish = strength, rise, finish
 
     def changed(self, batch: ImageBatch, context: BatchContext) -> ImageBatch:

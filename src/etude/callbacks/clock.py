@@ -340,13 +340,13 @@ def phase_names(phases: Sequence[str] | str | None) -> tuple[str, ...] | None:
 
 def check_phases(callback: pl.Callback, trainer: pl.Trainer, phases: Sequence[str] | None) -> None:
     """Refuse phases that the trainer's timeline lacks."""
-    if not phases:
+    if phases is None:
         return
     clock, name = clock_of(trainer), type(callback).__name__
     if clock is None:
         raise EtudeError(
             f"{name} is confined to phase {listed(phases)}, and without a Clock there are no phases; put a Clock among "
-            "the trainer's callbacks, or leave phases at None"
+            "the trainer's callbacks, or leave phases at None (in place of SWA use EMA)"
         )
     known = [phase.name for phase in clock.timeline.phases]
     for phase in phases:

@@ -117,13 +117,23 @@ def free_memory(root: Path = _ROOT) -> int:
     return min([int(_psutil.virtual_memory().available), *left])
 
 
+def _numbers(text: str) -> list[int]:
+    """Return the numbers of a list such as the kernel writes, ``0-3,6``."""
+    ends = [part.split("-") for part in text.strip().split(",") if part]
+    return [number for first, *last in ends for number in range(int(first), int(last[0] if last else first) + 1)]
+
+
 def seconds_of_others() -> float:
     """Return the processor seconds that other processes have used so far on the allowed cores.
 
     The difference between two calls, divided by the seconds between them, is the cores that others keep busy.
     """
     names, allowed = ("user", "nice", "system", "irq", "softirq", "steal"), allowed_cores()
-    cores: list[Any] = [times for core, times in enumerate(_psutil.cpu_times(percpu=True)) if core in allowed]
+    online = _numbers(read_text(_ROOT / "sys/devices/system/cpu/online") or "")
+    counted = list[Any](_psutil.cpu_times(percpu=True))
+    # psutil leaves out cores that are switched off, so the place in its list need not be the core's number.
+    numbers = online if len(online) == len(counted) else range(len(counted))
+    cores = [times for core, times in zip(numbers, counted, strict=True) if core in allowed]
     return sum(getattr(times, name, 0.0) for times in cores for name in names) - time.process_time()
 
 

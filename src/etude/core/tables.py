@@ -78,10 +78,12 @@ def read_table(path: Path) -> Table:
     return table
 
 
-def csv_rows(path: Path, separator: str = ",", errors: str = "strict") -> list[tuple[int, list[str]]]:
+def csv_rows(
+    path: Path, separator: str = ",", errors: str = "strict", strict: bool = True
+) -> list[tuple[int, list[str]]]:
     """Return the rows of a text file with the line that each ends in; the csv module knows lines, Polars does not."""
     with path.open(encoding="utf-8-sig", errors=errors, newline="") as file:
-        reader = csv.reader(file, delimiter=separator, strict=True)
+        reader = csv.reader(file, delimiter=separator, strict=strict)
         return [(reader.line_num, row) for row in reader if row]
 
 
@@ -118,11 +120,14 @@ def _read_parquet(path: Path) -> Table:
         frame = pl.read_parquet(file)
     columns: dict[str, list[str]] = {}
     for series in frame.iter_columns():
-        if series.dtype.is_nested() or any(series.dtype == other for other in (pl.Binary, pl.Object)):
-            continue  # bytes and structures are neither names, labels nor numbers
+        if series.dtype.is_nested() or series.dtype == pl.Object:
+            continue  # structures are neither names, labels nor numbers
         if series.dtype.is_float():
             series = series.fill_nan(None)
-        columns[series.name] = series.cast(pl.String).fill_null("").to_list()
+        try:
+            columns[series.name] = series.cast(pl.String).fill_null("").to_list()
+        except pl.exceptions.PolarsError:
+            continue  # bytes that are no text, such as images
     if not columns:
         raise EtudeError(
             f"{path} has no column of names or labels (its columns hold {listed(map(str, frame.dtypes))}); "

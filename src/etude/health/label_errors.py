@@ -37,7 +37,10 @@ _linalg: Any = np.linalg
 
 def principal(features: Floats, most: int, seed: int = 0) -> NDArray[np.float32]:
     """Return (N, q) float32 scores on the first q = min(most, N - 1, D) principal axes of standardised features."""
-    x: Any = StandardScaler().fit_transform(np.asarray(features, np.float32))
+    x: Any = np.asarray(features, np.float32)
+    # A feature that varies by rounding alone says nothing, and a scale of its own would make it as large as the others.
+    varies = x.std(0, dtype=np.float64) > 1e-6 * max(1.0, float(np.abs(x.mean(0, dtype=np.float64)).max()))
+    x = StandardScaler().fit_transform(np.where(varies, x, np.float32(0)))
     kept = max(1, min(most, len(x) - 1, x.shape[1]))
     random: Any = derive_seed(seed, "principal") % 2**32
     power: Any = 2

@@ -111,9 +111,8 @@ def list_runs(runs: Path, warn: Warn | None = None) -> list[RunSummary]:
         if held is None or held[0] != stamp:
             found[path] = _read(runs, path)
             continue
-        run = RunSummary(**{**held[1], "tags": tuple(held[1]["tags"]), "notes": tuple(held[1]["notes"])})
         # A run that is killed changes nothing on the disk.
-        found[path] = _read(runs, path) if run.state == "running" else run
+        found[path] = _read(runs, path) if held[1].state == "running" else held[1]
     kept = {path: (stamps[path], run.to_json()) for path, run in found.items() if run.state != DAMAGED}
     if {path: stamp for path, (stamp, _) in kept.items()} != {path: stamp for path, (stamp, _) in known.items()}:
         try:
@@ -175,12 +174,17 @@ def _stamps(folder: str, path: str = "") -> Iterator[tuple[str, str]]:
             yield from _stamps(f"{folder}/{name}", f"{path}/{name}" if path else name)
 
 
-def _load_index(file: Path) -> dict[str, tuple[str, dict[str, Any]]]:
+def _load_index(file: Path) -> dict[str, tuple[str, RunSummary]]:
     """Return stamp and summary by path; nothing where the index is absent, damaged or of another version."""
     try:
         content = json.loads(file.read_bytes())
-        return content["runs"] if content["version"] == _VERSION else {}
-    except (OSError, ValueError, TypeError, KeyError):
+        if content["version"] != _VERSION:
+            return {}
+        return {
+            path: (stamp, RunSummary(**{**one, "tags": tuple(one["tags"]), "notes": tuple(one["notes"])}))
+            for path, (stamp, one) in content["runs"].items()
+        }
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return {}
 
 

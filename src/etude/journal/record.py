@@ -352,6 +352,8 @@ def _content_to_go_on_with(folder: Path, resume: bool, named: Mapping[str, Any])
     for stage in content["stages"]:
         if stage["state"] == "running":  # the process was killed before it could say so
             stage["state"] = "interrupted"
+        if stage["name"] == "look back":  # its name before 0.2.0
+            stage["name"] = "diagnostics"
     return {**content, "resumed": [*content["resumed"], now()]}
 
 

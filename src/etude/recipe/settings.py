@@ -397,7 +397,7 @@ class AugmentSettings(Settings):
     policy: str = setting(
         "auto", "a policy such as photos, digits or cells, trivial (a random change), none, or auto by the images"
     )
-    transform: str = setting("", "your own augmentation of training images, as module:name; overrides the policy")
+    transform: str = setting("", "your own augmentation of training images, as module:name; runs before the policy")
     mixup: float = setting(0.0, "alpha of MixUp's Beta distribution; 0 switches it off", ge=0)
     cutmix: float = setting(0.0, "alpha of CutMix's Beta distribution; 0 switches it off", ge=0)
 

@@ -107,8 +107,8 @@ def require_classes(expected: tuple[str, ...], predictions: Predictions, who: st
 
 def difference(expected: Collection[str], given: Collection[str]) -> str:
     """Return what ``given`` lacks and what it has besides, as text; empty where both are equal."""
-    lacks = [name for name in expected if name not in set(given)]
-    extra = [name for name in given if name not in set(expected)]
+    here, there = set(expected), set(given)
+    lacks, extra = [name for name in expected if name not in there], [name for name in given if name not in here]
     parts = [f"lacks {listed(lacks)}"] if lacks else []
     return " and ".join(parts + ([f"has {listed(extra)} as well"] if extra else []))
 

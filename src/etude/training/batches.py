@@ -76,7 +76,8 @@ def tricks(task: FineTuneTask, timeline: Timeline) -> list[pl.Callback]:
 def smoothing(task: FineTuneTask, timeline: Timeline) -> list[pl.Callback]:
     """Return the callback that smooths targets, where settings or timeline ask for it."""
     amount = task.recipe.train.label_smoothing
-    return [LabelSmoothing(amount)] if ever_on(timeline, "label_smoothing", where_unscheduled=amount) else []
+    scheduled = any(phase.curve("label_smoothing") is not None for phase in timeline.phases)
+    return [LabelSmoothing(amount)] if amount or scheduled else []
 
 
 class Teacher(torch.nn.Module):

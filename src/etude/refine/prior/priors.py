@@ -99,7 +99,8 @@ def _read_json(path: Path) -> list[tuple[str, Any]]:
 
 
 def _read_csv(path: Path) -> list[tuple[str, Any]]:
-    rows = [[cell.strip() for cell in row] for _, row in csv_rows(path) if any(cell.strip() for cell in row)]
+    cells = [[cell.strip() for cell in row] for _, row in csv_rows(path, strict=False)]
+    rows = [row for row in cells if any(row)]
     if not rows or any(len(row) != 2 for row in rows):
         raise ValueError("it must have two columns, the class and its share or count")
     header = 0 if _number(rows[0][1]) is not None else 1

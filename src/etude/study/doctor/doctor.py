@@ -326,12 +326,15 @@ def _processor_use(report: Report, facts: MachineFacts) -> dict[str, str]:
             f"other programs use about {busy:.1f} of {facts.cores_allowed} cores (load average {facts.load:.1f}): "
             "everything here takes longer by that, also the times above; stop them or wait"
         )
-    for name, value in facts.thread_variables.items():
-        if value.isdigit() and 0 < int(value) < facts.cores_usable:
-            found["threads"] = (
-                f"{name}={value} in the environment leaves libraries fewer threads than the {facts.cores_usable} "
-                f"usable cores: unset {name}"
-            )
+    set_low = {
+        name: value for name, value in facts.thread_variables.items()
+        if value.isdigit() and 0 < int(value) < facts.cores_usable
+    }  # fmt: skip
+    if set_low:
+        found["threads"] = (
+            f"{' and '.join(f'{name}={value}' for name, value in set_low.items())} in the environment leave libraries "
+            f"fewer threads than the {facts.cores_usable} usable cores: unset {' and '.join(set_low)}"
+        )
     if facts.core_quota is not None and facts.threads > facts.core_quota:
         found["quota"] = (
             f"torch starts {facts.threads} threads by default, but this container gets the time of "

@@ -108,13 +108,14 @@ class FitOptions(TrainingOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "settings", self.settings or ())
         object.__setattr__(self, "teachers", tuple(Path(os.path.expanduser(given)) for given in self.teachers))
         given = {"data.cache_limit": self.cache_limit, "data.labels": self.labels}
-        changes = lr_settings(self.lr) | {key: value for key, value in given.items() if value}
-        if changes:
+        changes, texts = lr_settings(self.lr), [f"{key}={value}" for key, value in given.items() if value]
+        if changes or texts:
             from etude.recipe.load import changes_of
 
-            object.__setattr__(self, "settings", changes_of(self.settings) | changes)
+            object.__setattr__(self, "settings", changes_of(self.settings) | changes | changes_of(texts))
         for name in ("lr", "cache_limit", "labels"):  # they are settings now
             object.__setattr__(self, name, None)
 
