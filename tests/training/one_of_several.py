@@ -13,7 +13,6 @@ import resource
 import signal
 import sys
 import time
-import traceback
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +30,7 @@ from etude.functional.mix import cross_entropy
 from etude.models.classifier import Classifier
 from etude.training.fit import fine_tune
 from etude.training.task import FineTuneTask
+from recorded_runs import forked
 from training.digits import network, rows, task
 
 SETTINGS = ("train.epochs=8", "train.validate_every=20st", "train.checkpoint_every=0.3s")
@@ -96,22 +96,16 @@ def main(folder: Path, kill_at: int, resume: bool, full_disk: bool) -> None:
     (folder / f"{rank}.json").write_text(json.dumps(told))
 
 
-def forked(variables: dict[str, str], folder: str, kill_at: int, resume: bool, full_disk: bool) -> int:
+def started(variables: dict[str, str], folder: str, kill_at: int, resume: bool, full_disk: bool) -> int:
     """Start one of the processes; return its number."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            os.dup2(2, 1)
-            os.environ.update(variables)
-            rank_zero_only.rank = int(variables["RANK"])  # as if Lightning were imported with these variables
-            main(Path(folder), kill_at, resume, full_disk)
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    return pid
+
+    def work() -> None:
+        os.dup2(2, 1)
+        os.environ.update(variables)
+        rank_zero_only.rank = int(variables["RANK"])  # as if Lightning were imported with these variables
+        main(Path(folder), kill_at, resume, full_disk)
+
+    return forked(work)
 
 
 def ends_of(pids: list[int]) -> list[int | str]:
@@ -133,4 +127,4 @@ def ends_of(pids: list[int]) -> list[int | str]:
 if __name__ == "__main__":
     for line in sys.stdin:
         variables, *words = json.loads(line)
-        print(json.dumps(ends_of([forked(one, *words) for one in variables])), flush=True)
+        print(json.dumps(ends_of([started(one, *words) for one in variables])), flush=True)
