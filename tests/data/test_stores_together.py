@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from filelock import FileLock, SoftFileLock
 
 from data.storing import build, start, stopped_at, whole_stores, write_images
+from etude.core import files
 from etude.core.errors import EtudeError
 from etude.data.sources import ImageSet
 from etude.data.stores import partial as ingest_module
@@ -101,23 +101,18 @@ def test_a_lock_left_by_a_killed_run_does_not_block(images: ImageSet, tmp_path: 
     assert warnings[0].endswith("it is built again"), "and nothing about waiting"
 
 
-def without_locks(how: str, patch: pytest.MonkeyPatch) -> None:
-    def acquire(lock: FileLock, *_: object, **__: object) -> None:
-        if how == "marker":
-            lock.__class__ = SoftFileLock  # as filelock does by itself
-        elif how == "old":
-            raise NotImplementedError("FileSystem does not appear to support flock")
-        else:
-            raise OSError(errno.ENOLCK, "No locks available")
+def without_locks(patch: pytest.MonkeyPatch, code: int = errno.ENOLCK) -> None:
+    def lacking(handle: int, *, blocking: bool) -> bool:
+        raise OSError(code, "No locks available")
 
-    patch.setattr(FileLock, "acquire", acquire)
+    patch.setattr(files, "lock_descriptor", lacking)
 
 
-@pytest.mark.parametrize("how", ["marker", "old", "none"])
-def test_a_file_system_without_locks_is_told(
-    how: str, images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks_is_named(
+    code: int, images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    without_locks(how, monkeypatch)
+    without_locks(monkeypatch, code)
     warnings: list[str] = []
     with stopped_at(25, KeyboardInterrupt()), pytest.raises(KeyboardInterrupt):
         build(images, tmp_path / "cache", SIDE, kind="raw", warn=warnings.append)
@@ -130,7 +125,7 @@ def test_a_file_system_without_locks_is_told(
 
 
 def test_without_locks_the_first_store_stays(images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    without_locks("none", monkeypatch)
+    without_locks(monkeypatch)
     both = threading.Barrier(2, timeout=30)
     appear = ingest_module._appear
 

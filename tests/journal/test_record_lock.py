@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from etude.core import files as record_lock
 from etude.core.errors import EtudeError
-from etude.journal import runs as record_lock
 from etude.journal.index import list_runs
 from etude.journal.runs import LOCK_NAME, is_alive, is_locked, process_start, read_run, working_on
 from recorded_runs import edit_record, forked, opened

@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
+from filelock import lock_descriptor
+
 from etude.core.errors import EtudeError
 
 _NO_PLACE = frozenset(
@@ -22,8 +24,7 @@ _NO_PLACE = frozenset(
 )
 _CHECKSUM = "checksum"  # the key of it in a table of JSON
 
-NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL})
-"""Errors of a file system that has no locks."""
+_NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL})
 
 
 @contextmanager
@@ -59,6 +60,29 @@ def explained_write(path: Path) -> Generator[None]:
                 f"{path} cannot be written ({os.strerror(error.errno)}): choose a place where you may write"
             ) from error
         raise
+
+
+def lock_file(path: Path, *, wait: bool = False) -> int | None:
+    """Return the file at ``path``, open and locked until it is closed or its process ends; None without locks.
+
+    Raises:
+        BlockingIOError: another process holds it, and ``wait`` is false.
+    """
+    while True:
+        handle, locked = os.open(path, os.O_RDWR | os.O_CREAT, 0o666), False
+        try:
+            # The one before may have removed the file between the two calls: a lock on it would hold nobody off.
+            if not lock_descriptor(handle, blocking=wait):
+                raise BlockingIOError(path)
+            if locked := os.fstat(handle).st_nlink > 0:
+                return handle
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                return None
+            raise
+        finally:
+            if not locked:
+                os.close(handle)
 
 
 @contextmanager

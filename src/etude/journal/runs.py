@@ -18,7 +18,7 @@ import psutil
 from filelock import lock_descriptor
 
 from etude.core.errors import EtudeError, listed
-from etude.core.files import NO_LOCKS, digest_of, explained_write, hash_of_file, read_json, reading
+from etude.core.files import digest_of, explained_write, hash_of_file, lock_file, read_json, reading
 
 FILE_NAME = "run.json"
 KILLED = "killed"
@@ -115,20 +115,11 @@ def at_work(folder: Path, pid: int | None, host: str | None) -> EtudeError:
 def _locked(path: Path) -> int | None:
     """Return the file at ``path``, open and locked, with this process and host in it; None without locks."""
     for _ in range(_TRIES):
-        handle, mine = os.open(path, os.O_RDWR | os.O_CREAT, 0o666), False
-        try:
-            # The one before may have removed the file between the two calls: a lock on it would hold nobody off.
-            mine = lock_descriptor(handle, blocking=False) and os.fstat(handle).st_nlink > 0
-        except OSError as error:
-            if error.errno in NO_LOCKS:
-                return None
-            raise
-        finally:
-            if not mine:
-                os.close(handle)
-        if mine:
-            os.ftruncate(handle, 0)
-            os.write(handle, json.dumps({"pid": os.getpid(), "host": platform.node()}).encode())
+        with suppress(BlockingIOError):
+            handle = lock_file(path)
+            if handle is not None:
+                os.ftruncate(handle, 0)
+                os.write(handle, json.dumps({"pid": os.getpid(), "host": platform.node()}).encode())
             return handle
         time.sleep(_PAUSE)
     holder: dict[str, object] = {}

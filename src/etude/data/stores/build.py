@@ -6,18 +6,16 @@ import os
 import secrets
 import shutil
 import socket
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock, SoftFileLock, Timeout
 
 from etude.core.context import Context
 from etude.core.errors import EtudeError, listed, nearest
-from etude.core.files import NO_LOCKS, digest_of, explained_write
+from etude.core.files import digest_of, explained_write, lock_file
 from etude.core.processor import usable_cores
 from etude.core.text import file_size
 from etude.data.compact import Digests
@@ -209,38 +207,19 @@ def alone(path: Path, context: Context) -> Iterator[bool]:
 
     The system releases a lock when its process ends, however it ends.
     """
-    lock = FileLock(path)
-    try:
-        with explained_write(path):
-            held = _acquired(lock, context)
-        if not held:
-            context.warn(
-                f"{path.parent} is on a file system without locks, so what this run decodes is kept separate from "
-                "other runs' work, and a run that is killed while it decodes begins anew"
-            )
-        yield held
-    finally:
-        lock.release()
-
-
-def _acquired(lock: FileLock, context: Context) -> bool:
-    try:
+    with explained_write(path):
         try:
-            with warnings.catch_warnings():  # filelock warns of a missing lock in other words
-                warnings.simplefilter("ignore")
-                lock.acquire(timeout=0)
-        except Timeout:
-            context.warn(
-                f"another run decodes the same images (it holds {lock.lock_file}); this one waits for its store"
-            )
-            lock.acquire()
-    except NotImplementedError:
-        return False
-    except OSError as error:
-        if error.errno in NO_LOCKS:
-            return False
-        raise
-    if not isinstance(lock, SoftFileLock):
-        return True
-    lock.release()  # where there are no locks, filelock takes a marker file, which outlives a killed run
-    return False
+            handle = lock_file(path)
+        except BlockingIOError:
+            context.warn(f"another run decodes the same images (it holds {path}); this one waits for its store")
+            handle = lock_file(path, wait=True)
+    if handle is None:
+        context.warn(
+            f"{path.parent} is on a file system without locks, so what this run decodes is kept separate from "
+            "other runs' work, and a run that is killed while it decodes begins anew"
+        )
+    try:
+        yield handle is not None
+    finally:
+        if handle is not None:
+            os.close(handle)
