@@ -36,12 +36,12 @@ def split(tmp_path: Path) -> Callable[..., tuple[Folds, list[str]]]:
         told: list[str] = []
         request, recipe = Request(table, **asked), load_recipe("quick")
         sources = read_sources(request, recipe, Context(warn=told.append))
-        scanned = scan_sources(sources, recipe, Screen(quiet=True)).labelled
+        scanned = scan_sources(sources, Screen(quiet=True))["labelled"]
         images = sources.labelled.take(scanned.kept)
         build = SimpleNamespace(kept=scanned.kept, content_hashes=scanned.content_hashes)
         data = cast("Dataset", SimpleNamespace(images=images, build=build))
-        folds = make_folds(data, sources, request, recipe, Context(warn=told.append))
-        sizes = planned_split(sources, scanned, request, recipe, Context())
+        folds = make_folds(data, sources, Context(warn=told.append))
+        sizes = planned_split(sources, scanned, Context())
         assert sizes == (len(folds[0].train), len(folds[0].valid))
         assert asked.get("sample") or len(images) == count + len(sources.labelled) - sources.train_count
         ids = [([images.ids[row] for row in fold.train], [images.ids[row] for row in fold.valid]) for fold in folds]

@@ -12,11 +12,10 @@ from etude.core.context import Context
 from etude.models.modes import Mode, likely_mode
 from etude.recipe import ImageFacts, load_recipe, resolve
 from etude.study.run import plan as study_mode
-from etude.study.run.plan import Amounts, Speed, settle_training
+from etude.study.run.plan import Plan, Speed, settle_mode
 from etude.training.probe import ProbeResult, Timed
 
 CPU = torch.device("cpu")
-AMOUNTS = Amounts(labelled=1250, train=1000, valid=250, test=0, folds=1)
 MEASURED = Mode("fp32", "contiguous", 1)
 
 
@@ -51,25 +50,27 @@ def recipe(*settings: str) -> Any:
     return resolve(load_recipe("default", settings), ImageFacts(median_side=300, channels=3))
 
 
-def settled(session: Any, *settings: str, device: torch.device = CPU, amounts: Amounts = AMOUNTS) -> Any:
+def settled(session: Any, *settings: str, device: torch.device = CPU, folds: int = 1) -> tuple[Plan, str]:
     backbone: Any = SimpleNamespace(module=None, in_channels=3)
-    return settle_training(session, recipe(*settings), backbone, amounts, device)
+    plan = Plan(recipe(*settings), labelled=1250, train=1000, valid=250, folds=folds)
+    return settle_mode(session, plan, backbone, device)
 
 
 def test_a_short_training_is_not_worth_a_probe(probes):
     session = Session()
-    training = settled(session, "train.epochs=8")  # 8,000 images of 10 ms: 80 s
-    assert training.mode == likely_mode(CPU)
-    assert training.reason == training.mode.in_words()
+    plan, reason = settled(session, "train.epochs=8")  # 8,000 images of 10 ms: 80 s
+    assert plan.mode == likely_mode(CPU)
+    assert plan.mode is not None
+    assert reason == plan.mode.in_words()
     assert not probes
     assert not session.written
 
 
 def test_a_long_training_runs_in_the_measured_mode(probes):
     session = Session()
-    training = settled(session, "train.epochs=30", "train.batch_size=64")
-    assert training.mode == MEASURED
-    assert training.reason.startswith("fp32, contiguous, 1 thread: 100 images/s")
+    plan, reason = settled(session, "train.epochs=30", "train.batch_size=64")
+    assert plan.mode == MEASURED
+    assert reason.startswith("fp32, contiguous, 1 thread: 100 images/s")
     assert probes[0]["budget"] == 10.0
     assert (probes[0]["size"], probes[0]["batch_size"]) == (224, 64)
     assert session.written["probe"]["mode"] == MEASURED.as_dict()
@@ -81,7 +82,7 @@ def test_the_probe_takes_a_small_share_of_the_training(probes):
 
 
 def test_folds_count(probes):
-    settled(Session(), "train.epochs=8", amounts=Amounts(labelled=1250, train=1000, valid=250, test=0, folds=5))
+    settled(Session(), "train.epochs=8", folds=5)
     assert len(probes) == 1
 
 
@@ -98,9 +99,9 @@ def test_what_the_user_has_set_is_handed_on(probes):
 
 def test_a_resumed_run_keeps_its_mode(probes):
     begun = Mode("fp32", "channels_last", 7, 4)
-    training = settled(Session(begun), "train.epochs=30")
-    assert training.mode == begun
-    assert training.reason == "fp32, channels_last, 7 threads, 4 images at a time, as this run began"
+    plan, reason = settled(Session(begun), "train.epochs=30")
+    assert plan.mode == begun
+    assert reason == "fp32, channels_last, 7 threads, 4 images at a time, as this run began"
     assert not probes
 
 

@@ -9,9 +9,7 @@ import numpy as np
 
 from etude.core.context import Context
 from etude.core.text import counted
-from etude.data.dataset import Dataset, open_dataset
-from etude.data.scan import Scan
-from etude.data.sources import ImageSet
+from etude.data.dataset import Dataset
 from etude.health.summary import MOST, examine_health
 from etude.journal.screen import Screen
 from etude.models.backbones import required_size
@@ -19,7 +17,7 @@ from etude.models.device import best_device, choose_precision
 from etude.recipe import ImageFacts, load_recipe, resolve
 from etude.study.run.frozen import build_frozen, compute_features
 from etude.study.run.request import Request
-from etude.study.run.sources import make_folds, read_sources, scan_sources
+from etude.study.run.sources import make_folds, read_sources, scan_sources, store_sources
 
 _MAXIMUM = 4 * MOST  # images examined: nobody waits for a run's end here, and twenty thousand take about a minute
 _SHOWN = 10
@@ -31,27 +29,21 @@ def examine_data(request: Request, screen: Screen) -> dict[str, Any]:
     recipe = load_recipe(request.recipe, request.settings)
     context = Context(screen, screen.warn, request.cache, request.seed)
     sources = read_sources(request, recipe, context)
-    scans = scan_sources(sources, recipe, screen)
+    scans = scan_sources(sources, screen)
+    side, channels = scans["labelled"].median_short_side, scans["labelled"].channels
     needed = required_size(recipe.model.backbone)
-    short_side, channels = scans.labelled.median_short_side, scans.labelled.channels
-    recipe = resolve(recipe, ImageFacts(short_side, channels, count=sources.train_count, required_size=needed))
+    recipe = resolve(recipe, ImageFacts(side, channels, count=sources.train_count, required_size=needed))
     precision = choose_precision(recipe.train.precision, best_device())
-
-    def opened(images: ImageSet, scan: Scan, fit: str) -> Dataset:
-        return open_dataset(images, scan, recipe.model.feature_size, context, fit=fit)
 
     def features(images: Dataset | None) -> np.ndarray | None:
         if frozen is None or images is None:
             return None
         return compute_features(frozen, images, recipe, precision, context).values
 
-    data, test = opened(sources.labelled, scans.labelled, recipe.data.fit), None
-    folds = make_folds(data, sources, request, recipe, context)
+    found = store_sources(sources, scans, recipe.model.feature_size, context)
+    data, test = found["labelled"], found.get("test")
+    folds = make_folds(data, sources, context)
     frozen = build_frozen(recipe, data.build.store.channels)
-    if sources.test is not None and scans.test is not None:
-        # Test images are read like the training images, as in a run.
-        like = scans.test.like(data.build.store.channels, data.build.value_range, "test images", context)
-        test = opened(sources.test, like, data.build.fit)
     return examine_health(
         data, features(data), folds,
         test=test, test_features=features(test), most=_MAXIMUM, seed=request.seed, progress=screen,

@@ -33,7 +33,7 @@ from etude.recipe.settings import value_range
 from etude.recipe.timeline import image_sizes
 from etude.study.doctor.machine import MachineFacts, read_facts
 from etude.study.run.frozen import Frozen, build_frozen, frozen_name, trainable_backbone
-from etude.study.run.plan import Amounts, Speed, expected_seconds, measure_speed, stored_size
+from etude.study.run.plan import Plan, Speed, measure_speed, stored_size
 from etude.study.run.request import Options, Request
 from etude.study.run.sources import read_sources
 from etude.training.probe import ProbeResult, probe_modes
@@ -200,9 +200,11 @@ def stage_seconds(
     """Return (stage, expected seconds) of a run that holds out validation images; ``decode`` is seconds an image."""
     count = len(images)
     valid = max(1, round(count * recipe.data.valid))
-    amounts = Amounts(count, max(1, count - valid), valid, 0, folds=1)
-    width = 0 if frozen is None else frozen.backbone.num_features
-    return expected_seconds(recipe, amounts, decode, features, training, width * len(images.classes))
+    weights = 0 if frozen is None else frozen.backbone.num_features * len(images.classes)
+    return Plan(
+        recipe, count, max(1, count - valid), valid,
+        decode=decode, head_weights=weights, features=features, training=training,
+    ).seconds()  # fmt: skip
 
 
 def gpu_seconds(stages: Sequence[tuple[str, float]], cores: int) -> tuple[float, float]:

@@ -113,9 +113,10 @@ def _train(session: Session, candidates: Sequence[Candidate], data: Dataset) -> 
     if len(candidates) > 1:
         session.warn("predict.train_features=always saves nothing with several folds: the model of each has its own")
         return
-    known = None if train.features is None else train.features[train.rows]
+    rows, features = train
+    known = None if features is None else features[rows]
     with session.stage("train features"):
-        found = candidates[0].predict(data, train.rows, session.context, known_features=known, name="train features")
+        found = candidates[0].predict(data, rows, session.context, known_features=known, name="train features")
         found.save(session.folder / "train.npz")
 
 

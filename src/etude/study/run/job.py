@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,12 +25,13 @@ from etude.models.head import LinearHead
 from etude.recipe import Recipe, load_recipe
 from etude.recipe.resolve import supervised_recipe
 from etude.recipe.timeline import resolved_run, timeline_of
+from etude.recipe.tricks import changed
 from etude.study.diagnostics import export_run, report, write_diagnostics
 from etude.study.run.finish import finish
 from etude.study.run.frozen import add_views
 from etude.study.run.lr_find import find_lr, refuse_idle_search
 from etude.study.run.network import NO_EXTRAS, Candidate, better, finetune_candidate, fit_head_on, head_candidate
-from etude.study.run.policy import PolicyChoice, settle_policy
+from etude.study.run.policy import settle_policy
 from etude.study.run.prepare import Prepared, prepare
 from etude.study.run.request import Request, claim_run_folder
 from etude.study.run.session import (
@@ -80,7 +82,7 @@ def fit(request: Request, screen: Screen) -> Path:
             record = open_record(folder, request, recipe, began=began)
             session = Session(request, record, screen)
             session.keep_inputs(inputs)
-            _run(session, recipe, sources, early_warnings)
+            _run(session, sources, early_warnings)
         clear_leftovers(folder)  # not before: a run killed in between would have to train again
         report(folder, screen)
         export_run(record, request.mlflow, screen)
@@ -88,13 +90,13 @@ def fit(request: Request, screen: Screen) -> Path:
     return folder
 
 
-def _run(session: Session, recipe: Recipe, sources: Sources, early_warnings: Sequence[str]) -> None:
+def _run(session: Session, sources: Sources, early_warnings: Sequence[str]) -> None:
     """Do the work and close the record; a run that is stopped or fails is reported as it stands."""
     record = session.record
     try:
         for text in early_warnings:
             session.warn(text)
-        Job(session, prepare(session, recipe, sources)).run()
+        Job(session, prepare(session, sources)).run()
     except BaseException as error:
         record.close("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", error)
         report(record.folder, session.screen)
@@ -107,10 +109,14 @@ class Job:
     """Training, on every fold, and the predictions."""
 
     def __init__(self, session: Session, prepared: Prepared) -> None:
-        self.session, self.prepared, self.recipe = session, prepared, prepared.recipe
-        self.policy: PolicyChoice | None = None
+        self.session, self.prepared = session, prepared
         self.pool: Pool | None = None
         self.extras = NO_EXTRAS
+
+    @property
+    def recipe(self) -> Recipe:
+        """The resolved recipe; a learning rate that was searched for takes its place there."""
+        return self.prepared.recipe
 
     def run(self) -> None:
         """Train the recipe's stages on every fold, predict, and show the scores."""
@@ -134,7 +140,7 @@ class Job:
         head = None
         if self.prepared.features is not None:
             with session.stage(f"head{suffix}") as stage:
-                head = fit_head_on(self.prepared.data, fold, self.prepared.features, self.recipe)
+                head = fit_head_on(self.prepared, fold)
                 candidates.append(head_candidate(self.prepared, fold, head, session.context))
             session.scored(stage, candidates[-1].valid)
             # So that a run killed in stage 2 can already predict.
@@ -145,8 +151,7 @@ class Job:
         kept = better(candidates)
         if self.pool is not None and self.recipe.unlabeled.is_on:
             session.save_model(name, kept.model, kept.card)
-            prepared = replace(self.prepared, recipe=self.recipe)
-            kept = Rounds(session, prepared, fold, self.pool, policy, folder, suffix).run(kept)
+            kept = Rounds(session, self.prepared, fold, self.pool, policy, folder, suffix).run(kept)
         card: ModelCard = replace(kept.card, policy=policy, tta=self.recipe.predict.tta)
         session.save_model(name, kept.model, card)
         if len(candidates) > 1:
@@ -161,7 +166,7 @@ class Job:
         head = None
         if self.recipe.augment.policy == "auto" and session.record.get("augmentation") is None:
             with session.stage("head on plain views"):
-                head = fit_head_on(prepared.data, folds[0], prepared.features, self.recipe)
+                head = fit_head_on(prepared, folds[0])
         policy, own = policy_named(self._settled_policy(folds[0], head)), self.recipe.augment.transform
         if policy.changes_nothing and not own:
             session.warn(f"head.views={views} is left at 1: without augmentation all views of an image are the same")
@@ -182,23 +187,20 @@ class Job:
         session = self.session
         if self.recipe.train.find_lr:
             self._find_lr(fold, policy)
-        figure, title, recipe = folder / "timeline.png", f"{self.recipe.name}{suffix}", supervised_recipe(self.recipe)
+        title, alone = f"{self.recipe.name}{suffix}", replace(self.prepared, recipe=supervised_recipe(self.recipe))
         images = len(fold.train) + sum(len(rows) for rows in self.extras.rows)
-        timeline, size = resolved_run(recipe, images, self.prepared.pace)
-        steps = size.steps
+        timeline, size = resolved_run(alone.recipe, images, alone.pace)
         try:
             with session.stage(f"fine-tune{suffix}") as stage:
-                save_figure(timeline_figure(timeline, steps, title=title), figure)
-                self._record_timeline(folder, timeline, steps)
+                self._show_timeline(folder, title, timeline, size.steps)
                 trained, done = finetune_candidate(
-                    replace(self.prepared, recipe=recipe), fold, session.context,
+                    alone, fold, session.context,
                     policy=policy, folder=folder, resume=session.request.resume, extras=self.extras,
                 )  # fmt: skip
                 stage.note("steps", done.steps)
                 stage.note("events", [f"{event.kind} at {event.progress:.1%}" for event in done.timeline.events])
                 planned = max(done.steps, round(done.steps / done.timeline.end))
-                save_figure(timeline_figure(done.timeline, planned, happened=done.happened, title=title), figure)
-                self._record_timeline(folder, done.timeline, planned)
+                self._show_timeline(folder, title, done.timeline, planned, done.happened)
         except DivergedError as problem:
             if self.prepared.features is None:
                 raise
@@ -208,42 +210,39 @@ class Job:
         stage.keep(better([*earlier, trained]) is trained)
         return [trained]
 
-    def _record_timeline(self, folder: Path, timeline: Timeline, steps: int) -> None:
-        """Write the plan into the record, by the folder of its model; events that changed it are part of it."""
+    def _show_timeline(
+        self, folder: Path, title: str, timeline: Timeline, steps: int, happened: Sequence[dict[str, Any]] | None = None
+    ) -> None:
+        """Draw a model's schedule, and write it into the record by its folder; events that changed it are part."""
+        save_figure(timeline_figure(timeline, steps, happened=happened, title=title), folder / "timeline.png")
         record, name = self.session.record, folder.relative_to(self.session.folder).as_posix()
         plan = {"timeline": timeline_to_tree(timeline), "steps": steps}
         record.set("timelines", {**(record.get("timelines") or {}), name: plan})
 
     def _find_lr(self, fold: Fold, policy: str) -> None:
         """Search the learning rate once, on the first fold; a resumed run keeps what it found."""
-        session = self.session
-        found = session.record.get("lr_find")
-        if found is None:
-            found = self._searched(fold, policy)
-            session.record.set("lr_find", found)
-        train = self.recipe.train.model_copy(update={"lr": found["lr"], "find_lr": False})
-        self.recipe = self.recipe.model_copy(update={"train": train})
-
-    def _searched(self, fold: Fold, policy: str) -> dict[str, float]:
         session, figure = self.session, self.session.folder / "lr_find.png"
-        try:
-            with session.stage("lr-find"):
-                found = find_lr(self.prepared, fold, policy, figure, session.context)
-        except NoDescentError as problem:
-            session.warn(f"train.lr={self.recipe.train.lr:g} is kept: {problem}")
-            return {"lr": self.recipe.train.lr}
-        session.screen.say(f"learning rate: {found.lr:.2g} ({figure} shows the search)")
-        return {"lr": found.lr, "lowest": found.lowest, "steepest": found.steepest}
+        found: dict[str, float] | None = session.record.get("lr_find")
+        if found is None:
+            try:
+                with session.stage("lr-find"):
+                    best = find_lr(self.prepared, fold, policy, figure, session.context)
+                session.screen.say(f"learning rate: {best.lr:.2g} ({figure} shows the search)")
+                found = {"lr": best.lr, "lowest": best.lowest, "steepest": best.steepest}
+            except NoDescentError as problem:
+                session.warn(f"train.lr={self.recipe.train.lr:g} is kept: {problem}")
+                found = {"lr": self.recipe.train.lr}
+            session.record.set("lr_find", found)
+        recipe = changed(self.recipe, {"train.lr": found["lr"], "train.find_lr": False})
+        self.prepared = replace(self.prepared, recipe=recipe)
 
     def _settled_policy(self, fold: Fold, head: LinearHead | None) -> str:
         """Decide the augmentation policy once, on the first fold; it is needed for training and for TTA only."""
         known = self.session.record.get("augmentation")
-        if self.policy is None and known is not None:  # a resumed run keeps what it began with
-            self.policy = PolicyChoice(known["policy"], known["reason"])
-        if self.policy is None:
-            self.policy = settle_policy(self.session, self.prepared, fold, head)
-            choice = {"policy": self.policy.policy, "reason": self.policy.reason}
-            self.session.record.set("augmentation", choice)
-            if self.policy.measured or self.policy.policy != "none":
-                self.session.screen.say(f"augmentation: {self.policy.policy} ({self.policy.reason})")
-        return self.policy.policy
+        if known is None:  # a resumed run keeps what it began with
+            choice = settle_policy(self.session, self.prepared, fold, head)
+            known = {"policy": choice.policy, "reason": choice.reason}
+            self.session.record.set("augmentation", known)
+            if choice.measured or choice.policy != "none":
+                self.session.screen.say(f"augmentation: {choice.policy} ({choice.reason})")
+        return known["policy"]

@@ -55,11 +55,11 @@ def search(request: Request, screen: Screen, figure: Path) -> LrSuggestion:
             seed=request.seed,
         )  # fmt: skip
         session = Session(request, record, screen, kept=False)
-        prepared = prepare(session, recipe, sources)
+        prepared = prepare(session, sources)
         fold = prepared.folds[0]
         head = None
         if prepared.features is not None and prepared.recipe.augment.policy == "auto":  # to measure symmetries with
-            head = fit_head_on(prepared.data, fold, prepared.features, prepared.recipe)
+            head = fit_head_on(prepared, fold)
         policy = settle_policy(session, prepared, fold, head).policy
         return find_lr(prepared, fold, policy, figure, session.context)
 

@@ -22,50 +22,44 @@ from etude.functional.augment import policy_named
 from etude.inference.predict import predict
 from etude.models.classifier import Classifier, ModelCard, Preprocessing
 from etude.models.head import LinearHead, fit_head
-from etude.recipe.settings import Recipe
 from etude.recipe.timeline import image_sizes, maximum_of
-from etude.study.run.frozen import FrozenFeatures, trainable_backbone
+from etude.study.run.frozen import trainable_backbone
 from etude.study.run.prepare import Prepared
 from etude.training.fit import fine_tune
 from etude.training.resume import Finished
 from etude.training.task import FineTuneTask
 
+_PASSES = 3  # of the network forward take about as long as one pass of training, forward and backward
+_CHEAP = 0.05  # of the time of training
+_SMALL = 2**29  # bytes of features
+
 
 @dataclass(frozen=True, slots=True)
 class Extras:
-    """What a fine-tuning learns from besides the fold's labelled images.
+    """What a fine-tuning learns from besides the fold's labelled images."""
 
-    Args:
-        rows: unlabelled images, with pseudo-labels or without.
-        mix: how they share the batches with the labelled ones.
-        prior: (C,) class shares that online pseudo-labels are aligned to.
-        teacher: float32 (N, C) a teacher's probabilities of all labelled images.
-        teachers: networks that see the same views as the student.
-        start: weights to start from.
-    """
-
-    rows: tuple[TrainingRows, ...] = ()
-    mix: FixedMix | None = None
-    prior: np.ndarray | None = None
-    teacher: np.ndarray | None = None
-    teachers: tuple[nn.Module, ...] = ()
-    start: Classifier | None = None
+    rows: tuple[TrainingRows, ...] = ()  # unlabelled images, with pseudo-labels or without
+    mix: FixedMix | None = None  # how they share the batches with the labelled ones
+    prior: np.ndarray | None = None  # (C,) class shares that online pseudo-labels are aligned to
+    teacher: np.ndarray | None = None  # float32 (N, C) a teacher's probabilities of all labelled images
+    teachers: tuple[nn.Module, ...] = ()  # networks that see the same views as the student
+    start: Classifier | None = None  # weights to start from
 
 
 NO_EXTRAS = Extras()
 
 
-def fit_head_on(
-    data: Dataset, fold: Fold, features: FrozenFeatures, recipe: Recipe, columns: int | None = None
-) -> LinearHead:
+def fit_head_on(prepared: Prepared, fold: Fold, columns: int | None = None) -> LinearHead:
     """Fit a linear head on all views of the fold's training images; on the first ``columns`` features, if given."""
+    data, settings = prepared.data, prepared.recipe.head
+    assert prepared.features is not None
     return fit_head(
-        features.views_of(fold.train, columns),
+        prepared.features.views_of(fold.train, columns),
         data.labels[fold.train],
         len(data.images.classes),
-        candidates=recipe.head.inverse_regularization,
-        folds=recipe.head.folds,
-        search_rows=recipe.head.search_rows,
+        candidates=settings.inverse_regularization,
+        folds=settings.folds,
+        search_rows=settings.search_rows,
         weights=data.weights[fold.train],
         seed=fold.seed,
     )
@@ -82,20 +76,14 @@ def starting_network(prepared: Prepared, fold: Fold, policy: str) -> tuple[Class
     model = Classifier(backbone.module, backbone.num_features, len(classes), dropout)
     if features is not None and features.frozen.name == name:
         # The trained network pools its last map only, so its head starts from a fit on those columns.
-        start = fit_head_on(data, fold, features, recipe, columns=features.frozen.own_features)
+        start = fit_head_on(prepared, fold, columns=features.frozen.own_features)
         model.set_head(start.weight, start.bias)
     preprocessing = Preprocessing.of(backbone, data.build, image_sizes(recipe).final)
     return model, ModelCard(name, classes, preprocessing, mode.precision, tta=1, policy=policy, folded=folded)
 
 
 def training_task(
-    prepared: Prepared,
-    fold: Fold,
-    card: ModelCard,
-    folder: Path,
-    *,
-    resume: bool = False,
-    extras: Extras = NO_EXTRAS,
+    prepared: Prepared, fold: Fold, card: ModelCard, folder: Path, *, resume: bool = False, extras: Extras = NO_EXTRAS
 ) -> FineTuneTask:
     """Return what there is to train on, and how."""
     data, recipe = prepared.data, prepared.recipe
@@ -123,17 +111,9 @@ def training_task(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class TrainRows:
-    """The images that a candidate was trained on, where their features are to be saved.
-
-    Args:
-        rows: int (M,), positions in the store.
-        features: float16 (N, D) of the candidate's network for every row of the store, where they are known.
-    """
-
-    rows: np.ndarray
-    features: np.ndarray | None
+TrainRows = tuple[np.ndarray, np.ndarray | None]
+"""Rows (M,) that a candidate was trained on; float16 (N, D) its network's features of every row, where they are known.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +122,7 @@ class Candidate:
 
     Args:
         stage: the stage that made it, ``head`` or ``finetune``, or ``round 2`` or ``online`` with unlabelled images.
-        train: the training images, or None when nobody wants their features.
+        train: the training images, or None when their features are not to be saved.
     """
 
     stage: str
@@ -161,7 +141,7 @@ def _predict(
     model: Classifier, card: ModelCard, data: Dataset, rows: np.ndarray, context: Context, **options: Any
 ) -> Predictions:
     labels, ids = data.images.labels, [data.images.ids[row] for row in rows]
-    known = None if labels is None else data.labels[rows]
+    known = None if labels is None else labels[rows]
     return predict(model, card, data.build.store.gather, rows, ids, labels=known, context=context, **options)
 
 
@@ -213,11 +193,6 @@ def better(candidates: list[Candidate]) -> Candidate:
     return max(candidates, key=lambda candidate: score_of(candidate.valid))
 
 
-_PASSES = 3  # of the network forward take about as long as one pass of training, forward and backward
-_CHEAP = 0.05  # of the time of training
-_SMALL = 2**29  # bytes of features
-
-
 def _train_rows(
     prepared: Prepared, fold: Fold, model: Classifier, known: np.ndarray | None, epochs: float = 0.0
 ) -> TrainRows | None:
@@ -229,4 +204,4 @@ def _train_rows(
     asked, size = prepared.recipe.predict.train_features, 2 * len(fold.train) * model.head.in_features
     cheap = size <= _SMALL and (known is not None or _CHEAP * _PASSES * epochs >= 1.0)
     wanted = cheap and len(prepared.folds) == 1 if asked == "auto" else asked == "always"
-    return TrainRows(fold.train, known) if wanted else None
+    return (fold.train, known) if wanted else None

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from etude.core.errors import EtudeError, listed
 from etude.core.files import digest_of
-from etude.data.dataset import Dataset, open_dataset, same_files_as
+from etude.core.processor import usable_cores
+from etude.data.dataset import Dataset, same_files_as, seconds_to_decode
 from etude.data.scan import Scan
-from etude.data.sources import BadFile, ImageSet, by_ending, write_bad_files
+from etude.data.sources import BadFile, by_ending, write_bad_files
 from etude.data.split import Fold
 from etude.data.stores.device import DeviceStore, fits_on_device
 from etude.models.backbones import required_size
@@ -19,25 +20,10 @@ from etude.models.device import best_device, choose_precision, describe_device, 
 from etude.models.modes import Mode
 from etude.recipe import ImageFacts, Recipe, flat, resolve
 from etude.recipe.timeline import timeline_warnings
-from etude.study.run.frozen import Frozen, FrozenFeatures, build_frozen, compute_features, trainable_backbone
-from etude.study.run.plan import (
-    Amounts,
-    refuse_single_images,
-    settle_training,
-    show_plan,
-    stored_size,
-)
+from etude.study.run.frozen import FrozenFeatures, build_frozen, compute_features, trainable_backbone
+from etude.study.run.plan import Plan, measure_speed, refuse_single_images, settle_mode, show_plan, stored_size
 from etude.study.run.session import Session
-from etude.study.run.sources import (
-    Scans,
-    Sources,
-    bad_files,
-    check_asked,
-    make_folds,
-    other_files,
-    planned_split,
-    scan_sources,
-)
+from etude.study.run.sources import Sources, check_asked, make_folds, planned_split, scan_sources, store_sources
 from etude.timeline import Pace
 
 
@@ -77,48 +63,75 @@ class Prepared:
         return self.mode
 
 
-def prepare(session: Session, recipe: Recipe, sources: Sources) -> Prepared:
-    """Survey the images, print the plan, decode them into the store, split them, and compute the frozen features.
+def prepare(session: Session, sources: Sources) -> Prepared:
+    """Scan the images, print the plan, decode them into the store, split them, and compute the frozen features.
 
     Raises:
         EtudeError: the images allow no training, or a resumed run finds others than it began with.
     """
     with session.stage("survey"):
-        scans = scan_sources(sources, recipe, session.screen)
-    scanned = scans.labelled
+        scans = scan_sources(sources, session.screen)
+    scanned = scans["labelled"]
     session.keep_inputs({"images": scanned.fingerprint})
+    device = best_device()
     with session.stage("plan"):
-        facts = ImageFacts(
-            scanned.median_short_side,
-            scanned.channels,
-            count=sources.train_count,
-            required_size=required_size(recipe.model.backbone),
-        )
-        asked, recipe = recipe, resolve(recipe, facts, session.warn)
-        if "finetune" in recipe.stages:
-            for text in timeline_warnings(recipe, scanned.median_short_side, given=asked):
-                session.warn(text)
-        device = best_device()
+        recipe = _resolved(session, sources, scanned)
         precision = choose_precision(recipe.train.precision, device)
         keep_large_blocks()
-        amounts = _amounts(session, recipe, sources, scans)
+        plan, reason = _counted(session, recipe, sources, scans), ""
         frozen = build_frozen(recipe, scanned.channels)
         described = describe_device(device, precision)
-        training = None
         if "finetune" in recipe.stages:
             backbone = trainable_backbone(recipe, scanned.channels, precision)
-            training = settle_training(session, recipe, backbone, amounts, device)
-        expected, pace = show_plan(session, recipe, sources, scanned, amounts, frozen, training, precision, described)
-    mode = None if training is None else training.mode
-    plan = {"expected_seconds": dict(expected), "resolved": flat(recipe), "device": described}
-    session.record.set("plan", {**plan, "mode": None if mode is None else mode.as_dict()})
-    data, test, unlabelled = _store(session, recipe, sources, scans)
-    folds = make_folds(data, sources, session.request, recipe, session.context)
+            plan, reason = settle_mode(session, plan, backbone, device)
+        decode = seconds_to_decode(sources.labelled, scanned, stored_size(recipe)) / usable_cores()
+        plan = replace(plan, decode=decode)
+        if frozen is not None:
+            speed = measure_speed(frozen.backbone, recipe.model.feature_size, precision)
+            weights = frozen.backbone.num_features * len(sources.labelled.classes)
+            plan = replace(plan, features=speed, head_weights=weights)
+        expected = show_plan(session, sources, plan, frozen, reason, described)
+    mode = plan.mode
+    settled = {"expected_seconds": dict(expected), "resolved": flat(recipe), "device": described}
+    session.record.set("plan", {**settled, "mode": None if mode is None else mode.as_dict()})
+    found = _store(session, sources, scans, recipe)
+    data = found["labelled"]
+    folds = make_folds(data, sources, session.context)
     session.keep_inputs({"validation images": digest_of(*(fold.valid.tobytes() for fold in folds))})
-    _record_data(session, sources, data, test, folds, scanned)
-    features = None if frozen is None else _features(session, frozen, data, recipe, precision)
+    _record_data(session, sources, found, folds, scanned.fingerprint)
+    features = None
+    if frozen is not None:
+        with session.stage("features") as stage:
+            features = compute_features(frozen, data, recipe, precision, session.context)
+            stage.note("reused", features.reused)
     near = None if mode is None else on_device(session, recipe, data)
-    return Prepared(recipe, data, test, unlabelled, folds, features, precision, mode, pace, near)
+    return Prepared(
+        recipe, data, found.get("test"), found.get("unlabelled"), folds, features, precision, mode, plan.pace, near
+    )
+
+
+def _resolved(session: Session, sources: Sources, scanned: Scan) -> Recipe:
+    side = scanned.median_short_side
+    needed = required_size(sources.recipe.model.backbone)
+    facts = ImageFacts(side, scanned.channels, count=sources.train_count, required_size=needed)
+    recipe = resolve(sources.recipe, facts, session.warn)
+    if "finetune" in recipe.stages:
+        for text in timeline_warnings(recipe, side, given=sources.recipe):
+            session.warn(text)
+    return recipe
+
+
+def _counted(session: Session, recipe: Recipe, sources: Sources, scans: Mapping[str, Scan]) -> Plan:
+    """Return the plan as far as the images alone decide it."""
+    scanned = scans["labelled"]
+    try:
+        train, valid = planned_split(sources, scanned, session.context)
+        refuse_single_images(recipe, train)
+    except EtudeError:  # what cannot be read may be why, and the list has not been written yet
+        _list_bad(session, scanned.bad, len(scanned))
+        raise
+    test, unlabelled = (len(scans.get(name, ())) for name in ("test", "unlabelled"))
+    return Plan(recipe, len(scanned), train, valid, test, unlabelled, session.request.folds or 1)
 
 
 def on_device(session: Session, recipe: Recipe, data: Dataset) -> DeviceStore | None:
@@ -137,46 +150,25 @@ def on_device(session: Session, recipe: Recipe, data: Dataset) -> DeviceStore | 
     return DeviceStore(data.build.store, device, session.context) if fits else None
 
 
-def _features(session: Session, frozen: Frozen, data: Dataset, recipe: Recipe, precision: str) -> FrozenFeatures:
-    with session.stage("features") as stage:
-        features = compute_features(frozen, data, recipe, precision, session.context)
-        stage.note("reused", features.reused)
-    return features
-
-
-def _store(
-    session: Session, recipe: Recipe, sources: Sources, scans: Scans
-) -> tuple[Dataset, Dataset | None, Dataset | None]:
-    def opened(images: ImageSet, scanned: Scan, fit: str) -> Dataset:
-        return open_dataset(
-            images, scanned, stored_size(recipe), session.context,
-            fit=fit, kind=recipe.data.store, limit=recipe.data.cache_limit,
-        )  # fmt: skip
-
-    def alike(images: ImageSet | None, scanned: Scan | None, what: str) -> Dataset | None:
-        """Images without labels are read like the labelled ones: geometry, channels and range of values."""
-        if images is None or scanned is None:
-            return None
-        like = scanned.like(data.build.store.channels, data.build.value_range, f"{what} images", session.context)
-        return opened(images, like, data.build.fit)
-
+def _store(session: Session, sources: Sources, scans: Mapping[str, Scan], recipe: Recipe) -> dict[str, Dataset]:
     with session.stage("store") as stage:
-        data = opened(sources.labelled, scans.labelled, recipe.data.fit)
-        stage.note("reused", data.build.reused)
-        stage.note("kind", data.build.kind_reason)
-        test = alike(sources.test, scans.test, "test")
-        unlabelled = alike(sources.unlabelled, scans.unlabelled, "unlabelled")
-    session.screen.say(f"geometry: {data.build.fit_reason}")
-    session.screen.say(f"stored: {data.build.kind_reason}")
-    sets = data, test, unlabelled
-    _list_bad(session, bad_files(*sets), sum(len(one or ()) for one in sets), other_files(*sets))
-    if test is not None:
-        _check_submission(session, test, data.images.classes)
-        warn_of_known(session, data, test)
-    for what, scanned in (("test", scans.test), ("unlabelled", scans.unlabelled)):
-        if scanned is not None and scanned.channels > data.build.store.channels:
+        limits = {"kind": recipe.data.store, "limit": recipe.data.cache_limit}
+        found = store_sources(sources, scans, stored_size(recipe), session.context, **limits)
+        build = found["labelled"].build
+        stage.note("reused", build.reused)
+        stage.note("kind", build.kind_reason)
+    session.screen.say(f"geometry: {build.fit_reason}")
+    session.screen.say(f"stored: {build.kind_reason}")
+    bad = [file for one in found.values() for file in one.build.bad]
+    left_out = [file for one in found.values() for file in one.images.left_out()]
+    _list_bad(session, bad, sum(map(len, found.values())), left_out)
+    if (test := found.get("test")) is not None:
+        _check_submission(session, test, found["labelled"].images.classes)
+        warn_of_known(session, found["labelled"], test)
+    for what in sources.others:
+        if scans[what].channels > build.store.channels:
             session.warn(f"{what} images have colours, training images are grey: the {what} images are taken as grey")
-    return data, test, unlabelled
+    return found
 
 
 def warn_of_known(session: Session, data: Dataset, test: Dataset) -> None:
@@ -198,18 +190,6 @@ def _check_submission(session: Session, test: Dataset, classes: tuple[str, ...])
         session.record.set("submission", {"sample": session.request.sample_submission, "holds": told})
 
 
-def _amounts(session: Session, recipe: Recipe, sources: Sources, scans: Scans) -> Amounts:
-    scanned = scans.labelled
-    try:
-        train, valid = planned_split(sources, scanned, session.request, recipe, session.context)
-        refuse_single_images(recipe, train)
-    except EtudeError:  # what cannot be read may be why, and the list has not been written yet
-        _list_bad(session, scanned.bad, len(scanned))
-        raise
-    tested, unlabelled = (0 if one is None else len(one) for one in (scans.test, scans.unlabelled))
-    return Amounts(len(scanned), train, valid, tested, folds=session.request.folds or 1, unlabelled=unlabelled)
-
-
 def _list_bad(session: Session, bad: Sequence[BadFile], readable: int, others: Sequence[BadFile] = ()) -> None:
     listing = session.folder / "bad_files.csv"
     if (bad or others) and session.kept:
@@ -223,24 +203,24 @@ def _list_bad(session: Session, bad: Sequence[BadFile], readable: int, others: S
 
 
 def _record_data(
-    session: Session, sources: Sources, data: Dataset, test: Dataset | None, folds: list[Fold], scanned: Scan
+    session: Session, sources: Sources, found: Mapping[str, Dataset], folds: Sequence[Fold], fingerprint: str
 ) -> None:
-    classes = data.images.classes
-    counts = np.bincount(data.labels, minlength=len(classes))
+    images, build = found["labelled"].images, found["labelled"].build
+    counts = np.bincount(found["labelled"].labels, minlength=len(images.classes))
     described = {
         "train": session.request.train,
         "described": sources.labelled.described,
-        "fingerprint": scanned.fingerprint,
-        "images": len(data),
-        "classes": {name: int(count) for name, count in zip(classes, counts, strict=True)},
+        "fingerprint": fingerprint,
+        "images": len(images),
+        "classes": dict(zip(images.classes, counts.tolist(), strict=True)),
         "sample": session.request.sample,
-        "split": None if data.images.split is None else data.images.split.described,
-        "test_images": 0 if test is None else len(test),
-        "fit": data.build.fit,
-        "fit_reason": data.build.fit_reason,
-        "stored_size": data.build.store.size,
-        "channels": data.build.store.channels,
-        "value_range": data.build.value_range,
+        "split": None if images.split is None else images.split.described,
+        "test_images": len(found.get("test", ())),
+        "fit": build.fit,
+        "fit_reason": build.fit_reason,
+        "stored_size": build.store.size,
+        "channels": build.store.channels,
+        "value_range": build.value_range,
         "folds": [{"train": len(fold.train), "valid": len(fold.valid)} for fold in folds],
     }
     session.record.set("data", described)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,9 +14,9 @@ from etude.core.errors import EtudeError, listed
 from etude.core.files import digest_of, hash_of_file
 from etude.core.seeds import derive_seed
 from etude.core.submission import check_sample, checked_positive
-from etude.data.dataset import Dataset, concatenated_sets
+from etude.data.dataset import Dataset, concatenated_sets, open_dataset
 from etude.data.scan import Scan, scan_images
-from etude.data.sources import BadFile, ImageSet, read_unlabelled
+from etude.data.sources import ImageSet, read_unlabelled
 from etude.data.split import Fold, Split, hold_out, k_folds, sample
 from etude.data.tables import shared_groups
 from etude.functional.transforms import code_digest
@@ -26,34 +27,20 @@ from etude.study.run.request import Request
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Everything that was asked for, before any pixel is read.
+    """All images that a request names, before any pixel is read.
 
     Args:
+        recipe: as it was asked for, its open settings undecided.
         labelled: training images, then those of ``--valid``.
         train_count: how many of them are training images.
-        test: images to predict, or None.
-        unlabelled: further images without labels, or None.
+        others: images without labels, by their name ``test`` or ``unlabelled``.
     """
 
+    request: Request
+    recipe: Recipe
     labelled: ImageSet
     train_count: int
-    test: ImageSet | None
-    unlabelled: ImageSet | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Scans:
-    """What the files of all the sources hold.
-
-    Args:
-        labelled: training and validation images.
-        test: images to predict, or None.
-        unlabelled: further images without labels, or None.
-    """
-
-    labelled: Scan
-    test: Scan | None = None
-    unlabelled: Scan | None = None
+    others: dict[str, ImageSet]
 
 
 def read_sources(request: Request, recipe: Recipe, context: Context) -> Sources:
@@ -67,16 +54,19 @@ def read_sources(request: Request, recipe: Recipe, context: Context) -> Sources:
         train = train.take(sample(strata, request.sample, context))
     valid = request.read_valid(train.classes, recipe.data, context)
     labelled = train if valid is None else concatenated_sets(train, valid)
-    test = None if request.test is None else read_unlabelled(request.test)
+    others: dict[str, ImageSet] = {}
+    if request.test is not None:
+        others["test"] = read_unlabelled(request.test)
     if request.probabilities and request.sample_submission is None and "id" in train.classes:
         raise EtudeError(
             "a class is called 'id', which is the name of the column of ids too; give --sample-submission with "
             "another name for that column, or leave out --probabilities"
         )
-    if test is not None:
-        check_asked(request, test, train.classes, context)
-    more = None if request.unlabeled is None else read_unlabelled(request.unlabeled)
-    return Sources(labelled, len(train), test, more)
+    if "test" in others:
+        check_asked(request, others["test"], train.classes, context)
+    if request.unlabeled is not None:
+        others["unlabelled"] = read_unlabelled(request.unlabeled)
+    return Sources(request, recipe, labelled, len(train), others)
 
 
 def _by_request(train: ImageSet, request: Request, context: Context) -> ImageSet:
@@ -91,13 +81,7 @@ def _by_request(train: ImageSet, request: Request, context: Context) -> ImageSet
 
 
 def inputs_of(recipe: Recipe, images: ImageSet, train_count: int) -> dict[str, str]:
-    """Return fingerprints of what is known of a run's inputs before image files are read, and a description.
-
-    Args:
-        recipe: names the user's transform and a file of weights.
-        images: the training images, then validation images that were given.
-        train_count: how many of them are training images.
-    """
+    """Return fingerprints of what is known of a run's inputs before image files are read, and a description."""
     assert images.labels is not None
     train, valid = images.labels[:train_count], images.labels[train_count:]
     inputs = {
@@ -114,56 +98,59 @@ def inputs_of(recipe: Recipe, images: ImageSet, train_count: int) -> dict[str, s
     return inputs
 
 
-def scan_sources(sources: Sources, recipe: Recipe, screen: Screen) -> Scans:
-    """Read every file's header and content hash, and settle the range of values by the labelled images.
+def scan_sources(sources: Sources, screen: Screen) -> dict[str, Scan]:
+    """Read every file's header and content hash, and settle the range of values by the images ``labelled``.
 
     Raises:
         EtudeError: not one file can be used, or the range cannot be settled.
     """
-    labelled = scan_images(sources.labelled, screen).in_range(value_range(recipe.data.range), screen.say)
-    rest = (None if images is None else scan_images(images, screen) for images in (sources.test, sources.unlabelled))
-    return Scans(labelled, *rest)
+    asked = value_range(sources.recipe.data.range)
+    scans = {"labelled": scan_images(sources.labelled, screen).in_range(asked, screen.say)}
+    return scans | {name: scan_images(images, screen) for name, images in sources.others.items()}
 
 
-def make_folds(data: Dataset, sources: Sources, request: Request, recipe: Recipe, context: Context) -> list[Fold]:
+def store_sources(
+    sources: Sources, scans: Mapping[str, Scan], size: int, context: Context, **options: Any
+) -> dict[str, Dataset]:
+    """Store all images; those without labels are read like those ``labelled``: geometry, channels, range of values."""
+    data = open_dataset(sources.labelled, scans["labelled"], size, context, fit=sources.recipe.data.fit, **options)
+    found, build = {"labelled": data}, data.build
+    for name, images in sources.others.items():
+        like = scans[name].like(build.store.channels, build.value_range, f"{name} images", context)
+        found[name] = open_dataset(images, like, size, context, fit=build.fit, **options)
+    return found
+
+
+def make_folds(data: Dataset, sources: Sources, context: Context) -> list[Fold]:
     """Return the splits of the readable images: a hold-out, k folds, or the given validation images.
 
     Raises:
         EtudeError: fewer than two classes are left, or there is nothing to validate on.
     """
-    splits = _splits(data.images, data.build.kept, data.build.content_hashes, sources, request, recipe, context)
-    seeds = [request.seed if len(splits) == 1 else derive_seed(request.seed, "fold", k) for k in range(len(splits))]
+    splits, seed = _splits(data.images, data.build.kept, data.build.content_hashes, sources, context), context.seed
+    seeds = [seed] if len(splits) == 1 else [derive_seed(seed, "fold", number) for number in range(len(splits))]
     return [
         Fold(np.asarray(train), np.asarray(valid), seed) for (train, valid), seed in zip(splits, seeds, strict=True)
     ]
 
 
-def planned_split(
-    sources: Sources, scanned: Scan, request: Request, recipe: Recipe, context: Context
-) -> tuple[int, int]:
+def planned_split(sources: Sources, scanned: Scan, context: Context) -> tuple[int, int]:
     """Return how many images of the first fold train and validate, if all that could be scanned can be decoded.
 
     Raises:
         EtudeError: as :func:`make_folds`, before any time is spent on decoding.
     """
     images = sources.labelled.take(scanned.kept)
-    hashes = scanned.content_hashes
-    splits = _splits(images, scanned.kept, hashes, sources, request, recipe, context.quiet())
-    return len(splits[0][0]), len(splits[0][1])
+    train, valid = _splits(images, scanned.kept, scanned.content_hashes, sources, context.quiet())[0]
+    return len(train), len(valid)
 
 
 def _splits(
-    images: ImageSet,
-    kept: np.ndarray,
-    hashes: Sequence[str],
-    sources: Sources,
-    request: Request,
-    recipe: Recipe,
-    context: Context,
+    images: ImageSet, kept: np.ndarray, hashes: Sequence[str], sources: Sources, context: Context
 ) -> list[Split]:
     """Split ``images``, those of the sources at positions ``kept``."""
     assert images.labels is not None
-    labels, classes = images.labels, images.classes
+    labels, classes, request = images.labels, images.classes, sources.request
     present = np.unique(labels)
     if len(present) < 2:
         raise EtudeError(
@@ -181,7 +168,7 @@ def _splits(
         is_train = kept < sources.train_count
         splits = [_given(images, np.flatnonzero(is_train), np.flatnonzero(~is_train), hashes, context)]
     else:
-        splits = [hold_out(labels, hashes, recipe.data.valid, context, classes=classes)]
+        splits = [hold_out(labels, hashes, sources.recipe.data.valid, context, classes=classes)]
     _warn_of_groups(images, splits[0], context)
     return splits
 
@@ -215,16 +202,6 @@ def check_asked(
         request.sample_submission, test.ids, classes,
         probabilities=request.probabilities, positive=request.positive, unreadable=unreadable, warn=context.warn,
     )  # fmt: skip
-
-
-def bad_files(*sets: Dataset | None) -> list[BadFile]:
-    """Return everything that could not be read."""
-    return [bad for one in sets if one is not None for bad in one.build.bad]
-
-
-def other_files(*sets: Dataset | None) -> list[BadFile]:
-    """Return the files that were left out because they are no images, or stand outside the class folders."""
-    return [other for one in sets if one is not None for other in one.images.left_out()]
 
 
 def _given(images: ImageSet, train: np.ndarray, valid: np.ndarray, hashes: Sequence[str], context: Context) -> Split:
