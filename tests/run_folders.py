@@ -139,8 +139,8 @@ def write_health(folder: Path, valid: Predictions, classes: Sequence[str]) -> No
     first = valid.ids[0].encode("utf-8", "backslashreplace").decode("utf-8")
     pair = {"a": first, "b": "train/000.png", "similarity": 0.991, "splits": ["valid", "train"], "exact": False}
     suspect = {"id": "train/001.png", "label": classes[1], "suggested": classes[-1], "score": 0.93}
-    leak = {"kind": "name pattern", "told": f"the name tells {classes[0]}", "accuracy": 0.98, "chance": 1 / 3}
-    shift = {"auc": 0.712, "interval": [0.68, 0.74], "images": [80, 40], "told": "test images differ slightly"}
+    leak = {"kind": "name pattern", "summary": f"the name tells {classes[0]}", "accuracy": 0.98, "chance": 1 / 3}
+    shift = {"auc": 0.712, "interval": [0.68, 0.74], "images": [80, 40], "summary": "test images differ slightly"}
     write_json(
         folder / "health.json",
         {

@@ -43,7 +43,7 @@ def test_even_classes_need_no_word():
     found = imbalance(np.repeat([0, 1, 2], 50), ("a", "b", "c"))
     assert found["classes"] == {"a": 50, "b": 50, "c": 50}
     assert (found["ratio"], found["effective"]) == (1.0, 3.0)
-    assert "told" not in found
+    assert "summary" not in found
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_even_classes_need_no_word():
 )
 def test_uneven_classes_are_told(counts: list[int], told: str):
     found = imbalance(np.repeat([0, 1], counts), ("a", "b"))
-    assert told in found["told"]
+    assert told in found["summary"]
     assert (found["largest"], found["smallest"]) == ("a", "b")
     assert ("ratio" in found) == (counts[1] > 0)
     assert 1 <= found["effective"] < 2

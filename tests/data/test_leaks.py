@@ -46,7 +46,7 @@ def test_a_class_in_the_file_name_is_found(kind: str, make):
     leak = found[kinds(found).index(kind)]
     assert leak.accuracy > 0.9
     assert leak.chance == pytest.approx(1 / 3)
-    assert "33%" in leak.told
+    assert "33%" in leak.summary
     assert sum(leak.kind.startswith(("name", "first", "last")) for leak in found) <= 1  # one fact, told once
 
 

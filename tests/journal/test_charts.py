@@ -24,7 +24,7 @@ from etude.journal.report.charts import (
     reliability_chart,
     share_bars,
 )
-from etude.journal.report.html import asset, data_uri, element
+from etude.journal.report.html import asset, data_uri
 from etude.timeline import Linear, Phase, RunSize, Timeline
 
 HOSTILE = "<script>\"&'</script>"
@@ -123,10 +123,6 @@ def test_levels_rise_and_end():
     found = [level_of(share) for share in np.linspace(1e-6, 1.0, 200)]
     assert found == sorted(found)
     assert (found[0], found[-1]) == (1, LEVELS)
-
-
-def test_elements_escape_texts_and_attributes():
-    assert element("a", "<b>", title='"<') == Markup('<a title="&#34;&lt;">&lt;b&gt;</a>')
 
 
 def test_other_files_are_no_pictures():

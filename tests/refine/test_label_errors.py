@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from etude.core.context import Context
 from etude.core.errors import EtudeError
 from etude.health import suspect_labels
 from etude.health.label_errors import doubts, held_out_probabilities
@@ -114,7 +115,7 @@ def test_a_class_of_two_images_is_not_judged():
 
 def test_the_same_data_give_the_same_answer():
     features, labels = clusters(3, 40, 2.5)
-    one, two = (suspect_labels(features, labels, 3, seed=4) for _ in range(2))
+    one, two = (suspect_labels(features, labels, 3, context=Context(seed=4)) for _ in range(2))
     np.testing.assert_array_equal(one.scores, two.scores)
     np.testing.assert_array_equal(one.rows, two.rows)
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
+from etude.core.context import Context
 from etude.core.errors import EtudeError
 from etude.health import dataset_shift
 from etude.health.shift import area_and_variance
@@ -20,7 +21,9 @@ def rows(count: int, seed: int, moved: float = 0.0) -> np.ndarray:
 
 
 def test_the_interval_covers_chance_where_nothing_differs():
-    found = [dataset_shift(rows(150, 2 * seed), rows(90, 2 * seed + 1), seed=seed) for seed in range(60)]
+    found = [
+        dataset_shift(rows(150, 2 * seed), rows(90, 2 * seed + 1), context=Context(seed=seed)) for seed in range(60)
+    ]
     covered = [one.low <= 0.5 <= one.high for one in found]
     assert sum(covered) >= 52  # 57 are expected
     assert abs(np.mean([one.auc for one in found]) - 0.5) < 0.02

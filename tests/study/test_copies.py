@@ -6,7 +6,15 @@ import cv2
 import numpy as np
 
 from data.storing import smooth
-from etude.health.duplicates import SIDE, Images, duplicated_images, is_across, is_contradiction, near_duplicate_images
+from etude.health.duplicates import (
+    SIDE,
+    Image,
+    Images,
+    duplicated_images,
+    is_across,
+    is_contradiction,
+    near_duplicate_images,
+)
 
 COUNT = 120
 
@@ -21,14 +29,16 @@ def pictures() -> np.ndarray:
 
 
 def looked(pixels: np.ndarray, hashes: list[str] | None = None) -> Images:
-    count = len(pixels)
-    return Images(
-        ids=tuple(f"i{row}" for row in range(count)),
-        splits=tuple("valid" if row >= COUNT else "train" for row in range(count)),
-        hashes=tuple(hashes or map(str, range(count))),
-        labels=tuple("cat" if row % 2 else "dog" for row in range(count)),
-        gather=lambda places, size: pixels[places],
-    )
+    rows = [
+        Image(
+            f"i{row}",
+            "valid" if row >= COUNT else "train",
+            hashes[row] if hashes else str(row),
+            "cat" if row % 2 else "dog",
+        )
+        for row in range(len(pixels))
+    ]
+    return Images(tuple(rows), lambda places, size: pixels[places])
 
 
 def test_changed_copies_are_found_and_nothing_else():
@@ -91,7 +101,7 @@ def test_two_sets_keep_their_order_and_pixels():
     places = np.array([COUNT + 1, 3, COUNT])
     np.testing.assert_array_equal(both.gather(places, SIDE), pixels[places])
     assert len(both) == COUNT + 2
-    assert both.ids[COUNT] == "i0"
+    assert both.rows[COUNT].id == "i0"
 
 
 def pair(a: str, b: str, *splits: str) -> dict[str, object]:

@@ -37,7 +37,7 @@ def test_every_planted_fault_is_found(faulty: Dataset):
     assert suspects["round/wrong-0.png"]["label"] == "round"
     assert suspects["round/wrong-0.png"]["suggested"] == "striped"
     assert health["labels"]["doubted"] >= len(suspects) >= 3
-    assert "of the labels" in health["labels"]["told"]
+    assert "of the labels" in health["labels"]["summary"]
     assert health["imbalance"]["classes"] == {"round": 44, "striped": 41}
     assert (health["shift"], health["notes"]) == (None, [])
     assert (health["images"], health["looked_at"]) == (85, 85)

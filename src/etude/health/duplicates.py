@@ -164,7 +164,6 @@ def _groups(found: Neighbours, most: float) -> NDArray[np.int64]:
 
 
 def _mutual(found: Neighbours, sizes: NDArray[np.int64]) -> Pairs:
-    """Return the pairs of rows that are near-duplicates of each other."""
     count, around = found.positions.shape
     near = cast("NDArray[np.bool_]", np.arange(around) < sizes[:, None])
     rows, others = np.nonzero(near)[0], found.positions[near]
@@ -173,10 +172,7 @@ def _mutual(found: Neighbours, sizes: NDArray[np.int64]) -> Pairs:
 
 
 def _above(table: Floats, threshold: float, size_a: int, most: int) -> Pairs:
-    """Return the pairs (first, second, similarity) that reach the threshold, at most about ``most`` of them.
-
-    With fewer than N rows in ``a``, its rows are compared with the rest, otherwise all with all.
-    """
+    """Return the pairs that reach the threshold: rows of ``a`` with the rest; all with all where there is none."""
     rows = UnitRows.of(table, table.mean(axis=0, dtype=np.float64))
     start_of_others = size_a if size_a < len(table) else 0
     others = rows.take(slice(start_of_others, None))
@@ -202,10 +198,7 @@ def _above(table: Floats, threshold: float, size_a: int, most: int) -> Pairs:
 
 
 def reliefs(pictures: np.ndarray) -> np.ndarray:
-    """Return (N, S, S) float32 reliefs of (N, S, S, channels) uint8 pictures: structure without light and contrast.
-
-    Each grey picture less its surroundings, divided by their spread: (p - m) / (s + 8 levels).
-    """
+    """Return (N, S, S) float32, structure without light and contrast, of (N, S, S, channels) uint8 pictures."""
     found = np.empty(pictures.shape[:3], np.float32)
 
     def fill(place: int) -> None:
@@ -266,7 +259,6 @@ def _plain(relief: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndar
 
 
 def _other_tints(pictures: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return a mask (P,) of the pairs whose colours differ, compared in sixteen fields."""
     count, side, _, channels = pictures.shape
     if channels == 1:
         return np.zeros(len(first), bool)
@@ -299,39 +291,31 @@ def _moved(first: np.ndarray, second: np.ndarray) -> float:
     return 1 - float(x @ y) / length if length > 0 else 2.0
 
 
+class Image(NamedTuple):
+    """An image that is examined; ``split`` is train, valid, test, or fold 1 and so on."""
+
+    id: str
+    split: str
+    content: str  # hash of the file's bytes
+    label: str | None  # None where unknown
+
+
 @dataclass(frozen=True, slots=True)
 class Images:
-    """The images that are examined, of one set or of two.
+    """The N images that are examined, of one set or of two; ``gather(places, size)`` returns their pixels."""
 
-    Args:
-        ids: of the N images.
-        splits: of each: ``train``, ``valid``, ``test``, or ``fold 1`` and so on.
-        hashes: of each file's bytes.
-        labels: the class names, None where unknown.
-        gather: ``gather(places, size)`` returns the pixels of images by their place here.
-    """
-
-    ids: tuple[str, ...]
-    splits: tuple[str, ...]
-    hashes: tuple[str, ...]
-    labels: tuple[str | None, ...]
+    rows: tuple[Image, ...]
     gather: Gather
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.rows)
 
     @classmethod
     def of(cls, data: Dataset, rows: np.ndarray, splits: Sequence[str]) -> Images:
-        """Return the images at ``rows`` of a set, by the splits (N,) of all its images."""
-        images, places = data.images, list(map(int, rows))
+        images, contents = data.images, data.build.content_hashes
         labels = [None] * len(data) if images.labels is None else [images.classes[label] for label in images.labels]
-        return cls(
-            ids=tuple(images.ids[row] for row in rows),
-            splits=tuple(splits[row] for row in places),
-            hashes=tuple(data.build.content_hashes[row] for row in rows),
-            labels=tuple(labels[row] for row in rows),
-            gather=lambda places, size: data.build.store.gather(rows[places], size),
-        )
+        known = tuple(Image(images.ids[row], splits[row], contents[row], labels[row]) for row in map(int, rows))
+        return cls(known, lambda places, size: data.build.store.gather(rows[places], size))
 
     def followed_by(self, other: Images) -> Images:
         """Return these images and, after them, others whose pixels have as many channels."""
@@ -343,22 +327,14 @@ class Images:
             pixels[places < count], pixels[places >= count] = parts
             return pixels
 
-        return Images(
-            (*self.ids, *other.ids),
-            (*self.splits, *other.splits),
-            (*self.hashes, *other.hashes),
-            (*self.labels, *other.labels),
-            gather,
-        )
+        return Images((*self.rows, *other.rows), gather)
 
 
 def near_duplicate_images(everything: Images, drawn: Images) -> list[dict[str, Any]]:
-    """Return near-duplicates: those across splits first, then those of different labels, then by similarity.
-
-    Each is ``{"a", "b", "similarity", "splits", "labels", "exact"}``: two ids, the similarity of their pixels (1 for
-    identical files), the split and label of each, and whether the files are identical.
-    """
-    found = [_pair(everything, a, b, 1.0, exact=True) for a, b in same_files(everything.hashes)]
+    """Return near-duplicates: those across splits first, then those of different labels, then by similarity."""
+    found = [
+        _pair(everything, a, b, 1.0, exact=True) for a, b in same_files([image.content for image in everything.rows])
+    ]
     found += [_pair(drawn, a, b, similarity, exact=False) for a, b, similarity in _near_by_pixels(drawn)]
     found.sort(key=lambda pair: (not is_across(pair), not is_contradiction(pair), -pair["similarity"], pair["a"]))
     return found
@@ -373,7 +349,6 @@ def same_files(hashes: Sequence[str]) -> list[tuple[int, int]]:
 
 
 def is_across(pair: dict[str, Any]) -> bool:
-    """Whether the pair stands on two sides of the split."""
     return pair["splits"][0] != pair["splits"][1]
 
 
@@ -383,10 +358,7 @@ def is_contradiction(pair: dict[str, Any]) -> bool:
 
 
 def duplicated_images(pairs: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
-    """Return the ids of ``validation`` and ``test`` images that are near-duplicates of training images.
-
-    Near-duplicates of near-duplicates count too. In a cross-validation an image is trained on by the other folds.
-    """
+    """Return the ids of validation and test images that are, also by way of others, near-duplicates of training."""
     places: dict[tuple[str, str], int] = {}  # a test image may have the name of another
     ends = [
         [places.setdefault(end, len(places)) for end in zip((pair["a"], pair["b"]), pair["splits"], strict=True)]
@@ -406,12 +378,8 @@ def duplicated_images(pairs: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
 
 
 def _near_by_pixels(images: Images) -> list[tuple[int, int, float]]:
-    """Return (place, place, similarity) of near-duplicates among the images, one for each content.
-
-    Candidates are the nearest of each image by coarse structure. A pair are near-duplicates when their pixels differ
-    hardly at all, and by far less than either image differs from its other neighbours.
-    """
-    places = np.sort(np.unique(images.hashes, return_index=True)[1])
+    """Return pairs (place, place, similarity) that hardly differ, and far less than either from other neighbours."""
+    places = np.sort(np.unique([image.content for image in images.rows], return_index=True)[1])
     if len(places) < _FEWEST:
         return []
     pictures = images.gather(places, SIDE)
@@ -429,11 +397,7 @@ def _near_by_pixels(images: Images) -> list[tuple[int, int, float]]:
 
 
 def _whitened(rows: np.ndarray, most: int) -> NDArray[np.float32]:
-    """Return float32 scores on the first ``most`` principal axes, each of unit variance.
-
-    What all rows share no longer outweighs what distinguishes them (Jégou & Chum 2012, "Negative evidences and
-    co-occurences in image retrieval"). An axis along which nothing varies is left out.
-    """
+    """Return float32 scores on the first ``most`` principal axes, each of unit variance."""
     with blas_threads_for(rows.size * rows.shape[1]), np.errstate(invalid="ignore"):  # shares of no variance
         axes = PCA(min(most, *rows.shape), svd_solver="covariance_eigh").fit(rows.astype(np.float64))
         scores, variances = axes.transform(rows), np.maximum(axes.explained_variance_, 1e-30)
@@ -459,11 +423,6 @@ def _usual_difference(first: np.ndarray, second: np.ndarray, found: np.ndarray, 
 
 
 def _pair(images: Images, a: int, b: int, similarity: float, *, exact: bool) -> dict[str, Any]:
-    return {
-        "a": images.ids[a],
-        "b": images.ids[b],
-        "similarity": similarity,
-        "splits": [images.splits[a], images.splits[b]],
-        "labels": [images.labels[a], images.labels[b]],
-        "exact": exact,
-    }
+    one, other = images.rows[a], images.rows[b]
+    splits, labels = [one.split, other.split], [one.label, other.label]
+    return {"a": one.id, "b": other.id, "similarity": similarity, "splits": splits, "labels": labels, "exact": exact}

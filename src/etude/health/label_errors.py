@@ -14,9 +14,10 @@ from sklearn.kernel_approximation import Nystroem
 from sklearn.metrics import euclidean_distances
 from sklearn.preprocessing import StandardScaler
 
+from etude.core.context import Context
 from etude.core.errors import EtudeError
 from etude.core.processor import blas_threads_for
-from etude.core.seeds import derive_seed, rng_for
+from etude.core.seeds import derive_seed
 from etude.refine.neighbours.index import Floats, checked_features
 
 Array = NDArray[np.float64]
@@ -35,27 +36,23 @@ _ERRORS = 2.0  # standard errors of a count of suspects by which more may be wro
 _linalg: Any = np.linalg
 
 
-def principal(features: Floats, most: int, seed: int = 0) -> NDArray[np.float32]:
+def principal(features: Floats, most: int, context: Context = Context()) -> NDArray[np.float32]:
     """Return (N, q) float32 scores on the first q = min(most, N - 1, D) principal axes of standardised features."""
     x: Any = np.asarray(features, np.float32)
     # A feature that varies by rounding alone says nothing, and a scale of its own would make it as large as the others.
     varies = x.std(0, dtype=np.float64) > 1e-6 * max(1.0, float(np.abs(x.mean(0, dtype=np.float64)).max()))
     x = StandardScaler().fit_transform(np.where(varies, x, np.float32(0)))
     kept = max(1, min(most, len(x) - 1, x.shape[1]))
-    random: Any = derive_seed(seed, "principal") % 2**32
-    power: Any = 2
-    axes = PCA(kept, svd_solver="randomized", iterated_power=power, n_oversamples=16, random_state=random)
+    options: dict[str, Any] = {"random_state": derive_seed(context.seed, "principal") % 2**32, "iterated_power": 2}
+    axes = PCA(kept, svd_solver="randomized", n_oversamples=16, **options)
     with blas_threads_for(x.size * kept), np.errstate(invalid="ignore", divide="ignore"):  # shares of no variance
         return np.asarray(axes.fit_transform(x), np.float32)
 
 
-def landmark_features(z: Floats, most: int, width: float, seed: int = 0) -> NDArray[np.float32]:
-    """Return (N, q) float32 whose products are about a Gaussian kernel, q = min(most, N): ridge on them bends.
-
-    k(x, y) = exp(-width |x - y|² / m), m the median of the squared distances between rows and ``most`` landmarks.
-    """
+def landmark_features(z: Floats, most: int, width: float, context: Context = Context()) -> NDArray[np.float32]:
+    """Return (N, q) float32 whose products are about exp(-width |x - y|² / median): ridge on them bends."""
     rows = z.astype(np.float64)
-    landmarks = rows[rng_for(seed, "landmarks").permutation(len(z))[:most]]
+    landmarks = rows[context.rng("landmarks").permutation(len(z))[:most]]
     with blas_threads_for(len(z) * len(landmarks) * max(len(landmarks), z.shape[1])):
         middle = max(float(np.median(euclidean_distances(rows, landmarks, squared=True))), 1e-30)
         kernel: Any = Nystroem(gamma=width / middle, n_components=len(landmarks), random_state=0).fit(landmarks)
@@ -112,7 +109,9 @@ class LabelSuspects:
     agreement: float
 
 
-def suspect_labels(features: ArrayLike, labels: ArrayLike, classes: int, *, seed: int = 0) -> LabelSuspects:
+def suspect_labels(
+    features: ArrayLike, labels: ArrayLike, classes: int, *, context: Context = Context()
+) -> LabelSuspects:
     """Find labels that all other images speak against.
 
     A row is under suspicion where another class is more probable than its own, and as probable as that class is on
@@ -123,7 +122,7 @@ def suspect_labels(features: ArrayLike, labels: ArrayLike, classes: int, *, seed
         features: (N, D) floats.
         labels: (N,) integers from 0 to ``classes`` - 1.
         classes: C, two or more.
-        seed: of the random projection that finds the principal axes, the landmarks and the labels that are tried.
+        context: its seed is that of the principal axes, the landmarks and the labels that are tried.
 
     Source: Northcutt, Jiang & Chuang 2021, "Confident Learning: Estimating Uncertainty in Dataset Labels"
     (https://arxiv.org/abs/1911.00068).
@@ -147,7 +146,7 @@ def suspect_labels(features: ArrayLike, labels: ArrayLike, classes: int, *, seed
     checked = counts[given] >= _FEWEST
     if len(np.unique(given[checked])) < 2:
         raise EtudeError(f"labels can be checked where two classes have {_FEWEST} images or more, and fewer have")
-    probabilities = held_out_probabilities(table, given, classes, seed=seed)
+    probabilities = held_out_probabilities(table, given, classes, context)
     rows = np.arange(len(given))
     own = probabilities[rows, given]
     others = probabilities.copy()
@@ -158,13 +157,13 @@ def suspect_labels(features: ArrayLike, labels: ArrayLike, classes: int, *, seed
     confident = np.where(others >= usual, others, -1.0).max(axis=1)
     suspects = np.flatnonzero(checked & (confident > own))
     suspects = suspects[np.argsort(-scores[suspects], kind="stable")]
-    most = most_wrong(probabilities[checked], given[checked], seed=seed)
+    most = most_wrong(probabilities[checked], given[checked], context)
     agreement = float((own[checked] >= others[checked].max(axis=1)).mean())
     kept = suspects[: math.ceil(most)]
     return LabelSuspects(scores, suggested, kept, probabilities, len(suspects), most, agreement)
 
 
-def most_wrong(probabilities: Array, labels: Labels, *, seed: int = 0) -> float:
+def most_wrong(probabilities: Array, labels: Labels, context: Context) -> float:
     """Return about how many labels can be wrong, such that chance explains that no more of them are doubted.
 
     A wrong label is doubted by a height t or more with a probability P(t), which is known: a row's probabilities do not
@@ -176,7 +175,7 @@ def most_wrong(probabilities: Array, labels: Labels, *, seed: int = 0) -> float:
     square-root bound of a Poisson count.
     """
     heights = -np.sort(-doubts(probabilities, labels[:, None])[:, 0])
-    tried = labels[rng_for(seed, "wrong labels").integers(len(labels), size=(len(labels), _DRAWS))]
+    tried = labels[context.rng("wrong labels").integers(len(labels), size=(len(labels), _DRAWS))]
     wrong = np.sort(doubts(probabilities, tried)[tried != labels[:, None]])
     # Just above each height the labels before it are doubted, and above none of them nobody is.
     above = np.searchsorted(wrong, heights, "right")
@@ -193,16 +192,11 @@ def doubts(probabilities: Array, labels: Labels) -> Array:
     return (1 + other - np.take_along_axis(probabilities, labels, axis=1)) / 2
 
 
-def held_out_probabilities(features: ArrayLike, labels: Labels, classes: int, *, seed: int = 0) -> Array:
-    """Return (N, C) class probabilities of each row from the other rows.
-
-    The mean of two regressions of the labels that leave each row out: a straight one on the principal axes, and one
-    that bends, by the likeness of images to landmarks among them. The sharpness of the softmax on top is that of the
-    least log loss on the given labels. Takes O(N (D q + q²)) steps, q = 512.
-    """
-    z = principal(checked_features(features, "the images"), AXES, seed)
+def held_out_probabilities(table: Floats, labels: Labels, classes: int, context: Context = Context()) -> Array:
+    """Return (N, C) probabilities of each row from the others: two ridge regressions, straight and bent."""
+    z = principal(table, AXES, context)
     targets = np.eye(classes)[labels]
-    bent = leave_one_out(landmark_features(z, LANDMARKS, _WIDTH, seed), targets)
+    bent = leave_one_out(landmark_features(z, LANDMARKS, _WIDTH, context), targets)
     fitted = (leave_one_out(z, targets) + bent) / 2
     part = np.arange(0, len(labels), max(1, len(labels) // _CHOSEN_ON))
 

@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.model_selection import PredefinedSplit, cross_val_predict
 from sklearn.tree import DecisionTreeClassifier
 
-from etude.core.seeds import rng_for
+from etude.core.context import Context
 from etude.data.scan import FileFacts, name_of
 
 _FOLDS = 5
@@ -25,7 +25,7 @@ class Leak:
     """A file fact that gives the label away."""
 
     kind: str
-    told: str
+    summary: str
     accuracy: float
     chance: float
 
@@ -45,17 +45,17 @@ class _Rule:
 
 
 def find_leaks(
-    names: Sequence[str], facts: Sequence[FileFacts], labels: np.ndarray, classes: Sequence[str], *, seed: int = 0
+    names: Sequence[str],
+    facts: Sequence[FileFacts],
+    labels: np.ndarray,
+    classes: Sequence[str],
+    context: Context = Context(),
 ) -> list[Leak]:
-    """Return the file facts that predict the label, the best first; of the rules about names only the best.
-
-    A rule is a vote of the training folds' images with the same value, or a small decision tree for numbers; it is
-    scored by five-fold cross-validation. Times of files are left out: they show when a class was copied or unpacked.
-    """
+    """Return the file facts that predict the label in five-fold cross-validation, the best first, one about names."""
     present, coded = np.unique(labels, return_inverse=True)
     if len(present) < 2 or np.bincount(coded).min() < 2 or len(coded) < 2 * _FOLDS:
         return []
-    fold = rng_for(seed, "leaks").permutation(len(coded)) % _FOLDS
+    fold = context.rng("leaks").permutation(len(coded)) % _FOLDS
     found: list[Leak] = []
     for rule in _RULES:
         values = [rule.value(name, fact) for name, fact in zip(names, facts, strict=True)]
@@ -65,22 +65,24 @@ def find_leaks(
         accuracy, error = _balanced(guessed, coded)
         chance = 1 / len(present)
         if accuracy - chance >= max(rule.lift * (1 - chance), _ERRORS * error):
-            text = (
-                f"{rule.what} predicts the class of {accuracy:.0%} of held-out images, where guessing gets {chance:.0%}"
-            )
-            found.append(Leak(rule.kind, f"{text}: {rule.care}", accuracy, chance))
+            scored = f"{accuracy:.0%} of held-out images, where guessing gets {chance:.0%}"
+            summary = f"{rule.what} predicts the class of {scored}: {rule.care}"
+            found.append(Leak(rule.kind, summary, accuracy, chance))
     found.sort(key=lambda leak: -leak.accuracy)
     of_name = [leak for leak in found if leak.kind in {rule.kind for rule in _RULES if rule.of_name}]
     return [leak for leak in found if leak not in of_name[1:]]
 
 
 def leaks_of(
-    ids: Sequence[str], facts: Sequence[FileFacts], labels: np.ndarray, classes: Sequence[str], *, seed: int = 0
+    ids: Sequence[str],
+    facts: Sequence[FileFacts],
+    labels: np.ndarray,
+    classes: Sequence[str],
+    context: Context = Context(),
 ) -> list[Leak]:
-    """Return the leaks of labelled images by their ids, class folders left out."""
     own: list[int] = labels.tolist()
     names = [name_of(name, classes[label]) for name, label in zip(ids, own, strict=True)]
-    return find_leaks(names, facts, labels, classes, seed=seed)
+    return find_leaks(names, facts, labels, classes, context)
 
 
 def _by_value(values: Sequence[object], labels: np.ndarray, fold: np.ndarray) -> np.ndarray:
@@ -120,7 +122,6 @@ def _number(name: str, facts: FileFacts) -> float | None:
 
 
 def _letters(name: str, facts: FileFacts) -> str:
-    """The name with every number as ``#``."""
     return re.sub(r"[0-9]+", "#", _stem(name).lower())
 
 

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.linear_model import Ridge
 
+from etude.core.context import Context
 from etude.core.errors import EtudeError
 from etude.core.processor import blas_threads_for
-from etude.core.seeds import rng_for
 from etude.health.label_errors import principal
 from etude.refine.neighbours.index import checked_features
 
@@ -41,11 +41,10 @@ class Shift:
 
     @property
     def beyond_noise(self) -> bool:
-        """Whether the sets differ by more than chance explains."""
         return self.low > 0.5
 
 
-def dataset_shift(first: ArrayLike, second: ArrayLike, *, most: int = 2_500, seed: int = 0) -> Shift:
+def dataset_shift(first: ArrayLike, second: ArrayLike, *, most: int = 2_500, context: Context = Context()) -> Shift:
     """Return how well a linear classifier on features recognises which of two sets an image is from.
 
     Ridge regression on the principal axes of both sets together predicts the set of held-out images, in five folds; the
@@ -54,7 +53,7 @@ def dataset_shift(first: ArrayLike, second: ArrayLike, *, most: int = 2_500, see
     Args:
         first: (A, D) floats, ten rows or more.
         second: (B, D) floats, ten rows or more.
-        most: rows of each set that are used, drawn by ``seed``.
+        most: rows of each set that are used, drawn by the seed of ``context``.
 
     Source: Lopez-Paz & Oquab 2017, "Revisiting Classifier Two-Sample Tests" (https://arxiv.org/abs/1610.06545);
     DeLong, DeLong & Clarke-Pearson 1988 for the variance.
@@ -73,10 +72,10 @@ def dataset_shift(first: ArrayLike, second: ArrayLike, *, most: int = 2_500, see
         raise EtudeError(
             f"a shift between two sets needs {_FEWEST} images of each, not {len(tables[0]):,} and {len(tables[1]):,}"
         )
-    chosen = [rng_for(seed, "shift", side).permutation(len(table))[:most] for side, table in enumerate(tables)]
+    chosen = [context.rng("shift", side).permutation(len(table))[:most] for side, table in enumerate(tables)]
     drawn = [table[rows] for table, rows in zip(tables, chosen, strict=True)]
     count = len(drawn[0]) + len(drawn[1])
-    z = principal(np.concatenate(drawn), min(_AXES, max(2, count // _ROWS_AN_AXIS)), seed)
+    z = principal(np.concatenate(drawn), min(_AXES, max(2, count // _ROWS_AN_AXIS)), context)
     is_second = np.repeat([0.0, 1.0], [len(drawn[0]), len(drawn[1])])
     fold = np.concatenate([np.arange(len(part)) % _FOLDS for part in drawn])  # the rows stand in random order
     areas, variances = zip(*(_of_fold(z, is_second, fold == number) for number in range(_FOLDS)), strict=True)

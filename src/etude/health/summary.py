@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from etude.core.context import Progress, Silent
+from etude.core.context import Context
 from etude.core.errors import EtudeError, listed
-from etude.core.seeds import rng_for
 from etude.core.text import counted
 from etude.data.dataset import Dataset
 from etude.data.scan import FileFacts, read_facts
@@ -42,37 +41,28 @@ def examine_health(
     test: Dataset | None = None,
     test_features: np.ndarray | None = None,
     most: int = MOST,
-    seed: int = 0,
-    progress: Progress | None = None,
+    context: Context = Context(),
 ) -> dict[str, Any]:
-    """Return what is wrong with labelled images, and with test images, as JSON values.
-
-    Of more images than ``most`` a sample is drawn, validation images first, and ``notes`` says how many; only identical
-    files are searched for among all. Without ``features``, (N, D) of a frozen network row by row of ``data``, what
-    needs them is left out, and ``notes`` says so. ``counts`` holds how many of each finding there are, of which at most
-    200 are listed; of ``copied``, the ids of :func:`~etude.health.duplicates.duplicated_images`, all are.
-    """
+    """Return, as JSON values, what is wrong with up to ``most`` labelled images and with test images."""
     shared = 0 if test is None else min(len(test), most // _TEST_SHARE)
-    rows = _drawn(len(data), folds, most - shared, seed)
+    rows = _drawn(len(data), folds, most - shared, context)
     splits = split_names(len(data), folds)
     everything = Images.of(data, np.arange(len(data)), splits)
     drawn = Images.of(data, rows, splits)
     if test is not None:
         tests = ["test"] * len(test)
         everything = everything.followed_by(Images.of(test, np.arange(len(test)), tests))
-        drawn = drawn.followed_by(Images.of(test, _drawn(len(test), (), shared, seed), tests))
+        drawn = drawn.followed_by(Images.of(test, _drawn(len(test), (), shared, context), tests))
     notes = _notes(data, test, len(rows), len(drawn) - len(rows))
     if features is None:
         notes.append("label errors and a shift need features of a pretrained network, and this run has none")
     elif test is not None and test_features is None:
         notes.append("a shift of the test images was not searched for: this run has no features of them")
     bad = [*data.build.bad, *(test.build.bad if test is not None else ())]
-    facts = read_facts([data.images.paths[row] for row in rows], progress or Silent())
+    facts = read_facts([data.images.paths[row] for row in rows], context)
     ids, labels, classes = [data.images.ids[row] for row in rows], data.labels[rows], data.images.classes
-    with ThreadPoolExecutor(
-        1, thread_name_prefix="etude-labels"
-    ) as second_thread:  # the two that take longest, at once
-        checking = second_thread.submit(_checked_labels, features, rows, labels, len(classes), notes, seed)
+    with ThreadPoolExecutor(1, thread_name_prefix="etude-labels") as second:  # the two that take longest, at once
+        checking = second.submit(_checked_labels, features, rows, labels, len(classes), notes, context)
         pairs = near_duplicate_images(everything, drawn)
         checked = checking.result()
     found: dict[str, list[Any]] = {
@@ -80,7 +70,7 @@ def examine_health(
         "tiny": tiny_images(ids, facts),
         "near_duplicates": pairs,
         "label_errors": [] if checked is None else _label_errors(checked, ids, labels, classes),
-        "leaks": [asdict(leak) for leak in leaks_of(ids, facts, labels, classes, seed=seed)],
+        "leaks": [asdict(leak) for leak in leaks_of(ids, facts, labels, classes, context)],
     }
     counts = {name: len(entries) for name, entries in found.items()}
     counts["across_splits"] = sum(map(is_across, found["near_duplicates"]))
@@ -89,71 +79,48 @@ def examine_health(
         "looked_at": len(rows),
         "notes": notes,
         **{name: entries[:_LISTED] for name, entries in found.items()},
-        "labels": None
-        if checked is None
-        else {
-            "agreement": round(checked.agreement, 4),
-            "doubted": checked.doubted,
-            "most": round(checked.most, 1),
-            "told": labels_text(checked.agreement, checked.doubted, len(checked.rows)),
-        },
+        "labels": None if checked is None else _agreement(checked),
         "imbalance": imbalance(data.labels, classes),
-        "shift": _shift(features, test_features, notes, seed),
+        "shift": _shift(features, test_features, notes, context),
         "copied": duplicated_images(found["near_duplicates"]),
         "counts": counts,
     }
 
 
 def tiny_images(ids: Sequence[str], facts: Sequence[FileFacts]) -> list[dict[str, Any]]:
-    """Return ``{"id", "width", "height"}`` of images that show hardly anything, the smallest first.
-
-    Their shorter side is below 16 pixels, or below 64 and a quarter of the median.
-    """
-    sides = np.array([min(fact.width, fact.height) for fact in facts if fact.readable])
-    if not len(sides):
+    """Return images whose shorter side is below 16 pixels, or 64 and a quarter of the median, the smallest first."""
+    sides = [(min(fact.width, fact.height), name, fact) for name, fact in zip(ids, facts, strict=True) if fact.readable]
+    if not sides:
         return []
-    least = max(SMALLEST, min(_SMALL, float(np.median(sides)) / _PART))
-    small = [
-        (min(fact.width, fact.height), name, fact)
-        for name, fact in zip(ids, facts, strict=True)
-        if fact.readable and min(fact.width, fact.height) < least
-    ]
-    small.sort(key=lambda entry: entry[:2])
+    least = max(SMALLEST, min(_SMALL, float(np.median([side for side, *_ in sides])) / _PART))
+    small = sorted((entry for entry in sides if entry[0] < least), key=lambda entry: entry[:2])
     return [{"id": name, "width": fact.width, "height": fact.height} for _, name, fact in small]
 
 
 def imbalance(labels: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
-    """Return how many images each class has, and what is worth a sentence about it."""
-    counts = np.bincount(labels, minlength=len(classes))
-    largest, smallest = int(counts.argmax()), int(counts.argmin())
-    shares = counts[counts > 0] / max(1, counts.sum())
+    """Return how many images each class has, and what is worth a sentence about it as ``summary``."""
+    counts: list[int] = np.bincount(labels, minlength=len(classes)).tolist()
+    largest, smallest = (int(place(counts)) for place in (np.argmax, np.argmin))
+    shares = np.array([count for count in counts if count]) / max(1, sum(counts))
     found: dict[str, Any] = {
-        "classes": {name: int(count) for name, count in zip(classes, counts, strict=True)},
+        "classes": dict(zip(classes, counts, strict=True)),
         "largest": classes[largest],
         "smallest": classes[smallest],
         "effective": round(float(np.exp(-(shares * np.log(shares)).sum())), 2),
     }
-    if counts[smallest]:
-        found["ratio"] = round(float(counts[largest] / counts[smallest]), 2)
-    text = _imbalance_text(counts, classes)
-    return found if text is None else {**found, "told": text}
-
-
-def _imbalance_text(counts: np.ndarray, classes: Sequence[str]) -> str | None:
-    empty = [name for name, count in zip(classes, counts, strict=True) if not count]
-    if empty:
-        return f"there is no image of {listed(empty)}"
-    largest, smallest = int(counts.argmax()), int(counts.argmin())
+    if empty := [name for name, count in zip(classes, counts, strict=True) if not count]:
+        return found | {"summary": f"there is no image of {listed(empty)}"}
     ratio = counts[largest] / counts[smallest]
-    few = [name for name, count in zip(classes, counts, strict=True) if count < _FEW]
-    if few:
-        return f"{counted(len(few), 'class', 'classes')} with fewer than {_FEW} images: {listed(few, 3)}"
-    if ratio >= _SKEWED:
-        return (
+    found["ratio"] = round(ratio, 2)
+    if few := [name for name, count in zip(classes, counts, strict=True) if count < _FEW]:
+        with_few = counted(len(few), "class", "classes")
+        found["summary"] = f"{with_few} with fewer than {_FEW} images: {listed(few, 3)}"
+    elif ratio >= _SKEWED:
+        found["summary"] = (
             f"{classes[largest]!r} has {ratio:.0f} times as many images as {classes[smallest]!r}: look at the scores "
             "of each class, accuracy hides the rare ones"
         )
-    return None
+    return found
 
 
 def split_names(count: int, folds: Sequence[Fold]) -> tuple[str, ...]:
@@ -165,11 +132,11 @@ def split_names(count: int, folds: Sequence[Fold]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _drawn(count: int, folds: Sequence[Fold], most: int, seed: int) -> np.ndarray:
+def _drawn(count: int, folds: Sequence[Fold], most: int, context: Context) -> np.ndarray:
     """Return the rows that are examined, ascending: all, or validation images first and at least as many others."""
     if count <= most:
         return np.arange(count)
-    order = rng_for(seed, "health").permutation(count)
+    order = context.rng("health").permutation(count)
     held = np.zeros(count, bool)
     if len(folds) == 1:
         held[folds[0].valid] = True
@@ -187,12 +154,12 @@ def _notes(data: Dataset, test: Dataset | None, rows: int, test_rows: int) -> li
 
 
 def _checked_labels(
-    features: np.ndarray | None, rows: np.ndarray, labels: np.ndarray, classes: int, notes: list[str], seed: int
+    features: np.ndarray | None, rows: np.ndarray, labels: np.ndarray, classes: int, notes: list[str], context: Context
 ) -> LabelSuspects | None:
     if features is None:
         return None
     try:
-        return suspect_labels(features[rows], labels, classes, seed=seed)
+        return suspect_labels(features[rows], labels, classes, context=context)
     except EtudeError as problem:  # too few images of a class: a fact about the data, not a reason to stop
         notes.append(f"label errors were not searched for: {problem}")
         return None
@@ -212,8 +179,16 @@ def _label_errors(
     ]
 
 
+def _agreement(found: LabelSuspects) -> dict[str, Any]:
+    return {
+        "agreement": round(found.agreement, 4),
+        "doubted": found.doubted,
+        "most": round(found.most, 1),
+        "summary": labels_text(found.agreement, found.doubted, len(found.rows)),
+    }
+
+
 def labels_text(agreement: float, doubted: int, listed: int) -> str:
-    """Return how far suspected label errors are to be believed."""
     text = f"images like them agree with {agreement:.1%} of the labels; "
     if not doubted:
         return f"{text}no label is doubted"
@@ -226,12 +201,12 @@ def labels_text(agreement: float, doubted: int, listed: int) -> str:
 
 
 def _shift(
-    features: np.ndarray | None, test_features: np.ndarray | None, notes: list[str], seed: int
+    features: np.ndarray | None, test_features: np.ndarray | None, notes: list[str], context: Context
 ) -> dict[str, Any] | None:
     if features is None or test_features is None:
         return None
     try:
-        found = dataset_shift(features, test_features, seed=seed)
+        found = dataset_shift(features, test_features, context=context)
     except EtudeError as problem:  # a handful of test images
         notes.append(f"a shift was not searched for: {problem}")
         return None
@@ -239,12 +214,11 @@ def _shift(
         "auc": round(found.auc, 4),
         "interval": [round(found.low, 4), round(found.high, 4)],
         "images": list(found.images),
-        "told": shift_text(found.auc, found.low, found.beyond_noise),
+        "summary": shift_text(found.auc, found.low, found.beyond_noise),
     }
 
 
 def shift_text(auc: float, low: float, beyond_noise: bool) -> str:
-    """Return what an AUC between training and test images means."""
     if not beyond_noise:
         return "test images and training images do not differ measurably"
     if low < _MILD:

@@ -42,7 +42,6 @@ class Comparison:
     contrasts: tuple[Contrast, ...]  # of each run but the first against the first
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything as JSON values."""
         return {
             "level": LEVEL,
             "runs": [run.to_json() for run in self.runs],
@@ -53,11 +52,7 @@ class Comparison:
 
 
 def compare_runs(folders: Sequence[Path]) -> Comparison:
-    """Compare the runs in ``folders``, each with the first.
-
-    The intervals come from a paired bootstrap over the images that both have validated, or from the exact test where
-    fewer than 30 of these differ: they show what another draw of images would change, not another seed.
-    """
+    """Compare each run with the first, by a paired bootstrap over the images that both validated: no seed is in it."""
     places = [folder.resolve() for folder in folders]
     if len(folders) < 2 or len({*places}) < len(places):
         given = listed(str(folder) for folder in folders)
@@ -75,10 +70,7 @@ def compare_runs(folders: Sequence[Path]) -> Comparison:
 
 
 def differing_settings(records: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
-    """Return, by name, the values of the settings that are not the same in all ``records``.
-
-    They are compared as each run resolved them, or as requested when one of the runs did not get that far.
-    """
+    """Return the values of the settings that are not the same in all ``records``, as resolved where all of them are."""
     resolved = all((record.get("plan") or {}).get("resolved") for record in records)
     tables = [_settings(record, resolved) for record in records]
     names = dict.fromkeys(name for table in tables for name in table)

@@ -65,7 +65,6 @@ class RunSummary:
 
     @classmethod
     def of(cls, path: str, run: dict[str, Any]) -> RunSummary:
-        """Return the summary of the run at ``path``, given its record as ``read_run`` returns it."""
         data, result = run.get("data") or {}, run.get("result") or {}
         images, classes = data.get("images"), data.get("classes")
         return cls(
@@ -86,7 +85,6 @@ class RunSummary:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything as JSON values."""
         return {**asdict(self), "tags": list(self.tags), "notes": list(self.notes)}
 
     def is_about(self, data: str) -> bool:
@@ -150,10 +148,7 @@ def find_run(runs: Path, name: str) -> Path:
 
 
 def _stamps(folder: str, path: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the path of each run in and below ``folder``, and what changes whenever its record or its notes do.
-
-    A folder is read once, and only the two files are asked for: this is what takes the time in a list of thousands.
-    """
+    """Yield the path of each run below ``folder`` and what changes whenever its record or notes do; reads no file."""
     stamp, notes, inner = "", "", list[str]()
     with suppress(OSError), os.scandir(folder) as entries:  # a folder may be removed meanwhile
         for entry in entries:
@@ -205,12 +200,7 @@ class Garbage:
 
 
 def find_garbage(runs: Path, unfinished: bool = False) -> list[Garbage]:
-    """Return what can go from the runs below ``runs``; nothing of a run that is at work.
-
-    These are halves of files whose writer was killed, checkpoints of finished runs (with ``unfinished`` also those of
-    stopped ones, which cannot be resumed without them), and folders of runs that stopped before they made anything and
-    that nobody has given a note or a tag.
-    """
+    """Return half-written files, checkpoints that nobody resumes from, and runs that made nothing."""
     known = list_runs(runs)
     around = {str(above) for run in known for above in PurePosixPath(run.path).parents}  # folders with runs in them
     found: list[Garbage] = []

@@ -27,32 +27,22 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-
-LARGEST_FILE = 50_000_000
-"""Bytes of a file above which it is not sent: weights of large networks, features of very many images."""
-
+LARGEST_FILE = 50_000_000  # bytes; weights of large networks and features of very many images are not sent
 FILES = (
     *(FILE_NAME, "report.html", "notebook.ipynb", "history.csv", "timeline.png", "lr_find.png", "health.json"),
     *("bad_files.csv", "submission.csv", "valid.npz", "test.npz", "model.json", "model.safetensors"),
     *("ablation.json", "lift.png", "best.toml"),
 )
-"""What is sent of a folder, where it is there."""
-
 _STATUS = {"finished": "FINISHED", "failed": "FAILED"}  # else KILLED
 _OF_FOLD = re.compile(r"(.*) \(fold (\d+)/\d+\)")
 _TRAINED = "fine-tune"  # the stage whose curves stand in history.csv
 _NOT_IN_NAMES = re.compile(r"[^\w.\- ]")
 _LONGEST_VALUE = 5000  # characters; of tags, and a little more of params, by the limits of MLflow's REST interface
 _PLACE = ("step", "seconds")  # columns of history.csv that say where a row belongs
-
-
-EXPERIMENT = "etude"
-"""The experiment that runs go to where ``$MLFLOW_EXPERIMENT_NAME`` names no other."""
-
+_EXPERIMENT = "etude"
 _ROOT = "etude.root"  # tag of a run and of everything below it: the id in run.json of the uppermost
 _PARENT = "mlflow.parentRunId"
-_MOST = 100  # params, tags or metrics in one request, as MLflow allows
-_PAGE = 1000
+_MOST, _MOST_RUNS = 100, 50_000  # params, tags or metrics in one request, and runs in one answer, as MLflow allows
 _LONGEST_CAUSE = 200
 # What MLflow would otherwise do by itself: wait for minutes for a server that is away, report its use to its makers,
 # print addresses and bars among ours. Whoever has set one of these keeps it.
@@ -63,7 +53,6 @@ _MANNERS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
-
 
 Entries = Sequence[dict[str, Any]]
 
@@ -79,12 +68,12 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class MlflowPlan:
-    """One run of MLflow's."""
+    """What a run, or a part of one, becomes on the server; times are milliseconds since 1970."""
 
     folder: Path
     name: str
     status: str  # FINISHED, FAILED or KILLED
-    started: int  # milliseconds since 1970
+    started: int
     ended: int
     params: dict[str, str] = field(default_factory=dict)
     metrics: tuple[Point, ...] = ()
@@ -93,12 +82,10 @@ class MlflowPlan:
 
     @property
     def files(self) -> list[Path]:
-        """What is sent of the folder."""
         return [path for path in self._present() if path.stat().st_size <= LARGEST_FILE]
 
     @property
     def left_out(self) -> list[str]:
-        """Files that are too large, with their sizes."""
         large = [path for path in self._present() if path.stat().st_size > LARGEST_FILE]
         return [f"{path.name} ({file_size(path.stat().st_size)})" for path in large]
 
@@ -106,34 +93,29 @@ class MlflowPlan:
         return [self.folder / name for name in FILES if (self.folder / name).is_file()]
 
     def all(self) -> Iterator[MlflowPlan]:
-        """Yield the run and everything below it."""
         yield self
         for part in self.parts:
             yield from part.all()
 
 
 def plan_of(folder: Path, name: str = "") -> MlflowPlan:
-    """Return what the run in ``folder`` becomes; ``name`` is that of the folder where it is empty."""
     record = read_run(folder)
     if (state := record["state"]) == "running":
         raise EtudeError(f"{folder} is still at work: send it when it has ended")
     started = _milliseconds(record["started"])
     ended = _milliseconds(record["ended"]) if record["ended"] else started + round(1000 * record["seconds"])
-    stages, rounds = _by_fold(record["stages"]), _by_fold(record.get("rounds") or ())
     span = started, ended
-    folds = fold_folders(folder)
-    parts = [_fold(place, number, stages.get(number, []), rounds.get(number, []), span) for number, place in folds]
+    stages, rounds = _by_fold(record["stages"]), _by_fold(record.get("rounds") or ())
+    parts = [
+        _fold(place, number, stages.get(number, []), rounds.get(number, []), span)
+        for number, place in fold_folders(folder)
+    ]
     parts += [_round(folder, entry, stages[0], span) for entry in rounds[0]]
-    below = (plan_of(place, place.relative_to(folder).as_posix()) for place in _runs_below(folder, record["id"]))
+    below = [plan_of(place, place.relative_to(folder).as_posix()) for place in _runs_below(folder, record["id"])]
     result = {key: value for key, value in (record.get("result") or {}).items() if key in ("accuracy", "log_loss")}
     final = _points({**result, "seconds": record["seconds"]}, 0, ended)
     return MlflowPlan(
-        folder,
-        name=name or folder.resolve().name,
-        status=_STATUS.get(state, "KILLED"),
-        started=started,
-        ended=ended,
-        params=_params(record),
+        *(folder, name or folder.resolve().name, _STATUS.get(state, "KILLED"), started, ended, _params(record)),
         metrics=(*final, *_stage_points(stages[0], span), *_curves(folder, stages[0], _TRAINED, span)),
         tags=_tags(record, state),
         parts=(*parts, *below),
@@ -143,11 +125,7 @@ def plan_of(folder: Path, name: str = "") -> MlflowPlan:
 def _fold(folder: Path, number: int, stages: Entries, rounds: Entries, span: tuple[int, int]) -> MlflowPlan:
     """Return what one fold of a cross-validation becomes, with its rounds below it; ``span`` is that of the run."""
     return MlflowPlan(
-        folder,
-        folder.name,
-        "FINISHED",
-        *_span(stages, span),
-        params={"fold": str(number)},
+        *(folder, folder.name, "FINISHED", *_span(stages, span), {"fold": str(number)}),
         metrics=(*_stage_points(stages, span), *_curves(folder, stages, _TRAINED, span)),
         tags={"etude.kind": "fold"},
         parts=tuple(_round(folder, entry, stages, span) for entry in rounds),
@@ -162,22 +140,17 @@ def _round(folder: Path, entry: dict[str, Any], stages: Entries, span: tuple[int
     started, ended = _span(own, span)
     plain = {_clean(key): value for key, value in entry.items() if key != "name" and not isinstance(value, dict | list)}
     scores = {key: value for stage in own for key, value in {**stage["scores"], "seconds": stage["seconds"]}.items()}
-    return MlflowPlan(
-        *(place, name, "FINISHED", started, ended),
-        params={key: _written(value) for key, value in plain.items() if not _is_number(value)},
-        metrics=(*_points({**plain, **scores}, 0, ended), *_curves(place, own, name, span)),
-        tags={"etude.kind": "round"},
-    )
+    params = {key: _written(value) for key, value in plain.items() if not _is_number(value)}
+    metrics = (*_points({**plain, **scores}, 0, ended), *_curves(place, own, name, span))
+    return MlflowPlan(place, name, "FINISHED", started, ended, params, metrics, {"etude.kind": "round"})
 
 
 def _params(record: Mapping[str, Any]) -> dict[str, str]:
-    """Return the settings as the run resolved them, or as requested where it did not, and its data."""
     plan, data = record.get("plan") or {}, record.get("data") or {}
-    classes, folds = data.get("classes"), data.get("folds")
+    counts = {name: None if (held := data.get(name)) is None else len(held) for name in ("classes", "folds")}
     facts = {
-        **{"recipe": record["recipe"], "seed": record["seed"], "device": plan.get("device")},
-        **{"images": data.get("images"), "classes": None if classes is None else len(classes)},
-        **{"fingerprint": data.get("fingerprint"), "folds": None if folds is None else len(folds)},
+        **{"recipe": record["recipe"], "seed": record["seed"], "device": plan.get("device"), **counts},
+        **{name: data.get(name) for name in ("images", "fingerprint")},
         **{name: (record.get("architecture") or {}).get(name) for name in ("parameters", "flops")},
     }
     known = {key: value for key, value in facts.items() if value is not None}
@@ -235,7 +208,7 @@ def _by_fold(entries: Iterable[dict[str, Any]]) -> dict[int, list[dict[str, Any]
 
 
 def _span(stages: Entries, otherwise: tuple[int, int]) -> tuple[int, int]:
-    """Return when the first of the stages began and the last one ended; without any, what is given for that."""
+    """Return when the first stage began and the last one ended; without any, ``otherwise``."""
     spans = [(_milliseconds(stage["started"]), 1000 * stage["seconds"]) for stage in stages]
     if not spans:
         return otherwise
@@ -243,7 +216,6 @@ def _span(stages: Entries, otherwise: tuple[int, int]) -> tuple[int, int]:
 
 
 def _runs_below(folder: Path, parent: str) -> list[Path]:
-    """Return the folders of the runs that are part of the run with the id ``parent``."""
     inner = sorted(file.parent for file in folder.rglob(FILE_NAME) if file.parent != folder)
     return [place for place in inner if read_run(place)["parent"] == parent]
 
@@ -270,8 +242,6 @@ def _written(value: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What came of sending a run."""
-
     address: str
     run_id: str
     is_new: bool  # else the server had it, and its tags and notes were brought up to date
@@ -280,7 +250,6 @@ class Sent:
 
     @property
     def text(self) -> str:
-        """Everything in words."""
         if not self.is_new:
             return f"MLflow had this run; its tags and notes are up to date: {self.address}"
         below = f", with {self.runs - 1} below it" if self.runs > 1 else ""
@@ -289,7 +258,7 @@ class Sent:
 
 
 def check_server(uri: str) -> None:
-    """Ask the MLflow server at ``uri`` for a word."""
+    """Refuse an MLflow server that does not answer at ``uri``."""
     with _server(uri) as client:
         client.search_experiments(max_results=1)
 
@@ -297,15 +266,16 @@ def check_server(uri: str) -> None:
 def log_to_mlflow(folder: Path, uri: str) -> Sent:
     """Send the run in ``folder``, which has ended, to the MLflow server at ``uri``.
 
-    Settings become params, the rows of ``history.csv`` and the final scores metrics, notes and tags become tags, and
-    the files of :data:`~etude.journal.mlflow.FILES` up to 50 MB artefacts; folds, rounds and parts become runs
-    below it. It goes to the experiment ``etude``, or to that of ``$MLFLOW_EXPERIMENT_NAME``. A run is on the server
-    once: what an earlier attempt has left half-done, or was sent before the run was resumed, is replaced.
+    Settings become params, ``history.csv`` and the final scores metrics, notes and tags become tags, files up to 50 MB
+    artefacts; folds, rounds and parts become runs below it, in the experiment ``etude`` or
+    ``$MLFLOW_EXPERIMENT_NAME``. A run is on the server once: what an earlier attempt has left half-done, or was sent
+    before the run was resumed, is replaced.
     """
     plan = plan_of(folder)
     with _server(uri) as client:
-        experiment = _experiment(client, os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT)
-        known = [*_known(client, experiment, plan.tags["etude.id"])]
+        experiment = _experiment(client, os.environ.get("MLFLOW_EXPERIMENT_NAME") or _EXPERIMENT)
+        below = f"tags.`{_ROOT}` = '{plan.tags['etude.id']}'"
+        known = client.search_runs([experiment], below, max_results=_MOST_RUNS)
         whole = next((run for run in known if _is_whole(run, plan)), None)
         if whole is None:
             for run in known:
@@ -343,7 +313,6 @@ def _log_batches(client: MlflowClient, run_id: str, kind: str, values: Iterable[
 
 
 def _experiment(client: MlflowClient, name: str) -> str:
-    """Return the id of the experiment, which is made where it is not there."""
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)
@@ -360,15 +329,6 @@ def _experiment(client: MlflowClient, name: str) -> str:
             "MLFLOW_EXPERIMENT_NAME to another one"
         )
     return found.experiment_id
-
-
-def _known(client: MlflowClient, experiment: str, run: str) -> Iterator[Run]:
-    """Yield what the server holds of the run with that id and of everything below it."""
-    page: Any = client.search_runs([experiment], f"tags.`{_ROOT}` = '{run}'", max_results=_PAGE)
-    yield from page
-    while page.token:
-        page = client.search_runs([experiment], f"tags.`{_ROOT}` = '{run}'", max_results=_PAGE, page_token=page.token)
-        yield from page
 
 
 def _is_whole(run: Run, plan: MlflowPlan) -> bool:

@@ -25,7 +25,7 @@ from etude.core.text import duration, percent, points, short_number
 from etude.journal.report.charts import Figure
 from etude.journal.report.curves import curve_figures, schedule_of
 from etude.journal.report.folder import RunFolder
-from etude.journal.report.html import asset, element, kind_of
+from etude.journal.report.html import asset, kind_of, macro
 from etude.journal.report.scores import Evaluated, calibration_figure, class_rows, matrix_figure, scores_of
 from etude.journal.report.tables import (
     Architecture,
@@ -70,14 +70,8 @@ class Table:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        """Return the table as HTML with every text escaped; Jupyter calls this."""
-        style = "text-align: left; white-space: pre-wrap; max-width: 60ch; overflow-wrap: anywhere"
-
-        def line(tag: str, cells: Sequence[str]) -> Markup:
-            return element("tr", *(element(tag, _clean(cell), style=style) for cell in cells))
-
-        head = element("thead", line("th", self.columns))
-        return str(element("table", head, element("tbody", *(line("td", row) for row in self.rows))))
+        columns, *rows = ([*map(_clean, row)] for row in (self.columns, *self.rows))
+        return macro("notebook.html.j2", "table", columns, rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,27 +84,21 @@ class Sheet:
         return "\n".join(". ".join(filter(None, (one.title, one.caption))) for one in self.figures)
 
     def _repr_html_(self) -> str:
-        """Return the charts as HTML with every text escaped; Jupyter calls this."""
         css = _DARK.sub("", asset("charts.css"))
         colors = dict(re.findall(r"--([\w-]+): ([^;]+);", css))
-        shown: list[Markup] = []
+        style = Markup("<style>{}</style>").format(Markup(css))
+        charts: list[tuple[Any, ...]] = []
         for one in self.figures:
-            legend = [
-                element("span", element("span", "■ ", style=f"color: {colors[color]}"), f"{name} ")
-                for color, name in one.legend
-            ]
-            style = element("style", Markup(css))
             svg = (
                 str(one.svg)
                 .replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
                 .replace(">", f">{style}", 1)
             )
             source = f"data:image/svg+xml;base64,{base64.b64encode(_clean(svg).encode()).decode()}"
-            picture = Markup('<img src="{}" alt="{}">').format(source, _clean(one.title))
-            title = element("strong", _clean(one.title[:1].upper() + one.title[1:]))
-            parts = [title, element("div", *legend), picture, element("div", _clean(one.caption))]
-            shown.append(element("div", *parts, style="max-width: 420px; padding: 8px; color: #222; background: #fff"))
-        return str(element("div", *shown, style="display: flex; flex-wrap: wrap; gap: 8px 24px"))
+            legend = [(colors[color], name) for color, name in one.legend]
+            title = _clean(one.title[:1].upper() + one.title[1:])
+            charts.append((title, legend, source, _clean(one.title), _clean(one.caption)))
+        return macro("notebook.html.j2", "sheet", charts)
 
 
 def _clean(text: str) -> str:
@@ -285,11 +273,7 @@ class RunView:
 
 
 def write_notebook(folder: Path) -> Path:
-    """Write ``notebook.ipynb`` into a run's folder and return its path.
-
-    It has cells for what the run has made by now: settings, data, network, stages, timeline, curves, validation scores,
-    and a prediction. Run it with Jupyter, opened in that folder.
-    """
+    """Write ``notebook.ipynb`` into a run's folder, with cells for what the run has made, and return its path."""
     cells = [{"id": f"cell-{number}", **cell} for number, cell in enumerate(_cells(folder, read_run(folder)), 1)]
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
@@ -299,7 +283,6 @@ def write_notebook(folder: Path) -> Path:
 
 
 def _cells(folder: Path, record: dict[str, Any]) -> Iterator[Cell]:
-    """Yield the cells; those about what the run has not made are left out."""
     yield _text(
         "# A run of etude",
         "This notebook reads the run in the folder that it lies in. Run all cells from the top; `report.html` in the"

@@ -51,11 +51,6 @@ _GIT_SECONDS = 5  # a slow network drive must not hold up a run for the sake of 
 
 
 def describe_environment() -> dict[str, Any]:
-    """Return the environment as JSON values; what is not known of this machine is None.
-
-    >>> sorted(describe_environment())
-    ['cores', 'cpu', 'etude', 'git', 'memory_bytes', 'packages', 'platform', 'python']
-    """
     return {
         "etude": _version("etude"),
         "python": platform.python_version(),
@@ -69,12 +64,7 @@ def describe_environment() -> dict[str, Any]:
 
 
 def describe_checkout(folder: Path) -> dict[str, Any] | None:
-    """Return ``commit``, ``dirty`` and ``diff`` of the git checkout around ``folder``; None outside of one.
-
-    ``commit`` is None in a repository without a commit. Untracked files do not make it ``dirty``. ``diff`` is the
-    BLAKE2b hash of what ``git diff HEAD`` says of a dirty one, by which two runs of the same changes are known; None
-    where it is clean, has no commit, or git takes too long.
-    """
+    """Return the commit, whether it is dirty, and a hash of ``git diff HEAD``, by which runs of one change match."""
     status = _git(folder, "status", "--porcelain", "--untracked-files=no")
     if status is None:
         return None
@@ -111,7 +101,6 @@ class Stage:
 
     @property
     def name(self) -> str:
-        """Its name, unique in the run."""
         return self._entry["name"]
 
     @property
@@ -120,11 +109,9 @@ class Stage:
         return self._entry["seconds"]
 
     def take_time(self) -> None:
-        """Bring the seconds up to now, so that a killed run says how long the stage took."""
         self._entry["seconds"] = self._before + time.perf_counter() - self._start
 
     def score(self, name: str, value: float) -> None:
-        """Record a score such as ``valid_accuracy``; NaN and infinity are written as null."""
         with self._record.changing():
             self._entry["scores"][name] = _plain(value)
 
@@ -236,7 +223,6 @@ class RunRecord:
                 self._write_after(state)
 
     def _beat(self, stage: Stage) -> None:
-        """Write now and then as long as the stage runs."""
         while not stage.over.wait(_HEARTBEAT):
             with self._lock:
                 if stage.over.is_set():  # since the wait; its folder may have gone too
@@ -269,7 +255,6 @@ class RunRecord:
         return self._content.get(section)
 
     def warn(self, text: str) -> None:
-        """Keep a warning with the time it came at."""
         with self.changing():
             self._content["warnings"].append({"at": now(), "text": _plain(text)})
 
@@ -301,7 +286,6 @@ class RunRecord:
         return path.resolve().relative_to(self.folder.resolve()).as_posix() if inside else str(path.resolve())
 
     def close(self, state: str, error: BaseException | str | None = None) -> None:
-        """End the run in ``state``: finished, failed or interrupted."""
         if state not in STATES[1:]:
             raise ValueError(f"a run ends {', '.join(STATES[1:])}, not {state!r}")
         message = error_text(error) if isinstance(error, BaseException) else error
@@ -318,7 +302,6 @@ class RunRecord:
             self.write()
 
     def write(self) -> None:
-        """Write ``run.json`` as things stand."""
         with self._lock:
             for stage in self._running:
                 stage.take_time()

@@ -84,7 +84,6 @@ def working_on(folder: Path, warn: Callable[[str], None]) -> Generator[None]:
 
 
 def refuse_file(folder: Path) -> None:
-    """Refuse a file where the folder of a run is to be."""
     if folder.exists() and not folder.is_dir():
         raise EtudeError(f"{folder} is a file, and a run needs a folder: choose another --out")
 
@@ -106,7 +105,6 @@ def is_locked(folder: Path) -> bool | None:
 
 
 def at_work(folder: Path, pid: int | None, host: str | None) -> EtudeError:
-    """Return the refusal of a run that a process works on."""
     who = "another process" if pid is None else f"process {pid}"
     where = "" if host is None else f" (on host {host})"
     return EtudeError(f"{who} is still at work on {folder}{where}: wait for it, stop it first, or choose another --out")
@@ -135,16 +133,11 @@ def state_of(folder: Path, run: Mapping[str, Any]) -> str:
 
 
 def is_complete(run: Mapping[str, Any]) -> bool:
-    """Whether a run has finished, and its report was written then."""
     return run["state"] == "finished" and run.get("reported") is not False  # an older etude writes no such word
 
 
 def _is_at_work(folder: Path, run: Mapping[str, Any]) -> bool:
-    """Whether the process of a run that says ``running`` still works on it.
-
-    Its lock decides. Where it has none (an older etude, a file system without locks) its process does, on this host;
-    on another one it is taken to work as long as it writes its record now and then, as every stage does.
-    """
+    """By its lock; without one by its process; on another host by its record, which every stage writes often."""
     here, locked = run["host"] in (None, platform.node()), is_locked(folder)
     if locked or (here and locked is False and run.get("locked") is True):
         return bool(locked)
@@ -184,10 +177,7 @@ def process_start(pid: int) -> str | None:
 
 
 def is_alive(pid: int, start: object = None) -> bool:
-    """Whether the process runs on this machine and is a Python one; with ``start``: the one that began then.
-
-    After a restart of the machine, or a while, its number may be another program's.
-    """
+    """Whether the Python process runs here, and with ``start`` is the one that began then: numbers are used again."""
     if start is not None and (now := process_start(pid)) is not None:
         return now == start
     if pid == os.getpid():
@@ -202,29 +192,24 @@ def is_alive(pid: int, start: object = None) -> bool:
 
 
 def now() -> str:
-    """Return the time as the records write it: ISO 8601, UTC, in whole seconds."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def add_note(folder: Path, text: str) -> None:
-    """Add a note to the run in ``folder``."""
     if not (text := text.strip()):
         raise EtudeError("the note is empty: give its text, in quotes, such as 'more dropout overfits less'")
     _append(folder, [{"at": now(), "note": text}])
 
 
 def add_tags(folder: Path, tags: Sequence[str]) -> None:
-    """Give tags to the run in ``folder``."""
     _append(folder, [{"at": now(), "tag": checked_tag(tag)} for tag in tags])
 
 
 def remove_tags(folder: Path, tags: Sequence[str]) -> None:
-    """Take tags off the run in ``folder``; one that it does not have makes no difference."""
     _append(folder, [{"at": now(), "untag": checked_tag(tag)} for tag in tags])
 
 
 def checked_tag(tag: str) -> str:
-    """Return ``tag``; refuse what is not one short word."""
     if not _TAG.fullmatch(tag):
         raise EtudeError(
             f"{tag!r} cannot be a tag: give one word such as baseline, "
@@ -234,10 +219,7 @@ def checked_tag(tag: str) -> str:
 
 
 def read_notes(folder: Path, tags: Iterable[str] = ()) -> tuple[list[dict[str, str]], list[str]]:
-    """Return the notes, ``{"at", "text"}`` each, and the tags of a run that began with ``tags``.
-
-    A line that is cut short, since its writer was killed, is passed over.
-    """
+    """Return the notes, ``{"at", "text"}``, and the tags of a run; a line that was cut short is passed over."""
     notes: list[dict[str, str]] = []
     kept = dict.fromkeys(tags)
     file = folder / NOTES_NAME
@@ -271,11 +253,7 @@ def _append(folder: Path, lines: Sequence[dict[str, str]]) -> None:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """Return the content of a run's ``run.json`` in the shape of the newest schema, whichever it was written in.
-
-    ``state`` is ``killed`` where the run says that it is running and its process is gone;
-    ``tags`` and ``notes`` include those added since the run began (see :mod:`etude.journal.runs`).
-    """
+    """Return a run's record in the newest schema, with its state now, and the notes and tags added since it began."""
     content = read_record(folder)
     notes, tags = read_notes(folder, content["tags"])
     state = state_of(folder, content)
@@ -305,10 +283,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def verify(folder: Path, names: Sequence[str], record: Mapping[str, Any] | None = None) -> list[str]:
-    """Compare files of a run with the hashes in its record before they are read.
-
-    Return the names of those that the record holds no hash of: of a run of an earlier version.
-    """
+    """Compare files of a run with the hashes in its record; return those that an old record holds no hash of."""
     if record is None:
         record = read_record(folder) if (folder / FILE_NAME).is_file() else {}
     entries = [entry for entry in record.get("artefacts", ()) if isinstance(entry, dict)]
@@ -327,7 +302,6 @@ def verify(folder: Path, names: Sequence[str], record: Mapping[str, Any] | None 
 
 
 def fold_folders(folder: Path) -> list[tuple[int, Path]]:
-    """Return number and folder of each fold of a run, in order."""
     found = ((place.name.removeprefix("fold-"), place) for place in folder.glob("fold-*") if place.is_dir())
     return sorted((int(number) if number.isdecimal() else 0, place) for number, place in found)
 
@@ -338,7 +312,6 @@ def models_of(record: Mapping[str, Any]) -> list[str]:
 
 
 def model_files(names: Iterable[str]) -> list[str]:
-    """Return the files of the models in these folders of a run."""
     return [Path(name, file).as_posix() for name in names for file in ("model.json", "model.safetensors")]
 
 

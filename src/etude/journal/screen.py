@@ -66,7 +66,6 @@ class Screen:
         self._print(Text.assemble(("warning:", "yellow"), " ", self._safe(text)))
 
     def plan(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
-        """Show ``title`` and below it the keys and values, aligned."""
         if self._quiet:
             return
         grid = Table.grid(padding=(0, 2, 0, 0))
@@ -78,10 +77,7 @@ class Screen:
         self._console.print(grid)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str | float | None]]) -> None:
-        """Show a table; a column whose cells are all numbers (with a unit perhaps) is aligned to the right.
-
-        None is an empty cell; a float is shown with four significant digits, an integer with thousands separators.
-        """
+        """Show a table; a column whose cells are all numbers (with a unit perhaps) is aligned to the right."""
         if self._quiet:
             return
         cells = [[self._safe(_cell_text(cell)) for cell in row] for row in rows]
@@ -179,7 +175,6 @@ class _Rate(ProgressColumn):
     """Units a second, as in ``640 images/s``."""
 
     def render(self, task: Task) -> Text:
-        """Draw the column: the rate of late, at the end the whole bar's; empty until one is known."""
         speed = task.completed / task.elapsed if task.finished and task.elapsed else task.speed
         return Text(_rate(speed, task.fields["unit"]) if speed else "", style="progress.data.speed")
 

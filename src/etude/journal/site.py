@@ -70,7 +70,6 @@ def _relative(runs: Path, start: Path) -> str:
 
 
 def _data_sets(found: Sequence[RunSummary]) -> list[tuple[str, str, int]]:
-    """Return fingerprint, description and number of runs of the images that were used, the most used first."""
     counts: dict[str, int] = {}
     names: dict[str, str] = {}
     for run in found:

@@ -48,7 +48,7 @@ def write_diagnostics(session: Session, prepared: Prepared, kept: Sequence[tuple
     def health_of_images() -> dict[str, Any]:
         found = examine_health(
             data, features, folds,
-            test=test, test_features=_test_features(folder, candidates), seed=seed, progress=session.screen,
+            test=test, test_features=_test_features(folder, candidates), context=session.context,
         )  # fmt: skip
         write_json(folder / "health.json", found)
         return found

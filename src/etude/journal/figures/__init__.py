@@ -46,7 +46,6 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def check_figure_path(path: Path) -> None:
-    """Raise EtudeError unless ``path`` ends in .png or .svg."""
     if path.suffix.lower() not in _FORMATS:
         raise EtudeError(
             f"the figure {path} cannot be drawn as {path.suffix or 'a file without ending'!r}: "
@@ -64,13 +63,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def inline_svg(figure: Figure, described: str, titles: Mapping[str, Sequence[str]] | None = None) -> Markup:
-    """Return the figure as SVG inside a page: colours are the page's variables, its texts have the page's font.
-
-    Args:
-        figure: an inch is 72 units.
-        described: the figure in words, for screen readers.
-        titles: by ``gid`` of an artist what is shown when the mouse rests on it, or on each of its markers.
-    """
+    """Return the figure (72 units an inch) as SVG in a page's colours; ``titles`` are tooltips by an artist's gid."""
     file = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "etude", "svg.fonttype": "none"}):
         figure.savefig(file, format="svg", facecolor="none", metadata={"Date": None})

@@ -22,8 +22,6 @@ _STYLES = {"helps": (LINE, "o", "full"), "hurts": (MARK, "s", "full"), "cannot t
 
 @dataclass(frozen=True, slots=True)
 class Lift:
-    """One row."""
-
     name: str
     gain: float
     low: float  # end of its interval, or the gain where there is none

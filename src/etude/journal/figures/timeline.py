@@ -59,14 +59,11 @@ class Line:
     y: Points
 
     def values(self) -> Points:
-        """Return the values that are there."""
         return self.y[np.isfinite(self.y)]
 
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One quantity."""
-
     quantity: str
     plan: Line
     actual: Line | None  # as it ran, or as plateaus have changed it
@@ -90,15 +87,11 @@ class Panel:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the values are whole numbers that step from one to the next."""
         return self.quantity in _WHOLE
 
 
 def panels_of(timeline: Timeline, steps: int, happened: Sequence[Mapping[str, Any]] | None) -> tuple[Panel, ...]:
-    """Return a panel for each quantity that the resolved ``timeline`` schedules, in its order.
-
-    The plan is the timeline without its events; the real line comes from ``happened``, or else from the events.
-    """
+    """Return a panel a scheduled quantity: the plan without events, and ``happened``, or else the plan with them."""
     plan = replace(timeline, events=())
     return tuple(_panel(plan, timeline, quantity, steps, happened) for quantity in timeline.quantities())
 
@@ -156,7 +149,6 @@ def _wants_logarithm(plan: Line, actual: Line | None) -> bool:
 
 
 def draw_panel(axes: Axes, panel: Panel, plan_color: str) -> None:
-    """Draw the lines of one quantity and the ticks that name its values."""
     low, high = panel.lowest_and_highest()
     if panel.is_constant:
         unit = UNITS.get(panel.quantity, "")
@@ -206,11 +198,7 @@ def linear_ticks(panel: Panel, low: float, high: float) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Return at most four powers of ten within the range, or its ends when it holds fewer than two.
-
-    >>> log_ticks(1e-5, 1e-3), log_ticks(0.2, 0.9)
-    ([1e-05, 0.0001, 0.001], [0.2, 0.9])
-    """
+    """Return at most four powers of ten within the range, or its ends when it holds fewer than two."""
     powers = range(math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9) + 1)
     if len(powers) < 2:
         return [low, high]
@@ -226,11 +214,7 @@ def timeline_figure(
     title: str = "",
     epoch_steps: float | None = None,
 ) -> Figure:
-    """Return all scheduled quantities of a run of ``steps`` optimiser steps over one axis, 1200 pixels wide.
-
-    ``happened`` is what the run did, drawn over the plan: a mapping a row with ``step``, counted from 0, and quantities
-    by their names in a Moment; None and "" are left out. With ``epoch_steps`` the axis counts epochs too.
-    """
+    """Draw all quantities of a run of ``steps`` steps, 1200 pixels wide; ``happened`` are rows with ``step`` from 0."""
     if not timeline.is_resolved:
         try:
             timeline = timeline.resolved(RunSize(steps, epoch_steps))
@@ -341,7 +325,6 @@ class _Drawing:
         return axes
 
     def _draw_background(self, axis: float, body: float) -> None:
-        """Shade the phases behind all panels, mark the events, and write the axis below."""
         axes = self._axes(axis, body, zorder=-1)
         axes.set_ylim(0, 1)
         axes.set_yticks([])

@@ -26,8 +26,6 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One trained model of the run."""
-
     folder: str  # its name within that of the run; "." is the run itself
     card: dict[str, Any] = field(default_factory=dict)  # model.json
     tensors: dict[str, list[int]] = field(default_factory=dict)  # shapes of trained weights
@@ -36,8 +34,6 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """Everything a report is made of."""
-
     path: Path
     record: dict[str, Any]
     models: tuple[Model, ...]

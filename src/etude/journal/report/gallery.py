@@ -26,8 +26,6 @@ _ARRAYS = ("ids", "split", "labels", "thumb_offsets", "thumb_bytes")
 
 @dataclass(frozen=True, eq=False)
 class Gallery:
-    """Thumbnails of K images."""
-
     ids: tuple[str, ...]
     split: tuple[int, ...]  # of each its place in SPLITS
     labels: tuple[int, ...]  # -1 where unknown
@@ -38,7 +36,6 @@ class Gallery:
 
     @classmethod
     def load(cls, path: Path) -> Gallery:
-        """Read ``gallery.npz`` and its ``gallery.json``."""
         arrays, sections = _arrays_of(path), read_json(path.with_suffix(".json"))
         count, offsets, pixels = len(arrays["ids"]), arrays["thumb_offsets"], arrays["thumb_bytes"].tobytes()
         lengths = {len(arrays["split"]), len(arrays["labels"]), len(offsets) - 1}
@@ -59,7 +56,6 @@ class Gallery:
         return gallery
 
     def thumbnail(self, row: int) -> bytes:
-        """Return the encoded picture of the image at ``row``."""
         return self.pixels[int(self.offsets[row]) : int(self.offsets[row + 1])]
 
 
@@ -77,12 +73,10 @@ class Picture:
 
     @property
     def is_wrong(self) -> bool:
-        """Whether label and prediction are known and differ."""
         return bool(self.label and self.guess) and self.label != self.guess
 
     @property
     def described(self) -> str:
-        """The picture in words."""
         parts = [self.id, f"label {self.label}" if self.label else "", f"predicted {self.guess}" if self.guess else ""]
         return ", ".join(part for part in parts if part)
 
@@ -179,10 +173,10 @@ def health_of(found: Mapping[str, Any], album: Album | None) -> dict[str, Any]:
                 (_picture(str(one["id"]), album, "train", str(one["label"])), str(one["suggested"]), one["score"])
                 for one in lists["label_errors"][:_MOST]
             ],
-            "labels": _sentence((found.get("labels") or {}).get("told")),
+            "labels": _sentence(found.get("labels")),
             "shift": _shift(found.get("shift") or {}),
             "leaks": leaks,
-            "imbalance": _sentence((found.get("imbalance") or {}).get("told")),
+            "imbalance": _sentence(found.get("imbalance")),
             "notes": [str(note) for note in found.get("notes") or []],
             "is_clean": not (leaks or any(lists.values())),
         }
@@ -213,17 +207,23 @@ def _shift(shift: Mapping[str, Any]) -> str:
     if not shift:
         return ""
     low, high = shift["interval"]
-    text = _sentence(shift.get("told") or "a classifier was trained to distinguish them")
+    text = _sentence(shift) or "A classifier was trained to distinguish them."
     return f"{text} AUC {shift['auc']:.3f}, 95% interval {low:.3f} to {high:.3f}; 0.5 is chance."
 
 
 def _leak(leak: Mapping[str, Any]) -> str:
-    """Return the leak's own words, with its figures where these lack them."""
-    text, accuracy = str(leak["told"]), leak.get("accuracy")
+    """Return the leak's summary, with its figures where it lacks them."""
+    text, accuracy = _summary(leak), leak.get("accuracy")
     if accuracy is None or "%" in text:
         return text
     return f"{text} ({percent(accuracy)} right where guessing gets {percent(leak['chance'])})"
 
 
-def _sentence(text: Any) -> str:
-    return f"{str(text)[:1].upper()}{str(text)[1:]}." if text else ""
+def _sentence(found: Mapping[str, Any] | None) -> str:
+    text = _summary(found) if found else ""
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
+
+
+def _summary(found: Mapping[str, Any]) -> str:
+    """Return what is said of a finding; an etude before 0.3 wrote it as ``told``."""
+    return str(found.get("summary") or found.get("told") or "")

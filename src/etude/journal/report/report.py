@@ -66,8 +66,6 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One part of a run."""
-
     name: str
     kind: str  # of run, or fold, or round
     state: str
@@ -129,7 +127,6 @@ def _folds(record: Mapping[str, Any]) -> list[Part]:
 
 
 def _rounds(record: Mapping[str, Any]) -> list[Part]:
-    """Return a part for each round with unlabelled images."""
     verdicts = {one["name"]: "kept" if one["kept"] else "discarded" for one in record.get("rounds") or []}
     return [
         _of_stages(stage["name"], "round", [stage], stage["scores"], verdicts.get(stage["name"], ""), record["state"])
@@ -146,19 +143,11 @@ def _of_stages(
 
 
 def write_report(folder: Path) -> Path:
-    """Write ``report.html`` into a run's folder and return its path.
-
-    The page holds everything it shows: it opens from a disk without a network, and is smaller than 3 MB. It is made of
-    what the folder holds: ``run.json``, and where they are there ``history.csv``, ``valid.npz``, ``test.npz``,
-    ``gallery.npz`` with ``gallery.json``, ``health.json``, ``ablation.json``, ``timeline.png``, the models, and the
-    records of the runs below it. A section without anything to show is left out; what is damaged is named on the page.
-    A run that is still at work, or was stopped or killed, has a report too.
-    """
+    """Write ``report.html`` into a run's folder, from what the folder holds, whatever state the run is in."""
     return write_page(folder / REPORT_NAME, render_report(RunFolder.read(folder)))
 
 
 def render_report(run: RunFolder) -> str:
-    """Return the page of ``run``."""
     problems, record = list(run.problems), run.record
 
     def whole(what: str, make: Callable[[], T], without: T) -> T:

@@ -39,8 +39,6 @@ _MOST_DESCRIBED = 5  # confusions named to a screen reader
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A score with its 95% interval."""
-
     name: str
     value: float
     low: float
@@ -87,7 +85,6 @@ class Evaluated:
 
     @property
     def confidence(self) -> FloatArray:
-        """Probability of the predicted class, (N,)."""
         return np.exp(self.log_probabilities[np.arange(len(self.labels)), self.guesses])
 
 
@@ -162,10 +159,7 @@ def class_rows(valid: Evaluated) -> list[ClassRow]:
 
 
 def calibration_bins(valid: Evaluated) -> list[Bin]:
-    """Return the images by the probability of their predicted class, in ten steps from 0 to 1; empty ones are left out.
-
-    Each bin holds the mean of that probability, the share that is right, and that share's 95% Wilson interval.
-    """
+    """Return the images by the probability of their predicted class, in ten steps; empty ones are left out."""
     confidence, right = valid.confidence, valid.guesses == valid.labels
     place = np.minimum((confidence * _BINS).astype(np.int64), _BINS - 1)
     bins: list[Bin] = []
@@ -178,13 +172,7 @@ def calibration_bins(valid: Evaluated) -> list[Bin]:
 
 
 def calibration_error(bins: Sequence[Bin]) -> float:
-    """Return the expected calibration error: the mean over images of |share right - confidence| of their bin.
-
-    Source: Naeini, Cooper & Hauskrecht 2015.
-
-    >>> calibration_error([Bin(0.9, 1.0, 10, 0.95, 0.9, 0.6, 1.0), Bin(0.5, 0.6, 10, 0.55, 0.55, 0.3, 0.8)])
-    0.025
-    """
+    """Return the expected calibration error (Naeini, Cooper & Hauskrecht 2015)."""
     images = sum(one.images for one in bins)
     return round(sum(one.images * abs(one.accuracy - one.confidence) for one in bins) / images, 12)
 
@@ -219,7 +207,6 @@ def matrix_figure(valid: Evaluated) -> Figure:
 
 
 def calibration_figure(valid: Evaluated) -> Figure:
-    """Return the reliability diagram with the expected calibration error."""
     bins = calibration_bins(valid)
     error, mean = calibration_error(bins), float(valid.confidence.mean())
     right = float((valid.guesses == valid.labels).mean())
@@ -266,7 +253,6 @@ def balance_figure(record: Mapping[str, Any], valid: Evaluated | None, test: Pre
 
 
 def recall_bar(row: ClassRow) -> Markup:
-    """Return a bar of a class's recall with its interval, for a cell of the table."""
     if row.recall is None:
         return Markup("")
     described = f"recall {percent(row.recall)}, 95% interval {percent(row.low)} to {percent(row.high)}"

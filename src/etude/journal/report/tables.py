@@ -36,8 +36,6 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """The network in numbers."""
-
     facts: Facts
     parts: list[tuple[str, int, int]]  # name, tensors and parameters, in the order of the file
     parameters: int
@@ -56,7 +54,6 @@ def settings_of(record: Mapping[str, Any]) -> dict[str, list[Setting]]:
 
 
 def data_facts(record: Mapping[str, Any]) -> Facts:
-    """Return what the run was trained on; empty before the images were read."""
     data = record.get("data") or {}
     if not data:
         return []
@@ -82,11 +79,7 @@ def _known(*facts: tuple[str, Any]) -> Facts:
 
 
 def architecture_of(run: RunFolder) -> Architecture | None:
-    """Return the kept network in numbers, from ``model.json``, the weights' file, and what ``run.json`` adds.
-
-    ``architecture`` of the record may hold ``parameters``, ``trainable`` and ``flops`` (of one image at
-    ``image_size``).
-    """
+    """Return the kept network in numbers, from ``model.json``, the weights' file and the record."""
     model = next((model for model in run.models if model.card or model.tensors), None)
     if model is None:
         return None
@@ -114,7 +107,6 @@ def architecture_of(run: RunFolder) -> Architecture | None:
 
 
 def environment_facts(record: Mapping[str, Any]) -> Facts:
-    """Return the machine, the versions, the state of the code, and when the run took place."""
     around = record["environment"]
     git = around.get("git") or {}
     commit = f"{git['commit']}{', with uncommitted changes' if git.get('dirty') else ''}" if git.get("commit") else None
@@ -138,7 +130,6 @@ def environment_facts(record: Mapping[str, Any]) -> Facts:
 
 
 def recipe_to_reproduce(record: Mapping[str, Any]) -> str:
-    """Return the shell commands that make the run again."""
     around = record["environment"]
     git, packages = around.get("git") or {}, around.get("packages") or {}
     lines: list[str] = []
@@ -153,14 +144,12 @@ def recipe_to_reproduce(record: Mapping[str, Any]) -> str:
 
 
 def planned_against_taken(record: Mapping[str, Any]) -> str:
-    """Return how long the plan had said that the run would take, or nothing."""
     planned = sum(((record.get("plan") or {}).get("expected_seconds") or {}).values())
     unbroken = duration(planned).replace(" ", "\N{NO-BREAK SPACE}")
     return f"planned {unbroken}" if planned else ""
 
 
 def rounds_table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]] | None:
-    """Return columns and rows of the rounds with unlabelled images, or None."""
     rounds = record.get("rounds")
     if not isinstance(rounds, list) or not rounds or not all(isinstance(one, dict) for one in rounds):
         return None
@@ -200,7 +189,7 @@ def _prefixed(value: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One row of the table: a stage, or the same stage of all folds together."""
+    """A stage, or the same stage of all folds together."""
 
     name: str
     state: str
@@ -218,11 +207,7 @@ class Step:
 
 
 def steps_of(record: Mapping[str, Any]) -> list[Step]:
-    """Return the run's stages in their order; a stage of several folds is one step with the mean of its scores.
-
-    A gain is the mean over the folds of what a stage has more than what was kept of its fold before. What no stage took
-    of the run's seconds is the last step.
-    """
+    """Return the stages in order, folds as one step by their means, and last the seconds that no stage took."""
     stages: dict[str, list[Mapping[str, Any]]] = {}
     for stage in record["stages"]:
         stages.setdefault(FOLD.sub("", stage["name"]), []).append(stage)

@@ -46,7 +46,7 @@ def examine_data(request: Request, screen: Screen) -> dict[str, Any]:
     frozen = build_frozen(recipe, data.build.store.channels)
     return examine_health(
         data, features(data), folds,
-        test=test, test_features=features(test), most=_MAXIMUM, seed=request.seed, progress=screen,
+        test=test, test_features=features(test), most=_MAXIMUM, context=context,
     )  # fmt: skip
 
 
@@ -70,7 +70,7 @@ def show_health(screen: Screen, health: Mapping[str, Any]) -> None:
     _show_table(screen, "Tiny images", health["tiny"], ("id", "width", "height"))
     if health["leaks"]:
         screen.say("")
-        screen.plan("Leaks", [(leak["kind"], leak["told"]) for leak in health["leaks"]])
+        screen.plan("Leaks", [(leak["kind"], leak["summary"]) for leak in health["leaks"]])
 
 
 def _rows(health: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -85,13 +85,16 @@ def _rows(health: Mapping[str, Any]) -> list[tuple[str, str]]:
             "near-duplicates",
             f"{counted(counts['near_duplicates'], 'pair')}, {counts['across_splits']:,} of them across splits",
         ),
-        ("labels", suspected if labels is None else f"{suspected}: {labels['told']}"),
-        ("classes", balance.get("told", f"the largest has {balance.get('ratio', 1):.1f} × the images of the smallest")),
+        ("labels", suspected if labels is None else f"{suspected}: {labels['summary']}"),
+        (
+            "classes",
+            balance.get("summary", f"the largest has {balance.get('ratio', 1):.1f} × the images of the smallest"),
+        ),
         ("leaks", ", ".join(leak["kind"] for leak in health["leaks"]) or "none found"),
     ]
     if shift is not None:
         low, high = shift["interval"]
-        rows.append(("test images", f"{shift['told']} (AUC {shift['auc']:.2f}, 95% {low:.2f} to {high:.2f})"))
+        rows.append(("test images", f"{shift['summary']} (AUC {shift['auc']:.2f}, 95% {low:.2f} to {high:.2f})"))
     return rows
 
 
