@@ -31,9 +31,11 @@ from etude.core.predictions import Predictions
 from etude.data.digits import write_digits
 from etude.journal.record import RunRecord
 from etude.journal.screen import Screen
-from etude.study.ablation.design import Design
+from etude.recipe import load_recipe
+from etude.study.ablation.design import AblationPlan, Design, Division
 from etude.study.ablation.runs import ArmRun, Runs
 from etude.study.run.request import Request
+from etude.study.run.session import Session
 
 DECIDES = paired_metric("log_loss")
 
@@ -80,7 +82,8 @@ def run_seed(given: argparse.Namespace, folder: Path, design: Design, seed: int)
         inputs.train, test=inputs.test, settings=common, cache=folder / f"cache-{given.data}",
         **columns,
     )  # fmt: skip
-    done = Runs(request, record, Screen(), design, DECIDES).over([seed])
+    plan = AblationPlan(load_recipe("default"), (), "leave-one-out", DECIDES, design, Division(1), {})
+    done = Runs(Session(request, record, Screen()), plan).over([seed])
     record.close("finished")
     return {name: scores(out / "arms" / name / f"seed-{seed}", runs[0], inputs.truth) for name, runs in done.items()}
 

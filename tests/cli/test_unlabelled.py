@@ -13,7 +13,7 @@ import etude as package
 from etude.core.paired import Gain
 from etude.core.predictions import Predictions
 from etude.study.unlabelled import rounds
-from etude.study.unlabelled.guards import Verdict
+from etude.study.unlabelled.guards import Decision
 from picture_folders import picture, write_classes, write_flat
 
 QUICK = ("--recipe", "quick", "--set", "unlabeled.method=rounds")
@@ -59,11 +59,11 @@ def decide(monkeypatch: pytest.MonkeyPatch):
     def settle(*answers: bool) -> None:
         left = list(answers)
 
-        def judged(*_: object, keep_at: float, seed: int) -> Verdict:
+        def compare(*_: object, keep_at: float, seed: int) -> Decision:
             chance = 0.99 if left.pop(0) else 0.01
-            return Verdict(Gain(0.1, 0.0, 0.2, chance), (0.5, 0.7), (0.6, 0.6), 5, keep_at)
+            return Decision(Gain(0.1, 0.0, 0.2, chance), (0.5, 0.7), (0.6, 0.6), 5, keep_at)
 
-        monkeypatch.setattr(rounds, "judged", judged)
+        monkeypatch.setattr(rounds, "compare_student", compare)
 
     return settle
 

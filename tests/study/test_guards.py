@@ -10,17 +10,17 @@ from PIL import Image
 
 from etude.core.context import Context, Silent
 from etude.core.predictions import Predictions
+from etude.core.seeds import rng_for
 from etude.data.dataset import Dataset, open_dataset
 from etude.data.scan import scan_images
 from etude.data.sources import read_unlabelled
 from etude.study.unlabelled.guards import (
-    Seen,
+    Evaluated,
     apart_from_validation,
     collapsed,
-    judged,
-    judging_views,
+    compare_student,
     label_shift,
-    settled_prior,
+    views_to_compare,
 )
 from etude.study.unlabelled.pool import Part, Pool
 from picture_folders import picture
@@ -47,9 +47,9 @@ def labels_of(*counts: int) -> np.ndarray:
     return np.repeat(np.arange(len(CLASSES)), counts)
 
 
-def seen(wrong: float, pool: np.ndarray, seed: int = 0, count: int = 40) -> Seen:
+def seen(wrong: float, pool: np.ndarray, seed: int = 0, count: int = 40) -> Evaluated:
     valid = predictions(labels_of(count, count, count), 3.0, seed, wrong)
-    return Seen.calibrated(valid, predictions(pool, 3.0, seed + 1, wrong, known=False))
+    return Evaluated.calibrated(valid, predictions(pool, 3.0, seed + 1, wrong, known=False))
 
 
 EVEN = np.full(3, 1 / 3)
@@ -94,26 +94,28 @@ def test_features_propose_copies_and_pixels_confirm_them(tmp_path: Path):
 
 def test_shifted_classes_are_told_and_estimated():
     pool = labels_of(300, 60, 40)
-    shift = label_shift(seen(0.05, pool), labels_of(50, 50, 50), seed=0)
+    shift = label_shift(seen(0.05, pool), labels_of(50, 50, 50), rng=rng_for(0, "unlabelled shift"))
     assert shift.is_there
     np.testing.assert_allclose(shift.estimated, [0.75, 0.15, 0.10], atol=0.06)
     assert "most of all 'a': 33% of the labels" in shift.described(CLASSES)
-    np.testing.assert_allclose(settled_prior("estimate", shift), shift.estimated, atol=1e-3)
-    np.testing.assert_allclose(settled_prior("labeled", shift), EVEN)
-    np.testing.assert_allclose(settled_prior("uniform", shift), EVEN)
-    assert settled_prior("none", shift) is None
+    np.testing.assert_allclose(shift.prior("estimate"), shift.estimated, atol=1e-3)
+    np.testing.assert_allclose(shift.prior("labeled"), EVEN)
+    np.testing.assert_allclose(shift.prior("uniform"), EVEN)
+    assert shift.prior("none") is None
 
 
 def test_equal_classes_are_left_as_they_are():
-    shift = label_shift(seen(0.05, labels_of(130, 130, 130), seed=4), labels_of(50, 50, 50), seed=0)
+    shift = label_shift(
+        seen(0.05, labels_of(130, 130, 130), seed=4), labels_of(50, 50, 50), rng=rng_for(0, "unlabelled shift")
+    )
     assert not shift.is_there
     assert "agree" in shift.described(CLASSES)
-    np.testing.assert_allclose(settled_prior("estimate", shift), EVEN)
+    np.testing.assert_allclose(shift.prior("estimate"), EVEN)
 
 
 def test_a_class_without_labels_has_some_share():
-    shift = label_shift(seen(0.05, labels_of(100, 100, 0)), labels_of(50, 50, 0), seed=0)
-    prior = settled_prior("labeled", shift)
+    shift = label_shift(seen(0.05, labels_of(100, 100, 0)), labels_of(50, 50, 0), rng=rng_for(0, "unlabelled shift"))
+    prior = shift.prior("labeled")
     assert prior is not None
     assert prior[2] > 0
 
@@ -122,17 +124,19 @@ def test_a_class_without_labels_has_some_share():
 def test_only_a_better_student_is_kept(before: float, after: float, kept: bool):
     pool = labels_of(100, 100, 100)
     old, new = seen(before, pool), seen(after, pool, seed=0 if before == after else 7)
-    verdict = judged(old, new, EVEN, keep_at=0.8, seed=0)
-    assert verdict.keeps == kept
-    assert verdict.told.startswith("kept:" if kept else "thrown away:")
-    assert "120 validation images" in verdict.told
-    assert verdict.as_dict()["kept"] == kept
+    decision = compare_student(old, new, EVEN, keep_at=0.8, seed=0)
+    assert decision.keeps == kept
+    assert decision.text.startswith("kept:" if kept else "thrown away:")
+    assert "120 validation images" in decision.text
+    assert decision.as_dict()["kept"] == kept
 
 
 def test_what_few_images_say_must_be_plain():
     """One more right of 15 is no evidence; with 1,500 images the same share is."""
     pool = labels_of(50, 50, 50)
-    few, many = (judged(seen(0.2, pool, 1, n), seen(0.14, pool, 2, n), EVEN, keep_at=0.9, seed=0) for n in (5, 500))
+    few, many = (
+        compare_student(seen(0.2, pool, 1, n), seen(0.14, pool, 2, n), EVEN, keep_at=0.9, seed=0) for n in (5, 500)
+    )
     assert many.keeps
     assert 0.01 < few.gain.probability < many.gain.probability
 
@@ -143,8 +147,10 @@ def test_confidence_alone_makes_no_difference():
     valid = predictions(labels_of(40, 40, 40), 3.0, 0, 0.1)
     bold = Predictions(valid.ids, CLASSES, 4 * valid.logits, labels=valid.labels)
     shown = predictions(pool, 3.0, known=False)
-    verdict = judged(Seen.calibrated(valid, shown), Seen.calibrated(bold, shown), EVEN, keep_at=0.8, seed=0)
-    assert abs(verdict.gain.gain) < 0.01
+    decision = compare_student(
+        Evaluated.calibrated(valid, shown), Evaluated.calibrated(bold, shown), EVEN, keep_at=0.8, seed=0
+    )
+    assert abs(decision.gain.gain) < 0.01
 
 
 def test_views_of_few_images_tell_what_the_images_alone_do_not():
@@ -153,22 +159,22 @@ def test_views_of_few_images_tell_what_the_images_alone_do_not():
     labels = labels_of(4, 3, 3)
     shown = predictions(labels_of(50, 50, 50), 3.0, known=False)
 
-    def through_views(wrong: float) -> Seen:
+    def through_views(wrong: float) -> Evaluated:
         logits = np.repeat(3.0 * np.eye(3)[labels][None], 8, 0) + rng.normal(0, 0.3, (8, 10, 3))
         lost = (np.arange(8)[:, None] % 2 == 1) & (rng.random(10) < wrong)[None]
         logits[lost] = logits[lost][:, [1, 2, 0]]
         valid = Predictions(tuple(map(str, range(10))), CLASSES, logits, labels=labels)
-        return Seen.calibrated(valid, shown)
+        return Evaluated.calibrated(valid, shown)
 
     before, after = through_views(0.5), through_views(0.0)
     assert (before.valid.predicted() == labels).all()
     assert (after.valid.predicted() == labels).all()
-    assert judged(before, after, EVEN, keep_at=0.95, seed=0).keeps
-    assert not judged(after, before, EVEN, keep_at=0.5, seed=0).keeps
+    assert compare_student(before, after, EVEN, keep_at=0.95, seed=0).keeps
+    assert not compare_student(after, before, EVEN, keep_at=0.5, seed=0).keeps
 
 
 def test_only_few_images_are_judged_through_views():
-    assert [judging_views(count) for count in (1, 20, 125, 400, 1_000, 50_000)] == [8, 8, 8, 2, 1, 1]
+    assert [views_to_compare(count) for count in (1, 20, 125, 400, 1_000, 50_000)] == [8, 8, 8, 2, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -190,7 +196,7 @@ def test_collapse_is_seen_without_labels(before, after, told):
 
 def test_a_collapsed_student_is_thrown_away_whatever_validation_says():
     old, new = seen(0.3, labels_of(100, 100, 100)), seen(0.02, labels_of(298, 1, 1), seed=7)
-    verdict = judged(old, new, EVEN, keep_at=0.8, seed=0)
-    assert verdict.gain.probability > 0.8
-    assert not verdict.keeps
-    assert "thrown away: class" in verdict.told
+    decision = compare_student(old, new, EVEN, keep_at=0.8, seed=0)
+    assert decision.gain.probability > 0.8
+    assert not decision.keeps
+    assert "thrown away: class" in decision.text

@@ -23,7 +23,7 @@ from etude.recipe import load_recipe
 from etude.study.run.finish import TRAINED_ON
 from etude.study.run.request import Request
 from etude.study.run.session import Session
-from etude.study.unlabelled.teachers import open_teachers, seen_in_training
+from etude.study.unlabelled.teachers import known_labels, open_teachers
 from etude.training.batches import Teacher
 from picture_folders import write_classes, write_flat
 from recorded_runs import opened
@@ -102,7 +102,7 @@ def test_a_file_must_know_the_labelled_images_and_the_classes(etude, train, tmp_
     assert "says nothing about 1 of 24 labelled images, 'round/000.png' for one" in said
     other = save(tmp_path / "other.npz", IDS, ("round", "spotted"), even)
     said = sentence_of(etude("fit", train, "--teacher", other, *words(), "--out", "never-2"))
-    assert "lacks 'striped' and knows 'spotted' besides" in said
+    assert "lacks 'striped' and knows also 'spotted'" in said
     said = sentence_of(etude("fit", train, "--teacher", short, "--recipe", "distill", *words(), "--out", "never-3"))
     assert "--set distill.views=cached" in said
     (tmp_path / "empty").mkdir()
@@ -149,12 +149,12 @@ def prepared_of(files: dict[str, str], folds: list[tuple[list[int], list[int]]])
 def test_a_teacher_that_trained_on_the_validation_images_is_noticed_whatever_they_are_called(tmp_path: Path):
     student = prepared_of({"a/1": "one", "a/2": "two", "b/1": "three"}, [([0], [1, 2])])
     write_json(tmp_path / TRAINED_ON, {"files": digest_of("two") + digest_of("another")})
-    assert seen_in_training(tmp_path, student, "other images") == 1
+    assert known_labels(tmp_path, student, "other images") == 1
     write_json(tmp_path / TRAINED_ON, {"files": digest_of("one") + digest_of("another")})
-    assert seen_in_training(tmp_path, student, "other images") == 0
+    assert known_labels(tmp_path, student, "other images") == 0
     write_json(tmp_path / TRAINED_ON, {"files": "no hash"})
     with pytest.raises(EtudeError, match=TRAINED_ON):
-        seen_in_training(tmp_path, student, "other images")
+        known_labels(tmp_path, student, "other images")
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_of_older_runs_the_names_tell(tmp_path: Path, held: str, folds: list, fi
     record = RunRecord.open(tmp_path, command=["etude"], recipe="quick", settings={}, changed={}, seed=0)
     record.set("data", {"fingerprint": "same", "folds": folds})
     save(tmp_path / held, ("a/2", "x"), ("a", "b"), np.full((2, 2), 0.5))
-    assert seen_in_training(tmp_path, student, fingerprint) == seen
+    assert known_labels(tmp_path, student, fingerprint) == seen
 
 
 def test_the_teacher_of_a_students_view_takes_its_own_size_and_order():

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from etude.core.errors import EtudeError
-from etude.core.metrics import Metric
 from etude.core.paired import FEWEST_SEEDS, paired_metric
 from etude.data.scan import scan_images
-from etude.journal.record import RunRecord, read_run
+from etude.journal.record import read_run
 from etude.journal.runs import FILE_NAME, is_complete, working_on
 from etude.journal.screen import Screen
-from etude.recipe import Recipe, load_recipe, resolve
+from etude.recipe import load_recipe, resolve
 from etude.recipe.load import changes_of
-from etude.recipe.tricks import TRICKS, Trick, tricks_named, tricks_of
-from etude.study.ablation.design import Design, Division, costs_of, design_of, divide, modes_named
-from etude.study.ablation.report import Outcome, show_outcome, show_plan, write_outcome
+from etude.recipe.tricks import TRICKS, tricks_named, tricks_of
+from etude.study.ablation.design import AblationPlan, Division, costs_of, design_of, divide, modes_named
+from etude.study.ablation.report import Outcome, best_changes, show_outcome, show_plan, write_outcome
 from etude.study.ablation.runs import Runs, judge
 from etude.study.diagnostics import report, send
 from etude.study.doctor.doctor import choose_subject
 from etude.study.run.request import Request, claim_run_folder
 from etude.study.run.session import (
+    Session,
     naming_resume,
     open_record,
     refuse_other_inputs,
@@ -35,19 +35,6 @@ from etude.timeline import parse_length
 
 _SECTION = "ablation"  # of the record: what a resumed ablation continues with
 _USUAL: Mapping[str, Any] = {"tricks": None, "mode": "leave-one-out", "metric": "accuracy", "seeds": 5}
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """What is settled before the first run; ``recipe`` is resolved for the images, ``inputs`` are fingerprints."""
-
-    recipe: Recipe
-    tricks: Sequence[Trick]
-    mode: str
-    metric: Metric
-    design: Design
-    division: Division
-    inputs: Mapping[str, str]
 
 
 def ablate(
@@ -80,18 +67,19 @@ def ablate(
     folder = folder or claim_run_folder(_named_after(request.train))
     with working_on(folder, screen.warn), naming_resume(folder):
         record = open_record(folder, request, load_recipe(request.recipe, request.settings), kind="ablate")
+        session = Session(request, record, screen)
         try:
             record.set(_SECTION, _section(plan))
             record.set("inputs", plan.inputs)
-            show_plan(screen, request, plan.design, plan.tricks, plan.mode, plan.division, budget)
-            outcome = _run(request, record, screen, plan, limit, begun.get("seconds", 0.0))
+            show_plan(session, plan, budget)
+            outcome = _run(session, plan, begun.get("seconds", 0.0))
         except BaseException as error:
             record.close("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", error)
-            report(record.folder, screen)
+            report(folder, screen)
             raise
         record.set("reported", False)
         record.close("finished")
-        report(record.folder, screen)
+        report(folder, screen)
         if request.mlflow is not None:
             send(record, request.mlflow, screen)
         record.set("reported", True)
@@ -99,26 +87,18 @@ def ablate(
     return outcome
 
 
-def _run(
-    request: Request, record: RunRecord, screen: Screen, plan: _Plan, limit: float | None, spent: float
-) -> Outcome:
-    runs = Runs(
-        # The ablation is tagged and sent as a whole, when all of its runs have ended.
-        replace(request, resume=False, tags=(), mlflow=None), record, screen, plan.design, plan.metric,
-        epochs=plan.division.epochs, budget=limit, spent=spent,
-    )  # fmt: skip
-    seeds = range(request.seed, request.seed + plan.division.seeds)
-    done = runs.over(seeds)
-    count = len(next(iter(done.values())))
+def _run(session: Session, plan: AblationPlan, spent: float) -> Outcome:
+    runs = Runs(session, plan, spent)
+    first = session.request.seed
+    done = runs.over(range(first, first + plan.division.seeds))
     found = judge(plan.design, done, plan.metric)
-    outcome = Outcome(
-        record.folder, plan.metric, seeds[:count], plan.division.epochs, plan.design, done, found, runs.failed
-    )
-    write_outcome(outcome, request, plan.recipe, record)
+    seeds = range(first, first + len(next(iter(done.values()))))
+    outcome = Outcome(session.folder, plan, seeds, done, found, runs.failed, *best_changes(plan.recipe, found))
+    write_outcome(outcome, session)
     return outcome
 
 
-def _planned(request: Request, screen: Screen, asked: Mapping[str, Any], limit: float | None) -> _Plan:
+def _planned(request: Request, screen: Screen, asked: Mapping[str, Any], limit: float | None) -> AblationPlan:
     """Read the images, and settle tricks and arms; every arm's recipe is checked before the first is trained."""
     metric, modes = paired_metric(asked["metric"]), modes_named(asked["mode"])
     subject = choose_subject(request, screen)
@@ -136,12 +116,12 @@ def _planned(request: Request, screen: Screen, asked: Mapping[str, Any], limit: 
     }
     inputs = {**inputs_of(recipe, images, len(images)), "images": scan_images(images, screen).fingerprint}
     if "epochs" in asked:  # a resumed ablation keeps its epochs, since its runs have them
-        division = Division(asked["seeds"], asked["epochs"], None)
+        division = Division(asked["seeds"], asked["epochs"])
     else:
         by_epochs = "finetune" in recipe.stages and recipe.timeline.length is None and not recipe.timeline.phases
         epochs = recipe.train.epochs if by_epochs else None
         division = divide(*costs_of(recipes, subject), limit, asked["seeds"], epochs)
-    return _Plan(recipe, tricks, asked["mode"], metric, design, division, inputs)
+    return AblationPlan(recipe, tricks, asked["mode"], metric, design, division, inputs, limit)
 
 
 def _begun(request: Request) -> tuple[Path | None, dict[str, Any]]:
@@ -159,7 +139,7 @@ def _begun(request: Request) -> tuple[Path | None, dict[str, Any]]:
     return folder, record
 
 
-def _section(plan: _Plan) -> dict[str, Any]:
+def _section(plan: AblationPlan) -> dict[str, Any]:
     return {
         "tricks": [trick.name for trick in plan.tricks],
         "mode": plan.mode,

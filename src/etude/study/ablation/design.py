@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 from etude.core.errors import EtudeError, nearest
+from etude.core.metrics import Metric
 from etude.core.text import rough_duration
 from etude.models.device import best_device, choose_precision
 from etude.recipe import Recipe
@@ -52,10 +53,10 @@ def modes_named(mode: str) -> tuple[Mode, ...]:
 
 
 def design_of(recipe: Recipe, tricks: Sequence[Trick], modes: Sequence[Mode]) -> Design:
-    """Return the arms for tricks of a resolved recipe.
+    """Return the arms for tricks of a resolved recipe; arms that come to the same are trained once.
 
     Leave-one-out compares the recipe with all of the tricks, ``full``, with all but one; add-one-in the recipe with
-    none of them, ``bare``, with one alone. Arms that come to the same are trained once.
+    none of them, ``bare``, with one alone.
     """
     names = {trick.name for trick in tricks}
     arms: dict[frozenset[str], tuple[str, Changes]] = {}
@@ -93,8 +94,22 @@ class Division(NamedTuple):
     """What is run: the seeds of every arm, epochs (None for the recipe's own length), and expected seconds in all."""
 
     seeds: int
-    epochs: float | None
-    seconds: float | None
+    epochs: float | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AblationPlan:
+    """What is settled before the first run."""
+
+    recipe: Recipe  # resolved for the images
+    tricks: Sequence[Trick]
+    mode: str
+    metric: Metric
+    design: Design
+    division: Division
+    inputs: Mapping[str, str]  # fingerprints
+    limit: float | None = None  # seconds for everything, the time before a resume included
 
 
 def divide(costs: Mapping[str, Cost], once: float, budget: float | None, seeds: int, epochs: float | None) -> Division:

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any, get_args
 
 from etude.core.files import replacing, write_json
-from etude.core.metrics import Metric
 from etude.core.paired import LEVEL, Verdict
 from etude.core.text import rough_duration, toml
 from etude.journal.figures import save_figure
 from etude.journal.figures.lift import Lift, LiftPanel, lift_figure
-from etude.journal.record import RunRecord
 from etude.journal.screen import Screen
 from etude.recipe import NAMED, Recipe, load_recipe
 from etude.recipe.load import changes_of
 from etude.recipe.settings import Settings
-from etude.recipe.tricks import TRICKS, Changes, Trick, changed
-from etude.study.ablation.design import Design, Division, Mode
+from etude.recipe.tricks import TRICKS, Changes, changed
+from etude.study.ablation.design import AblationPlan, Mode
 from etude.study.ablation.runs import ArmRun, Found, unit_of
-from etude.study.run.request import Request
+from etude.study.run.session import Session
 
 _BASE = "default"  # what a recipe file starts from when it names nothing else
 
@@ -100,15 +98,13 @@ class Outcome:
     """An ablation that has ended."""
 
     folder: Path
-    metric: Metric
+    plan: AblationPlan
     seeds: Sequence[int]
-    epochs: float | None  # of every run; None for the recipe's own length
-    design: Design
     runs: Mapping[str, Sequence[ArmRun]]  # of each arm, one a seed
     found: Sequence[Found]  # the largest gain first
     failed: Mapping[str, str]  # why arms were left out
-    best: Changes = field(default_factory=dict)  # settings that best.toml changes
-    left_out: list[str] = field(default_factory=list)  # what could not be combined in it, a sentence each
+    best: Changes  # settings that best.toml changes
+    left_out: Sequence[str]  # what could not be combined in it, a sentence each
 
     def of_mode(self, mode: Mode) -> list[Found]:
         """Return what was found in one mode, the largest gain first."""
@@ -119,14 +115,14 @@ class Outcome:
         return {
             "schema_version": SCHEMA_VERSION,
             "folder": str(self.folder),
-            "metric": self.metric.name,
+            "metric": self.plan.metric.name,
             "level": LEVEL,
             "correction": "holm",
             "seeds": list(self.seeds),
-            "epochs": self.epochs,
+            "epochs": self.plan.division.epochs,
             "tricks": [one.as_dict() for one in self.found],
             "arms": [
-                {"name": name, "changes": self.design.arms[name]}
+                {"name": name, "changes": self.plan.design.arms[name]}
                 | {column: [getattr(run, column) for run in runs] for column in ("accuracy", "log_loss", "seconds")}
                 for name, runs in self.runs.items()
             ],
@@ -135,19 +131,16 @@ class Outcome:
         }
 
 
-def write_outcome(outcome: Outcome, request: Request, recipe: Recipe, record: RunRecord) -> None:
-    """Write all files, and the result into the record; ``recipe`` is resolved for the images."""
-    changes, left_out = best_changes(recipe, outcome.found)
-    outcome.best.update(changes)
-    outcome.left_out.extend(left_out)
-    folder, base = outcome.folder, outcome.design.baselines[0]
-    write_best(folder / "best.toml", request.recipe, request.settings, changes, outcome.found)
+def write_outcome(outcome: Outcome, session: Session) -> None:
+    """Write all files, and the result into the record."""
+    folder, plan, record, request = outcome.folder, outcome.plan, session.record, session.request
+    write_best(folder / "best.toml", request.recipe, request.settings, outcome.best, outcome.found)
     write_json(folder / "ablation.json", outcome.as_dict())
     names = ["best.toml", "ablation.json"]
     if outcome.found:
         images = outcome.found[0].comparison.images
-        title = f"Gain of each trick: {recipe.name}, {len(outcome.seeds)} seeds × {images:,.0f} images"
-        unit = f"{unit_of(outcome.metric)}, with {LEVEL:.0%} intervals over seeds and images"
+        title = f"Gain of each trick: {plan.recipe.name}, {len(outcome.seeds)} seeds × {images:,.0f} images"
+        unit = f"{unit_of(plan.metric)}, with {LEVEL:.0%} intervals over seeds and images"
         panels = [
             LiftPanel(f"{mode}: {HEADINGS[mode]}", [_lift(one) for one in rows])
             for mode in get_args(Mode)
@@ -159,8 +152,9 @@ def write_outcome(outcome: Outcome, request: Request, recipe: Recipe, record: Ru
     for name in names:
         record.artefact(folder / name)
     verdicts = {f"{one.contrast.trick}, {one.contrast.mode}": one.verdict for one in outcome.found}
+    base = plan.design.baselines[0]
     scores = {name: mean(getattr(run, name) for run in outcome.runs[base]) for name in ("accuracy", "log_loss")}
-    record.set("result", {**scores, "arm": base, "verdicts": verdicts, "best": changes})
+    record.set("result", {**scores, "arm": base, "verdicts": verdicts, "best": outcome.best})
 
 
 def _lift(one: Found) -> Lift:
@@ -170,24 +164,21 @@ def _lift(one: Found) -> Lift:
     return Lift(one.contrast.trick, *ends, one.verdict, one.gain, one.cost)
 
 
-def show_plan(
-    screen: Screen, request: Request, design: Design, tricks: Sequence[Trick], mode: str, division: Division,
-    budget: str | None,
-) -> None:  # fmt: skip
+def show_plan(session: Session, plan: AblationPlan, budget: str | None) -> None:
     """Show what will be trained, and how long that should take."""
-    runs = len(design.arms) * division.seeds
-    epochs = "" if division.epochs is None else f" of {division.epochs:g} epochs"
+    arms, (seeds, length, seconds) = plan.design.arms, plan.division
+    epochs = "" if length is None else f" of {length:g} epochs"
     rows = [
-        ("tricks", ", ".join(trick.name for trick in tricks)),
-        ("mode", mode),
-        ("arms", ", ".join(design.arms)),
-        ("runs", f"{len(design.arms)} arms × {division.seeds} seeds = {runs}{epochs}"),
+        ("tricks", ", ".join(trick.name for trick in plan.tricks)),
+        ("mode", plan.mode),
+        ("arms", ", ".join(arms)),
+        ("runs", f"{len(arms)} arms × {seeds} seeds = {len(arms) * seeds}{epochs}"),
     ]
-    if division.seconds is not None:
-        rows.append(("time", f"about {rough_duration(division.seconds)} in all"))
+    if seconds is not None:
+        rows.append(("time", f"about {rough_duration(seconds)} in all"))
     if budget is not None:
         rows.append(("budget", budget))
-    screen.plan(f"Ablation of recipe {request.recipe}, seeds from {request.seed}", rows)
+    session.screen.plan(f"Ablation of recipe {session.request.recipe}, seeds from {session.request.seed}", rows)
 
 
 def show_outcome(screen: Screen, outcome: Outcome) -> None:
@@ -196,7 +187,7 @@ def show_outcome(screen: Screen, outcome: Outcome) -> None:
         if rows := outcome.of_mode(mode):
             screen.say("")
             screen.table(
-                f"{mode}: {HEADINGS[mode]}, in {unit_of(outcome.metric)}",
+                f"{mode}: {HEADINGS[mode]}, in {unit_of(outcome.plan.metric)}",
                 ["trick", "gain", f"{LEVEL:.0%} interval", "p", "verdict", "finds", "seconds"],
                 [
                     [

@@ -13,15 +13,15 @@ from etude.core.metrics import Metric, score_of
 from etude.core.paired import FEWEST_SEEDS, LEVEL, Comparison, Scored, Verdict, compare, scored, verdicts
 from etude.core.predictions import Predictions
 from etude.core.text import rough_duration, toml
-from etude.journal.record import FILE_NAME, RunRecord, read_run
+from etude.journal.record import FILE_NAME, read_run
 from etude.journal.runs import is_complete, verify
 from etude.journal.screen import Screen
 from etude.recipe import load_recipe
 from etude.recipe.load import changes_of
-from etude.study.ablation.design import Contrast, Design
+from etude.study.ablation.design import AblationPlan, Contrast, Design
 from etude.study.run.job import fit
 from etude.study.run.request import Request
-from etude.study.run.session import refuse_other_settings
+from etude.study.run.session import Session, refuse_other_settings
 from etude.training.task import DivergedError
 
 _SHARED = ("survey", "plan", "store", "features")  # stages whose work the runs share, so the first to come paid
@@ -49,26 +49,23 @@ class Found:
     seconds: float  # that a run takes longer with the trick, the median over the seeds
     scale: float  # by which gains are shown: 100 for points
 
+    # As text; a dash where no image has changed.
     @property
     def gain(self) -> str:
-        """The gain as it is shown."""
         return self._shown(self.comparison.gain)
 
     @property
     def interval(self) -> str:
-        """The 95% interval as it is shown; a dash where no image has changed."""
         ends = self.comparison.interval()
         return "–" if ends is None else " to ".join(map(self._shown, ends))
 
     @property
     def detectable(self) -> str:
-        """The minimum detectable effect as it is shown; a dash where no image has changed."""
         least = self.comparison.detectable(self.tests)
         return "–" if least is None else self._shown(least).lstrip("+")
 
     @property
     def cost(self) -> str:
-        """Seconds that a run takes longer with the trick, as they are shown."""
         return f"{round(self.seconds, 1) + 0.0:+.1f}"
 
     def _shown(self, value: float) -> str:
@@ -76,11 +73,10 @@ class Found:
         return f"{round(value * self.scale, places) + 0.0:+.{places}f}"
 
     def in_words(self) -> str:
-        """Return the result in a line."""
         return f"{self.contrast.trick}: {self.verdict}, {self.gain} ({self.interval}), {self.contrast.mode}"
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the result as JSON values, gains in the metric's own unit; what is not known is None."""
+        """Return JSON values, gains in the metric's own unit; what is not known is None."""
         low, high = self.comparison.interval() or (None, None)
         return {
             "trick": self.contrast.trick,
@@ -112,47 +108,32 @@ def read_arm(folder: Path, metric: Metric) -> ArmRun:
 
 
 def judge(design: Design, runs: Mapping[str, Sequence[ArmRun]], metric: Metric) -> list[Found]:
-    """Compare the arms of each contrast over their seeds, and judge all of them together, the largest gain first.
+    """Compare the arms of each contrast over their seeds, corrected for all of them together, the largest gain first.
 
     Contrasts with an arm that is not in ``runs`` are left out.
     """
     there = [one for one in design.contrasts if one.without in runs and one.with_it in runs]
     pairs = [(runs[one.without], runs[one.with_it]) for one in there]
     comparisons = [compare([run.scored for run in without], [run.scored for run in own]) for without, own in pairs]
-    # The median, since the machine may have done something else during one run.
-    seconds = [
-        median(one.seconds - other.seconds for other, one in zip(without, own, strict=True)) for without, own in pairs
-    ]
-    found = [
-        Found(contrast, comparison, p, verdict, len(there), cost, scale_of(metric))
-        for contrast, comparison, (p, verdict), cost in zip(
-            there, comparisons, verdicts(comparisons), seconds, strict=True
-        )
-    ]
+    scale = 100.0 if metric.larger_is_better else 1.0  # shares in points, losses as they are
+    found: list[Found] = []
+    for contrast, pair, comparison, verdict in zip(there, pairs, comparisons, verdicts(comparisons), strict=True):
+        # The median, since the machine may have done something else during one run.
+        longer = median(one.seconds - other.seconds for other, one in zip(*pair, strict=True))
+        found.append(Found(contrast, comparison, *verdict, len(there), longer, scale))
     return sorted(found, key=lambda one: -one.comparison.gain)
 
 
-def scale_of(metric: Metric) -> float:
-    """Return the factor by which gains are shown: shares in points, losses as they are."""
-    return 100.0 if metric.larger_is_better else 1.0
-
-
 def unit_of(metric: Metric) -> str:
-    """Return the unit in which gains are shown."""
     return f"points of {metric.name}" if metric.larger_is_better else f"{metric.name.replace('_', ' ')} saved"
 
 
 @dataclass(slots=True)
 class Runs:
-    """The arms over the seeds, in one process."""
+    """The arms over the seeds, in one process; ``session`` is of the ablation, the parent of all runs."""
 
-    request: Request  # of the ablation; each run changes recipe settings, seed and folder
-    record: RunRecord  # of the ablation, the parent of all runs
-    screen: Screen
-    design: Design
-    metric: Metric
-    epochs: float | None = None  # of every run; None for the recipe's own length
-    budget: float | None = None  # seconds for everything, the time before a resume included
+    session: Session
+    plan: AblationPlan
     spent: float = 0.0  # seconds before this process
     failed: dict[str, str] = field(default_factory=dict)
     _began: float = field(default_factory=lambda: time.monotonic())
@@ -163,30 +144,30 @@ class Runs:
         All arms have the same seeds. An arm whose training diverges is left out; the time limit ends the seeds early.
         """
         done: list[dict[str, ArmRun]] = []
-        inner = _Inner(self.screen)
-        missing = sum(not _is_finished(self._folder(arm, seed)) for arm in self.design.arms for seed in seeds)
-        with self.screen.bar("ablation", missing, "runs") as advance:
+        inner = _Inner(self.session.screen)
+        missing = sum(not _is_finished(self._folder(arm, seed)) for arm in self.plan.design.arms for seed in seeds)
+        with self.session.screen.bar("ablation", missing, "runs") as advance:
             for seed in seeds:
                 if not self._has_time_for_another(done, len(seeds)):
                     break
                 done.append({})
-                for arm in self.design.arms:
+                for arm in self.plan.design.arms:
                     known = _is_finished(self._folder(arm, seed))
                     if arm not in self.failed and (run := self._run(arm, seed, inner)) is not None:
                         done[-1][arm] = run
                     if not known:
                         advance()
-        return {arm: [by_arm[arm] for by_arm in done] for arm in self.design.arms if arm not in self.failed}
+        return {arm: [by_arm[arm] for by_arm in done] for arm in self.plan.design.arms if arm not in self.failed}
 
     def _has_time_for_another(self, done: Sequence[Mapping[str, ArmRun]], count: int) -> bool:
         """Whether another seed fits into the time limit, if it takes as long as those before did on average."""
-        if self.budget is None or len(done) < FEWEST_SEEDS:
+        if self.plan.limit is None or len(done) < FEWEST_SEEDS:
             return True
         used = self.spent + time.monotonic() - self._began
-        if used * (len(done) + 1) / len(done) <= self.budget:
+        if used * (len(done) + 1) / len(done) <= self.plan.limit:
             return True
-        self._warn(
-            f"{len(done)} of {count} seeds fit into the {rough_duration(self.budget)} of --budget, since runs took "
+        self.session.warn(
+            f"{len(done)} of {count} seeds fit into the {rough_duration(self.plan.limit)} of --budget, since runs took "
             "longer than expected"
         )
         return False
@@ -194,43 +175,42 @@ class Runs:
     def _run(self, arm: str, seed: int, inner: Screen) -> ArmRun | None:
         """Return the run of an arm on a seed, trained now unless it is there; None when its training diverged."""
         folder = self._folder(arm, seed)
-        epochs = {} if self.epochs is None else {"train.epochs": self.epochs}
+        epochs, asked = self.plan.division.epochs, self.session.request
+        length = {} if epochs is None else {"train.epochs": epochs}
         request = replace(
-            self.request,
-            settings={**changes_of(self.request.settings), **epochs, **self.design.arms[arm]},
+            asked,
+            settings={**changes_of(asked.settings), **length, **self.plan.design.arms[arm]},
             seed=seed,
             out=folder,
             resume=(folder / FILE_NAME).is_file(),
-            parent=self.record.id,
+            parent=self.session.record.id,
+            tags=(),  # the ablation is tagged and sent as a whole, when all of its runs have ended
+            mlflow=None,
         )
         request = replace(request, command=_as_fit(request))
         if _is_finished(folder):
             refuse_other_settings(folder, load_recipe(request.recipe, request.settings), request)
-            return read_arm(folder, self.metric)
+            return read_arm(folder, self.plan.metric)
         try:
-            with self.record.stage(f"{arm}, seed {seed}") as stage:
+            with self.session.stage(f"{arm}, seed {seed}") as stage:
                 fit(request, inner)
                 result = read_run(folder)["result"]
                 stage.score("accuracy", result["accuracy"])
                 stage.score("log_loss", result["log_loss"])
         except DivergedError as problem:
-            if arm in self.design.baselines:
+            if arm in self.plan.design.baselines:
                 raise
             self.failed[arm] = str(problem)
-            self._warn(f"{arm} is left out, since with seed {seed} {problem}")
+            self.session.warn(f"{arm} is left out, since with seed {seed} {problem}")
             return None
-        self.screen.say(
+        self.session.screen.say(
             f"{arm}, seed {seed}: {result['accuracy']:.2%}, log loss {result['log_loss']:.4f}, "
             f"{rough_duration(stage.seconds)}"
         )
-        return read_arm(folder, self.metric)
+        return read_arm(folder, self.plan.metric)
 
     def _folder(self, arm: str, seed: int) -> Path:
-        return self.record.folder / "arms" / arm / f"seed-{seed}"
-
-    def _warn(self, text: str) -> None:
-        self.screen.warn(text)
-        self.record.warn(text)
+        return self.session.folder / "arms" / arm / f"seed-{seed}"
 
 
 def _is_finished(folder: Path) -> bool:

@@ -47,7 +47,7 @@ from etude.study.run.session import (
 from etude.study.run.sources import Sources, inputs_of, read_sources
 from etude.study.unlabelled.pool import Pool, pool_of, refuse_mismatch
 from etude.study.unlabelled.rounds import Rounds
-from etude.study.unlabelled.teachers import distilled, open_teachers
+from etude.study.unlabelled.teachers import open_teachers
 from etude.timeline import Timeline, timeline_to_tree
 from etude.training.batches import changes_of
 from etude.training.task import DivergedError
@@ -123,7 +123,7 @@ class Job:
         folds = self.prepared.folds
         self.pool = pool_of(self.session, self.prepared)
         if (teachers := open_teachers(self.session, self.prepared)) is not None:
-            self.extras = distilled(self.session, self.prepared, teachers, self.pool)
+            self.extras = teachers.distilled(self.pool)
         self._add_views(folds)
         kept = [self._train(fold, number, len(folds)) for number, fold in enumerate(folds, 1)]
         kept = finish(self.session, kept, self.prepared)

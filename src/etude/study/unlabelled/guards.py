@@ -1,4 +1,4 @@
-"""What keeps unlabelled images from harm: no copies of validation images, label shift reported, a student must gain."""
+"""What keeps unlabelled images from harm: no near-duplicates of validation images, label shift, a student must gain."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from etude.core.metrics import accuracy
 from etude.core.paired import Gain, mean_gain
 from etude.core.predictions import Predictions
-from etude.core.seeds import rng_for
 from etude.data.dataset import Dataset
 from etude.health.duplicates import near_duplicates
 from etude.refine.calibration import Temperature
@@ -20,11 +19,11 @@ from etude.study.unlabelled.pool import Pool
 
 Array = NDArray[np.float64]
 
-_THUMBNAIL = 16  # side in pixels at which two copies of a picture are the same, whatever was done to the file
+_THUMBNAIL = 16  # side in pixels at which two files of a picture are the same, whatever was done to the file
 _SAME_PICTURE = 0.99  # cosine of centred thumbnails
-_MUCH_ALIKE = 0.9  # that of copies which features propose
+_CONFIRMED = 0.9  # that of near-duplicates which features propose
 _MOST_PAIRS = 1_000_000
-_MOST_VIEWS, _SHOWN = 8, 1_000  # of an image; images times views that are enough to judge by
+_MOST_VIEWS, _SHOWN = 8, 1_000  # of an image; images times views that are enough for a comparison
 _SHIFTED = 0.05  # p-value at which class shares are taken to differ
 _LEAST_SHARE = 1e-4  # of a class, so that a ratio of two shares stays finite
 _COLLAPSE = 0.25  # total variation that the predicted class shares may move away from the expected ones
@@ -33,11 +32,10 @@ _COMMON = 0.02  # share from which on a class is expected to show
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class Evaluated:
     """A model's predictions of the validation images and the pool, both calibrated on the first.
 
-    Args:
-        losses: (N,) mean log loss of each validation image over the views by which it is evaluated.
+    ``losses`` (N,) are the mean log loss of each validation image over the views by which it is evaluated.
     """
 
     valid: Predictions
@@ -45,15 +43,21 @@ class Seen:
     losses: Array
 
     @classmethod
-    def calibrated(cls, valid: Predictions, pool: Predictions) -> Seen:
+    def calibrated(cls, valid: Predictions, pool: Predictions) -> Evaluated:
         """Return predictions at the temperature that fits ``valid`` best, whose first views are ``pool``'s."""
         same = replace(valid, logits=valid.logits[: len(pool.logits)])
         fitted = Temperature().fit(same)
         return cls(fitted.transform(same), fitted.transform(pool), _losses_of_views(valid))
 
+    @property
+    def scores(self) -> tuple[float, float]:
+        """Accuracy and log loss on the validation images."""
+        assert self.valid.labels is not None
+        return accuracy(self.valid.predicted(), self.valid.labels), float(self.losses.mean())
+
 
 @dataclass(frozen=True, slots=True)
-class Shift:
+class LabelShift:
     """Class shares (C,) of the labelled training images and, by EM, of the unlabelled ones; p-value of equal shares."""
 
     labelled: Array
@@ -64,6 +68,23 @@ class Shift:
     def is_there(self) -> bool:
         """Whether the shares measurably differ."""
         return self.p_value <= _SHIFTED
+
+    @property
+    def expected(self) -> Array:
+        """The class shares (C,) that the unlabelled images should have: the labelled ones' unless a shift is there."""
+        return self.estimated if self.is_there else self.labelled
+
+    def prior(self, kind: str) -> Array | None:
+        """Return the class shares (C,) that pseudo-labels are aligned to; None for no alignment.
+
+        ``kind`` is ``labeled``, ``uniform``, ``none``, or ``estimate`` for those that are expected.
+        """
+        if kind == "none":
+            return None
+        if kind == "uniform":
+            return np.full(len(self.labelled), 1.0 / len(self.labelled))
+        prior = np.maximum(self.expected if kind == "estimate" else self.labelled, _LEAST_SHARE)
+        return prior / prior.sum()
 
     def described(self, classes: tuple[str, ...]) -> str:
         """Return one sentence for the screen."""
@@ -77,23 +98,15 @@ class Shift:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """Whether a student may take its teacher's place.
+class Decision:
+    """Whether a student takes its teacher's place."""
 
-    Args:
-        gain: in log loss on the validation images, after calibration of both.
-        before: accuracy and log loss of the teacher there.
-        after: those of the student.
-        keep_at: the least probability of being better.
-        collapse: what speaks against it at any validation score, or nothing.
-    """
-
-    gain: Gain
-    before: tuple[float, float]
-    after: tuple[float, float]
+    gain: Gain  # in log loss on the validation images, after calibration of both
+    before: tuple[float, float]  # accuracy and log loss of the teacher there
+    after: tuple[float, float]  # those of the student
     images: int
-    keep_at: float
-    collapse: str = ""
+    keep_at: float  # the least probability of being better
+    collapse: str = ""  # what speaks against it at any validation score
 
     @property
     def keeps(self) -> bool:
@@ -101,7 +114,7 @@ class Verdict:
         return not self.collapse and self.gain.probability >= self.keep_at
 
     @property
-    def told(self) -> str:
+    def text(self) -> str:
         """One sentence with the figures."""
         figures = (
             f"log loss {self.before[1]:.4f} → {self.after[1]:.4f}, accuracy {self.before[0]:.1%} → {self.after[0]:.1%} "
@@ -109,16 +122,14 @@ class Verdict:
         )
         if self.collapse:
             return f"thrown away: {self.collapse} ({figures})"
-        if self.keeps:
-            return f"kept: {figures}"
-        return f"thrown away: {figures}, and {self.keep_at:.2f} is asked for"
+        return f"kept: {figures}" if self.keeps else f"thrown away: {figures}, and {self.keep_at:.2f} is asked for"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the figures for the record."""
         names = ("accuracy", "log_loss")
         return {
             "kept": self.keeps,
-            "told": self.told,
+            "told": self.text,
             "before": dict(zip(names, self.before, strict=True)),
             "after": dict(zip(names, self.after, strict=True)),
             "gain": {"log_loss": self.gain.gain, "low": self.gain.low, "high": self.gain.high},
@@ -134,63 +145,42 @@ def apart_from_validation(
 
     They are found by thumbnails of their pixels. Where features are known, those propose more, such as crops, and
     similar pixels confirm them: images of one class may be as close in features as near-duplicates are.
-
-    Args:
-        valid: rows of ``data`` that validate.
-        features: (pool, D) and (N, D) of the same network over all labelled images.
+    ``valid`` are rows of ``data``; ``features`` (pool, D) and (N, D) of the same network over all labelled images.
     """
     shown, own = np.concatenate([_thumbnails(part.data, part.rows) for part in pool.parts]), _thumbnails(data, valid)
-    copies = {pair.first for pair in near_duplicates(shown, own, _SAME_PICTURE, most=_MOST_PAIRS)}
+    found = {pair.first for pair in near_duplicates(shown, own, _SAME_PICTURE, most=_MOST_PAIRS)}
     for pair in [] if features is None else near_duplicates(features[0], features[1][valid]):
         one, other = shown[pair.first], own[pair.second]
-        if one @ other >= _MUCH_ALIKE * np.sqrt((one @ one) * (other @ other)):
-            copies.add(pair.first)
-    return np.setdiff1d(np.arange(len(pool)), sorted(copies))
+        if one @ other >= _CONFIRMED * np.sqrt((one @ one) * (other @ other)):
+            found.add(pair.first)
+    return np.setdiff1d(np.arange(len(pool)), sorted(found))
 
 
-def label_shift(seen: Seen, labels: np.ndarray, seed: int) -> Shift:
+def label_shift(evaluated: Evaluated, labels: np.ndarray, rng: np.random.Generator) -> LabelShift:
     """Return how the class shares of the pool differ from those of the labelled training images, ``labels`` (N,)."""
-    classes = len(seen.valid.classes)
+    classes = len(evaluated.valid.classes)
     shares = np.maximum(np.bincount(labels, minlength=classes) / len(labels), _LEAST_SHARE)
     shares /= shares.sum()
-    valid, pool = seen.valid.probabilities(), seen.pool.probabilities()
-    p_value = shift_p_value(pool, valid, rng_for(seed, "unlabelled shift"))
-    return Shift(shares, em_prior(pool, shares), p_value)
+    valid, pool = evaluated.valid.probabilities(), evaluated.pool.probabilities()
+    p_value = shift_p_value(pool, valid, rng)
+    return LabelShift(shares, em_prior(pool, shares), p_value)
 
 
-def settled_prior(asked: str, shift: Shift) -> Array | None:
-    """Return the class shares that pseudo-labels are aligned to, (C,); None for no alignment.
-
-    Args:
-        asked: ``labeled``, ``uniform``, ``none``, or ``estimate``: the labelled images' own unless a shift is there.
-    """
-    if asked == "none":
-        return None
-    if asked == "uniform":
-        return np.full(len(shift.labelled), 1.0 / len(shift.labelled))
-    prior = shift.estimated if asked == "estimate" and shift.is_there else shift.labelled
-    prior = np.maximum(prior, _LEAST_SHARE)
-    return prior / prior.sum()
-
-
-def judged(before: Seen, after: Seen, expected: Array, *, keep_at: float, seed: int) -> Verdict:
+def compare_student(before: Evaluated, after: Evaluated, expected: Array, *, keep_at: float, seed: int) -> Decision:
     """Return whether the student that made ``after`` may take the place of the teacher that made ``before``.
 
     By the paired bootstrap of the log loss over labelled validation images, or the exact test: with few of them a
     difference must be large to count. Where the student's classes have collapsed, no score on a few images helps it.
-
-    Args:
-        expected: (C,) class shares of the pool.
+    ``expected`` (C,) are the class shares of the pool.
     """
     gain, collapse = mean_gain(before.losses - after.losses, seed=seed), collapsed(before.pool, after.pool, expected)
-    return Verdict(gain, _scores(before), _scores(after), len(before.losses), keep_at, collapse)
+    return Decision(gain, before.scores, after.scores, len(before.losses), keep_at, collapse)
 
 
 def collapsed(before: Predictions, after: Predictions, expected: Array) -> str:
     """Return what shows that pseudo-labels feed on themselves; nothing where all is well.
 
-    They do where a class that should be common is hardly predicted any more, or where the predicted class shares have
-    moved far away from the expected ones.
+    A class that should be common is hardly predicted any more, or class shares have moved far from the expected ones.
     """
     old, new = _shares(before), _shares(after)
     lost = (expected >= _COMMON) & (new < _LOST * expected) & (old >= _LOST * expected)
@@ -207,13 +197,13 @@ def _shares(predictions: Predictions) -> Array:
     return np.bincount(predictions.predicted(), minlength=len(predictions.classes)) / len(predictions)
 
 
-def judging_views(images: int) -> int:
-    """Return through how many views each of so many validation images is judged.
+def views_to_compare(images: int) -> int:
+    """Return through how many views each of so many validation images is evaluated.
 
     An image that a model barely knows, it loses in some of its views: a few images then say about as much as several
     times as many. Many images say enough as they are.
 
-    >>> judging_views(20), judging_views(300), judging_views(5_000)
+    >>> views_to_compare(20), views_to_compare(300), views_to_compare(5_000)
     (8, 3, 1)
     """
     return min(_MOST_VIEWS, max(1, _SHOWN // images))
@@ -228,17 +218,12 @@ def _losses_of_views(valid: Predictions) -> Array:
         tuple(f"{view}/{name}" for view in range(views) for name in valid.ids), valid.classes,
         valid.logits.reshape(1, views * count, -1), labels=labels,
     )  # fmt: skip
-    given = Temperature().fit(each).transform(each).log_probabilities()[np.arange(len(labels)), labels]
-    return -given.reshape(views, count).mean(axis=0)
-
-
-def _scores(seen: Seen) -> tuple[float, float]:
-    assert seen.valid.labels is not None
-    return accuracy(seen.valid.predicted(), seen.valid.labels), float(seen.losses.mean())
+    log_p = Temperature().fit(each).transform(each).log_probabilities()[np.arange(len(labels)), labels]
+    return -log_p.reshape(views, count).mean(axis=0)
 
 
 def _thumbnails(data: Dataset, rows: np.ndarray) -> np.ndarray:
-    """Return float32 (M, D) small pictures, each of mean zero, so that light and dark copies are alike."""
+    """Return float32 (M, D) small pictures, each of mean zero, so that brightness does not count."""
     size = min(_THUMBNAIL, data.build.store.size)
     blocks = [
         data.build.store.gather(rows[start : start + 1024], size).reshape(-1, size * size * data.build.store.channels)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from etude.core.seeds import rng_for
 from etude.data.order import FixedMix
 from etude.data.split import Fold
 from etude.inference.views import many_views
@@ -22,18 +23,17 @@ from etude.models.head import fit_head
 from etude.recipe.resolve import labelled_share, mixed_recipe, share_caution
 from etude.refine.pseudo_labels import Drift, PseudoLabelRule, Selected, drift
 from etude.refine.views import gain_by_views
-from etude.study.run.frozen import compute_features
+from etude.study.run.frozen import FrozenFeatures, compute_features
 from etude.study.run.network import Candidate, Extras, finetune_candidate, head_candidate
 from etude.study.run.prepare import Prepared
 from etude.study.run.session import Session
 from etude.study.unlabelled.guards import (
-    Seen,
-    Verdict,
+    Decision,
+    Evaluated,
     apart_from_validation,
-    judged,
-    judging_views,
+    compare_student,
     label_shift,
-    settled_prior,
+    views_to_compare,
 )
 from etude.study.unlabelled.pool import Pool
 from etude.timeline import Pace
@@ -44,41 +44,31 @@ _LEAST_PROBABILITY = 0.02  # of a class, for a soft pseudo-label of the head to 
 
 @dataclass
 class Rounds:
-    """All rounds on a fold.
-
-    Args:
-        policy: of augmentation, by name.
-        folder: of the fold; each round has a folder in it.
-        suffix: names the fold, where there are several.
-        features: of the pool, where the head alone is trained.
-        tta: views of a prediction, once the first teacher has shown whether those of the recipe do harm.
-    """
+    """All rounds on a fold."""
 
     session: Session
     prepared: Prepared
     fold: Fold
     pool: Pool
-    policy: str
-    folder: Path
-    suffix: str = ""
-    features: np.ndarray | None = field(init=False, default=None)
-    tta: int | None = field(init=False, default=None)
+    policy: str  # of augmentation, by name
+    folder: Path  # of the fold; each round has a folder in it
+    suffix: str = ""  # names the fold, where there are several
+    features: np.ndarray | None = field(init=False, default=None)  # of the pool, where the head alone is trained
+    tta: int | None = field(init=False, default=None)  # views of a prediction, settled by the first teacher
     chosen: NDArray[np.int64] = field(init=False)
 
     def __post_init__(self) -> None:
-        prepared = self.prepared
+        prepared, record = self.prepared, self.session.record
         with self.session.stage(f"unlabelled images{self.suffix}"):
-            if prepared.recipe.stages == ("head",):
-                self.features = self._pool_features()
-            labelled = None if prepared.features is None else prepared.features.values
-            known = None if self.features is None or labelled is None else (self.features, labelled)
+            known = None
+            if prepared.recipe.stages == ("head",) and prepared.features is not None:
+                self.features = self._pool_features(prepared.features)
+                known = self.features, prepared.features.values
             self.chosen = apart_from_validation(self.pool, prepared.data, self.fold.valid, known)
         left = len(self.pool) - len(self.chosen)
         if left:
             self.session.screen.say(f"{left:,} unlabelled images{self.suffix} look like validation images: left out")
-        self.session.record.set(
-            "unlabelled", {**(self.session.record.get("unlabelled") or {}), f"like validation{self.suffix}": left}
-        )
+        record.set("unlabelled", {**(record.get("unlabelled") or {}), f"like validation{self.suffix}": left})
 
     def run(self, kept: Candidate) -> Candidate:
         """Train students of ``kept`` and of each other while each is better than the one before; return the last."""
@@ -89,69 +79,68 @@ class Rounds:
         if (caution := share_caution(self.prepared.recipe)) is not None:
             session.warn(caution)
         with session.stage(f"predict unlabelled{self.suffix}"):
-            seen = self._seen(kept)
-            shift = label_shift(seen, self.prepared.data.labels[self.fold.train], self.fold.seed)
-        (session.warn if shift.is_there else session.screen.say)(shift.described(seen.valid.classes))
-        prior = settled_prior(settings.prior, shift)
-        expected = shift.estimated if shift.is_there else shift.labelled
-        online = settings.method == "online"
-        for number in range(1, (1 if online else settings.rounds) + 1):
-            name = "online" if online else f"round {number}"
-            trained = self._trained(name, kept, seen, prior)
-            if trained is None:
+            before = self._evaluated(kept)
+            labels, rng = self.prepared.data.labels[self.fold.train], rng_for(self.fold.seed, "unlabelled shift")
+            shift = label_shift(before, labels, rng)
+        (session.warn if shift.is_there else session.screen.say)(shift.described(kept.card.classes))
+        prior, online = shift.prior(settings.prior), settings.method == "online"
+        for name in ["online"] if online else [f"round {number + 1}" for number in range(settings.rounds)]:
+            selected = None if online else self._selected(before, prior)
+            if selected is not None and not (selected.weights > 0).any():
+                session.warn(
+                    f"{name}{self.suffix}: no pseudo-label reaches unlabeled.threshold, so the rounds end here"
+                )
                 break
-            student, selected, after, stage = trained
-            verdict = judged(seen, after, expected, keep_at=settings.keep_at, seed=self.fold.seed)
-            stage.keep(verdict.keeps)
-            self._tell(name, verdict, drift(seen.pool, after.pool, expected), selected)
-            if not verdict.keeps:
+            try:
+                with session.stage(f"{name}{self.suffix}") as stage:
+                    if selected is not None and self.features is not None:
+                        student = self._head(name, kept, selected, self.features)
+                    else:
+                        student = self._network(name, kept, selected, prior, stage)
+                    after = self._evaluated(student)
+            except DivergedError as problem:
+                session.warn(f"{name}{self.suffix} is thrown away, since {problem}")
                 break
-            kept, seen = student, after
+            session.scored(stage, student.valid)
+            decision = compare_student(before, after, shift.expected, keep_at=settings.keep_at, seed=self.fold.seed)
+            stage.keep(decision.keeps)
+            self._report(name, decision, drift(before.pool, after.pool, shift.expected), selected)
+            if not decision.keeps:
+                break
+            kept, before = student, after
         return kept
 
-    def _trained(
-        self, name: str, kept: Candidate, seen: Seen, prior: np.ndarray | None
-    ) -> tuple[Candidate, Selected | None, Seen, Stage] | None:
-        """Return a student, its pseudo-labels, what it predicts, and its stage; None with nothing to learn from."""
-        session, settings = self.session, self.prepared.recipe.unlabeled
-        selected = None if settings.method == "online" else self._rule(prior, len(seen.pool.classes)).select(seen.pool)
-        if selected is not None and not (selected.weights > 0).any():
-            session.warn(f"{name}{self.suffix}: no pseudo-label reaches unlabeled.threshold, so the rounds end here")
-            return None
-        try:
-            with session.stage(f"{name}{self.suffix}") as stage:
-                if selected is not None and self.features is not None:
-                    student = self._head(name, kept, selected, self.features)
-                else:
-                    student = self._network(name, kept, selected, prior, stage)
-                after = self._seen(student)
-        except DivergedError as problem:
-            session.warn(f"{name}{self.suffix} is thrown away, since {problem}")
-            return None
-        session.scored(stage, student.valid)
-        return student, selected, after, stage
+    def _selected(self, teacher: Evaluated, prior: np.ndarray | None) -> Selected:
+        settings = self.prepared.recipe.unlabeled
+        quotas = None if settings.quota is None else [settings.quota] * len(teacher.pool.classes)
+        return PseudoLabelRule(
+            kind=settings.kind, temperature=settings.temperature, threshold=settings.threshold,
+            quotas=quotas, weights=settings.weights, prior=prior,
+        ).select(teacher.pool)  # fmt: skip
 
     def _network(
         self, name: str, kept: Candidate, selected: Selected | None, prior: np.ndarray | None, stage: Stage
     ) -> Candidate:
         """Fine-tune a network on labelled and unlabelled images at a fixed mix."""
-        recipe, session, classes = self.prepared.recipe, self.session, len(kept.card.classes)
-        settings = recipe.unlabeled
+        prepared, session, classes = self.prepared, self.session, len(kept.card.classes)
+        settings = prepared.recipe.unlabeled
         if selected is None:
             rows = self.pool.training_rows(self.chosen, classes)
         else:
             used = selected.weights > 0
             rows = self.pool.training_rows(self.chosen[used], classes, selected.targets[used], selected.weights[used])
-        share = labelled_share(recipe, len(self.fold.train), sum(len(part) for part in rows))
+        share = labelled_share(prepared.recipe, len(self.fold.train), sum(len(part) for part in rows))
         warm = settings.start == "warm" and kept.stage != "head"
         if settings.start == "warm" and not warm:
             session.screen.say(
                 f"{name}{self.suffix} starts fresh: the better stage is a head, whose weights fit no other"
             )
         stage.note("labelled share", share)
-        folder = self.folder / name.replace(" ", "-")
+        folder, recipe, pace = self.folder / name.replace(" ", "-"), mixed_recipe(prepared.recipe), prepared.pace
+        if pace is not None:
+            pace = Pace(pace.seconds * recipe.train.batch_size / prepared.recipe.train.batch_size, pace.size)
         student, done = finetune_candidate(
-            mixed(self.prepared), self.fold, session.context,
+            replace(prepared, recipe=recipe, pace=pace), self.fold, session.context,
             policy=self.policy, folder=folder, resume=session.request.resume, stage=name,
             extras=Extras(tuple(rows), FixedMix(share, settings.balanced), prior, start=kept.model if warm else None),
         )  # fmt: skip
@@ -179,68 +168,50 @@ class Rounds:
             np.concatenate([views, more], axis=1),
             np.concatenate([prepared.data.labels[fold.train], classes]),
             len(kept.card.classes),
-            candidates=(kept.notes["C"],),  # pseudo-labels must not judge how much to trust them
+            candidates=(kept.notes["C"],),  # pseudo-labels must not decide how much to trust them
             weights=np.concatenate([weights, pseudo]),
             seed=fold.seed,
         )
         return head_candidate(prepared, fold, head, self.session.context, name)
 
-    def _seen(self, candidate: Candidate) -> Seen:
+    def _evaluated(self, candidate: Candidate) -> Evaluated:
         """Return the candidate's calibrated predictions of validation images and pool, with the recipe's views."""
         recipe, context = self.prepared.recipe.predict, self.session.context
         candidate = replace(candidate, card=replace(candidate.card, policy=self.policy))
-        views = many_views(self.policy, max(recipe.tta, judging_views(len(candidate.valid))))  # first those of tta
+        views = many_views(self.policy, max(recipe.tta, views_to_compare(len(candidate.valid))))  # first those of tta
         valid = candidate.predict(
             self.prepared.data, self.fold.valid, context,
-            views=views, known_features=candidate.valid.features, name="judge",
+            views=views, known_features=candidate.valid.features, name="evaluate",
         )  # fmt: skip
         if self.tta is None:  # settled by the first teacher: students are compared with it through the same views
             asked = replace(valid, logits=valid.logits[: recipe.tta])
             self.tta = 1 if recipe.tta_if == "harmless" and gain_by_views(asked).harm else recipe.tta
         if self.tta < recipe.tta:
             valid = replace(valid, logits=valid.logits[:1])
-        pool = self.pool.predictions(candidate, self.chosen, self.tta, context, self.features)
-        return Seen.calibrated(valid, pool)
+        return Evaluated.calibrated(
+            valid, self.pool.predictions(candidate, self.chosen, self.tta, context, self.features)
+        )
 
-    def _rule(self, prior: np.ndarray | None, classes: int) -> PseudoLabelRule:
-        settings = self.prepared.recipe.unlabeled
-        quotas = None if settings.quota is None else [settings.quota] * classes
-        return PseudoLabelRule(
-            kind=settings.kind, temperature=settings.temperature, threshold=settings.threshold,
-            quotas=quotas, weights=settings.weights, prior=prior,
-        )  # fmt: skip
-
-    def _pool_features(self) -> np.ndarray:
-        prepared, context = self.prepared, self.session.context
-        assert prepared.features is not None
-        frozen, precision = prepared.features.frozen, prepared.precision
+    def _pool_features(self, features: FrozenFeatures) -> np.ndarray:
+        recipe, precision, context = self.prepared.recipe, self.prepared.precision, self.session.context
         return np.concatenate([
-            compute_features(frozen, part.data, prepared.recipe, precision, context).values[part.rows]
+            compute_features(features.frozen, part.data, recipe, precision, context).values[part.rows]
             for part in self.pool.parts
         ])  # fmt: skip
 
-    def _tell(self, name: str, verdict: Verdict, moved: Drift, selected: Selected | None) -> None:
+    def _report(self, name: str, decision: Decision, moved: Drift, selected: Selected | None) -> None:
         """Show what a round brought, and write it into the record in place of an attempt that was stopped."""
-        session = self.session
+        session, name = self.session, f"{name}{self.suffix}"
         entry = {
-            "name": f"{name}{self.suffix}",
-            **verdict.as_dict(),
+            "name": name,
+            **decision.as_dict(),
             "pseudo_labels": None if selected is None else selected.described,
             "changed": moved.changed,
             "from_prior": moved.from_prior,
             "histogram": moved.histogram,
         }
         known: Sequence[dict[str, object]] = session.record.get("rounds") or ()
-        session.record.set("rounds", [*(one for one in known if one["name"] != entry["name"]), entry])
+        session.record.set("rounds", [*(one for one in known if one["name"] != name), entry])
         labels = "" if selected is None else f"{selected.described}; "
-        session.screen.say(f"{name}{self.suffix}: {labels}{moved.described}")
-        (session.screen.say if verdict.keeps else session.warn)(f"{name}{self.suffix} {verdict.told}")
-
-
-def mixed(prepared: Prepared) -> Prepared:
-    """Return what a training with unlabelled images starts from: its own length and batch size, and so its own pace."""
-    recipe, before = mixed_recipe(prepared.recipe), prepared.recipe
-    pace = prepared.pace
-    if pace is not None:
-        pace = Pace(pace.seconds * recipe.train.batch_size / before.train.batch_size, pace.size)
-    return replace(prepared, recipe=recipe, pace=pace)
+        session.screen.say(f"{name}: {labels}{moved.described}")
+        (session.screen.say if decision.keeps else session.warn)(f"{name} {decision.text}")
