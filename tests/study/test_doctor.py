@@ -30,7 +30,7 @@ from etude.study.doctor.doctor import (
     made_up_pictures,
     network_rates,
 )
-from etude.study.doctor.machine import MachineFacts, read_facts
+from etude.study.doctor.machine import MachineFacts, read_machine
 from etude.study.doctor.show import show_report
 from etude.study.run.plan import Speed, measure_speed
 from etude.study.run.request import Options, Request
@@ -156,7 +156,7 @@ def test_facts_are_read_from_the_system(tmp_path, monkeypatch):
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=2048 * 1024, available=1024 * 1024))
     monkeypatch.setattr("psutil.getloadavg", lambda: (1.25, 0.0, 0.0))
     monkeypatch.setattr(doctor_facts, "_WATCHED_SECONDS", 0.0)
-    facts = read_facts(tmp_path / "cache" / "deep", tmp_path)
+    facts = read_machine(tmp_path / "cache" / "deep", tmp_path)
     assert (facts.cpu, facts.load, facts.busy_cores) == ("Made Up", 1.25, 0.0)
     assert (facts.memory_bytes, facts.memory_free) == (1_500_000, 1024 * 1024)
     assert (facts.core_quota, facts.cores_usable) == (0.5, 1)
@@ -164,13 +164,13 @@ def test_facts_are_read_from_the_system(tmp_path, monkeypatch):
     assert (facts.gpu_driver, facts.governors) == ("535.129.03", ("powersave",))
     assert facts.thread_variables["OMP_NUM_THREADS"] == "1"
     (tmp_path / cpu / "energy_performance_preference").write_text("balance_performance")
-    assert read_facts(tmp_path, tmp_path).governors == ("balance_performance",)
+    assert read_machine(tmp_path, tmp_path).governors == ("balance_performance",)
 
 
 def test_a_machine_that_reports_nothing_is_no_error(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor_facts, "_WATCHED_SECONDS", 0.0)
     monkeypatch.setattr("psutil.disk_partitions", lambda all: [])
-    facts = read_facts(tmp_path, tmp_path / "nowhere")
+    facts = read_machine(tmp_path, tmp_path / "nowhere")
     assert facts.core_quota is None
     assert (facts.cache_system, facts.gpu_driver, facts.governors) == (None, None, ())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from io import BytesIO
@@ -31,7 +31,7 @@ from etude.recipe import ImageFacts, Recipe, load_recipe, resolve
 from etude.recipe.resolve import DEFAULT_BACKBONE
 from etude.recipe.settings import value_range
 from etude.recipe.timeline import image_sizes
-from etude.study.doctor.machine import MachineFacts, read_facts
+from etude.study.doctor.machine import MachineFacts, read_machine
 from etude.study.run.frozen import Frozen, build_frozen, frozen_name, trainable_backbone
 from etude.study.run.plan import Plan, Speed, measure_speed, stored_size
 from etude.study.run.request import Options, Request
@@ -117,8 +117,7 @@ class Report:
     @property
     def complaints(self) -> dict[str, str]:
         """What slows the machine down: a word for programs, and a sentence that says what to do, the gravest first."""
-        checks = (_processor_use, _memory_and_disk, _arithmetic)
-        return {about: sentence for check in checks for about, sentence in check(self, self.facts).items()}
+        return _processor_use(self.facts) | _memory_and_disk(self, self.facts) | _arithmetic(self.facts)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as JSON values."""
@@ -140,30 +139,26 @@ def choose_subject(asked: Options, screen: Screen) -> Subject:
     asked.check()
     images = read_sources(asked, recipe, Context(screen, screen.warn, asked.cache, asked.seed)).labelled
     spread = np.unique(np.linspace(0, len(images) - 1, min(_SCANNED, len(images))).astype(int))
-    ranges: list[str] = []
-    scanned = scan_images(images.take(spread), screen).in_range(value_range(recipe.data.range), ranges.append)
+    described = [images.described]
+    scanned = scan_images(images.take(spread), screen).in_range(value_range(recipe.data.range), described.append)
     if scanned.bad:
         screen.warn(
             f"{len(scanned.bad):,} of {len(spread):,} sampled files cannot be read; etude fit lists all of them"
         )
     facts = ImageFacts(scanned.median_short_side, scanned.channels, count=len(images), required_size=needed)
-    return Subject(
-        resolve(recipe, facts, screen.warn),
-        facts,
-        replace(images, described="; ".join([images.described, *ranges])),
-        scanned.value_range,
-    )
+    images = replace(images, described="; ".join(described))
+    return Subject(resolve(recipe, facts, screen.warn), facts, images, scanned.value_range)
 
 
 def examine(subject: Subject, context: Context) -> Report:
     """Measure the machine, and what the subject will take on it."""
-    facts = read_facts(context.cached())
+    facts = read_machine(context.cached())
     keep_large_blocks()
     recipe, train, images = subject.recipe, subject.recipe.train, subject.images
     disk = disk_speed(facts.cache, context) if facts.disk_free > _DISK_ROOM else None
     decoded = stored_size(recipe)
     pictures = made_up_pictures() if images is None else images.paths[:: max(1, len(images) // _DECODED)][:_DECODED]
-    decode = decode_rate(pictures, decoded, subject.facts.channels, context, value_range=subject.value_range)
+    decode = decode_rate(pictures, decoded, subject.facts.channels, context, subject.value_range)
     frozen = build_frozen(recipe, subject.facts.channels)
     trained = None
     if "finetune" in recipe.stages:
@@ -190,13 +185,9 @@ def examine(subject: Subject, context: Context) -> Report:
 
 
 def stage_seconds(
-    recipe: Recipe,
-    images: ImageSet,
-    decode: float,
-    frozen: Frozen | None,
-    features: Speed | None,
+    recipe: Recipe, images: ImageSet, decode: float, frozen: Frozen | None, features: Speed | None,
     training: Speed | None,
-) -> list[tuple[str, float]]:
+) -> list[tuple[str, float]]:  # fmt: skip
     """Return (stage, expected seconds) of a run that holds out validation images; ``decode`` is seconds an image."""
     count = len(images)
     valid = max(1, round(count * recipe.data.valid))
@@ -242,13 +233,11 @@ def disk_speed(folder: Path, context: Context) -> DiskSpeed:
 
 
 def decode_rate(
-    pictures: Sequence[Path | bytes], size: int, channels: int, context: Context, *,
-    value_range: ValueRange | None = None,
-) -> float:  # fmt: skip
-    """Return images a second that are read, decoded and resized to ``size``, on all cores together.
+    pictures: Sequence[Path | bytes], size: int, channels: int, context: Context, value_range: ValueRange | None = None
+) -> float:
+    """Return images a second that are read, decoded and resized to ``size``, on all cores; takes about three seconds.
 
-    Pictures, files or the bytes of files, that cannot be read count as well: they take their time. It ends after about
-    three seconds.
+    Pictures, files or the bytes of files, that cannot be read count as well: they take their time.
     """
 
     def work(picture: Path | bytes) -> None:
@@ -280,11 +269,12 @@ def made_up_pictures(count: int = _PICTURES) -> list[bytes]:
     return [different[number % len(different)] for number in range(count)]
 
 
-def network_rates(name: str, backbone: Backbone, sizes: Sequence[int], mode: Mode, context: Context) -> list[Rate]:
+def network_rates(name: str, backbone: Backbone, sizes: Iterable[int], mode: Mode, context: Context) -> list[Rate]:
     """Return images a second of training and inference at each size."""
     found: list[Rate] = []
-    with context.bar(name, len(sizes), unit="sizes") as advance:
-        for size in sizes:
+    ascending = sorted(sizes)
+    with context.bar(name, len(ascending), unit="sizes") as advance:
+        for size in ascending:
             speed = measure_speed(backbone, size, mode)
             found.append(Rate(name, size, 1 / max(speed.train, 1e-9), 1 / max(speed.infer, 1e-9)))
             advance()
@@ -293,21 +283,18 @@ def network_rates(name: str, backbone: Backbone, sizes: Sequence[int], mode: Mod
 
 def _rates(recipe: Recipe, name: str, backbone: Backbone, size: int, mode: Mode, context: Context) -> list[Rate]:
     """Return the rates of the recipe's network, and of the default one where that is another."""
-    trained = "finetune" in recipe.stages
-    sizes = {size, image_sizes(recipe).first} if trained else {size}
-    if trained and name == DEFAULT_BACKBONE:
-        return network_rates(name, backbone, sorted({*sizes, *SIZES}), mode, context)
-    own = network_rates(name, backbone, sorted(sizes), mode, context)
-    device = best_device()
+    if "finetune" not in recipe.stages:
+        own = [replace(rate, train=None) for rate in network_rates(name, backbone, {size}, mode, context)]
+    elif name == DEFAULT_BACKBONE:
+        return network_rates(name, backbone, {size, image_sizes(recipe).first, *SIZES}, mode, context)
+    else:
+        own = network_rates(name, backbone, {size, image_sizes(recipe).first}, mode, context)
     usual = resolve(load_recipe("default"), ImageFacts(_CAMERA_SIDE, 3, count=1_000))
-    default = trainable_backbone(usual, 3, choose_precision("auto", device))
-    return [
-        *(own if trained else [replace(rate, train=None) for rate in own]),
-        *network_rates(DEFAULT_BACKBONE, default, SIZES, likely_mode(device), context),
-    ]
+    default = trainable_backbone(usual, 3, choose_precision("auto", best_device()))
+    return own + network_rates(DEFAULT_BACKBONE, default, SIZES, likely_mode(best_device()), context)
 
 
-def _processor_use(report: Report, facts: MachineFacts) -> dict[str, str]:
+def _processor_use(facts: MachineFacts) -> dict[str, str]:
     """Check what keeps torch from the processor and the GPU."""
     found: dict[str, str] = {}
     if facts.gpu_driver is not None and not facts.cuda_available:
@@ -390,7 +377,7 @@ def _memory_and_disk(report: Report, facts: MachineFacts) -> dict[str, str]:
     return found
 
 
-def _arithmetic(report: Report, facts: MachineFacts) -> dict[str, str]:
+def _arithmetic(facts: MachineFacts) -> dict[str, str]:
     """Check what the processor itself lacks."""
     found: dict[str, str] = {}
     if facts.device == "cpu" and facts.architecture.lower() in ("x86_64", "amd64"):

@@ -7,11 +7,13 @@ import platform
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 import torch
+from PIL import features
+from torch import cuda
 
 from etude.core.processor import (
     allowed_cores,
@@ -33,40 +35,40 @@ _NETWORK_SYSTEMS = frozenset(
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MachineFacts:
-    """The machine at a moment; None (or empty) is what the system does not report."""
+    """The machine at the moment when this is made; None (or empty) is what the system does not report."""
 
-    device: str
-    gpus: tuple[str, ...]
+    device: str = field(default_factory=lambda: best_device().type)
+    gpus: tuple[str, ...] = field(default_factory=lambda: tuple(map(cuda.get_device_name, range(cuda.device_count()))))
     cpu: str
-    architecture: str  # such as x86_64
-    cores_present: int  # logical cores of the machine
-    cores_allowed: int  # of them, those that this process may run on
+    architecture: str = field(default_factory=platform.machine)  # such as x86_64
+    cores_present: int = field(default_factory=lambda: os.cpu_count() or 1)  # logical cores of the machine
+    cores_allowed: int = field(default_factory=lambda: len(allowed_cores()))  # of them, that this process may run on
     core_quota: float | None  # cores' time that the container's limit grants
     cores_usable: int  # what is left after both
     cores_physical: int
-    load: float  # processes that ran or waited, mean over the last minute
-    busy_cores: float | None  # that other programs use at this moment
+    load: float = field(default_factory=lambda: psutil.getloadavg()[0])  # processes, mean over the last minute
+    busy_cores: float | None = field(default_factory=lambda: _busy_cores())  # that other programs use at this moment
     memory_bytes: int
     memory_free: int | None
-    torch: str
-    threads: int  # that torch uses by default
-    interop_threads: int
-    thread_variables: Mapping[str, str]  # of the environment, such as OMP_NUM_THREADS
-    capability: str  # of the processor as torch uses it, such as AVX2
-    blas: str
-    bf16: bool
-    amx: bool
+    torch: str = field(default_factory=lambda: torch.__version__)
+    threads: int = field(default_factory=lambda: torch.get_num_threads())  # that torch uses by default
+    interop_threads: int = field(default_factory=lambda: torch.get_num_interop_threads())
+    thread_variables: Mapping[str, str] = field(default_factory=lambda: _thread_variables())  # of the environment
+    capability: str = field(default_factory=lambda: torch.backends.cpu.get_cpu_capability())  # such as AVX2
+    blas: str = field(default_factory=lambda: _blas())
+    bf16: bool = field(default_factory=native_bf16)
+    amx: bool = field(default_factory=lambda: bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)()))
     governors: tuple[str, ...]  # of the processor's clock: powersave, balance_performance, ...
-    cuda_build: str | None  # of torch, such as 12.8
-    cuda_available: bool
+    cuda_build: str | None = field(default_factory=lambda: torch.version.cuda)  # such as 12.8
+    cuda_available: bool = field(default_factory=cuda.is_available)
     gpu_driver: str | None  # version of NVIDIA's driver; None without a GPU
     cache: Path
     cache_system: str | None  # kind of file system that holds the cache
     disk_free: int
     disk_bytes: int
-    jpeg_turbo: bool  # Pillow decodes JPEG by libjpeg-turbo
+    jpeg_turbo: bool = field(default_factory=lambda: bool(features.check_feature("libjpeg_turbo")))  # Pillow uses it
 
     @property
     def on_network(self) -> bool:
@@ -74,52 +76,36 @@ class MachineFacts:
         return self.cache_system in _NETWORK_SYSTEMS
 
 
-def read_facts(cache: Path, root: Path = Path("/")) -> MachineFacts:
+def read_machine(cache: Path, root: Path = Path("/")) -> MachineFacts:
     """Read everything about this machine; takes half a second, in which it watches what other programs use.
 
     ``cache`` need not exist yet; ``root`` is where ``proc``, ``sys`` and ``dev`` are.
     """
-    from PIL import features
-
-    busy = _busy_cores()
     existing = next(folder for folder in (cache.absolute(), *cache.absolute().parents) if folder.exists())
     disk = psutil.disk_usage(str(existing))
-    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    blas = re.search(r"BLAS_INFO=(\w+)", torch.__config__.show())
     return MachineFacts(
-        device=best_device().type,
-        gpus=tuple(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())),
         cpu=cpu_model(root),
-        architecture=platform.machine(),
-        cores_present=os.cpu_count() or 1,
-        cores_allowed=len(allowed_cores()),
         core_quota=core_quota(root),
         cores_usable=usable_cores(root),
         cores_physical=physical_cores(root=root),
-        load=psutil.getloadavg()[0],
-        busy_cores=busy,
         memory_bytes=total_memory(root),
         memory_free=free_memory(root),
-        torch=torch.__version__,
-        threads=torch.get_num_threads(),
-        interop_threads=torch.get_num_interop_threads(),
-        thread_variables={
-            name: os.environ[name] for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if name in os.environ
-        },
-        capability=torch.backends.cpu.get_cpu_capability(),
-        blas=blas[1] if blas else "unknown",
-        bf16=native_bf16(),
-        amx=bool(amx()),
         governors=_governors(root),
-        cuda_build=torch.version.cuda,
-        cuda_available=torch.cuda.is_available(),
         gpu_driver=_driver(root),
         cache=cache,
         cache_system=_file_system(existing.resolve()),
         disk_free=disk.free,
         disk_bytes=disk.total,
-        jpeg_turbo=bool(features.check_feature("libjpeg_turbo")),
     )
+
+
+def _thread_variables() -> dict[str, str]:
+    return {name: os.environ[name] for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if name in os.environ}
+
+
+def _blas() -> str:
+    found = re.search(r"BLAS_INFO=(\w+)", torch.__config__.show())
+    return found[1] if found else "unknown"
 
 
 def _busy_cores() -> float:
