@@ -20,8 +20,8 @@ from etude.core.predictions import Predictions
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
-Scorer = Callable[[FloatArray], float]
-"""Takes how often each of N images counts, (N,) float64, and returns the score."""
+Scorer = Callable[[FloatArray], FloatArray]
+"""Takes how often each of N images counts, (..., N) float64, and returns the scores, (...)."""
 
 SMALLEST = 1e-15
 """A probability below it counts as this much, so that one sure mistake does not make a log loss infinite."""
@@ -106,17 +106,20 @@ class ClassCounts:
 
     @classmethod
     def of(cls, predicted: IntArray, labels: IntArray, classes: int, counts: FloatArray | None = None) -> ClassCounts:
-        """Count (N,) predictions against (N,) labels; image ``i`` counts ``counts[i]`` times."""
+        """Count (N,) predictions against (N,) labels; image ``i`` counts ``counts[..., i]`` times."""
         weight = np.ones(len(labels)) if counts is None else counts
         hit = predicted == labels
 
         def counted(positions: IntArray, weight: FloatArray) -> FloatArray:
-            return np.bincount(positions, weight, classes).astype(np.float64, copy=False)
+            rows = weight.reshape(math.prod(weight.shape[:-1]), -1)
+            places = positions + classes * np.arange(len(rows))[:, None]
+            found = np.bincount(places.ravel(), rows.ravel(), classes * len(rows)).astype(np.float64, copy=False)
+            return found.reshape(*weight.shape[:-1], classes)
 
         return cls(
             counted(labels, weight),
             counted(predicted, weight),
-            counted(labels[hit], weight[hit]),
+            counted(labels[hit], weight[..., hit]),
             np.asarray(weight @ squared_distance(predicted, labels)),
         )
 
@@ -198,17 +201,17 @@ class Metric:
     def value(self, log_probabilities: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float:
         """Return the score of log probabilities (N, C) against labels (N,), each image weighted by ``weights`` (N,)."""
         scorer, labels = self.scorer(log_probabilities, labels), np.asarray(labels)
-        return scorer(np.ones(len(labels)) if weights is None else np.asarray(weights, np.float64))
+        return float(scorer(np.ones(len(labels)) if weights is None else np.asarray(weights, np.float64)))
 
     def scorer(self, log_probabilities: ArrayLike, labels: ArrayLike) -> Scorer:
         """Return a function of how often each image counts, for scores of many resamples of the same images."""
         values, truth = checked(log_probabilities, labels)
         if self.per_image is not None:
             each = self.per_image(values, truth)
-            return lambda counts: float(counts @ each / counts.sum())
+            return lambda counts: np.asarray(counts @ each / counts.sum(-1))
         if self.of_counts is not None:
             score, guesses, classes = self.of_counts, np.argmax(values, axis=1).astype(np.int64), values.shape[1]
-            return lambda counts: float(score(ClassCounts.of(guesses, truth, classes, counts)))
+            return lambda counts: score(ClassCounts.of(guesses, truth, classes, counts))
         assert self.prepare is not None
         return self.prepare(values, truth)
 
@@ -277,9 +280,11 @@ def _auc(log_probabilities: FloatArray, labels: IntArray) -> Scorer:
     count, odds = log_probabilities.shape[1], log_odds(log_probabilities)
     curves = [_Curve.of(odds[:, c], labels == c) for c in ([1] if count == 2 else range(count))]
 
-    def scorer(counts: FloatArray) -> float:
-        areas = np.array([curve.area(counts) for curve in curves])
-        return 0.5 if np.isnan(areas).all() else float(np.nanmean(areas))  # no pair to order: nothing is known
+    def scorer(counts: FloatArray) -> FloatArray:
+        areas = np.stack([curve.area(counts) for curve in curves])
+        known = ~np.isnan(areas)
+        # Without a pair to order nothing is known.
+        return np.where(known.any(0), np.where(known, areas, 0.0).sum(0) / np.maximum(known.sum(0), 1), 0.5)
 
     return scorer
 
@@ -297,13 +302,14 @@ class _Curve:
         order, starts = ties(scores)
         return cls(order, starts, positive[order])
 
-    def area(self, counts: FloatArray) -> float:
-        """Return P(score of a positive > that of a negative), ties counted half; NaN without a pair."""
-        weight = counts[self.order]
-        ups = np.add.reduceat(np.where(self.positive, weight, 0.0), self.starts)
-        downs = np.add.reduceat(np.where(self.positive, 0.0, weight), self.starts)
-        pairs = float(ups.sum() * downs.sum())
-        return float(ups @ (np.cumsum(downs) - downs / 2.0)) / pairs if pairs > 0 else float("nan")
+    def area(self, counts: FloatArray) -> FloatArray:
+        """Return P(score of a positive > that of a negative), (...), ties counted half; NaN without a pair."""
+        weight = counts[..., self.order]
+        ups = np.add.reduceat(np.where(self.positive, weight, 0.0), self.starts, axis=-1)
+        downs = np.add.reduceat(np.where(self.positive, 0.0, weight), self.starts, axis=-1)
+        pairs = ups.sum(-1) * downs.sum(-1)
+        won = (ups * (np.cumsum(downs, axis=-1) - downs / 2.0)).sum(-1)
+        return np.where(pairs > 0, won / np.where(pairs > 0, pairs, 1.0), np.nan)
 
 
 def log_odds(log_probabilities: FloatArray) -> FloatArray:

@@ -142,7 +142,7 @@ def paired_bootstrap(
     _, truth = checked(before, labels)
     importance = np.ones(len(truth)) if weights is None else np.asarray(weights, np.float64)
     old, new = metric.scorer(before, truth), metric.scorer(after, truth)
-    gain = metric.sign * (new(importance) - old(importance))
+    gain = float(metric.sign * (new(importance) - old(importance)))
     few = _few_shares(metric, np.asarray(before, np.float64), np.asarray(after, np.float64), truth, importance)
     if few is not None:
         return replace(Gain.of_few(few, level), gain=gain)

@@ -34,6 +34,7 @@ METRICS = ("valid_loss", "valid_accuracy")
 SMALLEST_SIZE, LARGEST_SIZE = 8, 2048  # sides in pixels that the settings accept
 SAMPLES = 512  # points of the run at which batch and image sizes are read for their means
 SHAPING = ("warmup", "cycle", "batch_scaling", "base_batch_size")  # settings that shape some timelines only
+_known_moments: dict[str, list[Moment]] = {}  # of the last recipe: a run reads them a dozen times
 ROUNDS = 20  # at most; a few settle how lengths, batch sizes and the number of steps depend on each other
 
 
@@ -404,7 +405,12 @@ def maximum_of(recipe: Recipe, quantity: str) -> float:
 
 def _moments(recipe: Recipe) -> list[Moment]:
     """Return moments of the whole run, both ends of every phase among them: a phase may last a few steps only."""
-    timeline = nominal_timeline(recipe)
-    ends = [point for _, start, stop in timeline.spans() for point in (start, max(start, stop - 1e-6))]
-    between = [step_progress(step, SAMPLES) for step in range(SAMPLES)]
-    return [timeline.at(point) for point in sorted({0.0, 1.0, *ends, *between})]
+    key = recipe.model_dump_json()  # a recipe with phases of its own cannot be hashed
+    if (known := _known_moments.get(key)) is None:
+        timeline = nominal_timeline(recipe)
+        ends = [point for _, start, stop in timeline.spans() for point in (start, max(start, stop - 1e-6))]
+        between = [step_progress(step, SAMPLES) for step in range(SAMPLES)]
+        known = [timeline.at(point) for point in sorted({0.0, 1.0, *ends, *between})]
+        _known_moments.clear()
+        _known_moments[key] = known
+    return known

@@ -56,7 +56,7 @@ def resolved(curve: Curve, phase_steps: float, run: RunSize) -> Curve:
 
 def is_resolved(curve: Curve) -> bool:
     """Return whether ``curve`` can be read without knowing the run's size."""
-    return curve.is_resolved if isinstance(curve, Resolvable) else True
+    return bool(getattr(curve, "is_resolved", True))
 
 
 def check_numbers(curve: str, **values: object) -> None:

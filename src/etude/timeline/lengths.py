@@ -15,7 +15,7 @@ ACCEPTED = "a length is a share such as 0.25 or '25%', epochs '3ep', steps '500s
 MAX_PARTS = 200
 """Maximum number of phases of a timeline, and of parts of a curve: each takes milliseconds to read."""
 
-_WRITTEN = re.compile(r"\s*(\d+\.?\d*(?:e[+-]?\d+)?|\.\d+)\s*(ep|st|s|m|h|%)?\s*")
+_WRITTEN = re.compile(r"\s*(\d+(?:\.\d*)?(?:e[+-]?\d+)?|\.\d+)\s*(ep|st|s|m|h|%)?\s*")
 _FACTOR_AND_UNIT = {
     None: (1.0, "share"),
     "%": (0.01, "share"),

@@ -28,7 +28,7 @@ from etude.journal.figures import (
     SHADES,
     new_figure,
 )
-from etude.timeline import RunSize, Timeline, step_progress
+from etude.timeline import Moment, RunSize, Timeline, step_progress
 
 _SAMPLES = 1600  # over the whole run; more than the pixels across
 _BEFORE = 1e-6  # of a phase: how close to its end a line is read, since the end itself belongs to the next phase
@@ -92,36 +92,34 @@ class Panel:
 
 def panels_of(timeline: Timeline, steps: int, happened: Sequence[Mapping[str, Any]] | None) -> tuple[Panel, ...]:
     """Return a panel a scheduled quantity: the plan without events, and ``happened``, or else the plan with them."""
-    plan = replace(timeline, events=())
-    return tuple(_panel(plan, timeline, quantity, steps, happened) for quantity in timeline.quantities())
+    quantities = timeline.quantities()
+    plans = _sampled(replace(timeline, events=()), quantities)
+    events = _sampled(timeline, quantities) if timeline.events and not happened else {}
+    return tuple(
+        _panel(name, plans[name], _observed(happened, name, steps) if happened else events.get(name))
+        for name in quantities
+    )
 
 
-def _panel(
-    plan: Timeline, timeline: Timeline, quantity: str, steps: int, happened: Sequence[Mapping[str, Any]] | None
-) -> Panel:
-    planned = _sampled(plan, quantity)
-    actual = _observed(happened, quantity, steps) if happened else None
-    if not happened and timeline.events:
-        actual = _sampled(timeline, quantity)
+def _panel(quantity: str, planned: Line, actual: Line | None) -> Panel:
     if actual is not None and not len(actual.values()):
         actual = None
     return Panel(quantity, planned, actual, quantity == "lr" and _wants_logarithm(planned, actual))
 
 
-def _sampled(timeline: Timeline, quantity: str) -> Line:
-    x: list[float] = []
-    y: list[float] = []
+def _sampled(timeline: Timeline, quantities: Sequence[str]) -> dict[str, Line]:
+    found: list[Moment] = []
     for _, start, end in timeline.spans():
         if end <= start:
             continue  # a plateau ended the run before this phase
         stop = end if end >= 1.0 else end - _BEFORE * (end - start)
         cuts = {event.progress for event in timeline.events if start < event.progress < stop}
         sharp = {cut - _BEFORE for cut in cuts} | cuts  # a scaled learning rate falls straight down
-        for progress in sorted({*np.linspace(start, stop, max(2, round(_SAMPLES * (end - start)))), *sharp}):
-            value = getattr(timeline.at(float(progress)), quantity)
-            x.append(100.0 * float(progress))
-            y.append(math.nan if value is None else float(value))
-    return Line(np.array(x), np.array(y))
+        points = sorted({*np.linspace(start, stop, max(2, round(_SAMPLES * (end - start)))).tolist(), *sharp})
+        found += map(timeline.at, points)
+    x = np.array([100.0 * moment.progress for moment in found])
+    # Where a quantity is not scheduled, None becomes NaN.
+    return {name: Line(x, np.array([getattr(moment, name) for moment in found], np.float64)) for name in quantities}
 
 
 def _observed(rows: Sequence[Mapping[str, Any]], quantity: str, steps: int) -> Line:

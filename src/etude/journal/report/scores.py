@@ -118,14 +118,20 @@ def _bootstrapped(metrics: Sequence[Metric], valid: Evaluated) -> list[Score]:
     images = len(valid.labels)
     scorers = [metric.scorer(valid.log_probabilities, valid.labels) for metric in metrics]
     rng, found = rng_for(0, "report bootstrap"), np.empty((_DRAWS, len(metrics)))
-    for draw in range(_DRAWS):
-        counts = np.bincount(rng.integers(0, images, images), minlength=images).astype(np.float64)
-        found[draw] = [scorer(counts) for scorer in scorers]
+    for some in np.array_split(np.arange(_DRAWS), 20):  # not all at once: they would fill the memory
+        drawn = rng.integers(0, images, (len(some), images)) + images * np.arange(len(some))[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape).astype(np.float64)
+        found[some] = np.stack([scorer(counts) for scorer in scorers], axis=1)
     low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     once = np.ones(images)
     return [
         Score(
-            plain_name(metric.name), scorer(once), float(low[k]), float(high[k]), "bootstrap", metric.name != "log_loss"
+            plain_name(metric.name),
+            float(scorer(once)),
+            float(low[k]),
+            float(high[k]),
+            "bootstrap",
+            metric.name != "log_loss",
         )
         for k, (metric, scorer) in enumerate(zip(metrics, scorers, strict=True))
     ]
