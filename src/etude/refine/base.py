@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -22,26 +23,35 @@ LOG_ZERO = float(np.log(np.finfo(np.float64).tiny))
 class Refiner(ABC):
     """A step that turns predictions into better ones, scikit-learn style.
 
-    ``__init__`` only stores its arguments under the same names; ``fit`` learns from what ``fits_on`` names and keeps
-    it in attributes that end in ``_``; fitting again equals fitting a :meth:`clone`. ``transform`` leaves its input as
-    it is and keeps ids, classes, features and labels. Neither depends on the order of images or of classes.
+    A refiner is a dataclass of its arguments, or its ``__init__`` only stores them under the same names; ``fit`` learns
+    from what ``fits_on`` names and keeps it in attributes that end in ``_``; fitting again equals fitting a
+    :meth:`clone`. ``transform`` leaves its input as it is and keeps ids, classes, features and labels. Neither depends
+    on the order of images or of classes.
 
     Attributes:
         fits_on: what ``fit`` may see: ``"labelled"`` predictions that the model did not train on, the ``"target"`` to
             be predicted (whose labels are never read), both, or nothing.
         needs_features: whether predictions without features are refused.
+        classes_: of the predictions that it was fitted on; ``transform`` takes no others.
     """
 
     fits_on: ClassVar[frozenset[str]]
     needs_features: ClassVar[bool] = False
+    classes_: tuple[str, ...]
 
     @abstractmethod
     def fit(self, labelled: Predictions | None = None, target: Predictions | None = None) -> Self:
         """Learn from out-of-fold ``labelled`` or unlabelled ``target`` predictions; return self."""
 
-    @abstractmethod
     def transform(self, predictions: Predictions) -> Predictions:
         """Return refined predictions of the same images and classes, in one view."""
+        self.require_fitted()
+        require_classes(self.classes_, predictions, type(self).__name__)
+        return with_log_probabilities(predictions, self._refined(predictions))
+
+    def _refined(self, predictions: Predictions) -> NDArray[np.float64]:
+        """Return the log probabilities, (N, C), of :meth:`transform`; a refiner has one of the two."""
+        raise NotImplementedError
 
     @property
     @abstractmethod
@@ -161,9 +171,7 @@ def with_log_probabilities(predictions: Predictions, log_probabilities: NDArray[
     Rows need not be normalised. Minus infinity, a probability of zero, becomes the smallest log that counts.
     """
     finite = np.maximum(normalised(log_probabilities), LOG_ZERO)
-    return Predictions(
-        predictions.ids, predictions.classes, finite[None].astype(np.float32), predictions.features, predictions.labels
-    )
+    return replace(predictions, logits=finite[None].astype(np.float32))
 
 
 def with_columns(predictions: Predictions, columns: Sequence[int], classes: tuple[str, ...]) -> Predictions:
@@ -171,7 +179,7 @@ def with_columns(predictions: Predictions, columns: Sequence[int], classes: tupl
     labels = predictions.labels
     if labels is not None:
         labels = np.append(np.argsort(columns), -1)[labels]  # the last entry keeps -1, unknown, as it is
-    return Predictions(predictions.ids, classes, predictions.logits[:, :, columns], predictions.features, labels)
+    return replace(predictions, classes=classes, logits=predictions.logits[:, :, columns], labels=labels)
 
 
 def _cloned(value: Any) -> Any:
@@ -190,7 +198,7 @@ def labels_of(predictions: Predictions) -> IntArray:
 
 def without_labels(predictions: Predictions) -> Predictions:
     """Return the predictions with nothing to cheat with."""
-    return Predictions(predictions.ids, predictions.classes, predictions.logits, predictions.features)
+    return replace(predictions, labels=None)
 
 
 def unlabelled_classes(predictions: Predictions) -> tuple[str, ...]:

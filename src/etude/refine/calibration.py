@@ -7,7 +7,8 @@ the model did not train on (Guo et al. 2017, "On Calibration of Modern Neural Ne
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import scipy.optimize  # pyright: ignore[reportMissingTypeStubs]
@@ -16,17 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from etude.core.errors import EtudeError, listed
 from etude.core.metrics import log_loss
 from etude.core.predictions import Predictions
-from etude.refine.base import (
-    Refiner,
-    labels_of,
-    minimised,
-    normalised,
-    occurring,
-    only_among,
-    require_classes,
-    require_labelled,
-    with_log_probabilities,
-)
+from etude.refine.base import Refiner, labels_of, minimised, normalised, occurring, only_among, require_labelled
 
 _optimize: Any = scipy.optimize
 # Log temperatures beyond this are not tried: T from 1/1100 to 1100.
@@ -47,7 +38,7 @@ class Temperature(Refiner):
     'T = 2.21'
     """
 
-    fits_on: ClassVar[frozenset[str]] = frozenset({"labelled"})
+    fits_on = frozenset({"labelled"})
 
     def fit(self, labelled: Predictions | None = None, target: Predictions | None = None) -> Self:
         """Find T on ``labelled``; ``target`` is not used."""
@@ -56,11 +47,8 @@ class Temperature(Refiner):
         self.classes_ = known.classes
         return self
 
-    def transform(self, predictions: Predictions) -> Predictions:
-        """Return softmax(z / T)."""
-        self.require_fitted()
-        require_classes(self.classes_, predictions, "Temperature")
-        return with_log_probabilities(predictions, predictions.log_probabilities() / self.temperature_)
+    def _refined(self, predictions: Predictions) -> NDArray[np.float64]:
+        return predictions.log_probabilities() / self.temperature_
 
     @property
     def described(self) -> str:
@@ -69,12 +57,13 @@ class Temperature(Refiner):
         return f"T = {self.temperature_:.2f}"
 
 
+@dataclass(eq=False, repr=False)
 class VectorScaling(Refiner):
     """softmax(z / T + b): a temperature and a bias for each class, called bias-corrected temperature scaling (BCTS).
 
     T and b minimise Σ -log p(label) + (log T)² / 2 + ridge Σ b² / 2. The ridge gives the biases their mean of zero.
-    A class without labelled images would only be learned to be never predicted. So
-    T and b are fitted among the other classes, and such a class keeps its share in softmax(z / T).
+    A class without labelled images would only be learned to be never predicted. So T and b are fitted among the other
+    classes, and such a class keeps its share in softmax(z / T).
 
     Args:
         ridge: precision of the prior b ~ N(0, 1 / ridge).
@@ -88,10 +77,8 @@ class VectorScaling(Refiner):
         EtudeError: the ridge is not above zero.
     """
 
-    fits_on: ClassVar[frozenset[str]] = frozenset({"labelled"})
-
-    def __init__(self, ridge: float = 0.1) -> None:
-        self.ridge = ridge
+    fits_on = frozenset({"labelled"})
+    ridge: float = 0.1
 
     def fit(self, labelled: Predictions | None = None, target: Predictions | None = None) -> Self:
         """Find T and b on ``labelled``; ``target`` is not used."""
@@ -108,12 +95,9 @@ class VectorScaling(Refiner):
         self.classes_ = known.classes
         return self
 
-    def transform(self, predictions: Predictions) -> Predictions:
-        """Return softmax(z / T + b); classes without labelled images keep their share in softmax(z / T)."""
-        self.require_fitted()
-        require_classes(self.classes_, predictions, "VectorScaling")
+    def _refined(self, predictions: Predictions) -> NDArray[np.float64]:
         z = predictions.log_probabilities() / self.temperature_
-        return with_log_probabilities(predictions, only_among(self.learned_, z + self.bias_, normalised(z)))
+        return only_among(self.learned_, z + self.bias_, normalised(z))
 
     @property
     def described(self) -> str:

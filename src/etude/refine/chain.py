@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import math
 import time
@@ -10,10 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, Self, cast
+from typing import Any, Self, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from etude.core.arrays import Arrays, load_arrays, save_arrays
 from etude.core.errors import EtudeError, listed
@@ -93,13 +91,6 @@ class Folds:
     seed: int
     shares: FloatArray | None = None
 
-    @classmethod
-    def of(cls, labelled: Predictions, folds: int, seed: int) -> Folds:
-        """Split labelled predictions; each class is spread evenly."""
-        numbers = fold_numbers(labelled, folds, seed)
-        masks = [numbers == fold for fold in range(int(numbers.max()) + 1)]
-        return cls(tuple((labelled.take(~held), labelled.take(held)) for held in masks), seed)
-
     @property
     def labels(self) -> IntArray:
         """The labels of all held-out images."""
@@ -109,21 +100,31 @@ class Folds:
         """Return the held-out log probabilities, in the order of :attr:`labels`."""
         return np.concatenate([held.log_probabilities() for _, held in self.parts])
 
-    def weights(self) -> FloatArray | None:
-        """Return the weight of each held-out image that gives its classes the target's shares; None for equal ones."""
-        return None if self.shares is None else weights_of(self.labels, self.shares)
+    def drawn(self, predictions: Predictions, shares: FloatArray | None, size: int, name: str) -> Predictions:
+        """Return ``size`` rows drawn with replacement so that classes have ``shares``, each with an id of its own.
+
+        The rows are returned as they are when there are no shares, or they give nothing to any class that occurs.
+        """
+        if shares is None or not (weights := weights_of(labels_of(predictions), shares)).any():
+            return predictions
+        rows = rng_for(self.seed, f"chain {name}").choice(len(predictions), size, p=weights / weights.sum())
+        features = predictions.features
+        return replace(
+            predictions,
+            ids=tuple(f"{number}/{predictions.ids[row]}" for number, row in enumerate(rows.tolist())),
+            logits=predictions.logits[:, rows],
+            features=None if features is None else features[rows],
+            labels=labels_of(predictions)[rows],
+        )
 
     def after(self, step: Refiner, shares: FloatArray | None, target_size: int | None) -> Folds:
         """Return the folds refined by ``step``, fitted anew for each on the others."""
         done: list[tuple[Predictions, Predictions]] = []
         for fold, (train, held) in enumerate(self.parts):
-            target = held if "target" in step.fits_on and target_size is not None else None
-            if target is not None and target_size is not None and shares is not None:
-                target = resampled(target, shares, min(target_size, _LARGEST_TARGET), self.seed, f"target {fold}")
-            labelled = train
-            if self.shares is not None:
-                labelled = resampled(train, self.shares, len(train), self.seed, f"train {fold}")
-            fitted = step.clone().fit(labelled=labelled, target=None if target is None else without_labels(target))
+            labelled, target = self.drawn(train, self.shares, len(train), f"train {fold}"), None
+            if "target" in step.fits_on and target_size is not None:
+                target = without_labels(self.drawn(held, shares, min(target_size, _LARGEST_TARGET), f"target {fold}"))
+            fitted = step.clone().fit(labelled=labelled, target=target)
             done.append((fitted.transform(train), fitted.transform(held)))
         return replace(self, parts=tuple(done), shares=shares)
 
@@ -132,27 +133,6 @@ def weights_of(labels: IntArray, shares: FloatArray) -> FloatArray:
     """Return weights (N,) under which the labelled classes have ``shares`` (C,), as far as they occur."""
     counts = np.bincount(labels, minlength=len(shares))
     return (shares / np.maximum(counts, 1))[labels]
-
-
-def resampled(predictions: Predictions, shares: FloatArray, size: int, seed: int, name: str) -> Predictions:
-    """Return ``size`` rows drawn with replacement so that classes have ``shares``, each with an id of its own.
-
-    The rows are returned as they are when ``shares`` gives nothing to any class that occurs.
-    """
-    weights = weights_of(labels_of(predictions), shares)
-    if weights.sum() <= 0:
-        return predictions
-    rows: NDArray[np.int64] = (
-        rng_for(seed, f"chain {name}").choice(len(predictions), size, p=weights / weights.sum()).astype(np.int64)
-    )
-    features = predictions.features
-    return Predictions(
-        tuple(f"{number}/{predictions.ids[row]}" for number, row in enumerate(rows.tolist())),
-        predictions.classes,
-        predictions.logits[:, rows],
-        None if features is None else features[rows],
-        labels_of(predictions)[rows],
-    )
 
 
 # Objects of these rooms only are made again, attribute by attribute; a file cannot name anything else.
@@ -170,17 +150,31 @@ _MOVED = {  # as files of earlier versions name them
 
 def encoded(value: Any, arrays: Arrays) -> Any:
     """Return ``value`` as JSON; its arrays are added to ``arrays``, and stand in the JSON by their names."""
+    anything: Any = value  # what isinstance would narrow to a container of unknown types
     if isinstance(value, np.generic):
-        return encoded(cast("Any", value).item(), arrays)
+        return encoded(anything.item(), arrays)
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else {"float": repr(value)}
-    if isinstance(value, np.ndarray):
-        return _encoded_array(cast("np.ndarray[Any, Any]", value), arrays)
     if isinstance(value, Path):
         return str(value)
-    return _encoded_parts(value, arrays)
+    if isinstance(value, np.ndarray):
+        if anything.dtype.kind not in "biufU":
+            raise EtudeError(f"an array of type {anything.dtype} cannot be saved with a refiner: give numbers or texts")
+        name = next((known for known, array in arrays.items() if array is value), f"a{len(arrays)}")
+        arrays[name] = anything
+        return {"array": name}
+    if isinstance(value, (tuple, list)):
+        return {"tuple" if isinstance(value, tuple) else "list": [encoded(item, arrays) for item in anything]}
+    if isinstance(value, dict):
+        return {"dict": [[encoded(key, arrays), encoded(item, arrays)] for key, item in anything.items()]}
+    kind: type[Any] = type(anything)
+    name = f"{kind.__module__}:{kind.__qualname__}"
+    if not name.startswith(_ROOMS):
+        raise EtudeError(f"{name} cannot be saved with a refiner: fit with an option that keeps plain arrays")
+    names = vars(anything) if hasattr(anything, "__dict__") else kind.__slots__
+    return {"object": name, "parts": [[key, encoded(getattr(anything, key), arrays)] for key in names]}
 
 
 def decoded(tree: Any, arrays: Mapping[str, np.ndarray[Any, Any]]) -> Any:
@@ -193,46 +187,12 @@ def decoded(tree: Any, arrays: Mapping[str, np.ndarray[Any, Any]]) -> Any:
         "array": lambda name: arrays[name],
         "tuple": lambda items: tuple(decoded(item, arrays) for item in items),
         "list": lambda items: [decoded(item, arrays) for item in items],
-        "set": lambda items: frozenset(decoded(item, arrays) for item in items),
         "dict": lambda items: {decoded(key, arrays): decoded(item, arrays) for key, item in items},
         "object": lambda name: _made(name, {key: decoded(item, arrays) for key, item in rest[0][1]}),
     }
     if kind not in makers:
         raise EtudeError(f"{kind!r} is no part of a saved refiner: the file was damaged or is another kind of file")
     return makers[kind](content)
-
-
-def _encoded_array(value: np.ndarray[Any, Any], arrays: Arrays) -> dict[str, str]:
-    if value.dtype.kind not in "biufU":
-        raise EtudeError(f"an array of type {value.dtype} cannot be saved with a refiner: give numbers or texts")
-    name = next((known for known, array in arrays.items() if array is value), f"a{len(arrays)}")
-    arrays[name] = value
-    return {"array": name}
-
-
-def _encoded_parts(value: Any, arrays: Arrays) -> dict[str, Any]:
-    anything: Any = value  # what isinstance would narrow to a tuple of unknown types
-    if isinstance(value, tuple) and not hasattr(anything, "_fields"):
-        return {"tuple": [encoded(item, arrays) for item in anything]}
-    if isinstance(value, list):
-        return {"list": [encoded(item, arrays) for item in anything]}
-    if isinstance(value, frozenset):
-        return {"set": [encoded(item, arrays) for item in sorted(anything)]}
-    if isinstance(value, dict):
-        return {"dict": [[encoded(key, arrays), encoded(item, arrays)] for key, item in anything.items()]}
-    kind = cast("type[Any]", type(anything))
-    name = f"{kind.__module__}:{kind.__qualname__}"
-    if not name.startswith(_ROOMS):
-        raise EtudeError(f"{name} cannot be saved with a refiner: fit with an option that keeps plain arrays")
-    return {"object": name, "parts": [[key, encoded(item, arrays)] for key, item in _parts(anything).items()]}
-
-
-def _parts(value: Any) -> dict[str, Any]:
-    if hasattr(value, "_fields"):  # a named tuple
-        return dict(zip(value._fields, value, strict=True))
-    if dataclasses.is_dataclass(value):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    return cast("dict[str, Any]", vars(value))
 
 
 def _made(name: str, parts: dict[str, Any]) -> Any:
@@ -245,9 +205,6 @@ def _made(name: str, parts: dict[str, Any]) -> Any:
         raise EtudeError(f"this version of etude has no {name!r}: apply the file with the one that wrote it") from None
     if not inspect.isclass(kind):
         raise EtudeError(f"a saved refiner may not hold {name!r}, which is no class: the file did not come from etude")
-    if issubclass(kind, tuple):
-        anything: Any = tuple
-        return anything.__new__(kind, parts.values())
     made = object.__new__(kind)
     for key, value in parts.items():
         object.__setattr__(made, key, value)  # a frozen dataclass lets nobody else
@@ -269,6 +226,7 @@ DEFAULT_ORDER = (
 _FORMAT = 1
 
 
+@dataclass(eq=False, repr=False)
 class Chain(Refiner):
     """Fits steps one after the other and keeps those that help; a refiner itself.
 
@@ -302,19 +260,13 @@ class Chain(Refiner):
     ('temperature', True)
     """
 
-    fits_on: ClassVar[frozenset[str]] = frozenset({"labelled"})
-
-    def __init__(
-        self,
-        steps: Sequence[tuple[str, Refiner]],
-        metric: str = "accuracy",
-        folds: int = 5,
-        seed: int = 0,
-        draws: int = 1000,
-        level: float = 0.9,
-    ) -> None:
-        self.steps, self.metric, self.folds = steps, metric, folds
-        self.seed, self.draws, self.level = seed, draws, level
+    fits_on = frozenset({"labelled"})
+    steps: Sequence[tuple[str, Refiner]]
+    metric: str = "accuracy"
+    folds: int = 5
+    seed: int = 0
+    draws: int = 1000
+    level: float = 0.9
 
     def fit(self, labelled: Predictions | None = None, target: Predictions | None = None) -> Self:
         """Fit and measure each step; ``rows_`` holds what became of it, ``kept_`` those that are applied."""
@@ -333,11 +285,9 @@ class Chain(Refiner):
         """Return the predictions after every kept step."""
         self.require_fitted()
         require_classes(self.classes_, predictions, "Chain")
-        if not self.kept_:
-            return with_log_probabilities(predictions, predictions.log_probabilities())
         for _, step in self.kept_:
             predictions = step.transform(predictions)
-        return predictions
+        return predictions if self.kept_ else with_log_probabilities(predictions, predictions.log_probabilities())
 
     @property
     def described(self) -> str:
@@ -397,7 +347,10 @@ class _Fitting:
         self.chain, self.labelled = chain, labelled
         self.target: Predictions | None = target
         self.metric = metric_named(chain.metric)
-        self.folds = self.start = Folds.of(labelled, chain.folds, chain.seed)
+        numbers = fold_numbers(labelled, chain.folds, chain.seed)
+        masks = [numbers == fold for fold in range(int(numbers.max()) + 1)]
+        parts = tuple((labelled.take(~held), labelled.take(held)) for held in masks)
+        self.folds = self.start = Folds(parts, chain.seed)
         self.kept: list[tuple[str, Refiner]] = []
         self.clock = time.perf_counter()
 
@@ -418,9 +371,7 @@ class _Fitting:
             return StepRow(name, False, "", 0.0, reason="no target to fit on")
         if len(self.labelled) < FEWEST_ROWS:
             return StepRow(name, False, "", 0.0, reason=f"too few labelled images ({len(self.labelled)}) to tell")
-        labelled = self.labelled
-        if self.folds.shares is not None:
-            labelled = resampled(labelled, self.folds.shares, len(labelled), self.chain.seed, "labelled")
+        labelled = self.folds.drawn(self.labelled, self.folds.shares, len(self.labelled), "labelled")
         fitted = step.clone().fit(labelled=labelled, target=self.target)
         after_labelled = fitted.transform(self.labelled)
         after_target = None if self.target is None else fitted.transform(self.target)
@@ -439,7 +390,8 @@ class _Fitting:
         return row
 
     def _measured(self, name: str, described: str, start: float, before: Folds, after: Folds) -> StepRow:
-        chain, weights = self.chain, after.weights()
+        chain, shares = self.chain, after.shares
+        weights = None if shares is None else weights_of(after.labels, shares)
         gain = paired_bootstrap(
             self.metric, before.log_probabilities(), after.log_probabilities(), before.labels,
             chain.draws, chain.seed, level=chain.level, weights=weights,

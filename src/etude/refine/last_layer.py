@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from itertools import product
-from typing import ClassVar, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from etude.core.errors import EtudeError
 from etude.core.predictions import Predictions
@@ -94,6 +94,7 @@ class _Rows(NamedTuple):
     pseudo: int
 
 
+@dataclass(eq=False, repr=False)
 class LastLayer(OnTrainingRows):
     """p = λ p_head + (1 - λ) p_net: multinomial logistic regression on standardised features of the training images.
 
@@ -139,30 +140,17 @@ class LastLayer(OnTrainingRows):
     (1.0, True)
     """
 
-    fits_on: ClassVar[frozenset[str]] = frozenset({"labelled", "target"})
-
-    def __init__(
-        self,
-        train_features: ArrayLike,
-        train_labels: ArrayLike,
-        train_ids: Sequence[str] | None = None,
-        train_classes: Sequence[str] | None = None,
-        *,
-        prior: PriorSpec | None = "estimate",
-        pseudo_share: float = 0.3,
-        confidence: float = 0.95,
-        strengths: Sequence[float] = (0.001, 0.01, 0.1, 1.0),
-        weights: Sequence[float] = (0.25, 0.5, 0.75, 1.0),
-        folds: int = 5,
-        noise: float | None = NOISE,
-        most: int = 100,
-        seed: int = 0,
-    ) -> None:
-        self.train_features, self.train_labels = train_features, train_labels
-        self.train_ids, self.train_classes = train_ids, train_classes
-        self.prior, self.pseudo_share, self.confidence = prior, pseudo_share, confidence
-        self.strengths, self.weights = strengths, weights
-        self.folds, self.noise, self.most, self.seed = folds, noise, most, seed
+    fits_on = frozenset({"labelled", "target"})
+    _: KW_ONLY
+    prior: PriorSpec | None = "estimate"
+    pseudo_share: float = 0.3
+    confidence: float = 0.95
+    strengths: Sequence[float] = (0.001, 0.01, 0.1, 1.0)
+    weights: Sequence[float] = (0.25, 0.5, 0.75, 1.0)
+    folds: int = 5
+    noise: float | None = NOISE
+    most: int = 100
+    seed: int = 0
 
     def fit(self, labelled: Predictions | None = None, target: Predictions | None = None) -> Self:
         """Fit heads on the training images and confident ``target`` ones; choose among them on ``labelled``."""
@@ -261,14 +249,9 @@ class LastLayer(OnTrainingRows):
         start = None
         for strength in sorted(self.strengths):
             start = fit_head(
-                table,
-                labels.astype(np.int64),
-                len(self.present_),
-                strength,
-                importance=rows.importance,
-                start=start,
-                most=self.most,
-            )
+                table, labels.astype(np.int64), len(self.present_), strength,
+                importance=rows.importance, start=start, most=self.most,
+            )  # fmt: skip
             heads.append(start)
         return heads
 

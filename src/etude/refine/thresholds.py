@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Self
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,16 +13,7 @@ from etude.core.errors import EtudeError
 from etude.core.metrics import METRICS, ClassCounts, FloatArray, IntArray, Metric, metric_named, squared_distance
 from etude.core.paired import paired_bootstrap
 from etude.core.predictions import Predictions
-from etude.refine.base import (
-    Refiner,
-    known_rows,
-    labels_of,
-    occurring,
-    only_among,
-    require_classes,
-    require_labelled,
-    with_log_probabilities,
-)
+from etude.refine.base import Refiner, known_rows, labels_of, occurring, only_among, require_labelled
 from etude.refine.cross_fit import FEWEST_ROWS, fold_numbers, out_of_fold
 
 _WIDEST = 8.0  # a larger offset would be fitted to a handful of images
@@ -30,6 +22,7 @@ _CANDIDATES = 256  # offsets tried for a class in one sweep
 _ROUNDS = 5
 
 
+@dataclass(eq=False, repr=False)
 class Thresholds(Refiner):
     """Adds an offset b_c to the log probability of each class, where that raises a metric of decisions.
 
@@ -56,12 +49,12 @@ class Thresholds(Refiner):
     True
     """
 
-    fits_on: ClassVar[frozenset[str]] = frozenset({"labelled"})
-
-    def __init__(
-        self, metric: str = "macro_f1", folds: int = 5, seed: int = 0, draws: int = 1000, level: float | None = 0.9
-    ) -> None:
-        self.metric, self.folds, self.seed, self.draws, self.level = metric, folds, seed, draws, level
+    fits_on = frozenset({"labelled"})
+    metric: str = "macro_f1"
+    folds: int = 5
+    seed: int = 0
+    draws: int = 1000
+    level: float | None = 0.9
 
     def fit(self, labelled: Predictions | None = None, target: Predictions | None = None) -> Self:
         """Search the offsets on ``labelled``; ``offsets_`` (C,) stays zero where the gain is no more than noise.
@@ -92,12 +85,9 @@ class Thresholds(Refiner):
                 self.offsets_ = offsets_for(metric, log_p, labels)
         return self
 
-    def transform(self, predictions: Predictions) -> Predictions:
-        """Return the predictions with the offsets added to the log probabilities, normalised again."""
-        self.require_fitted()
-        require_classes(self.classes_, predictions, "Thresholds")
+    def _refined(self, predictions: Predictions) -> FloatArray:
         log_p = predictions.log_probabilities()
-        return with_log_probabilities(predictions, only_among(self.learned_, log_p + self.offsets_, log_p))
+        return only_among(self.learned_, log_p + self.offsets_, log_p)
 
     @property
     def described(self) -> str:

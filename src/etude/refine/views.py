@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,16 +14,7 @@ from etude.core.errors import EtudeError, listed, nearest
 from etude.core.metrics import METRICS, FloatArray, IntArray, metric_named
 from etude.core.paired import mean_gain, paired_bootstrap
 from etude.core.predictions import Predictions
-from etude.refine.base import (
-    Refiner,
-    known_rows,
-    labels_of,
-    minimised,
-    normalised,
-    require_classes,
-    require_labelled,
-    with_log_probabilities,
-)
+from etude.refine.base import Refiner, known_rows, labels_of, minimised, normalised, require_labelled
 from etude.refine.cross_fit import FEWEST_ROWS, fold_numbers, out_of_fold
 
 PLAIN = "mean of probabilities"
@@ -31,6 +22,7 @@ WAYS = (PLAIN, "mean of logits", "weighted probabilities", "weighted logits", "f
 """How V views may become one. The first is what ``Predictions.log_probabilities`` does."""
 
 
+@dataclass(eq=False, repr=False)
 class ViewWeights(Refiner):
     """Averages the views of each image in the way that, cross-fitted, gains beyond noise; else by the plain mean.
 
@@ -56,18 +48,13 @@ class ViewWeights(Refiner):
     (True, True)
     """
 
-    fits_on: ClassVar[frozenset[str]] = frozenset({"labelled"})
-
-    def __init__(
-        self,
-        metric: str = "log_loss",
-        ways: Sequence[str] = WAYS,
-        folds: int = 5,
-        seed: int = 0,
-        draws: int = 1000,
-        level: float | None = 0.9,
-    ) -> None:
-        self.metric, self.ways, self.folds, self.seed, self.draws, self.level = metric, ways, folds, seed, draws, level
+    fits_on = frozenset({"labelled"})
+    metric: str = "log_loss"
+    ways: Sequence[str] = WAYS
+    folds: int = 5
+    seed: int = 0
+    draws: int = 1000
+    level: float | None = 0.9
 
     def fit(self, labelled: Predictions | None = None, target: Predictions | None = None) -> Self:
         """Choose the way and its weights, ``way_`` and ``weights_`` (V,), on ``labelled``."""
@@ -92,10 +79,7 @@ class ViewWeights(Refiner):
         self.weights_ = _fitted_weights(self.way_, views, labels)
         return self
 
-    def transform(self, predictions: Predictions) -> Predictions:
-        """Return one view: the average."""
-        self.require_fitted()
-        require_classes(self.classes_, predictions, "ViewWeights")
+    def _refined(self, predictions: Predictions) -> FloatArray:
         views = len(predictions.logits)
         if self.way_.startswith("weighted") and views != len(self.weights_):
             raise EtudeError(
@@ -103,10 +87,10 @@ class ViewWeights(Refiner):
                 "predict both sets of images with the same views"
             )
         if self.way_ == PLAIN:
-            return with_log_probabilities(predictions, predictions.log_probabilities())
+            return predictions.log_probabilities()
         log_p = _log_probabilities_of_views(predictions)
         weights = self.weights_ if self.way_.startswith("weighted") else _equal(log_p)
-        return with_log_probabilities(predictions, _mixed(self.way_, log_p, weights))
+        return _mixed(self.way_, log_p, weights)
 
     @property
     def described(self) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from itertools import product
-from typing import ClassVar, Literal, Self, get_args
+from typing import Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,15 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from etude.core.errors import EtudeError, listed, nearest
 from etude.core.metrics import SMALLEST
 from etude.core.predictions import Predictions
-from etude.refine.base import (
-    Refiner,
-    labels_of,
-    occurring,
-    require_classes,
-    require_features,
-    require_labelled,
-    with_log_probabilities,
-)
+from etude.refine.base import Refiner, labels_of, occurring, require_features, require_labelled
 from etude.refine.cross_fit import NOISE, choose, fold_numbers, fold_sums
 from etude.refine.neighbours.index import Floats, Method, NeighbourIndex, Neighbours, checked_features
 
@@ -74,41 +67,30 @@ def row_gains(
     return hits.astype(np.float64) - hit_before + _TIE * gains
 
 
+@dataclass(eq=False, repr=False)
 class OnTrainingRows(Refiner):
-    """A refiner whose ``train_...`` arguments hold the training images; its repr shows their size only.
+    """A refiner that blends in what training images vote, λ p_vote + (1 - λ) p_net; its repr shows their size only.
 
-    Attributes:
-        train_features: (M, D) floats of the same backbone as the features of the predictions.
-        train_labels: (M,) positions in ``train_classes``, -1 where unknown.
-        train_ids: M ids, or None.
-        train_classes: names of the classes; None when they are those of the predictions, in that order.
-        classes_: of the predictions it was fitted on.
-        weight_: λ, the share of the training rows' vote; 0 where nothing is gained.
-        learned_: (C,) bool, the classes with training rows; the others keep the network's probability.
+    ``weight_`` is λ; classes without training rows, where ``learned_`` is false, keep the network's probability.
     """
 
     needs_features = True
     train_features: ArrayLike
     train_labels: ArrayLike
-    train_ids: Sequence[str] | None
-    train_classes: Sequence[str] | None
-    classes_: tuple[str, ...]
-    weight_: float
-    learned_: NDArray[np.bool_]
+    train_ids: Sequence[str] | None = None
+    train_classes: Sequence[str] | None = None
+    weight_: float = field(init=False)
+    learned_: NDArray[np.bool_] = field(init=False)
 
     @abstractmethod
     def vote(self, predictions: Predictions) -> NDArray[np.float64]:
         """Return the class probabilities, (N, C), that the training rows speak for."""
 
-    def transform(self, predictions: Predictions) -> Predictions:
-        """Return λ p_vote + (1 - λ) p_net; features are needed unless λ is 0."""
-        self.require_fitted()
-        require_classes(self.classes_, predictions, type(self).__name__)
+    def _refined(self, predictions: Predictions) -> NDArray[np.float64]:
         network = predictions.log_probabilities()
         if not self.weight_:
-            return with_log_probabilities(predictions, network)
-        vote = self.completed(self.vote(predictions), np.exp(network))
-        return with_log_probabilities(predictions, mixed(vote, network, self.weight_))
+            return network
+        return mixed(self.completed(self.vote(predictions), np.exp(network)), network, self.weight_)
 
     def completed(self, vote: NDArray[np.float64], network: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the vote, (N, C), within what the network, (N, C), leaves for the classes that have training rows.
@@ -141,8 +123,7 @@ class OnTrainingRows(Refiner):
         if self.train_ids is not None and len(self.train_ids) != len(features):
             raise EtudeError(f"{who} got {len(self.train_ids):,} training ids for {len(features):,} rows of features")
         known = np.flatnonzero(labels >= 0)
-        names, rows = self.train_ids, known.tolist()
-        ids = None if names is None else tuple(names[row] for row in rows)
+        ids = None if self.train_ids is None else tuple(self.train_ids[row] for row in known.tolist())
         return features[known], labels[known].astype(np.int64), ids
 
     def columns_in(self, predictions: Predictions) -> NDArray[np.int64]:
@@ -157,11 +138,7 @@ class OnTrainingRows(Refiner):
         return np.array([position[name] for name in classes])
 
 
-KS = tuple(2**power for power in range(10))
-TEMPERATURES = (1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0, 10.0)
-WEIGHTS = tuple(round(0.05 * step, 2) for step in range(1, 20))
-
-
+@dataclass(eq=False, repr=False)
 class KNN(OnTrainingRows):
     """p = λ p_knn + (1 - λ) p_net, where the k nearest training images vote with the weights exp(-d / T).
 
@@ -198,29 +175,15 @@ class KNN(OnTrainingRows):
     1.0
     """
 
-    fits_on: ClassVar[frozenset[str]] = frozenset({"labelled"})
-
-    def __init__(
-        self,
-        train_features: ArrayLike,
-        train_labels: ArrayLike,
-        train_ids: Sequence[str] | None = None,
-        train_classes: Sequence[str] | None = None,
-        *,
-        ks: Sequence[int] = KS,
-        temperatures: Sequence[float] = TEMPERATURES,
-        weights: Sequence[float] = WEIGHTS,
-        metric: Metric = "log_loss",
-        method: Method = "auto",
-        folds: int = 5,
-        noise: float | None = NOISE,
-    ) -> None:
-        self.train_features, self.train_labels = train_features, train_labels
-        self.train_ids, self.train_classes = train_ids, train_classes
-        self.ks, self.temperatures, self.weights = ks, temperatures, weights
-        self.metric: Metric = metric
-        self.method: Method = method
-        self.folds, self.noise = folds, noise
+    fits_on = frozenset({"labelled"})
+    _: KW_ONLY
+    ks: Sequence[int] = tuple(2**power for power in range(10))
+    temperatures: Sequence[float] = (1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0, 10.0)
+    weights: Sequence[float] = tuple(round(0.05 * step, 2) for step in range(1, 20))
+    metric: Metric = "log_loss"
+    method: Method = "auto"
+    folds: int = 5
+    noise: float | None = NOISE
 
     def fit(self, labelled: Predictions | None = None, target: Predictions | None = None) -> Self:
         """Choose k, T and λ on ``labelled``; ``target`` is not used."""
@@ -261,11 +224,7 @@ class KNN(OnTrainingRows):
             raise EtudeError(f"the metric of KNN must be 'log_loss' or 'accuracy', not {self.metric!r}.{hint}")
         if not self.ks or not self.temperatures or not self.weights:
             raise EtudeError("KNN needs at least one value each of k, T and λ to choose from")
-        if (
-            min(self.ks) < 1
-            or not min(self.temperatures) > 0
-            or not (min(self.weights) >= 0 and max(self.weights) <= 1)
-        ):
+        if min(self.ks) < 1 or not min(self.temperatures) > 0 or min(self.weights) < 0 or max(self.weights) > 1:
             raise EtudeError(
                 f"KNN needs k of at least 1, T above 0 and λ from 0 to 1, not k from {min(self.ks)}, "
                 f"T from {min(self.temperatures)} and λ from {min(self.weights)} to {max(self.weights)}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from etude.core.errors import EtudeError, listed, nearest
 from etude.core.predictions import Predictions
 from etude.core.seeds import rng_for
-from etude.refine.base import Refiner, normalised, require_classes, require_target, with_log_probabilities
+from etude.refine.base import Refiner, normalised, require_target
 from etude.refine.prior.priors import PriorSpec, parse_prior
 
 Array = NDArray[np.float64]
@@ -281,6 +281,7 @@ def assign(log_p: NDArray[np.float32] | Array, low: Indices, high: Indices, shar
     return Assignment(np.flatnonzero(used)[flow.labels], offsets, likelihood, max(bound - likelihood, 0.0))
 
 
+@dataclass(eq=False, repr=False)
 class BalancedAssignment(Refiner):
     """Labels of the greatest likelihood whose class counts are those of a known prior, or lie between bounds.
 
@@ -303,14 +304,10 @@ class BalancedAssignment(Refiner):
     [0, 1]
     """
 
-    fits_on: ClassVar[frozenset[str]] = frozenset({"target"})
-
-    def __init__(
-        self, prior: PriorSpec | None = "uniform", at_least: Bounds | None = None, at_most: Bounds | None = None
-    ) -> None:
-        self.prior = prior
-        self.at_least = at_least
-        self.at_most = at_most
+    fits_on = frozenset({"target"})
+    prior: PriorSpec | None = "uniform"
+    at_least: Bounds | None = None
+    at_most: Bounds | None = None
 
     def fit(self, labelled: Predictions | None = None, target: Predictions | None = None) -> Self:
         """Assign the images of ``target``; ``labelled`` is not used."""
@@ -328,10 +325,8 @@ class BalancedAssignment(Refiner):
         self.ids_, self.classes_ = target.ids, target.classes
         return self
 
-    def transform(self, predictions: Predictions) -> Predictions:
-        """Return softmax(log p + b). The most probable class of an image that ``fit`` saw is the assigned one."""
-        self.require_fitted()
-        require_classes(self.classes_, predictions, _WHO)
+    def _refined(self, predictions: Predictions) -> Array:
+        """softmax(log p + b). The most probable class of an image that ``fit`` saw is the assigned one."""
         shifted = normalised(predictions.log_probabilities() + self.offsets_).astype(np.float32)
         assigned = self.labels_
         if predictions.ids != self.ids_:
@@ -342,7 +337,7 @@ class BalancedAssignment(Refiner):
         beaten = (shifted[rows] >= wanted[:, None]).sum(axis=1) > 1
         rows, best = rows[beaten & (best - wanted < _NEAR)], best[beaten & (best - wanted < _NEAR)]
         shifted[rows, assigned[rows]] = np.nextafter(best, np.float32(np.inf))
-        return with_log_probabilities(predictions, shifted.astype(np.float64))
+        return shifted.astype(np.float64)
 
     @property
     def described(self) -> str:

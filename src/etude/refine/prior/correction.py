@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Self, get_args
+from dataclasses import dataclass
+from typing import Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,14 +11,7 @@ from numpy.typing import NDArray
 from etude.core.errors import EtudeError, nearest
 from etude.core.predictions import Predictions
 from etude.core.seeds import rng_for
-from etude.refine.base import (
-    Refiner,
-    normalised,
-    require_classes,
-    require_labelled,
-    require_target,
-    with_log_probabilities,
-)
+from etude.refine.base import Refiner, normalised, require_classes, require_labelled, require_target
 from etude.refine.calibration import VectorScaling
 from etude.refine.prior.priors import (
     PriorSpec,
@@ -35,6 +29,7 @@ _WHO = "PriorCorrection"
 _SMALLEST_SHARE = 1e-12
 
 
+@dataclass(eq=False, repr=False)
 class PriorCorrection(Refiner):
     """Calibrate, then multiply by target prior / source prior: log p + log(q / q_s), normalised.
 
@@ -68,21 +63,14 @@ class PriorCorrection(Refiner):
         corrects_: whether ``transform`` changes anything.
     """
 
-    fits_on: ClassVar[frozenset[str]] = frozenset({"labelled", "target"})
-
-    def __init__(
-        self,
-        prior: PriorSpec = "estimate",
-        method: Method = "em",
-        calibrate: bool = True,
-        alpha: float | None = 0.05,
-        caution: float = 2.0,
-        source: PriorSpec | None = None,
-        seed: int = 0,
-    ) -> None:
-        self.method: Method = method
-        self.prior, self.calibrate, self.alpha = prior, calibrate, alpha
-        self.caution, self.source, self.seed = caution, source, seed
+    fits_on = frozenset({"labelled", "target"})
+    prior: PriorSpec = "estimate"
+    method: Method = "em"
+    calibrate: bool = True
+    alpha: float | None = 0.05
+    caution: float = 2.0
+    source: PriorSpec | None = None
+    seed: int = 0
 
     def fit(self, labelled: Predictions | None = None, target: Predictions | None = None) -> Self:
         """Calibrate on ``labelled``; estimate and test the prior of ``target``, which a known prior does not need."""
@@ -100,14 +88,10 @@ class PriorCorrection(Refiner):
         self.classes_ = classes
         return self
 
-    def transform(self, predictions: Predictions) -> Predictions:
-        """Return corrected probabilities, or those given where no correction is worth it."""
-        self.require_fitted()
-        require_classes(self.classes_, predictions, _WHO)
+    def _refined(self, predictions: Predictions) -> NDArray[np.float64]:
         if not self.corrects_:
-            return with_log_probabilities(predictions, predictions.log_probabilities())
-        log_p = self._calibrated(predictions).log_probabilities()
-        return with_log_probabilities(predictions, correct(log_p, self.source_, self.prior_))
+            return predictions.log_probabilities()
+        return correct(self._calibrated(predictions).log_probabilities(), self.source_, self.prior_)
 
     @property
     def described(self) -> str:
