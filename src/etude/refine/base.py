@@ -6,16 +6,18 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from importlib import import_module
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from etude.core.errors import EtudeError, listed
-from etude.core.metrics import IntArray
+from etude.core.metrics import FloatArray, IntArray
 from etude.core.predictions import Predictions
 from etude.core.processor import blas_threads_for
 
+BoolArray = NDArray[np.bool_]
 # A probability of zero: its logarithm stays finite, as Predictions demand, and its exponential is nothing.
 LOG_ZERO = float(np.log(np.finfo(np.float64).tiny))
 
@@ -49,7 +51,7 @@ class Refiner(ABC):
         require_classes(self.classes_, predictions, type(self).__name__)
         return with_log_probabilities(predictions, self._refined(predictions))
 
-    def _refined(self, predictions: Predictions) -> NDArray[np.float64]:
+    def _refined(self, predictions: Predictions) -> FloatArray:
         """Return the log probabilities, (N, C), of :meth:`transform`; a refiner has one of the two."""
         raise NotImplementedError
 
@@ -123,19 +125,19 @@ def difference(expected: Collection[str], given: Collection[str]) -> str:
     return " and ".join(parts + ([f"has {listed(extra)} as well"] if extra else []))
 
 
-def normalised(log_weights: NDArray[np.float64]) -> NDArray[np.float64]:
+def normalised(log_weights: FloatArray) -> FloatArray:
     """Return the log of each row's weights over their sum: x - log Σ exp x, (N, C) float64, finite for finite x."""
     shifted = log_weights - log_weights.max(axis=1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
 def minimised(
-    loss: Callable[[NDArray[np.float64]], tuple[float, NDArray[np.float64]]],
-    start: NDArray[np.float64],
+    loss: Callable[[FloatArray], tuple[float, FloatArray]],
+    start: FloatArray,
     multiplications: int,
     bounds: Any = None,
     **options: float,
-) -> NDArray[np.float64]:
+) -> FloatArray:
     """Return where ``loss``, which returns its gradient too, is least, by L-BFGS from ``start``."""
     import scipy.optimize  # pyright: ignore[reportMissingTypeStubs]
 
@@ -144,14 +146,23 @@ def minimised(
         return optimize.minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
 
 
-def occurring(labels: NDArray[np.int64], classes: int) -> NDArray[np.bool_]:
+def optional_package(name: str, needed_by: str, instead: str) -> Any:
+    """Return a package that may be missing; the message says what needs it, and what does without."""
+    try:
+        return import_module(name)
+    except (ImportError, OSError) as error:  # OSError: its compiled library lacks another one
+        raise EtudeError(
+            f"{needed_by} needs the package {name}, which cannot be imported ({error}): "
+            f"pip install {name}, or take {instead}"
+        ) from error
+
+
+def occurring(labels: IntArray, classes: int) -> BoolArray:
     """Return which of the classes have a label among ``labels``, (N,) of zero or more: (C,)."""
     return np.bincount(labels, minlength=classes) > 0
 
 
-def only_among(
-    learned: NDArray[np.bool_], after: NDArray[np.float64], before: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def only_among(learned: BoolArray, after: FloatArray, before: FloatArray) -> FloatArray:
     """Return log p, (N, C): what is left by classes that are not ``learned``, (C,), is shared as in ``after``.
 
     A class without labelled images, about which a step has learned nothing, keeps its probability in
@@ -165,7 +176,7 @@ def only_among(
     return np.where(learned[before.argmax(axis=1)][:, None], found, before)
 
 
-def with_log_probabilities(predictions: Predictions, log_probabilities: NDArray[np.float64]) -> Predictions:
+def with_log_probabilities(predictions: Predictions, log_probabilities: FloatArray) -> Predictions:
     """Return ``predictions`` with one view of these log probabilities, (N, C); the rest is kept.
 
     Rows need not be normalised. Minus infinity, a probability of zero, becomes the smallest log that counts.

@@ -12,12 +12,21 @@ from typing import Any, Self
 
 import numpy as np
 import scipy.optimize  # pyright: ignore[reportMissingTypeStubs]
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from etude.core.errors import EtudeError, listed
-from etude.core.metrics import log_loss
+from etude.core.metrics import FloatArray, IntArray, log_loss
 from etude.core.predictions import Predictions
-from etude.refine.base import Refiner, labels_of, minimised, normalised, occurring, only_among, require_labelled
+from etude.refine.base import (
+    BoolArray,
+    Refiner,
+    labels_of,
+    minimised,
+    normalised,
+    occurring,
+    only_among,
+    require_labelled,
+)
 
 _optimize: Any = scipy.optimize
 # Log temperatures beyond this are not tried: T from 1/1100 to 1100.
@@ -47,7 +56,7 @@ class Temperature(Refiner):
         self.classes_ = known.classes
         return self
 
-    def _refined(self, predictions: Predictions) -> NDArray[np.float64]:
+    def _refined(self, predictions: Predictions) -> FloatArray:
         return predictions.log_probabilities() / self.temperature_
 
     @property
@@ -95,7 +104,7 @@ class VectorScaling(Refiner):
         self.classes_ = known.classes
         return self
 
-    def _refined(self, predictions: Predictions) -> NDArray[np.float64]:
+    def _refined(self, predictions: Predictions) -> FloatArray:
         z = predictions.log_probabilities() / self.temperature_
         return only_among(self.learned_, z + self.bias_, normalised(z))
 
@@ -144,7 +153,7 @@ def calibration_error(
     return _binned_error(values.max(axis=1), predicted == truth, bins, debiased)
 
 
-def _binned_error(confidence: NDArray[np.float64], hits: NDArray[np.bool_], bins: int, debiased: bool) -> float:
+def _binned_error(confidence: FloatArray, hits: BoolArray, bins: int, debiased: bool) -> float:
     starts = np.sort(confidence)[np.arange(1, bins) * len(confidence) // bins]
     _, which = np.unique(np.searchsorted(starts, confidence, side="right"), return_inverse=True)
     count = np.bincount(which)
@@ -157,7 +166,7 @@ def _binned_error(confidence: NDArray[np.float64], hits: NDArray[np.bool_], bins
     return float(np.sqrt(max(share @ (gap**2 - noise), 0.0)))
 
 
-def _log_temperature(z: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
+def _log_temperature(z: FloatArray, labels: IntArray) -> float:
     given = z[np.arange(len(z)), labels].sum()
 
     def slope(log_t: float) -> float:
@@ -171,14 +180,12 @@ def _log_temperature(z: NDArray[np.float64], labels: NDArray[np.int64]) -> float
     return float(_optimize.brentq(slope, -_WIDEST, _WIDEST, xtol=1e-10))
 
 
-def _temperature_and_bias(
-    z: NDArray[np.float64], labels: NDArray[np.int64], ridge: float
-) -> tuple[float, NDArray[np.float64]]:
+def _temperature_and_bias(z: FloatArray, labels: IntArray, ridge: float) -> tuple[float, FloatArray]:
     n, classes = z.shape
     counts = np.bincount(labels, minlength=classes).astype(np.float64)
     given = z[np.arange(n), labels].sum()
 
-    def loss(x: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+    def loss(x: FloatArray) -> tuple[float, FloatArray]:
         log_t, bias, scale = x[0], x[1:], np.exp(-x[0])
         log_p = normalised(z * scale + bias)
         value = -log_p[np.arange(n), labels].sum() + log_t**2 / 2 + ridge * (bias @ bias) / 2

@@ -169,11 +169,11 @@ def encoded(value: Any, arrays: Arrays) -> Any:
         return {"tuple" if isinstance(value, tuple) else "list": [encoded(item, arrays) for item in anything]}
     if isinstance(value, dict):
         return {"dict": [[encoded(key, arrays), encoded(item, arrays)] for key, item in anything.items()]}
-    kind: type[Any] = type(anything)
+    kind = cast("type[Any]", type(anything))
     name = f"{kind.__module__}:{kind.__qualname__}"
     if not name.startswith(_ROOMS):
         raise EtudeError(f"{name} cannot be saved with a refiner: fit with an option that keeps plain arrays")
-    names = vars(anything) if hasattr(anything, "__dict__") else kind.__slots__
+    names: list[str] = [*(vars(anything) if hasattr(anything, "__dict__") else kind.__slots__)]
     return {"object": name, "parts": [[key, encoded(getattr(anything, key), arrays)] for key in names]}
 
 

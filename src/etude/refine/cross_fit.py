@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from etude.core.metrics import FloatArray, IntArray
 from etude.core.paired import FEW, sign_flips
 from etude.core.predictions import Predictions
 from etude.core.seeds import derive_seed
+from etude.refine.base import BoolArray
 
 FEWEST_ROWS = 10  # on fewer labelled images no gain is believed
 NOISE = 2.0  # standard errors that a gain must exceed
@@ -25,14 +26,13 @@ class Choice(NamedTuple):
     error: float
 
 
-def fold_numbers(predictions: Predictions, folds: int, seed: int = 0) -> NDArray[np.int64]:
+def fold_numbers(predictions: Predictions, folds: int, seed: int = 0) -> IntArray:
     """Return the fold of each image, (N,) int64 below ``min(folds, N)``; each class is spread evenly over the folds.
 
     Images are dealt out in the order of a hash of their id within their class, so the folds are the same for any
     order of images and of classes.
     """
-    unknown = [-1] * len(predictions)
-    labels: list[int] = unknown if predictions.labels is None else predictions.labels.tolist()
+    labels: list[int] = [-1] * len(predictions) if predictions.labels is None else predictions.labels.tolist()
     keys = [
         ("" if label < 0 else predictions.classes[label], derive_seed(seed, f"fold of {image_id}"))
         for label, image_id in zip(labels, predictions.ids, strict=True)
@@ -43,14 +43,12 @@ def fold_numbers(predictions: Predictions, folds: int, seed: int = 0) -> NDArray
     return numbers
 
 
-def fold_sums(rows: NDArray[np.float64], numbers: NDArray[np.int64]) -> NDArray[np.float64]:
+def fold_sums(rows: FloatArray, numbers: IntArray) -> FloatArray:
     """Return the sums of ``rows``, (..., N), over the images of each fold: (..., folds)."""
     return rows @ np.eye(int(numbers.max()) + 1)[numbers]
 
 
-def out_of_fold(
-    numbers: NDArray[np.int64], rows_of: Callable[[NDArray[np.bool_], NDArray[np.bool_]], NDArray[np.float64]]
-) -> NDArray[np.float64]:
+def out_of_fold(numbers: IntArray, rows_of: Callable[[BoolArray, BoolArray], FloatArray]) -> FloatArray:
     """Return ``rows_of(train, held)``, rows of each fold's held-out images fitted on the others, for all images."""
     masks = [numbers == fold for fold in range(int(numbers.max()) + 1)]
     parts = [rows_of(~held, held) for held in masks]
@@ -61,10 +59,7 @@ def out_of_fold(
 
 
 def choose(
-    sums: NDArray[np.float64],
-    row_gains: Callable[[int], NDArray[np.float64]],
-    numbers: NDArray[np.int64],
-    noise: float | None = NOISE,
+    sums: FloatArray, row_gains: Callable[[int], FloatArray], numbers: IntArray, noise: float | None = NOISE
 ) -> Choice:
     """Return the candidate with the largest gain, if its cross-fitted gain exceeds its noise.
 
@@ -85,13 +80,13 @@ def choose(
     return Choice(best if useful else None, float(gains.mean()), standard_error_of(gains))
 
 
-def standard_error_of(gains: Sequence[float] | NDArray[np.float64]) -> float:
+def standard_error_of(gains: Sequence[float] | FloatArray) -> float:
     """Return the standard error of the mean of ``gains``, one an image; infinite for fewer than two."""
     values = np.asarray(gains, dtype=np.float64)
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("inf")
 
 
-def exceeds_noise(gains: Sequence[float] | NDArray[np.float64], noise: float = NOISE) -> bool:
+def exceeds_noise(gains: Sequence[float] | FloatArray, noise: float = NOISE) -> bool:
     """Whether the mean of the gains, one an image, is above ``noise`` standard errors; never on fewer than ten images.
 
     Where few images gain or lose anything, the exact test decides at the same level, 2.3% one-sided for 2 errors.

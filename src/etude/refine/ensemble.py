@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Literal, Self, cast, get_args
 
 import numpy as np
@@ -12,15 +11,14 @@ from numpy.typing import NDArray
 
 from etude.core.errors import EtudeError, listed, nearest
 from etude.core.ids import match_ids, spelled_as
-from etude.core.metrics import SMALLEST, IntArray, log_odds, metric_named, ties
+from etude.core.metrics import SMALLEST, FloatArray, IntArray, log_odds, metric_named, ties
 from etude.core.paired import Gain, paired_bootstrap
 from etude.core.predictions import Predictions
 from etude.core.seeds import rng_for
-from etude.refine.base import LOG_ZERO, labels_of, normalised, require_classes, with_columns
+from etude.refine.base import LOG_ZERO, BoolArray, labels_of, normalised, require_classes, with_columns
 from etude.refine.cross_fit import FEWEST_ROWS, fold_numbers, out_of_fold
 
-Array = NDArray[np.float64]
-Score = Callable[[Array], float]
+Score = Callable[[FloatArray], float]
 """Scores the mean of some models' arrays; larger is better."""
 
 Method = Literal["auto", "mean", "geometric", "rank", "vote", "likelihood", "selection", "best"]
@@ -32,8 +30,7 @@ TRIED = ("geometric", "likelihood", "selection", "best")
 def average(predictions: Sequence[Predictions], weights: Sequence[float] | None = None) -> Predictions:
     """Return the (weighted) mean of the probabilities of M models over the same images and classes.
 
-    Rows and columns are brought into the order of the first. The result has one view and no features; its labels are
-    those that any of the models' predictions carry.
+    Rows and columns have the order of the first. The result has one view, no features, and the labels of any model.
 
     Args:
         predictions: those of each model, at least one.
@@ -61,8 +58,10 @@ def geometric_mean(predictions: Sequence[Predictions], weights: Sequence[float] 
     >>> geometric_mean([sure, unsure]).probabilities().round(3).tolist()
     [[0.75, 0.25]]
     """
-    logs = partial(_weighted, predictions, weights, lambda one: np.maximum(one.log_probabilities(), LOG_ZERO))
-    return logs(lambda mean: np.exp(normalised(mean)))
+    return _weighted(
+        predictions, weights, lambda one: np.maximum(one.log_probabilities(), LOG_ZERO),
+        lambda mean: np.exp(normalised(mean)),
+    )  # fmt: skip
 
 
 def rank_mean(predictions: Sequence[Predictions], weights: Sequence[float] | None = None) -> Predictions:
@@ -70,15 +69,15 @@ def rank_mean(predictions: Sequence[Predictions], weights: Sequence[float] | Non
 
     The image with the k-th smallest probability of a class has rank (k - 1/2) / N there, equal ones the mean of their
     ranks; the mean ranks of each image are divided by their sum. Only the order of a model's probabilities counts, so
-    badly calibrated models can be blended for a score of orders, such as AUC with two classes. The result is no
-    probability, and one model alone does not stay as it is. The rest is as in :func:`average`.
+    badly calibrated models can be blended for such scores as AUC. The result is no probability, and one model alone
+    does not stay as it is. The rest is as in :func:`average`.
 
     >>> one = Predictions.from_probabilities(["a", "b"], ["cat", "dog"], [[0.9, 0.1], [0.99, 0.01]])
     >>> rank_mean([one]).probabilities().round(3).tolist()
     [[0.25, 0.75], [0.75, 0.25]]
     """
 
-    def ranks(one: Predictions) -> Array:
+    def ranks(one: Predictions) -> FloatArray:
         return np.apply_along_axis(_ranks, 0, log_odds(one.log_probabilities()))
 
     return _weighted(predictions, weights, ranks)
@@ -87,8 +86,8 @@ def rank_mean(predictions: Sequence[Predictions], weights: Sequence[float] | Non
 def majority_vote(predictions: Sequence[Predictions], weights: Sequence[float] | None = None) -> Predictions:
     """Return the class that most of M models predict, each with its weight; on a tie the first model in it decides.
 
-    The result's probabilities are the shares of the votes; that of a class which wins a tie is larger by a millionth.
-    The rest is as in :func:`average`.
+    The probabilities are the shares of the votes; that of a class which wins a tie is larger by a millionth. The rest
+    is as in :func:`average`.
 
     >>> votes = [Predictions.from_probabilities(["a"], ["cat", "dog"], [p]) for p in ([1, 0], [0, 1], [0.4, 0.6])]
     >>> majority_vote(votes).probabilities().round(2).tolist()
@@ -102,16 +101,14 @@ def majority_vote(predictions: Sequence[Predictions], weights: Sequence[float] |
     for share, classes in zip(shares, chosen, strict=True):
         votes[rows, classes] += share
     tied = votes > votes.max(axis=1, keepdims=True) - 1e-9
-    first = np.argmax(
-        [tied[rows, classes] & (share > 0) for share, classes in zip(shares, chosen, strict=True)], axis=0
-    )
-    votes[rows, np.stack(chosen)[first, rows]] += 1e-6
+    decides = [tied[rows, classes] & (share > 0) for share, classes in zip(shares, chosen, strict=True)]
+    votes[rows, np.stack(chosen)[np.argmax(decides, axis=0), rows]] += 1e-6
     return _of_models(votes, together)
 
 
 def _weighted(
     predictions: Sequence[Predictions], weights: Sequence[float] | None,
-    table_of: Callable[[Predictions], Array], probabilities_of: Callable[[Array], Array] = np.asarray,
+    table_of: Callable[[Predictions], FloatArray], probabilities_of: Callable[[FloatArray], FloatArray] = np.asarray,
 ) -> Predictions:  # fmt: skip
     """Return the predictions whose probabilities are made of the weighted mean of a table of each model."""
     together, shares = aligned(predictions), shares_of(weights, len(predictions))
@@ -129,7 +126,7 @@ def aligned(predictions: Sequence[Predictions]) -> list[Predictions]:
     return [first, *(_aligned(other, first, number) for number, other in enumerate(predictions[1:], start=2))]
 
 
-def shares_of(weights: Sequence[float] | None, count: int) -> NDArray[np.float64]:
+def shares_of(weights: Sequence[float] | None, count: int) -> FloatArray:
     """Return ``count`` weights divided by their sum; equal ones when None."""
     given = np.asarray([1.0] * count if weights is None else weights, dtype=np.float64)
     if given.shape != (count,):
@@ -151,18 +148,17 @@ def _aligned(other: Predictions, first: Predictions, number: int) -> Predictions
 
 
 def _refuse_others(what: str, missing: list[str], extra: list[str], number: int) -> None:
-    if missing or extra:
-        parts = [f"lacks {len(missing):,} of them ({listed(missing)})"] if missing else []
-        parts += [f"has {len(extra):,} others ({listed(extra)})"] if extra else []
+    parts = [f"lacks {len(missing):,} of them ({listed(missing)})"] if missing else []
+    if parts := parts + ([f"has {len(extra):,} others ({listed(extra)})"] if extra else []):
         raise EtudeError(
             f"only predictions with the same {what} can be blended, and model {number} {' and '.join(parts)} "
             "against the first: predict the same images with models of the same classes"
         )
 
 
-def common_labels(together: Sequence[Predictions]) -> NDArray[np.int64] | None:
+def common_labels(together: Sequence[Predictions]) -> IntArray | None:
     """Return the labels that any of the aligned predictions carry, or None."""
-    merged: NDArray[np.int64] | None = None
+    merged: IntArray | None = None
     for labels in (one.labels for one in together if one.labels is not None):
         if merged is None:
             merged = labels
@@ -191,12 +187,12 @@ def labelled_models(
     return found, labels[known], known
 
 
-def _of_models(values: NDArray[np.float64], together: Sequence[Predictions]) -> Predictions:
+def _of_models(values: FloatArray, together: Sequence[Predictions]) -> Predictions:
     first = together[0]
     return Predictions.from_probabilities(first.ids, first.classes, values, labels=common_labels(together))
 
 
-def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def _ranks(values: FloatArray) -> FloatArray:
     """Return (rank - 1/2) / N of each value, (N,), equal ones sharing the mean of their ranks."""
     order, starts = ties(values)
     counts = np.diff(starts, append=len(values))
@@ -205,12 +201,14 @@ def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return ranks
 
 
-def forward_selection(models: Sequence[Array], score: Score, size: int = 50, sorted_start: bool = True) -> Array:
+def forward_selection(
+    models: Sequence[FloatArray], score: Score, size: int = 50, sorted_start: bool = True
+) -> FloatArray:
     """Return the weights (M,) of a bag of up to ``size`` models, drawn greedily with replacement.
 
-    The bag starts with the best models, as many as score best together (``sorted_start``), or empty. Then, again and
-    again, the model is added that makes the mean of the bag score best. The weights are the counts in the bag at the
-    step where it scored best, divided by their sum. Ties go to the earlier model and to the smaller bag.
+    The bag starts with the best models, as many as score best together (``sorted_start``), or empty. Each step adds
+    the model that makes the mean of the bag score best. The weights are the shares in the bag where it scored best.
+    Ties go to the earlier model and to the smaller bag.
 
     Args:
         models: of each of the M models an array, all of one shape.
@@ -225,11 +223,15 @@ def forward_selection(models: Sequence[Array], score: Score, size: int = 50, sor
     """
     if size < 1 or not len(models):
         raise EtudeError(f"forward selection needs at least one model and a size of at least 1, not {size}")
-    bag = _best_together(models, score, size) if sorted_start else []
+
+    def score_of(mean: FloatArray) -> float:
+        return round(score(mean), 12)  # scores that differ by rounding only are equal
+
+    bag = _best_together(models, score_of, size) if sorted_start else []
     total = np.sum([models[number] for number in bag], axis=0) if bag else np.zeros_like(models[0])
-    best_bag, best = list(bag), _rounded(score(total / len(bag))) if bag else -np.inf
+    best_bag, best = list(bag), score_of(total / len(bag)) if bag else -np.inf
     while len(bag) < size:
-        scores = [_rounded(score((total + model) / (len(bag) + 1))) for model in models]
+        scores = [score_of((total + model) / (len(bag) + 1)) for model in models]
         chosen = int(np.argmax(scores))
         bag.append(chosen)
         total = total + models[chosen]
@@ -239,7 +241,7 @@ def forward_selection(models: Sequence[Array], score: Score, size: int = 50, sor
 
 
 def select_ensemble(
-    probabilities: Sequence[Array],
+    probabilities: Sequence[FloatArray],
     labels: IntArray,
     *,
     metric: str = "log_loss",
@@ -248,11 +250,10 @@ def select_ensemble(
     share: float = 1.0,
     sorted_start: bool = True,
     seed: int = 0,
-) -> Array:
-    """Return the mean of the weights (M,) that :func:`forward_selection` finds in ``bags`` resamples.
+) -> FloatArray:
+    """Return the mean of the weights (M,) that :func:`forward_selection` finds in ``bags`` resamples of the N images.
 
-    Each resample draws N images with replacement and keeps every model with the probability ``share`` (Caruana's bags
-    of models: 0.5 suits libraries of dozens; with few models, leaving one out leaves most out). One bag is the plain
+    Each keeps every model with the probability ``share`` (0.5 suits libraries of dozens). One bag is the plain
     selection, on all images and models.
 
     Args:
@@ -269,39 +270,38 @@ def select_ensemble(
         )
     weights = np.zeros(len(probabilities))
     for bag in range(bags):
-        rows, kept = np.arange(len(labels)), np.arange(len(probabilities))
+        rows, some = np.arange(len(labels)), [*range(len(probabilities))]
         if bags > 1:
             rng = rng_for(seed, "bag of models", bag)
             rows = rng.integers(len(labels), size=len(labels))
             kept = np.flatnonzero(rng.random(len(probabilities)) < share)
-            kept = kept if len(kept) else rng.integers(len(probabilities), size=1)
-        some: list[int] = kept.tolist()
+            some = (kept if len(kept) else rng.integers(len(probabilities), size=1)).tolist()
         arrays, score = scored([probabilities[number][rows] for number in some], labels[rows], metric)
         weights[some] += forward_selection(arrays, score, size, sorted_start)
     return weights / weights.sum()
 
 
-def scored(probabilities: Sequence[Array], labels: NDArray[np.int64], metric: str) -> tuple[list[Array], Score]:
+def scored(probabilities: Sequence[FloatArray], labels: IntArray, metric: str) -> tuple[list[FloatArray], Score]:
     """Return what of each model's (N, C) the metric depends on, and the score of a mean of such arrays."""
     chosen = metric_named(metric)
     if chosen.name == "log_loss":
         rows = np.arange(len(labels))
-        return [one[rows, labels] for one in probabilities], _mean_log
+        given = [one[rows, labels] for one in probabilities]
+        return given, lambda mean: float(np.log(np.maximum(mean, SMALLEST)).mean())
     if chosen.name == "accuracy":
         return list(probabilities), lambda mean: float((mean.argmax(axis=1) == labels).mean())
     return list(probabilities), lambda mean: chosen.sign * chosen.value(np.log(np.maximum(mean, SMALLEST)), labels)
 
 
-def mixture_weights(given: Array, tolerance: float = 1e-6, most: int = 10_000) -> Array:
+def mixture_weights(given: FloatArray, tolerance: float = 1e-6, most: int = 10_000) -> FloatArray:
     """Return the weights w (M,) on the simplex that maximise Σ_i log Σ_m w_m p_mi: those of the least log loss.
 
-    Expectation maximisation, whose every step raises the likelihood. It ends when no weights at all can lower the
-    mean log loss by more than ``tolerance`` (nats): the problem is concave, and max_m mean_i p_mi / Σ w p_i - 1 bounds
-    what is left to gain.
+    Expectation maximisation, whose every step raises the likelihood. The problem is concave, and
+    max_m mean_i p_mi / Σ w p_i - 1 bounds what is left to gain.
 
     Args:
         given: (M, N) probability that each model gives to each image's label; below 1e-15 it counts as that.
-        tolerance: in nats.
+        tolerance: it ends when no weights at all can lower the mean log loss by more, in nats.
         most: steps at most.
 
     >>> mixture_weights(np.array([[0.9, 0.9, 0.1], [0.1, 0.1, 0.9]])).round(3).tolist()
@@ -310,7 +310,7 @@ def mixture_weights(given: Array, tolerance: float = 1e-6, most: int = 10_000) -
     given = np.maximum(given, SMALLEST)
     weights = np.full(len(given), 1 / len(given))
     for _ in range(most):
-        ratio = mixture_ratio(weights, given)
+        ratio = (given / (weights @ given)).mean(axis=1)
         if ratio.max() <= 1 + tolerance:
             break
         weights = weights * ratio
@@ -318,38 +318,24 @@ def mixture_weights(given: Array, tolerance: float = 1e-6, most: int = 10_000) -
     return weights
 
 
-def mixture_ratio(weights: Array, given: Array) -> Array:
-    """Return mean_i p_mi / Σ_k w_k p_ki, (M,): what one step of EM multiplies each weight by."""
-    return (given / (weights @ given)).mean(axis=1)
-
-
-def _mean_log(given: Array) -> float:
-    return float(np.log(np.maximum(given, SMALLEST)).mean())
-
-
-def _best_together(models: Sequence[Array], score: Score, size: int) -> list[int]:
-    alone = [_rounded(score(model)) for model in models]
+def _best_together(models: Sequence[FloatArray], score: Score, size: int) -> list[int]:
+    alone = [score(model) for model in models]
     order = sorted(range(len(models)), key=lambda number: (-alone[number], number))
     total, scores = np.zeros_like(models[0]), list[float]()
     for count, number in enumerate(order[:size], start=1):
         total = total + models[number]
-        scores.append(_rounded(score(total / count)))
+        scores.append(score(total / count))
     return order[: int(np.argmax(scores)) + 1]
 
 
-def _rounded(score: float) -> float:
-    """Scores that differ by rounding only are equal."""
-    return round(score, 12)
-
-
+@dataclass(eq=False, repr=False)
 class Ensemble:
     """One set of predictions from those of M models, scikit-learn style.
 
     ``"mean"``, ``"geometric"``, ``"rank"`` and ``"vote"`` (of predicted classes) take the weights given, by default
-    equal ones; ``"likelihood"`` takes the mean with the weights of least log loss (EM), ``"selection"`` with those of
-    Caruana's forward selection, and ``"best"`` the one model that is best by the metric, since a partner with far more
-    errors costs. ``"auto"`` takes the mean, unless another way beats it, cross-fitted over folds, beyond its noise.
-    Calibrate afterwards, not before.
+    equal ones; ``"likelihood"`` takes the mean with the weights of :func:`mixture_weights`, ``"selection"`` with those
+    of :func:`select_ensemble`, and ``"best"`` the one model that is best by the metric. ``"auto"`` takes the mean,
+    unless another way beats it, cross-fitted over folds, beyond its noise. Calibrate afterwards, not before.
 
     Args:
         method: one of the above.
@@ -372,21 +358,15 @@ class Ensemble:
     (True, (1, 200, 2))
     """
 
-    def __init__(
-        self,
-        method: Method = "auto",
-        metric: str = "log_loss",
-        *,
-        size: int = 50,
-        bags: int = 10,
-        share: float = 1.0,
-        folds: int = 5,
-        seed: int = 0,
-        weights: Sequence[float] | None = None,
-    ) -> None:
-        self.method: Method = method
-        self.metric, self.size, self.bags, self.share = metric, size, bags, share
-        self.folds, self.seed, self.weights = folds, seed, weights
+    method: Method = "auto"
+    metric: str = "log_loss"
+    _: KW_ONLY
+    size: int = 50
+    bags: int = 10
+    share: float = 1.0
+    folds: int = 5
+    seed: int = 0
+    weights: Sequence[float] | None = None
 
     def fit(self, models: Sequence[Predictions]) -> Self:
         """Learn from out-of-fold predictions of the M models on the same images; labels may come from any of them.
@@ -399,7 +379,7 @@ class Ensemble:
         metric_named(self.metric)
         together = aligned(models)
         self.classes_, self.gains_ = together[0].classes, dict[str, Gain]()
-        self.method_ = self.method if self.method != "auto" else "mean"
+        self.method_ = self.method
         if self.method in FIXED:
             self.weights_ = shares_of(self.weights, len(together))
         elif self.weights is not None:
@@ -409,7 +389,8 @@ class Ensemble:
             # In the order of their ids, and in one view: what is drawn then does not depend on that of the rows.
             order = sorted(range(len(known[0])), key=known[0].ids.__getitem__)
             known = [replace(one, logits=one.log_probabilities()[None].astype(np.float32)).take(order) for one in known]
-            self.method_ = self._best_way(known) if self.method == "auto" else self.method
+            if self.method == "auto":
+                self.method_ = self._best_way(known)
             self.weights_ = self._weights(self.method_, known)
         return self
 
@@ -429,12 +410,11 @@ class Ensemble:
             return f"{self.method_} of {len(self.weights_)} models"
         return f"{self.method_}: {' '.join(f'{weight:.2f}' for weight in self.weights_)}"
 
-    def _weights(self, method: str, known: Sequence[Predictions]) -> NDArray[np.float64]:
+    def _weights(self, method: str, known: Sequence[Predictions]) -> FloatArray:
         labels = labels_of(known[0])
         probabilities = [one.probabilities() for one in known]
         if method == "likelihood":
-            rows = np.arange(len(labels))
-            return mixture_weights(np.stack([one[rows, labels] for one in probabilities]))
+            return mixture_weights(np.stack(scored(probabilities, labels, "log_loss")[0]))
         if method == "selection":
             return select_ensemble(
                 probabilities, labels, metric=self.metric, size=self.size, bags=self.bags, share=self.share,
@@ -453,18 +433,17 @@ class Ensemble:
         metric, numbers = metric_named(self.metric), fold_numbers(known[0], self.folds, self.seed)
         mean = average(known).log_probabilities()
         for way in TRIED:
-            held_out = out_of_fold(numbers, partial(self._of_others, way, known))
+
+            def of_others(train: BoolArray, held: BoolArray, way: str = way) -> FloatArray:
+                weights = self._weights(way, [one.take(train) for one in known])
+                return _blended(way, [one.take(held) for one in known], weights).log_probabilities()
+
+            held_out = out_of_fold(numbers, of_others)
             self.gains_[way] = paired_bootstrap(metric, mean, held_out, labels, 1000, self.seed, level=0.95)
         best = max(TRIED, key=lambda way: self.gains_[way].gain)
         return cast("Method", best) if self.gains_[best].beyond_noise else "mean"
 
-    def _of_others(
-        self, way: str, known: Sequence[Predictions], train: NDArray[np.bool_], held: NDArray[np.bool_]
-    ) -> Array:
-        weights = self._weights(way, [one.take(train) for one in known])
-        return _blended(way, [one.take(held) for one in known], weights).log_probabilities()
 
-
-def _blended(method: str, models: Sequence[Predictions], weights: NDArray[np.float64]) -> Predictions:
+def _blended(method: str, models: Sequence[Predictions], weights: FloatArray) -> Predictions:
     ways = {"geometric": geometric_mean, "rank": rank_mean, "vote": majority_vote}
     return ways.get(method, average)(models, weights.tolist())

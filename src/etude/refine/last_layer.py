@@ -8,9 +8,9 @@ from itertools import product
 from typing import NamedTuple, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from etude.core.errors import EtudeError
+from etude.core.metrics import FloatArray, IntArray
 from etude.core.predictions import Predictions
 from etude.core.standardise import Standardised as Standardised  # saved refiners name it by this module
 from etude.refine.base import (
@@ -29,48 +29,38 @@ from etude.refine.neighbours.knn import OnTrainingRows, row_gains
 from etude.refine.prior.correction import PriorCorrection
 from etude.refine.prior.priors import PriorSpec
 
-Array = NDArray[np.float64]
-
 
 @dataclass(frozen=True, eq=False)
 class Head:
     """A linear layer, W (D, C) and b (C,): log p = x W + b, normalised."""
 
-    weights: Array
-    bias: Array
+    weights: FloatArray
+    bias: FloatArray
 
-    def log_probabilities(self, rows: Array, offset: Array | None = None) -> Array:
+    def log_probabilities(self, rows: FloatArray, offset: FloatArray | None = None) -> FloatArray:
         """Return log p of (N, D) standardised rows, (N, C); ``offset`` (N, C) is added to the logits."""
         logits = rows @ self.weights + self.bias
         return normalised(logits if offset is None else logits + offset)
 
 
 def fit_head(
-    rows: Array,
-    labels: NDArray[np.int64],
-    classes: int,
-    strength: float,
-    *,
-    importance: Array | None = None,
-    offset: Array | None = None,
-    start: Head | None = None,
-    most: int = 200,
-) -> Head:
+    rows: FloatArray, labels: IntArray, classes: int, strength: float, *,
+    importance: FloatArray | None = None, offset: FloatArray | None = None, start: Head | None = None, most: int = 200,
+) -> Head:  # fmt: skip
     """Return the W and b that minimise Σ_i w_i (-log p_i(label)) / Σ w + |W|² / (2 strength Σ w), by L-BFGS.
 
-    ``strength`` is scikit-learn's ``C`` (half of it with two classes, where scikit-learn has one column of W only); its
-    LogisticRegression knows no ``offset``, (N, C) logits that the head corrects. With one, b is drawn to zero as W is,
-    so that no strength at all means no correction; without, b is free and every class must occur. ``start`` is where
-    the search begins.
+    ``strength`` is scikit-learn's ``C`` (half of it with two classes); its LogisticRegression knows no ``offset``,
+    (N, C) logits that the head corrects. With one, b is drawn to zero as W is, so that no strength means no correction;
+    without, b is free and every class must occur.
     """
     count, columns = rows.shape
     weight = np.ones(count) if importance is None else importance
     ridge = np.full((columns + 1, classes), 1 / (strength * weight.sum()))
     ridge[-1] *= offset is not None
-    share: Array = weight / weight.sum()
+    share: FloatArray = weight / weight.sum()
     picked = np.arange(len(labels))
 
-    def loss(flat: Array) -> tuple[float, Array]:
+    def loss(flat: FloatArray) -> tuple[float, FloatArray]:
         table = flat.reshape(ridge.shape)
         log_p = Head(table[:-1], table[-1]).log_probabilities(rows, offset)
         value = -(share @ log_p[picked, labels]) + (ridge * table**2).sum() / 2
@@ -86,12 +76,12 @@ def fit_head(
 
 
 class _Rows(NamedTuple):
-    """What a head is fitted on: features, columns of the predictions, importance, and how many are pseudo-labelled."""
+    """What a head is fitted on; the last ``pseudo`` rows are pseudo-labelled."""
 
     features: Floats
-    columns: NDArray[np.int64]
-    importance: Array
-    pseudo: int
+    columns: IntArray
+    importance: FloatArray
+    pseudo: int = 0
 
 
 @dataclass(eq=False, repr=False)
@@ -100,18 +90,18 @@ class LastLayer(OnTrainingRows):
 
     A training image of class c weighs q_c / s_c, the target's share of the class over that among the training images
     (importance weighting: the loss is then the one expected on the target). Target images of which the network is
-    confident join with their predicted class; all of them together weigh ``pseudo_share`` of the whole. Strength and λ
-    are chosen on labelled images, weighted likewise; λ = 0, the network alone, is kept unless the gain in log loss,
-    cross-fitted over folds, exceeds its noise; λ = 1 replaces the network's head.
+    confident join with their predicted class. Strength and λ are chosen on labelled images, weighted likewise; λ = 0,
+    the network alone, is kept unless the gain in log loss, cross-fitted over folds, exceeds its noise; λ = 1 replaces
+    the network's head.
 
     Args:
-        train_features: (M, D) floats.
+        train_features: (M, D) floats of the same backbone as the features of the predictions.
         train_labels: (M,) positions in ``train_classes``, -1 where unknown.
         train_ids: M ids; training images that are among the labelled ones too are left out.
         train_classes: class names of the labels; None when they are those of the predictions, in the same order.
         prior: of the target: ``"estimate"``, used if :class:`PriorCorrection` finds a shift worth correcting; what
             :func:`~etude.refine.prior.priors.parse_prior` reads; or None for that of the training images.
-        pseudo_share: weight of the pseudo-labelled target images, below 1; 0 leaves them out.
+        pseudo_share: weight of all pseudo-labelled target images, below 1; 0 leaves them out.
         confidence: probability from which a target image is pseudo-labelled, after correction to ``prior``.
         strengths: values of scikit-learn's ``C`` that are tried.
         weights: values of λ that are tried.
@@ -163,12 +153,10 @@ class LastLayer(OnTrainingRows):
         self.prior_ = np.full(len(self.classes_), 1 / len(self.classes_))
         self.strength_, self.weight_, self.gain_, self.error_ = min(self.strengths), 0.0, 0.0, 0.0
         if len(self.classes_) > 1:  # one class is certain already
-            rows = self._rows(known, target)
-            self.pseudo_labels_ = rows.pseudo
-            self._choose(rows, known)
+            self._choose(self._rows(known, target), known)
         return self
 
-    def vote(self, predictions: Predictions) -> Array:
+    def vote(self, predictions: Predictions) -> FloatArray:
         """Return the chosen head's probabilities, (N, C)."""
         self.require_fitted()
         return self._head_vote(self.head_, predictions)
@@ -202,14 +190,18 @@ class LastLayer(OnTrainingRows):
         sure = require_features(target, "LastLayer")
         checked_features(sure, "the target", features.shape[1], "the training images")
         self.learned_ = occurring(columns, len(known.classes))
-        corrected = target if self.prior is None else self._corrected(self.prior, known, target)
+        corrected = target
+        if self.prior is not None:
+            correction = PriorCorrection(self.prior, seed=self.seed).fit(known, target)
+            self.prior_, self.corrects_ = correction.prior_, correction.corrects_
+            corrected = correction.transform(target)
         importance = shift_weights(columns, self.prior_) if self.corrects_ else np.ones(len(columns))
         occurs = importance > 0  # a class without weight would drive its bias to minus infinity
         features, columns, importance = features[occurs], columns[occurs], importance[occurs]
         probabilities = corrected.probabilities()
         confident = np.flatnonzero(probabilities.max(axis=1) >= self.confidence)
         if not len(confident) or not self.pseudo_share:
-            return _Rows(features, columns, importance, 0)
+            return _Rows(features, columns, importance)
         mass = importance.sum() * self.pseudo_share / (1 - self.pseudo_share)
         return _Rows(
             np.concatenate([features, sure[confident]]),
@@ -218,12 +210,8 @@ class LastLayer(OnTrainingRows):
             len(confident),
         )
 
-    def _corrected(self, prior: PriorSpec, known: Predictions, target: Predictions) -> Predictions:
-        correction = PriorCorrection(prior, seed=self.seed).fit(known, target)
-        self.prior_, self.corrects_ = correction.prior_, correction.corrects_
-        return correction.transform(target)
-
     def _choose(self, rows: _Rows, known: Predictions) -> None:
+        self.pseudo_labels_ = rows.pseudo
         network, numbers, labels = known.probabilities(), fold_numbers(known, self.folds), labels_of(known)
         importance = shift_weights(labels, self.prior_) if self.corrects_ else np.ones(len(known))
         heads = self._heads(rows)
@@ -231,7 +219,7 @@ class LastLayer(OnTrainingRows):
         votes = [self.completed(self._head_vote(head, known), network) for head in heads]
         grid = list(product(range(len(heads)), self.weights))
 
-        def gains(head: int, weights: Sequence[float]) -> Array:
+        def gains(head: int, weights: Sequence[float]) -> FloatArray:
             return row_gains(votes[head], network, labels, weights, "log_loss") * importance
 
         sums = np.concatenate([fold_sums(gains(head, self.weights), numbers) for head in range(len(heads))])
@@ -245,8 +233,7 @@ class LastLayer(OnTrainingRows):
         """A head for each strength, strongest pull to zero first; each begins where the one before ended."""
         self.scaling_ = Standardised.of(rows.features[: len(rows.features) - rows.pseudo])
         self.present_, labels = np.unique(rows.columns, return_inverse=True)
-        table, heads = self.scaling_.apply(rows.features), list[Head]()
-        start = None
+        table, heads, start = self.scaling_.apply(rows.features), list[Head](), None
         for strength in sorted(self.strengths):
             start = fit_head(
                 table, labels.astype(np.int64), len(self.present_), strength,
@@ -255,7 +242,7 @@ class LastLayer(OnTrainingRows):
             heads.append(start)
         return heads
 
-    def _head_vote(self, head: Head, predictions: Predictions) -> Array:
+    def _head_vote(self, head: Head, predictions: Predictions) -> FloatArray:
         """Return p_head, (N, C); a class that no training image has gets nothing."""
         features = require_features(predictions, "LastLayer")
         checked_features(features, "the predictions", len(self.scaling_.mean), "the training images")
@@ -264,7 +251,7 @@ class LastLayer(OnTrainingRows):
         return vote
 
 
-def shift_weights(labels: NDArray[np.int64], prior: Array) -> Array:
+def shift_weights(labels: IntArray, prior: FloatArray) -> FloatArray:
     """Return q_c / s_c for the class c of each image, (N,), of mean one, s the shares in ``labels``; else all one."""
     shares = np.bincount(labels, minlength=len(prior)) / len(labels)
     weights = prior[labels] / shares[labels]

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from etude.core.errors import EtudeError
+from etude.core.metrics import FloatArray, IntArray
 from etude.core.predictions import Predictions
 from etude.refine.base import LOG_ZERO, difference, normalised, require_classes
 from etude.refine.prior.priors import parse_prior
@@ -68,11 +69,8 @@ class PseudoLabelRule:
     prior: ArrayLike | None = None
 
     def __post_init__(self) -> None:
-        for name, value, known in (
-            ("kind", self.kind, ("soft", "hard")),
-            ("weights", self.weights, ("softmatch", "none")),
-        ):
-            if value not in known:
+        for name, known in (("kind", ("soft", "hard")), ("weights", ("softmatch", "none"))):
+            if (value := getattr(self, name)) not in known:
                 raise EtudeError(f"a pseudo-label rule got {name}={value!r}; it is {known[0]!r} or {known[1]!r}")
         if not (0.0 < self.temperature < float("inf") and 0.0 < self.n < float("inf")):
             raise EtudeError(
@@ -89,10 +87,14 @@ class PseudoLabelRule:
 
     def select(self, predictions: Predictions) -> Selected:
         """Return targets and weights of the images that ``predictions`` are of; their labels are not read."""
-        classes = len(predictions.classes)
-        log_p = self._aligned(predictions)
+        classes, log_p = len(predictions.classes), predictions.log_probabilities()
+        if self.prior is not None:
+            running = np.maximum(np.exp(log_p).mean(axis=0), _LEAST_SHARE)
+            with np.errstate(divide="ignore"):
+                ratio = np.log(_shares(self.prior, predictions.classes) / running)
+            log_p = normalised(log_p + np.maximum(ratio, LOG_ZERO))  # what cannot be is left to last
         likeliest = log_p.argmax(axis=1)
-        confidence: NDArray[np.float64] = np.exp(log_p.max(axis=1))
+        confidence: FloatArray = np.exp(log_p.max(axis=1))
         least = _one_each(self.threshold, classes, "thresholds")[likeliest]
         used = confidence >= least
         if self.quotas is not None:
@@ -102,24 +104,13 @@ class PseudoLabelRule:
         targets = np.eye(classes)[likeliest] if self.kind == "hard" else np.exp(normalised(log_p / self.temperature))
         return Selected(targets.astype(np.float32), np.where(used, weights, 0.0).astype(np.float32))
 
-    def _aligned(self, predictions: Predictions) -> NDArray[np.float64]:
-        """Return the logarithms of the aligned probabilities, (N, C)."""
-        log_p = predictions.log_probabilities()
-        if self.prior is None:
-            return log_p
-        prior = _shares(self.prior, predictions.classes)
-        running = np.maximum(np.exp(log_p).mean(axis=0), _LEAST_SHARE)
-        with np.errstate(divide="ignore"):
-            moved = log_p + np.maximum(np.log(prior / running), LOG_ZERO)  # what cannot be is left to last
-        return normalised(moved)
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Drift:
     """How pseudo-labels moved from one round to the next."""
 
     changed: float
-    histogram: NDArray[np.int64]
+    histogram: IntArray
     from_prior: float | None
     described: str
 
@@ -156,15 +147,13 @@ def drift(before: Predictions, after: Predictions, prior: ArrayLike | None = Non
     return Drift(changed, histogram, distance, text)
 
 
-def _softmatch(confidence: NDArray[np.float64], n: float) -> NDArray[np.float64]:
+def _softmatch(confidence: FloatArray, n: float) -> FloatArray:
     below = np.minimum(confidence - confidence.mean(), 0.0)
     # Where all are equal, rounding is no difference.
     return np.exp(-(below**2) * n**2 / (2.0 * max(float(confidence.var()), 1e-12)))
 
 
-def _rank_in_class(
-    confidence: NDArray[np.float64], classes: NDArray[np.int64], ids: tuple[str, ...]
-) -> NDArray[np.int64]:
+def _rank_in_class(confidence: FloatArray, classes: IntArray, ids: tuple[str, ...]) -> IntArray:
     """Return each image's place among those of its class, (N,) from 0, the surest first; equals by id."""
     order = np.lexsort((np.array(ids), -confidence, classes))
     ordered = classes[order]
@@ -174,7 +163,7 @@ def _rank_in_class(
     return ranks
 
 
-def _one_each(values: float | Sequence[float], classes: int, what: str) -> NDArray[np.float64]:
+def _one_each(values: float | Sequence[float], classes: int, what: str) -> FloatArray:
     """Return (C,): the values, or one value for all."""
     numbers = np.asarray(values, dtype=np.float64)
     if numbers.ndim and len(numbers) != classes:
@@ -182,7 +171,7 @@ def _one_each(values: float | Sequence[float], classes: int, what: str) -> NDArr
     return np.broadcast_to(numbers, (classes,))
 
 
-def _shares(prior: ArrayLike, classes: tuple[str, ...]) -> NDArray[np.float64]:
+def _shares(prior: ArrayLike, classes: tuple[str, ...]) -> FloatArray:
     shares = parse_prior(np.asarray(prior, dtype=np.float64).ravel(), classes)
     assert shares is not None  # only "estimate" has none
     return shares

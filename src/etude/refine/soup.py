@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,20 +39,19 @@ def greedy_soup(checkpoints: Sequence[Path | str], score: Score) -> Soup:
 
     They are taken from the best to the worst; each goes into the mean if the mean with it scores at least as well as
     without. The result is never worse, by ``score``, than the best checkpoint. Ties go to the earlier checkpoint.
-    Only weights that were trained from the same initialisation have a useful mean. Counters and other integers are
-    those of the best checkpoint. Running statistics of batch norm are averaged like weights; where ``score`` can, let
-    it take them anew.
+    Only weights that were trained from the same initialisation have a useful mean. Integers are those of the best
+    checkpoint; running statistics of batch norm are averaged like weights, so let ``score`` recompute them if it can.
 
     Args:
         checkpoints: files with the same names and shapes.
         score: called once for each checkpoint and once for each trial; larger is better.
 
-    Source: Wortsman et al. 2022, Model soups (https://arxiv.org/abs/2203.05482).
-
     Raises:
         EtudeError: there are none, one cannot be read, names or shapes differ, or a score is not a number.
 
-    A soup of three files, scored by a function of the caller::
+    Source: Wortsman et al. 2022, Model soups (https://arxiv.org/abs/2203.05482).
+
+    Example::
 
         soup = greedy_soup(["a.safetensors", "b.safetensors", "c.safetensors"], score=accuracy_of)
         soup.save("soup.safetensors")
@@ -63,12 +62,14 @@ def greedy_soup(checkpoints: Sequence[Path | str], score: Score) -> Soup:
     first = _read(paths[0])
     scores = [_scored(score, _matching(_read(path), first, path, paths[0]), path) for path in paths]
     order = sorted(range(len(paths)), key=lambda number: (-scores[number], number))
-    base = _read(paths[order[0]])
-    total, members, best = _added({}, base), [paths[order[0]]], scores[order[0]]
-    weights = base
+    base = weights = _read(paths[order[0]])
+    members, best = [paths[order[0]]], scores[order[0]]
+    total = {name: value.astype(np.float64) for name, value in base.items() if value.dtype.kind == "f"}
     for number in order[1:]:
-        trial_total = _added(total, _read(paths[number]))
-        trial = _divided(trial_total, len(members) + 1, base)
+        added = _read(paths[number])
+        trial_total = {name: added[name] + value for name, value in total.items()}
+        means = {name: (value / (len(members) + 1)).astype(base[name].dtype) for name, value in trial_total.items()}
+        trial = base | means
         if (value := _scored(score, trial, paths[number])) >= best:
             total, weights, best = trial_total, trial, value
             members.append(paths[number])
@@ -87,7 +88,7 @@ def _safetensors() -> Any:
     return safetensors.numpy
 
 
-def _matching(weights: Weights, first: Mapping[str, NDArray[Any]], path: Path, other: Path) -> Weights:
+def _matching(weights: Weights, first: Weights, path: Path, other: Path) -> Weights:
     if parts := difference(first, weights):
         raise EtudeError(f"{path} {parts} against {other}: a soup needs checkpoints of the same network")
     for name, value in first.items():
@@ -104,15 +105,3 @@ def _scored(score: Score, weights: Weights, path: Path) -> float:
     if not np.isfinite(value):
         raise EtudeError(f"the score with {path} is {value}: leave that checkpoint out if its training diverged")
     return value
-
-
-def _added(total: Mapping[str, NDArray[np.float64]], weights: Weights) -> dict[str, NDArray[np.float64]]:
-    return {
-        name: value + total[name] if name in total else value.astype(np.float64)
-        for name, value in weights.items()
-        if value.dtype.kind == "f"
-    }
-
-
-def _divided(total: Mapping[str, NDArray[np.float64]], count: int, base: Weights) -> Weights:
-    return {name: (total[name] / count).astype(value.dtype) if name in total else value for name, value in base.items()}

@@ -3,37 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import import_module
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from etude.core.errors import EtudeError, listed, nearest
+from etude.core.metrics import FloatArray, IntArray
 from etude.core.predictions import Predictions
 from etude.core.seeds import derive_seed
-from etude.refine.base import normalised, occurring, only_among, require_classes, with_log_probabilities
+from etude.refine.base import (
+    normalised,
+    occurring,
+    only_among,
+    optional_package,
+    require_classes,
+    with_log_probabilities,
+)  # fmt: skip
 from etude.refine.cross_fit import choose, fold_numbers, fold_sums
 from etude.refine.ensemble import aligned, average, geometric_mean, labelled_models
 from etude.refine.last_layer import Standardised, fit_head
 from etude.refine.neighbours.knn import mixed, row_gains
 
-Array = NDArray[np.float64]
 Learner = Literal["logistic", "lightgbm"]
 
 _LOWEST = float(np.log(1e-7))  # lower log probabilities mean nothing more, and would dominate a linear model
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)
-WEIGHTS = (0.25, 0.5, 0.75, 1.0)
 _TREES = {"n_estimators": 150, "learning_rate": 0.05, "num_leaves": 15, "min_child_samples": 20}
 
 
+@dataclass(eq=False, repr=False)
 class Stacking:
     """Learns from log p of M models, and further columns, where to trust which of them; scikit-learn style.
 
     ``"logistic"``: log p = Σ_m log p_m / M + x W + b, normalised, with x the standardised columns: a regression that
-    corrects the geometric mean, and stays there without evidence. ``"lightgbm"``: λ p_trees + (1 - λ) p_mean. Its
-    strength (or λ) is chosen by cross-fitting over folds, and the stack is kept only if its gain over the mean of the
-    models in log loss exceeds two standard errors; else ``transform`` returns that mean.
+    corrects the geometric mean, and stays there without evidence. ``"lightgbm"``: λ p_trees + (1 - λ) p_mean. The stack
+    is kept only if its cross-fitted gain over the mean of the models in log loss exceeds two standard errors; else
+    ``transform`` returns that mean.
 
     Args:
         learner: ``"logistic"`` or ``"lightgbm"``, which needs the package of that name.
@@ -58,17 +64,12 @@ class Stacking:
     (True, True)
     """
 
-    def __init__(
-        self,
-        learner: Learner = "logistic",
-        *,
-        strengths: Sequence[float] = STRENGTHS,
-        weights: Sequence[float] = WEIGHTS,
-        folds: int = 5,
-        seed: int = 0,
-    ) -> None:
-        self.learner: Learner = learner
-        self.strengths, self.weights, self.folds, self.seed = strengths, weights, folds, seed
+    learner: Learner = "logistic"
+    _: KW_ONLY
+    strengths: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1)
+    weights: Sequence[float] = (0.25, 0.5, 0.75, 1.0)
+    folds: int = 5
+    seed: int = 0
 
     def fit(self, models: Sequence[Predictions], extra: Mapping[str, ArrayLike] | None = None) -> Self:
         """Learn from out-of-fold predictions of M models on the same images.
@@ -121,9 +122,9 @@ class Stacking:
         if not self._grid or not min(self._grid) > 0 or self.folds < 2 or max(self.weights) > 1:
             raise EtudeError("Stacking needs strengths above 0, values of λ above 0 up to 1, and at least 2 folds")
         if self.learner == "lightgbm":
-            lightgbm_module()
+            _lightgbm()
 
-    def _choose(self, labelled: Sequence[Predictions], columns: Array, labels: NDArray[np.int64]) -> None:
+    def _choose(self, labelled: Sequence[Predictions], columns: FloatArray, labels: IntArray) -> None:
         numbers, mean = fold_numbers(labelled[0], self.folds), average(labelled).probabilities()
         held_out = np.empty((len(self._grid), *mean.shape))
         for fold in range(int(numbers.max()) + 1):
@@ -142,13 +143,13 @@ class Stacking:
             self.chosen_ = self._grid[choice.best]
             self._learner = self._learned(labelled, columns, labels)
 
-    def _learned(self, models: Sequence[Predictions], columns: Array, labels: NDArray[np.int64]) -> Any:
+    def _learned(self, models: Sequence[Predictions], columns: FloatArray, labels: IntArray) -> Any:
         """What was learned: a head for each strength with its scaling, or the trees and their classes."""
         if self.learner == "lightgbm":
             if len(np.unique(labels)) < 2:
                 return None
-            module, seed = lightgbm_module(), derive_seed(self.seed, "stacking") % 2**31
-            trees = module.LGBMClassifier(**_TREES, random_state=seed, deterministic=True, verbosity=-1, n_jobs=1)
+            seed = derive_seed(self.seed, "stacking") % 2**31
+            trees = _lightgbm().LGBMClassifier(**_TREES, random_state=seed, deterministic=True, verbosity=-1, n_jobs=1)
             return trees.fit(columns, labels)
         scaling = Standardised.of(columns, same_unit=len(models) * len(self.classes_))  # extra columns have other units
         offset = geometric_mean(models).log_probabilities()
@@ -160,7 +161,7 @@ class Stacking:
         }
         return scaling, heads, learned
 
-    def _answer(self, learned: Any, models: Sequence[Predictions], columns: Array, candidate: float) -> Array:
+    def _answer(self, learned: Any, models: Sequence[Predictions], columns: FloatArray, candidate: float) -> FloatArray:
         if learned is None:  # trees need two classes
             return average(models).log_probabilities()
         if self.learner == "lightgbm":
@@ -174,18 +175,11 @@ class Stacking:
         return only_among(known, after, offset)
 
 
-def lightgbm_module() -> Any:
-    """Return lightgbm."""
-    try:
-        return import_module("lightgbm")
-    except (ImportError, OSError) as error:  # OSError: its compiled library lacks another one
-        raise EtudeError(
-            f"learner 'lightgbm' needs the package lightgbm, which cannot be imported ({error}): "
-            "pip install lightgbm, or take learner 'logistic'"
-        ) from error
+def _lightgbm() -> Any:
+    return optional_package("lightgbm", "learner 'lightgbm'", "learner 'logistic'")
 
 
-def _columns(together: Sequence[Predictions], extra: Mapping[str, ArrayLike] | None) -> Array:
+def _columns(together: Sequence[Predictions], extra: Mapping[str, ArrayLike] | None) -> FloatArray:
     """Log probabilities of all models and the further columns, (N, M C + columns)."""
     parts = [np.maximum(one.log_probabilities(), _LOWEST) for one in together]
     for name, given in (extra or {}).items():

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from etude.core.errors import EtudeError, listed, nearest
 from etude.core.ids import match_ids, positive_class, spelled_as, spellings
+from etude.core.metrics import FloatArray, IntArray
 from etude.core.predictions import Predictions
 from etude.core.submission import checked_positive
 from etude.core.tables import Table, read_table
@@ -28,10 +28,9 @@ _OFF = 1e-3  # sums farther from one than this are worth a word
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Predictions, and how the file holds them that they were read from.
+    """Predictions, one-hot where the file holds labels, and how the file holds them.
 
     Args:
-        predictions: one-hot where the file holds labels.
         holds: a column a class, the probability of one of two classes in a single column, or predicted labels.
         columns: names of the columns of ids and of the single one, where there is a single one.
     """
@@ -47,11 +46,7 @@ class Source:
 
 
 def read_source(
-    path: Path | str,
-    *,
-    id_column: str | None = None,
-    label_column: str | None = None,
-    warn: Warn = warnings.warn,
+    path: Path | str, *, id_column: str | None = None, label_column: str | None = None, warn: Warn = warnings.warn
 ) -> Source:
     """Read predictions as :func:`read_probabilities`, or a table with a label for each id and no probabilities.
 
@@ -139,7 +134,7 @@ def with_labels(
     texts = list(known.values())
     cells = [texts[row] if row >= 0 else None for row in match.rows]
     found = _positions(cells, predictions.ids, predictions.classes, str(labels))
-    return Predictions(predictions.ids, predictions.classes, predictions.logits, predictions.features, found)
+    return replace(predictions, labels=found)
 
 
 def with_classes(predictions: Predictions, classes: tuple[str, ...], where: str) -> Predictions:
@@ -180,30 +175,24 @@ def _source(table: Table, id_column: str | None, label_column: str | None, warn:
 def _single(table: Table, id_name: str, name: str) -> Source:
     """Read the one column of a table next to its ids: probabilities when one is a fraction, and otherwise labels."""
     ids, cells = table.columns[id_name], [cell.strip() for cell in table.columns[name]]
-    columns = (id_name, name)
-    values = _numbers(cells)
+    columns, values = (id_name, name), _numbers(cells)
     whole = not (values % 1).any() and (
         values.max(initial=0.0) > 1 or all(cell.lstrip("+-").isdigit() for cell in cells)
     )
     if not whole and not np.isnan(values).any():
-        outside = (values < 0) | (values > 1)
-        if outside.any():
+        if (outside := (values < 0) | (values > 1)).any():
             row = int(np.argmax(outside))
             raise EtudeError(
-                f"{table.place(row)} (image {ids[row]!r}) has {cells[row]!r} in column {columns[1]!r}: the "
-                "probability of one of two classes is a number from 0 to 1"
+                f"{_place(table, row, ids)} has {cells[row]!r} in column {name!r}: the probability of one of two "
+                "classes is a number from 0 to 1"
             )
         both = np.stack([1 - values, values], axis=1)
         return Source(Predictions.from_probabilities(ids, ("0", "1"), both), "probability", columns)
     if "" in cells:
-        row = cells.index("")
-        raise EtudeError(
-            f"{table.place(row)} (image {ids[row]!r}) has an empty cell in column {columns[1]!r}: fill it in"
-        )
-    classes = sorted(set(cells))
-    index = {name: position for position, name in enumerate(classes)}
-    one_hot = np.eye(len(classes))[[index[cell] for cell in cells]]
-    return Source(Predictions.from_probabilities(ids, classes, one_hot), "labels", columns)
+        raise EtudeError(f"{_place(table, cells.index(''), ids)} has an empty cell in column {name!r}: fill it in")
+    classes, which = np.unique(cells, return_inverse=True)
+    one_hot = np.eye(len(classes))[which]
+    return Source(Predictions.from_probabilities(ids, classes.tolist(), one_hot), "labels", columns)
 
 
 def _in_classes(source: Source, path: Path | str, classes: tuple[str, ...], positive: str | None) -> Source:
@@ -246,33 +235,36 @@ def _label_name(table: Table, others: Sequence[str], asked: str | None) -> str |
     """Return the column of labels: one so named, unless its cells are numbers and no class is called so."""
     if asked is not None:
         return table.checked(asked, "--label-column")
-    for name in others:
-        if name.strip().lower() in LABEL_NAMES:
-            rest = {*others} - {name}
-            cells = [cell for cell in table.columns[name] if cell.strip()]
-            if np.isnan(_numbers(cells)).any() or not rest.isdisjoint(cells):
-                return name
+    for name in _label_names(others):
+        cells = [cell for cell in table.columns[name] if cell.strip()]
+        if np.isnan(_numbers(cells)).any() or not {*others}.difference({name}).isdisjoint(cells):
+            return name
     return None
 
 
-def _values(table: Table, ids: Sequence[str], classes: Sequence[str]) -> NDArray[np.float64]:
+def _label_names(names: Sequence[str]) -> list[str]:
+    return [name for name in names if name.strip().lower() in LABEL_NAMES]
+
+
+def _values(table: Table, ids: Sequence[str], classes: Sequence[str]) -> FloatArray:
     values = np.stack([_numbers(table.columns[name]) for name in classes], axis=1)
     if (bad := ~(values >= 0)).any():
         row, column = map(int, np.argwhere(bad)[0])
         raise EtudeError(
-            f"{table.place(row)} (image {ids[row]!r}) has {table.columns[classes[column]][row]!r} in column "
-            f"{classes[column]!r}: a probability is a number of zero or more, so if these are logits or logarithms, "
-            "give their softmax"
+            f"{_place(table, row, ids)} has {table.columns[classes[column]][row]!r} in column {classes[column]!r}: a "
+            "probability is a number of zero or more, so if these are logits or logarithms, give their softmax"
         )
     if (empty := ~values.any(axis=1)).any():
-        row = int(np.argmax(empty))
-        raise EtudeError(
-            f"{table.place(row)} (image {ids[row]!r}) gives every class a probability of zero: give at least one"
-        )
+        where = _place(table, int(np.argmax(empty)), ids)
+        raise EtudeError(f"{where} gives every class a probability of zero: give at least one")
     return values
 
 
-def _numbers(cells: Sequence[str]) -> NDArray[np.float64]:
+def _place(table: Table, row: int, ids: Sequence[str]) -> str:
+    return f"{table.place(row)} (image {ids[row]!r})"
+
+
+def _numbers(cells: Sequence[str]) -> FloatArray:
     """Return the cells as finite numbers, NaN where a cell is none."""
 
     def number(cell: str) -> float:
@@ -295,21 +287,15 @@ def _labels_by_id(path: Path, label_column: str | None) -> dict[str, str]:
         }
     table = read_table(path)
     id_name, others = _split_off_ids(table, None)
-    named = [name for name in others if name.strip().lower() in LABEL_NAMES]
-    if label_column is not None:
-        name = table.checked(label_column, "--label-column")
-    elif len(named or others) == 1:
-        name = (named or others)[0]
-    else:
+    likely = _label_names(others) or others
+    if label_column is None and len(likely) != 1:
         raise EtudeError(f"it is not clear which column of {path} holds the labels: name it with --label-column")
-    return {
-        image: cell for image, cell in zip(table.columns[id_name], table.columns[name], strict=True) if cell.strip()
-    }
+    name = likely[0] if label_column is None else table.checked(label_column, "--label-column")
+    pairs = zip(table.columns[id_name], table.columns[name], strict=True)
+    return {image: cell for image, cell in pairs if cell.strip()}
 
 
-def _positions(
-    cells: Sequence[str | None], ids: Sequence[str], classes: Sequence[str], where: str
-) -> NDArray[np.int64]:
+def _positions(cells: Sequence[str | None], ids: Sequence[str], classes: Sequence[str], where: str) -> IntArray:
     position = {name: place for place, name in enumerate(classes)}
     position |= {text: position[name] for text, name in spellings({cell or "" for cell in cells}, classes).items()}
     found = np.full(len(cells), -1, np.int64)

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from etude.core.errors import EtudeError
 from etude.core.metrics import METRICS, ClassCounts, FloatArray, IntArray, Metric, metric_named, squared_distance
 from etude.core.paired import paired_bootstrap
 from etude.core.predictions import Predictions
-from etude.refine.base import Refiner, known_rows, labels_of, occurring, only_among, require_labelled
+from etude.refine.base import BoolArray, Refiner, known_rows, labels_of, occurring, only_among, require_labelled
 from etude.refine.cross_fit import FEWEST_ROWS, fold_numbers, out_of_fold
 
 _WIDEST = 8.0  # a larger offset would be fitted to a handful of images
@@ -73,7 +72,7 @@ class Thresholds(Refiner):
         if len(labels) >= FEWEST_ROWS and log_p.shape[1] > 1:
             folds = fold_numbers(rows, self.folds, self.seed)
 
-            def moved(train: NDArray[np.bool_], held: NDArray[np.bool_]) -> FloatArray:
+            def moved(train: BoolArray, held: BoolArray) -> FloatArray:
                 offsets = offsets_for(metric, log_p[train], labels[train])
                 learned = occurring(labels[train], log_p.shape[1])
                 return only_among(learned, log_p[held] + offsets, log_p[held])
@@ -163,7 +162,7 @@ class _Leaders:
         second = self.scores[np.arange(len(self.scores)), self.second]
         self._find(np.flatnonzero((self.first == c) | (self.second == c) | (self.scores[:, c] >= second)))
 
-    def _find(self, rows: NDArray[np.int64]) -> None:
+    def _find(self, rows: IntArray) -> None:
         scores = self.scores[rows]
         self.first[rows] = np.argmax(scores, axis=1)
         scores[np.arange(len(rows)), self.first[rows]] = -np.inf
@@ -182,7 +181,7 @@ def _sweep(
     when = np.searchsorted(changes, turning, side="right")  # the first change that takes image i to c
     rows = len(changes) + 1
 
-    def arrived(cells: NDArray[np.int64], chosen: NDArray[np.bool_] | slice) -> FloatArray:
+    def arrived(cells: IntArray, chosen: BoolArray | slice) -> FloatArray:
         moved = np.bincount((when[chosen] * classes + cells[chosen]).astype(np.int64), minlength=rows * classes)
         return np.cumsum(moved.reshape(rows, classes)[:-1], axis=0).astype(np.float64)
 

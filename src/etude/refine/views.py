@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from etude.core.errors import EtudeError, listed, nearest
 from etude.core.metrics import METRICS, FloatArray, IntArray, metric_named
 from etude.core.paired import mean_gain, paired_bootstrap
 from etude.core.predictions import Predictions
-from etude.refine.base import Refiner, known_rows, labels_of, minimised, normalised, require_labelled
+from etude.refine.base import BoolArray, Refiner, known_rows, labels_of, minimised, normalised, require_labelled
 from etude.refine.cross_fit import FEWEST_ROWS, fold_numbers, out_of_fold
 
 PLAIN = "mean of probabilities"
@@ -105,11 +104,9 @@ class ViewWeights(Refiner):
 
 @dataclass(frozen=True, slots=True)
 class ViewGains:
-    """Scores of the mean over the first 1 to V views.
+    """Scores of the mean over the first 1 to V views, (V,) each.
 
     Args:
-        accuracy: (V,) of each count.
-        log_loss: (V,) of each count.
         enough: metric name -> smallest count that is within one standard error, paired, of the best count.
         harm: the metrics in which all views together are worse than the first view alone: log loss by more than one
             standard error, paired, or accuracy beyond noise (one-sided at 5%).
@@ -120,21 +117,14 @@ class ViewGains:
     enough: dict[str, int]
     harm: tuple[str, ...]
 
-    def as_table(self) -> list[tuple[int, float, float]]:
-        """Return rows of (views, accuracy, log loss), one a count."""
-        return [
-            (count, float(right), float(loss))
-            for count, (right, loss) in enumerate(zip(self.accuracy, self.log_loss, strict=True), start=1)
-        ]
-
     @property
     def described(self) -> str:
         """The accuracy by views and how many of them are enough, as text."""
-        enough = self.enough["accuracy"]
+        enough, views = self.enough["accuracy"], len(self.accuracy)
         return (
-            f"accuracy {self.accuracy[0]:.2%} with the first alone, {self.accuracy[-1]:.2%} with all "
-            f"{len(self.accuracy)}; {enough} {'is' if enough == 1 else 'are'} enough "
-            f"({self.accuracy[enough - 1]:.2%}), for log loss {self.enough['log_loss']}"
+            f"accuracy {self.accuracy[0]:.2%} with the first alone, {self.accuracy[-1]:.2%} with all {views}; {enough} "
+            f"{'is' if enough == 1 else 'are'} enough ({self.accuracy[enough - 1]:.2%}), for log loss "
+            f"{self.enough['log_loss']}"
         )
 
 
@@ -152,14 +142,9 @@ def gain_by_views(predictions: Predictions) -> ViewGains:
             values.append(per_image(total - np.log(count), labels))
     scores = {name: np.mean(values, axis=1) for name, values in each.items()}
     enough = {name: _enough(np.stack(values) * METRICS[name].sign) for name, values in each.items()}
-    lost = each["log_loss"][-1] - each["log_loss"][0]
-    harm = {
-        "log_loss": bool(lost.mean() > lost.std() / np.sqrt(len(lost)) + 1e-9),
-        "accuracy": mean_gain(each["accuracy"][-1] - each["accuracy"][0]).lost,
-    }
-    return ViewGains(
-        scores["accuracy"], scores["log_loss"], enough, tuple(name for name, is_so in harm.items() if is_so)
-    )
+    won, lost = (values[-1] - values[0] for values in each.values())
+    worse = {"log_loss": lost.mean() > lost.std() / np.sqrt(len(lost)) + 1e-9, "accuracy": mean_gain(won).lost}
+    return ViewGains(scores["accuracy"], scores["log_loss"], enough, tuple(name for name in worse if worse[name]))
 
 
 def _enough(values: FloatArray) -> int:
@@ -173,7 +158,7 @@ def _log_probabilities_of_views(predictions: Predictions) -> FloatArray:
     return np.stack([normalised(view.astype(np.float64)) for view in predictions.logits])
 
 
-def _equal(views: NDArray[np.float64]) -> FloatArray:
+def _equal(views: FloatArray) -> FloatArray:
     return np.full(len(views), 1.0 / len(views))
 
 
@@ -190,18 +175,14 @@ def _mixed(way: str, views: FloatArray, weights: FloatArray) -> FloatArray:
     return total
 
 
-def _averaged(
-    way: str, views: FloatArray, labels: IntArray, train: NDArray[np.bool_], held: NDArray[np.bool_]
-) -> FloatArray:
+def _averaged(way: str, views: FloatArray, labels: IntArray, train: BoolArray, held: BoolArray) -> FloatArray:
     return _mixed(way, views[:, held], _fitted_weights(way, views[:, train], labels[train]))
 
 
 def _fitted_weights(way: str, views: FloatArray, labels: IntArray) -> FloatArray:
-    fits: dict[str, Callable[[FloatArray, IntArray], FloatArray]] = {
-        "weighted probabilities": _mixture_weights,
-        "weighted logits": _geometric_weights,
-    }
-    return fits[way](views, labels) if way in fits and len(views) > 1 else _equal(views)
+    if not way.startswith("weighted") or len(views) == 1:
+        return _equal(views)
+    return _geometric_weights(views, labels) if way.endswith("logits") else _mixture_weights(views, labels)
 
 
 def _mixture_weights(views: FloatArray, labels: IntArray) -> FloatArray:

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from etude.core.errors import EtudeError, listed, nearest
+from etude.core.metrics import FloatArray, IntArray
+from etude.refine.base import optional_package
 
 Floats = NDArray[np.floating[Any]]
 _CHUNK = 2**23  # numbers held at once where rows are worked on in float64: 64 MiB
@@ -24,9 +25,8 @@ _CLOSE = 0.01  # squared distances below it lose digits in float32 and are compu
 _EXACT = 64  # nearest rows whose order is exact in float64; computing all of 512 again would cost more than the search
 _MOST_TIES = 4096  # rows tied at the k-th place that are compared exactly
 Method = Literal["auto", "exact", "hnsw"]
-# Rows of the index from which "auto" takes the graph where nmslib is installed. Estimated from the two counts of
-# operations (building: about 2,000 distances a row in one thread; exact: one row of a matrix product a query), for as
-# many queries as rows; it was not measured.
+# Rows from which "auto" takes the graph. Estimated, not measured, from the two counts of operations (building: about
+# 2,000 distances a row in one thread; exact: one row of a matrix product a query), for as many queries as rows.
 HNSW_FROM = 200_000
 _BLOCK = 2**24  # distances held at once: 64 MiB
 _CACHED = 2**21  # of them that stay in the processor's cache, where the nearest are found at half the cost
@@ -42,7 +42,7 @@ class UnitRows:
     squares: NDArray[np.float32]
 
     @classmethod
-    def of(cls, features: Floats, centre: NDArray[np.float64]) -> Self:
+    def of(cls, features: Floats, centre: FloatArray) -> Self:
         """Return ``features``, (N, D), less ``centre``, (D,), divided by their lengths."""
         values = np.empty(features.shape, np.float32)
         squares = np.empty(len(features), np.float32)
@@ -59,12 +59,12 @@ class UnitRows:
             squares[part] = _squares_of(rows)
         return cls(values, squares)
 
-    def take(self, rows: slice | NDArray[np.int64]) -> Self:
+    def take(self, rows: slice | IntArray) -> Self:
         """Return some of the rows."""
         return type(self)(self.values[rows], self.squares[rows])
 
 
-def _squares_of(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+def _squares_of(rows: FloatArray) -> FloatArray:
     """Return the squared length of each row, (N,), without a table of squares."""
     return np.einsum("nd,nd->n", rows, rows)
 
@@ -79,8 +79,8 @@ def squared_distances(queries: UnitRows, rows: UnitRows) -> NDArray[np.float32]:
 
 
 def pair_distances(
-    queries: NDArray[np.float32], rows: NDArray[np.float32], which: NDArray[np.int64], positions: NDArray[np.int64]
-) -> NDArray[np.float64]:
+    queries: NDArray[np.float32], rows: NDArray[np.float32], which: IntArray, positions: IntArray
+) -> FloatArray:
     """Return |queries[which] - rows[positions]|, (P,) float64: the same for equal rows, wherever they stand."""
     distances = np.empty(len(which))
     step = max(1, _CHUNK // queries.shape[1])
@@ -91,14 +91,13 @@ def pair_distances(
     return distances
 
 
-def nearest_of_block(
+def _nearest_of_block(
     squared: NDArray[np.float32], queries: NDArray[np.float32], rows: NDArray[np.float32], k: int
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return positions (Q, k), -1 where there are no more, and distances (Q, k) of the nearest rows in order.
+) -> tuple[IntArray, FloatArray]:
+    """Return positions and distances (Q, k); ``squared`` (Q, N) holds infinity where a row may not be found.
 
-    ``squared`` (Q, N) holds infinity where a row may not be found. Rows whose distances are equal up to float32's
-    rounding are compared in float64 where they compete for the last place or are among the first 64; equal ones go by
-    position.
+    Rows whose distances are equal up to float32's rounding are compared in float64 where they compete for the last
+    place or are among the first 64.
     """
     tolerance = 2 * float(np.finfo(np.float32).eps) * np.sqrt(rows.shape[1]) + 1e-6
     last = np.partition(squared, k - 1, axis=1)[:, k - 1]  # several times as fast as to partition positions
@@ -127,13 +126,9 @@ def nearest_of_block(
 
 
 def _nearest_of_row(
-    squared: NDArray[np.float32],
-    query: NDArray[np.float32],
-    rows: NDArray[np.float32],
-    k: int,
-    last: float,
-    tolerance: float,
-) -> NDArray[np.int64]:
+    squared: NDArray[np.float32], query: NDArray[np.float32], rows: NDArray[np.float32],
+    k: int, last: float, tolerance: float,
+) -> IntArray:  # fmt: skip
     """The k nearest rows where several share the last place up to rounding; the first 4,096 of those are compared."""
     sure = np.flatnonzero(squared < last - tolerance)
     tied = np.flatnonzero((squared >= last - tolerance) & (squared <= last + tolerance))[: max(_MOST_TIES, k)]
@@ -141,17 +136,11 @@ def _nearest_of_row(
     return np.concatenate([sure, tied[np.lexsort((tied, far))[: k - len(sure)]]])
 
 
-@dataclass(frozen=True, eq=False)
-class Neighbours:
-    """The neighbours of Q queries, nearest first; ties go to the row that comes first in the index.
+class Neighbours(NamedTuple):
+    """The neighbours of Q queries, nearest first; ties go to the row that comes first in the index."""
 
-    Args:
-        positions: (Q, k) int64 rows of the index, -1 where there are no more.
-        distances: (Q, k) float64, infinite where there are no more.
-    """
-
-    positions: NDArray[np.int64]
-    distances: NDArray[np.float64]
+    positions: IntArray  # (Q, k) rows of the index, -1 where there are no more
+    distances: FloatArray  # (Q, k), infinite where there are no more
 
 
 class NeighbourIndex:
@@ -167,11 +156,11 @@ class NeighbourIndex:
         method: ``"exact"``; ``"hnsw"``, approximate, needs nmslib; ``"auto"`` takes HNSW from 200,000 rows on where
             nmslib is installed.
 
+    Raises:
+        EtudeError: features or ids cannot be used, or nmslib is missing.
+
     Source: centring and scaling as in Wang et al. 2019, SimpleShot (https://arxiv.org/abs/1911.04623); HNSW: Malkov &
     Yashunin 2018 (https://arxiv.org/abs/1603.09320).
-
-    Raises:
-        EtudeError: features or ids cannot be used, or nmslib was asked for and is missing.
 
     >>> index = NeighbourIndex([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]], ids=["e", "n", "w", "s"])
     >>> index.neighbours_of([[2.0, 1.0]], k=2)
@@ -182,12 +171,12 @@ class NeighbourIndex:
         table = checked_features(features, "the index")
         self.ids = None if ids is None else _unique_ids(ids, len(table))
         self.method: Literal["exact", "hnsw"] = _method(method, len(table))
-        self.centre: NDArray[np.float64] = table.mean(axis=0, dtype=np.float64)
+        self.centre: FloatArray = table.mean(axis=0, dtype=np.float64)
         self.rows = UnitRows.of(table, self.centre)
         self._position = {} if self.ids is None else {name: row for row, name in enumerate(self.ids)}
         self._graph: Any = None
         if self.method == "hnsw":
-            self._graph = nmslib_module().init(method="hnsw", space="l2")
+            self._graph = _nmslib().init(method="hnsw", space="l2")
             self._graph.addDataPointBatch(self.rows.values)
             self._graph.createIndex(_GRAPH, print_progress=False)
 
@@ -196,13 +185,7 @@ class NeighbourIndex:
         return len(self.rows.values)
 
     def query(self, features: ArrayLike, k: int, ids: Sequence[str] | None = None) -> Neighbours:
-        """Return the ``min(k, N)`` nearest rows of each query; with ``ids``, never the row of the query's own id.
-
-        Args:
-            features: (Q, D) floats.
-            k: neighbours wanted, at least one.
-            ids: the queries' ids.
-        """
+        """Return the ``min(k, N)`` nearest rows of each query, (Q, D); with ``ids``, never that of its own id."""
         queries = UnitRows.of(checked_features(features, "the queries", columns=len(self.centre)), self.centre)
         if ids is not None and len(ids) != len(queries.values):
             raise EtudeError(f"there are {len(ids):,} ids for {len(queries.values):,} queries: give one id a query")
@@ -215,11 +198,11 @@ class NeighbourIndex:
         """Return the nearest other rows of each row of the index."""
         return self._nearest(self.rows, k, np.arange(len(self)))
 
-    def _nearest(self, queries: UnitRows, k: int, own: NDArray[np.int64]) -> Neighbours:
+    def _nearest(self, queries: UnitRows, k: int, own: IntArray) -> Neighbours:
         if k < 1:
             raise EtudeError(f"k must be at least 1 neighbour, not {k}")
-        answer = self._by_graph if self._graph is not None else self._exactly
-        return answer(queries, min(k, len(self)), own)
+        search = self._exactly if self._graph is None else self._by_graph
+        return search(queries, min(k, len(self)), own)
 
     def neighbours_of(
         self, features: ArrayLike, k: int = 5, ids: Sequence[str] | None = None
@@ -232,7 +215,7 @@ class NeighbourIndex:
             for rows, distances in zip(found.positions, found.distances, strict=True)
         ]
 
-    def _exactly(self, queries: UnitRows, k: int, own: NDArray[np.int64]) -> Neighbours:
+    def _exactly(self, queries: UnitRows, k: int, own: IntArray) -> Neighbours:
         count = len(queries.values)
         positions, distances = np.empty((count, k), np.int64), np.empty((count, k))
         step = max(1, min(_BLOCK // len(self), max(_CACHED // len(self), _ROWS)))
@@ -242,10 +225,10 @@ class NeighbourIndex:
             squared = squared_distances(block, self.rows)
             known = np.flatnonzero(own[part] >= 0)
             squared[known, own[part][known]] = np.inf
-            positions[part], distances[part] = nearest_of_block(squared, block.values, self.rows.values, k)
+            positions[part], distances[part] = _nearest_of_block(squared, block.values, self.rows.values, k)
         return Neighbours(positions, distances)
 
-    def _by_graph(self, queries: UnitRows, k: int, own: NDArray[np.int64]) -> Neighbours:
+    def _by_graph(self, queries: UnitRows, k: int, own: IntArray) -> Neighbours:
         """The graph names rows; their distances and order are computed here. What it misses is searched exactly."""
         wanted = min(k + int((own >= 0).any()), len(self))
         self._graph.setQueryTimeParams({"efSearch": max(200, 2 * wanted)})
@@ -261,8 +244,7 @@ class NeighbourIndex:
             order = np.lexsort((rows, far))[:k]
             positions[row], distances[row] = rows[order], far[order]
         if short:
-            rest = self._exactly(queries.take(np.array(short)), k, own[short])
-            positions[short], distances[short] = rest.positions, rest.distances
+            positions[short], distances[short] = self._exactly(queries.take(np.array(short)), k, own[short])
         return Neighbours(positions, distances)
 
 
@@ -296,18 +278,11 @@ def _method(method: str, rows: int) -> Literal["exact", "hnsw"]:
         raise EtudeError(f"method must be one of {listed(known)}, not {method!r}.{nearest(method, known)}")
     if method == "auto":
         try:
-            return "hnsw" if rows >= HNSW_FROM and nmslib_module() else "exact"
+            return "hnsw" if rows >= HNSW_FROM and _nmslib() else "exact"
         except EtudeError:
             return "exact"
     return "hnsw" if method == "hnsw" else "exact"
 
 
-def nmslib_module() -> Any:
-    """Return nmslib, which only the graph needs."""
-    try:
-        return import_module("nmslib")
-    except ImportError as error:
-        raise EtudeError(
-            f"method 'hnsw' needs the package nmslib, which cannot be imported ({error}): "
-            "pip install nmslib, or take method 'exact'"
-        ) from error
+def _nmslib() -> Any:
+    return optional_package("nmslib", "method 'hnsw'", "method 'exact'")

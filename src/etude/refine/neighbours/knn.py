@@ -9,12 +9,12 @@ from itertools import product
 from typing import Literal, Self, get_args
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from etude.core.errors import EtudeError, listed, nearest
-from etude.core.metrics import SMALLEST
+from etude.core.metrics import SMALLEST, FloatArray, IntArray
 from etude.core.predictions import Predictions
-from etude.refine.base import Refiner, labels_of, occurring, require_features, require_labelled
+from etude.refine.base import BoolArray, Refiner, labels_of, occurring, require_features, require_labelled
 from etude.refine.cross_fit import NOISE, choose, fold_numbers, fold_sums
 from etude.refine.neighbours.index import Floats, Method, NeighbourIndex, Neighbours, checked_features
 
@@ -23,8 +23,8 @@ _TIE = 1e-9  # weight of log loss next to a hit: it only decides between equal a
 
 
 def votes(
-    found: Neighbours, labels: NDArray[np.int64], classes: int, temperature: float, ks: Sequence[int]
-) -> Iterator[NDArray[np.float64]]:
+    found: Neighbours, labels: IntArray, classes: int, temperature: float, ks: Sequence[int]
+) -> Iterator[FloatArray]:
     """Yield p_knn, (Q, C), for each k in the ascending ``ks``: Σ exp(-d / T) over neighbours of a class, over all k."""
     present = found.positions >= 0
     # Only ratios count, so the nearest one gets weight 1: at a small T all would vanish otherwise.
@@ -40,7 +40,7 @@ def votes(
         yield table / np.maximum(table.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
 
 
-def mixed(vote: NDArray[np.float64], network: NDArray[np.float64], weight: float) -> NDArray[np.float64]:
+def mixed(vote: FloatArray, network: FloatArray, weight: float) -> FloatArray:
     """Return log(λ p_knn + (1 - λ) p_net), (N, C), from log p_net; the network alone where nobody voted."""
     with np.errstate(divide="ignore"):  # the log of zero is minus infinity, as it should be
         blend = np.logaddexp(np.log(weight) + np.log(vote), np.log1p(-weight) + network)
@@ -48,12 +48,8 @@ def mixed(vote: NDArray[np.float64], network: NDArray[np.float64], weight: float
 
 
 def row_gains(
-    vote: NDArray[np.float64],
-    network: NDArray[np.float64],
-    labels: NDArray[np.int64],
-    weights: Sequence[float],
-    metric: Metric,
-) -> NDArray[np.float64]:
+    vote: FloatArray, network: FloatArray, labels: IntArray, weights: Sequence[float], metric: Metric
+) -> FloatArray:
     """Return what each λ in ``weights`` gains over the network alone, (weights, N): in log loss, or in hits."""
     rows, lam = np.arange(len(labels)), np.asarray(weights)[:, None]
     lam = np.where(vote.any(axis=1), lam, 0.0)
@@ -80,19 +76,19 @@ class OnTrainingRows(Refiner):
     train_ids: Sequence[str] | None = None
     train_classes: Sequence[str] | None = None
     weight_: float = field(init=False)
-    learned_: NDArray[np.bool_] = field(init=False)
+    learned_: BoolArray = field(init=False)
 
     @abstractmethod
-    def vote(self, predictions: Predictions) -> NDArray[np.float64]:
+    def vote(self, predictions: Predictions) -> FloatArray:
         """Return the class probabilities, (N, C), that the training rows speak for."""
 
-    def _refined(self, predictions: Predictions) -> NDArray[np.float64]:
+    def _refined(self, predictions: Predictions) -> FloatArray:
         network = predictions.log_probabilities()
         if not self.weight_:
             return network
         return mixed(self.completed(self.vote(predictions), np.exp(network)), network, self.weight_)
 
-    def completed(self, vote: NDArray[np.float64], network: NDArray[np.float64]) -> NDArray[np.float64]:
+    def completed(self, vote: FloatArray, network: FloatArray) -> FloatArray:
         """Return the vote, (N, C), within what the network, (N, C), leaves for the classes that have training rows.
 
         Nobody votes on an image that the network predicts to be of another class.
@@ -108,7 +104,7 @@ class OnTrainingRows(Refiner):
         shape = np.shape(self.train_features)
         return f"{type(self).__name__}({', '.join([f'{shape} training features', *rest])})"
 
-    def known_rows(self, predictions: Predictions) -> tuple[Floats, NDArray[np.int64], tuple[str, ...] | None]:
+    def known_rows(self, predictions: Predictions) -> tuple[Floats, IntArray, tuple[str, ...] | None]:
         """Return features, labels and ids of the training rows whose label is known."""
         who = type(self).__name__
         features, labels = checked_features(self.train_features, "the training images"), np.asarray(self.train_labels)
@@ -126,16 +122,15 @@ class OnTrainingRows(Refiner):
         ids = None if self.train_ids is None else tuple(self.train_ids[row] for row in known.tolist())
         return features[known], labels[known].astype(np.int64), ids
 
-    def columns_in(self, predictions: Predictions) -> NDArray[np.int64]:
+    def columns_in(self, predictions: Predictions) -> IntArray:
         """Return the column in ``predictions`` of each training class."""
         classes = predictions.classes if self.train_classes is None else tuple(self.train_classes)
-        position = {name: column for column, name in enumerate(predictions.classes)}
-        if foreign := [name for name in classes if name not in position]:
+        if foreign := [name for name in classes if name not in predictions.classes]:
             raise EtudeError(
                 f"the training classes of {type(self).__name__} hold {listed(foreign)}, which the predictions do not: "
                 "give predictions of a model that was trained on the same classes"
             )
-        return np.array([position[name] for name in classes])
+        return np.array([predictions.classes.index(name) for name in classes])
 
 
 @dataclass(eq=False, repr=False)
@@ -147,7 +142,7 @@ class KNN(OnTrainingRows):
     cross-fitted over folds, exceeds its noise. An image that is itself in the index does not vote for itself.
 
     Args:
-        train_features: (M, D) floats.
+        train_features: (M, D) floats of the same backbone as the features of the predictions.
         train_labels: (M,) positions in ``train_classes``, -1 where unknown.
         train_ids: M unique ids; without them every row may vote on every image.
         train_classes: class names of the labels; None when they are those of the predictions, in the same order.
@@ -200,7 +195,7 @@ class KNN(OnTrainingRows):
             self._choose(known)
         return self
 
-    def vote(self, predictions: Predictions) -> NDArray[np.float64]:
+    def vote(self, predictions: Predictions) -> FloatArray:
         """Return p_knn, (N, C), for the chosen k and T; zero throughout for an image without any neighbour."""
         self.require_fitted()
         return self._vote(self._found(predictions, self.k_), self.temperature_, self.k_)
@@ -243,7 +238,7 @@ class KNN(OnTrainingRows):
             for vote in votes(found, self._columns, classes, temperature, ks)
         ]
 
-        def gains_of(candidate: int) -> NDArray[np.float64]:
+        def gains_of(candidate: int) -> FloatArray:
             k, temperature, weight = grid[candidate]
             vote = self.completed(self._vote(found, temperature, k), network)
             return row_gains(vote, network, labels, (weight,), self.metric)[0]
@@ -253,7 +248,7 @@ class KNN(OnTrainingRows):
         if choice.best is not None:
             self.k_, self.temperature_, self.weight_ = grid[choice.best]
 
-    def _vote(self, found: Neighbours, temperature: float, k: int) -> NDArray[np.float64]:
+    def _vote(self, found: Neighbours, temperature: float, k: int) -> FloatArray:
         return next(votes(found, self._columns, len(self.classes_), temperature, (k,)))
 
     def _found(self, predictions: Predictions, k: int) -> Neighbours:

@@ -9,19 +9,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from etude.core.errors import EtudeError, listed, nearest
+from etude.core.metrics import FloatArray, IntArray
 from etude.core.predictions import Predictions
 from etude.core.seeds import rng_for
-from etude.refine.base import Refiner, normalised, require_target
+from etude.refine.base import BoolArray, Refiner, normalised, require_target
 from etude.refine.prior.priors import PriorSpec, parse_prior
 
-Array = NDArray[np.float64]
-Indices = NDArray[np.int64]
+Logits = NDArray[np.float32]
+Bounds = int | Mapping[str, int]
 
 # Two values that differ by less are the same: it covers what float64 loses on differences of float32 numbers.
 TIE = 1e-9
@@ -30,15 +31,12 @@ TIE = 1e-9
 class Flow:
     """N images in C classes, and a last node for the room that classes have between their bounds."""
 
-    def __init__(
-        self, log_p: NDArray[np.float32], labels: Indices, offsets: Array, low: Indices, high: Indices
-    ) -> None:
+    def __init__(self, log_p: Logits, labels: IntArray, offsets: FloatArray, low: IntArray, high: IntArray) -> None:
         classes = int(log_p.shape[1])
         self.log_p, self.labels, self.low, self.high = log_p, labels.copy(), low, high
         self.offsets = np.append(offsets, 0.0)
         counts = np.bincount(labels, minlength=classes)
-        wanted = np.where(offsets > 0, low, np.where(offsets < 0, high, np.clip(counts, low, high)))
-        self._used = wanted.astype(np.int64)  # what each class counts as having; the rest is its surplus
+        self._used = _wanted(offsets, counts, low, high).astype(np.int64)  # what each class counts as having
         self._surplus = np.append(counts - self._used, self._used.sum() - len(labels))
         grouped = np.argsort(labels, kind="stable")
         self._members = np.split(grouped, np.cumsum(counts)[:-1])
@@ -57,7 +55,11 @@ class Flow:
             moves = [self._movable(a, b) for a, b in steps]
             amount = min(amount, *(len(move) if isinstance(move, np.ndarray) else move for move in moves))
             for (a, b), move in zip(steps, moves, strict=True):
-                self._take(a, b, amount, move)
+                if isinstance(move, np.ndarray):
+                    self._move(a, b, move[:amount])  # members are in order, so ties go by position
+                else:
+                    node, change = (b, -amount) if a == len(self._used) else (a, amount)
+                    self._used[node] += change
             self._surplus[path[0]] -= amount
             self._surplus[path[-1]] += amount
 
@@ -80,7 +82,7 @@ class Flow:
             path.append(int(before[path[-1]]))
         return path[::-1]
 
-    def _reduced(self, node: int) -> Array:
+    def _reduced(self, node: int) -> FloatArray:
         """What moves from ``node`` to all nodes cost on top of the prices: zero or more, infinite without one."""
         room = len(self._used)
         cost = np.full(room + 1, np.inf)
@@ -91,7 +93,7 @@ class Flow:
             cost[room] = 0.0 if self._used[node] < self.high[node] else np.inf
         return np.maximum(cost + self.offsets[node] - self.offsets, 0.0)
 
-    def _movable(self, a: int, b: int) -> Indices | int:
+    def _movable(self, a: int, b: int) -> IntArray | int:
         """The images that can go from ``a`` to ``b`` at the same least cost, or how much room there is."""
         room = len(self._used)
         if a == room:
@@ -102,27 +104,20 @@ class Flow:
         cost = self.log_p[members, a].astype(np.float64) - self.log_p[members, b]
         return members[cost <= self._cost[a, b] + TIE / 10]
 
-    def _take(self, a: int, b: int, amount: int, move: Indices | int) -> None:
-        if not isinstance(move, np.ndarray):
-            if a == len(self._used):
-                self._used[b] -= amount
-            else:
-                self._used[a] += amount
-            return
-        images = move[:amount]  # members are in order, so ties go by position
+    def _move(self, a: int, b: int, images: IntArray) -> None:
         self.labels[images] = b
         self._members[a] = np.setdiff1d(self._members[a], images, assume_unique=True)
         self._members[b] = np.union1d(self._members[b], images)
         self._find_movers(a, np.flatnonzero(np.isin(self._mover[a], images)))
         self._offer(b, images, np.arange(len(self._used)))
 
-    def _find_movers(self, c: int, to: Indices) -> None:
+    def _find_movers(self, c: int, to: IntArray) -> None:
         """Find again the cheapest moves from class ``c`` to the classes ``to``."""
         self._cost[c, to], self._mover[c, to] = np.inf, -1
         if len(self._members[c]) and len(to):
             self._offer(c, self._members[c], to)
 
-    def _offer(self, c: int, images: Indices, to: Indices) -> None:
+    def _offer(self, c: int, images: IntArray, to: IntArray) -> None:
         """Let ``images`` of class ``c``, in order, compete for its cheapest moves to the classes ``to``."""
         cost = self.log_p[images, c].astype(np.float64)[:, None] - self.log_p[np.ix_(images, to)]
         first = cost.argmin(axis=0)
@@ -132,8 +127,6 @@ class Flow:
         better &= to != c
         self._cost[c, to[better]], self._mover[c, to[better]] = least[better], mover[better]
 
-
-Logits = NDArray[np.float32]
 
 _linalg: Any = np.linalg
 _ROWS_IN_CACHE = 1024  # what fits into a processor's cache is several times faster
@@ -146,7 +139,7 @@ _LONGEST = 5.0
 _NEAR_ENOUGH = 0.002
 
 
-def balancing_offsets(log_p: Logits, low: Array, high: Array) -> Array:
+def balancing_offsets(log_p: Logits, low: FloatArray, high: FloatArray) -> FloatArray:
     """Return offsets b, (C,), for which the counts of argmax(log_p + b) lie near or between ``low`` and ``high``.
 
     A class between its bounds has b = 0; b > 0 lifts one to its lower bound and b < 0 holds one at its upper bound.
@@ -171,23 +164,23 @@ def _scale(log_p: Logits) -> float:
     return float(np.clip(np.quantile(top[:, 1] - top[:, 0], 0.75) / 5, 0.2, 50.0))
 
 
-def _minimised(log_p: Logits, offsets: Array, low: Array, high: Array, softness: float) -> Array:
+def _minimised(log_p: Logits, offsets: FloatArray, low: FloatArray, high: FloatArray, softness: float) -> FloatArray:
     counts, curvature = _soft_counts(log_p, offsets, softness)
     for _ in range(_STEPS):
-        slope = _slope(offsets, counts, low, high)
+        slope = counts - _wanted(offsets, counts, low, high)
         wrong = np.abs(slope).sum()
         if wrong <= _NEAR_ENOUGH * len(log_p):
             break
         tried = _newton(offsets, slope, curvature, low, high, softness)
         found = _soft_counts(log_p, tried, softness)
-        if np.abs(_slope(tried, found[0], low, high)).sum() > 0.9 * wrong:
+        if np.abs(found[0] - _wanted(tried, found[0], low, high)).sum() > 0.9 * wrong:
             tried = _sinkhorn(offsets, counts, low, high, softness)
             found = _soft_counts(log_p, tried, softness)
         offsets, (counts, curvature) = tried, found
     return offsets
 
 
-def _soft_counts(log_p: Logits, offsets: Array, softness: float) -> tuple[Array, Array]:
+def _soft_counts(log_p: Logits, offsets: FloatArray, softness: float) -> tuple[FloatArray, FloatArray]:
     """The soft counts (C,) and their derivatives by the offsets (C, C)."""
     classes = log_p.shape[1]
     counts, overlap = np.zeros(classes), np.zeros((classes, classes))
@@ -202,34 +195,34 @@ def _soft_counts(log_p: Logits, offsets: Array, softness: float) -> tuple[Array,
     return counts, (np.diag(counts) - overlap) / softness
 
 
-def _slope(offsets: Array, counts: Array, low: Array, high: Array) -> Array:
-    """The gradient of f; at b = 0, where f has a kink, its part nearest to zero."""
-    return np.where(
-        offsets > 0, counts - low, np.where(offsets < 0, counts - high, counts - np.clip(counts, low, high))
-    )
+def _wanted(offsets: FloatArray, counts: NDArray[Any], low: NDArray[Any], high: NDArray[Any]) -> NDArray[Any]:
+    """The counts that classes with these offsets must have; at b = 0, where f has a kink, those nearest to theirs."""
+    return np.where(offsets > 0, low, np.where(offsets < 0, high, np.clip(counts, low, high)))
 
 
-def _newton(offsets: Array, slope: Array, curvature: Array, low: Array, high: Array, softness: float) -> Array:
+def _newton(
+    offsets: FloatArray, slope: FloatArray, curvature: FloatArray, low: FloatArray, high: FloatArray, softness: float
+) -> FloatArray:
     free = (slope != 0) | (offsets != 0)
     matrix = curvature[np.ix_(free, free)]
     # Adding the same to all offsets changes nothing where all counts are fixed: the ridge keeps that direction still.
     matrix += np.eye(len(matrix)) * (1e-6 * np.trace(matrix) / len(matrix) + 1e-9)
+    step: FloatArray = _linalg.solve(matrix, slope[free])
     tried = offsets.copy()
-    step: Array = _linalg.solve(matrix, slope[free])
     # Where no image is near the edge of a class there is no curvature to trust.
     tried[free] -= np.clip(step, -_LONGEST * softness, _LONGEST * softness)
     crossed = (offsets * tried < 0) & (low < high)
     return np.where(crossed, 0.0, tried)  # no step goes beyond the kink at zero
 
 
-def _sinkhorn(offsets: Array, counts: Array, low: Array, high: Array, softness: float) -> Array:
+def _sinkhorn(
+    offsets: FloatArray, counts: FloatArray, low: FloatArray, high: FloatArray, softness: float
+) -> FloatArray:
     known = np.log(np.maximum(counts, 1e-9))
     up = offsets + softness * (np.log(np.maximum(low, 1e-9)) - known)
     down = offsets + softness * (np.log(np.maximum(high, 1e-9)) - known)
     return np.where(low == high, up, np.clip(0.0, up, down))
 
-
-Bounds = int | Mapping[str, int]
 
 _WHO = "BalancedAssignment"
 _ROWS_AT_ONCE = 8192
@@ -237,29 +230,21 @@ _ROWS_AT_ONCE = 8192
 _NEAR = 1e-3
 
 
-@dataclass(frozen=True)
-class Assignment:
-    """Labels with given counts.
+class Assignment(NamedTuple):
+    """Labels with given counts."""
 
-    Args:
-        labels: (N,) positions of classes.
-        offsets: (C,) such that labels maximise log_p + offsets; minus infinity for a class that may not occur.
-        log_likelihood: Σ log_p of the labels, in nats.
-        gap: an upper bound of what any other labels with such counts could have more, in nats; zero up to rounding.
-    """
-
-    labels: Indices
-    offsets: Array
-    log_likelihood: float
-    gap: float
+    labels: IntArray  # (N,) positions of classes
+    offsets: FloatArray  # (C,): labels maximise log_p + offsets; minus infinity for a class that may not occur
+    log_likelihood: float  # Σ log_p of the labels, in nats
+    gap: float  # the most that other labels with such counts could have more, in nats; zero up to rounding
 
 
-def assign(log_p: NDArray[np.float32] | Array, low: Indices, high: Indices, shares: Array | None = None) -> Assignment:
+def assign(log_p: Logits | FloatArray, low: IntArray, high: IntArray, shares: FloatArray | None = None) -> Assignment:
     """Return the most likely labels of N images of which class c gets at least ``low[c]`` and at most ``high[c]``.
 
     Ties go by position, so sort images and classes first where their order should not matter.
     """
-    used: NDArray[np.bool_] = high > 0
+    used: BoolArray = high > 0
     values = np.ascontiguousarray(log_p[:, used], dtype=np.float32)
     low, high = low[used], high[used]
     if shares is None:
@@ -317,15 +302,13 @@ class BalancedAssignment(Refiner):
         # In float32 and by id and class name: what ties decide must not depend on the order given.
         ordered = target.log_probabilities().astype(np.float32)[np.ix_(rows, columns)]
         found = assign(ordered, low[columns], high[columns], None if shares is None else shares[columns])
-        self.labels_ = np.empty(len(rows), np.int64)
-        self.labels_[rows] = columns[found.labels]
-        self.offsets_ = np.empty(len(columns))
-        self.offsets_[columns] = found.offsets
+        self.labels_ = columns[found.labels][np.argsort(rows)]
+        self.offsets_ = found.offsets[np.argsort(columns)]
         self.log_likelihood_, self.gap_ = found.log_likelihood, found.gap
         self.ids_, self.classes_ = target.ids, target.classes
         return self
 
-    def _refined(self, predictions: Predictions) -> Array:
+    def _refined(self, predictions: Predictions) -> FloatArray:
         """softmax(log p + b). The most probable class of an image that ``fit`` saw is the assigned one."""
         shifted = normalised(predictions.log_probabilities() + self.offsets_).astype(np.float32)
         assigned = self.labels_
@@ -334,9 +317,8 @@ class BalancedAssignment(Refiner):
             assigned = np.array([known.get(name, -1) for name in predictions.ids])
         rows = np.flatnonzero(assigned >= 0)
         wanted, best = shifted[rows, assigned[rows]], shifted[rows].max(axis=1)
-        beaten = (shifted[rows] >= wanted[:, None]).sum(axis=1) > 1
-        rows, best = rows[beaten & (best - wanted < _NEAR)], best[beaten & (best - wanted < _NEAR)]
-        shifted[rows, assigned[rows]] = np.nextafter(best, np.float32(np.inf))
+        near = ((shifted[rows] >= wanted[:, None]).sum(axis=1) > 1) & (best - wanted < _NEAR)
+        shifted[rows[near], assigned[rows[near]]] = np.nextafter(best[near], np.float32(np.inf))
         return shifted.astype(np.float64)
 
     @property
@@ -350,7 +332,7 @@ class BalancedAssignment(Refiner):
             f"offsets from {finite.min():.2f} to {finite.max():.2f}"
         )
 
-    def _counts(self, target: Predictions) -> tuple[Indices, Indices, Array | None]:
+    def _counts(self, target: Predictions) -> tuple[IntArray, IntArray, FloatArray | None]:
         """Least and most count of each class, and the expected one where a prior is given."""
         n, classes = len(target), target.classes
         if (self.prior is None) == (self.at_least is None and self.at_most is None):
@@ -374,11 +356,8 @@ class BalancedAssignment(Refiner):
         return low, high, None
 
 
-def _bounds(given: Bounds | None, classes: tuple[str, ...], default: int, most: int) -> Indices:
-    if given is None:
-        given = {}
-    if isinstance(given, int):
-        given = dict.fromkeys(classes, given)
+def _bounds(given: Bounds | None, classes: tuple[str, ...], default: int, most: int) -> IntArray:
+    given = dict.fromkeys(classes, given) if isinstance(given, int) else given or {}
     if unknown := [name for name in given if name not in set(classes)]:
         raise EtudeError(f"there are bounds for {listed(unknown)}, which is no class.{nearest(unknown[0], classes)}")
     for name, value in given.items():
@@ -387,7 +366,7 @@ def _bounds(given: Bounds | None, classes: tuple[str, ...], default: int, most: 
     return np.array([min(given.get(name, default), most + 1) for name in classes], dtype=np.int64)
 
 
-def _best_classes(log_p: NDArray[np.float32], offsets: Array) -> Indices:
+def _best_classes(log_p: Logits, offsets: FloatArray) -> IntArray:
     """argmax(log_p + offsets), (N,). Classes that tie are shared out evenly by a fixed draw: fewer moves are left."""
     labels = np.empty(len(log_p), np.int64)
     rng = rng_for(0, "ties of an assignment")
@@ -401,7 +380,7 @@ def _best_classes(log_p: NDArray[np.float32], offsets: Array) -> Indices:
     return labels
 
 
-def _values(log_p: NDArray[np.float32], offsets: Array, labels: Indices) -> tuple[float, float]:
+def _values(log_p: Logits, offsets: FloatArray, labels: IntArray) -> tuple[float, float]:
     """Σ max(log_p + offsets), and Σ log_p of the labels."""
     best, own = 0.0, 0.0
     for start in range(0, len(log_p), _ROWS_AT_ONCE):

@@ -6,12 +6,20 @@ from dataclasses import dataclass
 from typing import Literal, Self, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from etude.core.errors import EtudeError, nearest
+from etude.core.metrics import FloatArray, IntArray
 from etude.core.predictions import Predictions
 from etude.core.seeds import rng_for
-from etude.refine.base import Refiner, normalised, require_classes, require_labelled, require_target
+from etude.refine.base import (
+    Refiner,
+    known_rows,
+    labels_of,
+    normalised,
+    require_classes,
+    require_labelled,
+    require_target,
+)
 from etude.refine.calibration import VectorScaling
 from etude.refine.prior.priors import (
     PriorSpec,
@@ -77,18 +85,21 @@ class PriorCorrection(Refiner):
         self._check_arguments()
         classes = self._classes(labelled, target)
         self.calibrator_ = VectorScaling().fit(labelled) if self.calibrate else None
-        valid, labels = self._calibrated_rows(labelled)
+        valid, labels = None, None
+        if labelled is not None and labelled.labels is not None and (labelled.labels >= 0).any():
+            rows = known_rows(labelled)
+            valid, labels = self._calibrated(rows).probabilities(), labels_of(rows)
         self.source_ = self._source(valid, classes)
         known = parse_prior(self.prior, classes)
         self.p_value_, self.gain_, self.gain_sd_, self.corrects_ = None, None, None, True
         if known is not None:
             self.prior_ = known
         else:
-            self._estimate(target, valid, labels)
+            self._estimate(require_target(target, _WHO), valid, labels)
         self.classes_ = classes
         return self
 
-    def _refined(self, predictions: Predictions) -> NDArray[np.float64]:
+    def _refined(self, predictions: Predictions) -> FloatArray:
         if not self.corrects_:
             return predictions.log_probabilities()
         return correct(self._calibrated(predictions).log_probabilities(), self.source_, self.prior_)
@@ -111,9 +122,8 @@ class PriorCorrection(Refiner):
 
     def _check_arguments(self) -> None:
         if self.method not in get_args(Method):
-            raise EtudeError(
-                f"method must be 'em' or 'bbse', not {self.method!r}.{nearest(self.method, ['em', 'bbse'])}"
-            )
+            hint = nearest(self.method, get_args(Method))
+            raise EtudeError(f"method must be 'em' or 'bbse', not {self.method!r}.{hint}")
         if self.alpha is not None and not 0 < self.alpha <= 1:
             raise EtudeError(f"alpha is a p-value above 0 and at most 1, or None to correct always, not {self.alpha}")
         if not (np.isfinite(self.caution) and self.caution >= 0):
@@ -135,17 +145,7 @@ class PriorCorrection(Refiner):
     def _calibrated(self, predictions: Predictions) -> Predictions:
         return predictions if self.calibrator_ is None else self.calibrator_.transform(predictions)
 
-    def _calibrated_rows(
-        self, labelled: Predictions | None
-    ) -> tuple[NDArray[np.float64] | None, NDArray[np.int64] | None]:
-        """Probabilities and labels of the labelled images, by id: the bootstrap must not depend on their order."""
-        if labelled is None or labelled.labels is None or not (labelled.labels >= 0).any():
-            return None, None
-        known = [row for row in np.argsort(np.array(labelled.ids)) if labelled.labels[row] >= 0]
-        rows = labelled.take(known)
-        return self._calibrated(rows).probabilities(), labelled.labels[known]
-
-    def _source(self, valid: NDArray[np.float64] | None, classes: tuple[str, ...]) -> NDArray[np.float64]:
+    def _source(self, valid: FloatArray | None, classes: tuple[str, ...]) -> FloatArray:
         given = None if self.source is None else parse_prior(self.source, classes)
         if given is None:
             if valid is None:
@@ -154,10 +154,7 @@ class PriorCorrection(Refiner):
         shares = np.maximum(given, _SMALLEST_SHARE)
         return shares / shares.sum()
 
-    def _estimate(
-        self, target: Predictions | None, valid: NDArray[np.float64] | None, labels: NDArray[np.int64] | None
-    ) -> None:
-        assert target is not None
+    def _estimate(self, target: Predictions, valid: FloatArray | None, labels: IntArray | None) -> None:
         log_p = self._calibrated(target).log_probabilities()
         p = np.exp(normalised(log_p))
         if self.method == "bbse":

@@ -7,22 +7,23 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from etude.core.errors import EtudeError, listed, nearest
 from etude.core.files import reading
+from etude.core.metrics import FloatArray, IntArray
 from etude.core.tables import csv_rows
 from etude.refine.base import normalised
 
-PriorSpec = str | Path | Mapping[str, float] | Sequence[float] | NDArray[np.float64]
+PriorSpec = str | Path | Mapping[str, float] | Sequence[float] | FloatArray
 
 
-def parse_prior(prior: PriorSpec, classes: tuple[str, ...]) -> NDArray[np.float64] | None:
+def parse_prior(prior: PriorSpec, classes: tuple[str, ...]) -> FloatArray | None:
     """Return the prior that ``prior`` stands for, (C,) float64 that sums to one; None when it is to be estimated.
 
     Args:
@@ -47,16 +48,14 @@ def parse_prior(prior: PriorSpec, classes: tuple[str, ...]) -> NDArray[np.float6
         path = Path(prior)
         return _shares(_in_order(_read(path), classes, str(path)), classes, str(path))
     if isinstance(prior, Mapping):
-        return _shares(_in_order(list(prior.items()), classes, "the prior"), classes, "the prior")
+        return _shares(_in_order([*prior.items()], classes, "the prior"), classes, "the prior")
     numbers = list(prior)
     if len(numbers) != len(classes):
         raise EtudeError(f"a prior of {len(classes):,} classes needs as many numbers, and got {len(numbers):,}")
     return _shares(numbers, classes, "the prior")
 
 
-def correct(
-    log_probabilities: NDArray[np.float64], source: NDArray[np.float64], target: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def correct(log_probabilities: FloatArray, source: FloatArray, target: FloatArray) -> FloatArray:
     """Return log p + log(target / source), normalised: the predictions of a model of one prior under another, (N, C).
 
     Bayes' rule when only the shares of the classes change and the look of each class stays (label shift; Saerens et
@@ -103,15 +102,13 @@ def _read_csv(path: Path) -> list[tuple[str, Any]]:
     rows = [row for row in cells if any(row)]
     if not rows or any(len(row) != 2 for row in rows):
         raise ValueError("it must have two columns, the class and its share or count")
-    header = 0 if _number(rows[0][1]) is not None else 1
-    return [(name, value) for name, value in rows[header:]]
+    return [(name, value) for name, value in rows[_number(rows[0][1]) is None :]]  # the first may be a header
 
 
 def _in_order(pairs: Sequence[tuple[str, Any]], classes: tuple[str, ...], where: str) -> list[Any]:
     named = dict(pairs)
     if len(named) < len(pairs):
-        seen: set[str] = set()
-        repeated = dict.fromkeys(name for name, _ in pairs if name in seen or seen.add(name))
+        repeated = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
         raise EtudeError(f"{where} names {listed(repeated)} more than once: give each class one line")
     if unknown := [name for name in named if name not in set(classes)]:
         raise EtudeError(
@@ -123,7 +120,7 @@ def _in_order(pairs: Sequence[tuple[str, Any]], classes: tuple[str, ...], where:
     return [named[name] for name in classes]
 
 
-def _shares(values: Sequence[Any], classes: tuple[str, ...], where: str) -> NDArray[np.float64]:
+def _shares(values: Sequence[Any], classes: tuple[str, ...], where: str) -> FloatArray:
     numbers = [_number(value) for value in values]
     for name, value, number in zip(classes, values, numbers, strict=True):
         if number is None or number < 0:
@@ -145,16 +142,14 @@ def _number(value: Any) -> float | None:
     return number if math.isfinite(number) and not isinstance(value, bool) else None
 
 
-Array = NDArray[np.float64]
 _linalg: Any = np.linalg
 
 
-def em_prior(p: Array, source: Array, tolerance: float = 1e-6, most: int = 1000) -> Array:
+def em_prior(p: FloatArray, source: FloatArray, tolerance: float = 1e-6, most: int = 1000) -> FloatArray:
     """Return the shares q of the classes among the images of p, (C,), by expectation maximisation.
 
     q starts at ``source``; q ← mean over images of normalise(p q / source), until no share moves by more than
-    ``tolerance``. This is the q of the greatest likelihood if p is calibrated (Saerens, Latinne & Decaestecker 2002,
-    "Adjusting the Outputs of a Classifier to New a Priori Probabilities").
+    ``tolerance``: the q of the greatest likelihood if p is calibrated (Saerens, Latinne & Decaestecker 2002).
     """
     q = source.copy()
     for _ in range(most):
@@ -168,47 +163,45 @@ def em_prior(p: Array, source: Array, tolerance: float = 1e-6, most: int = 1000)
     return q
 
 
-def bbse_prior(p: Array, valid: Array, labels: NDArray[np.int64], source: Array) -> Array:
+def bbse_prior(p: FloatArray, valid: FloatArray, labels: IntArray, source: FloatArray) -> FloatArray:
     """Return the shares of the classes among the images of p, (C,), by black-box shift estimation.
 
     w = C⁻¹ μ, where C[i, j] is the sum of valid[:, i] over the images of label j, divided by M (the soft confusion),
     and μ the mean of p; a negative w counts as zero. The shares are w times those of the labels, (M,); a class without
-    labels keeps its share in ``source``. Where C cannot be inverted, the smallest w that fits best is taken. Source:
-    Lipton, Wang & Smola 2018, "Detecting and Correcting for Label Shift with Black Box Predictors".
+    labels keeps its share in ``source``. Where C cannot be inverted, the smallest w that fits best is taken (Lipton,
+    Wang & Smola 2018).
     """
-    own = np.zeros((len(labels), len(source)))
-    own[np.arange(len(labels)), labels] = 1 / len(labels)
-    confusion: Array = valid.T @ own
-    solved: Array = _linalg.lstsq(confusion, p.mean(axis=0), rcond=None)[0]
+    own = np.eye(len(source))[labels] / len(labels)
+    confusion: FloatArray = valid.T @ own
+    solved: FloatArray = _linalg.lstsq(confusion, p.mean(axis=0), rcond=None)[0]
     weight = np.maximum(solved, 0.0)
-    labelled: Array = own.sum(axis=0)
+    labelled: FloatArray = own.sum(axis=0)
     shares = np.where(labelled > 0, weight * labelled, source)
     return shares / shares.sum() if shares.sum() > 0 else source.copy()
 
 
-def shift_p_value(p: Array, valid: Array, rng: np.random.Generator, draws: int = 500) -> float:
+def shift_p_value(p: FloatArray, valid: FloatArray, rng: np.random.Generator, draws: int = 500) -> float:
     """Return how often two random parts of all images differ as much as ``p`` and ``valid``, (M, C), do.
 
-    A permutation test, so that a value of 0.05 comes once in twenty times without a shift, however few images there
-    are. The statistic is the squared distance of the mean predictions, measured by the covariance of all. Mean
-    predictions differ if and only if shares do, as long as the confusion can be inverted (Lipton et al. 2018).
+    A permutation test on the squared distance of the mean predictions, measured by the covariance of all. They differ
+    if and only if shares do, as long as the confusion can be inverted (Lipton et al. 2018).
     """
     together = np.concatenate([p, valid])
     centred = together - together.mean(axis=0)
     covariance = centred.T @ centred / len(centred)
     # One direction, all ones, has no variance, and those of classes never predicted next to none: leave both out.
-    inverse: Array = _linalg.pinv(covariance, rcond=1e-9, hermitian=True)
+    inverse: FloatArray = _linalg.pinv(covariance, rcond=1e-9, hermitian=True)
     # The sums of two parts are opposites, so that of the smaller one gives the distance of their means.
     few = min(len(p), len(valid))
     sums = np.stack([centred[rng.choice(len(centred), few, replace=False, shuffle=False)].sum(0) for _ in range(draws)])
-    null: Array = ((sums @ inverse) * sums).sum(axis=1)
-    own: Array = centred[len(p) :].sum(axis=0)
+    null: FloatArray = ((sums @ inverse) * sums).sum(axis=1)
+    own: FloatArray = centred[len(p) :].sum(axis=0)
     # What rounding leaves of a distance of zero is no distance.
     observed = float(own @ inverse @ own) * (1 - 1e-9) - 1e-15
     return float((1 + (null >= observed).sum()) / (1 + draws))
 
 
-def expected_gain(p: Array, before: NDArray[np.int64]) -> tuple[float, float]:
+def expected_gain(p: FloatArray, before: IntArray) -> tuple[float, float]:
     """Return the mean and standard deviation of the accuracy gained by predicting argmax p in place of ``before``.
 
     If p is right, an image whose predicted class changes from a to b is won with probability p[b] and lost with p[a].
