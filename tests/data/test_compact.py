@@ -103,11 +103,11 @@ def test_stores_of_earlier_versions_list_their_hashes(tmp_path: Path):
     images = write_images(tmp_path / "in", 3, 12)
     context = Context(Silent(), print, tmp_path / "cache")
     folder = open_dataset(images, scan_images(images, Silent()), 12, context, fit="squash").build.store.folder
-    record, path = StoreRecord.load(folder), folder / "store.json"
+    record, path = StoreRecord.of(folder), folder / "store.json"
     assert list(record.content_hashes) == list(scan_images(images, Silent()).content_hashes)
     listed = ", ".join(f'"{content}"' for content in record.content_hashes)
     path.write_text(path.read_text().replace(f'"{record.content_hashes.hex()}"', f"[{listed}]"))
-    assert StoreRecord.load(folder) == record
+    assert StoreRecord.of(folder) == record
 
 
 def test_names_of_files_are_kept_once(tmp_path: Path):

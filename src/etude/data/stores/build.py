@@ -174,7 +174,7 @@ class _Build:
         held = sum(file.stat().st_size for folder in partials if folder.is_dir() for file in folder.iterdir())
         room = Room(shutil.disk_usage(self.stores).free + held, limit, self.stores)
         for kind in _readable_kinds() if asked == "auto" and locked else ():
-            begun = Begun.load(self._partial(kind), KINDS[kind])
+            begun = Begun.of(self._partial(kind), KINDS[kind])
             if begun is not None and begun.rows and (size := begun.projected_bytes(len(self.scan))) <= room.allowed:
                 return kind, f"{kind}: {file_size(size)}, as an earlier run began"
         return choose_kind(

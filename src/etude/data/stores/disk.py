@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Annotated, ClassVar, Protocol, Self
 
 import numpy as np
+from pydantic import PlainSerializer, PlainValidator, TypeAdapter
 
 from etude.core.context import Context
 from etude.core.errors import EtudeError
@@ -80,76 +81,74 @@ class DamagedStoreError(EtudeError):
 class FileSum:
     """Length and CRC-32 of a file, or of its beginning."""
 
-    bytes: int
-    checksum: int
+    bytes: int = 0
+    checksum: int = 0
 
 
 Marks = tuple[tuple[int, str], ...]
 """(position in the scan, text) of some images."""
 
 
-def parse_files(value: Mapping[str, Any]) -> dict[str, FileSum]:
-    """Return what :func:`dataclasses.asdict` wrote of files and their sums."""
-    return {str(name): FileSum(int(held["bytes"]), int(held["checksum"])) for name, held in value["files"].items()}
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What the files of a store hold, be it whole or in the making.
 
-
-def parse_marks(value: Mapping[str, Any], name: str) -> Marks:
-    """Return the marks that a record holds under ``name``."""
-    return tuple((int(position), str(text)) for position, text in value.get(name, ()))
-
-
-@dataclass(frozen=True)
-class StoreRecord:
-    """What ``store.json`` holds.
-
-    ``shape`` is (N, H, W, C), ``bad`` the images that could be scanned but not decoded, ``dull`` those that are nearly
-    black, nearly white or of one colour.
+    ``bad`` are the images that could be scanned but not decoded, ``dull`` those that are nearly black, nearly white or
+    of one colour.
     """
 
-    kind: str
-    shape: tuple[int, int, int, int]
-    fit: str
-    content_hashes: Digests
-    bad: Marks
-    files: dict[str, FileSum]
-    dull: Marks = ()
     version: int = STORE_VERSION
+    files: dict[str, FileSum]
+    bad: Marks = ()
+    dull: Marks = ()
 
     @property
     def total_bytes(self) -> int:
         """Bytes of the images on disk."""
         return sum(held.bytes for held in self.files.values())
 
-    def save(self, folder: Path) -> None:
-        """Write ``store.json`` into ``folder``."""
-        # The hashes as one text: as a list they would take forty times their memory while they are written.
-        write_json(folder / RECORD_NAME, {**asdict(self), "content_hashes": self.content_hashes.hex()})
+    def save(self, path: Path) -> None:
+        """Write the record as JSON."""
+        write_json(path, TypeAdapter(type(self)).dump_python(self))
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what :meth:`save` wrote; EtudeError or ValueError where it is something else."""
+        value = read_json(path)
+        if (version := dict(value).get("version")) != STORE_VERSION:
+            raise ValueError(f"its version is {version!r}, not {STORE_VERSION}")
+        return TypeAdapter(cls).validate_python(value)
+
+
+def _parsed_hashes(held: str | list[str]) -> Digests:
+    return Digests.from_hex(held if isinstance(held, str) else "".join(held))  # earlier versions wrote a list
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreRecord(Contents):
+    """What ``store.json`` holds; ``shape`` is (N, H, W, C)."""
+
+    kind: str
+    shape: tuple[int, int, int, int]
+    fit: str
+    # As one text: as a list they would take forty times their memory while they are written.
+    content_hashes: Annotated[Digests, PlainValidator(_parsed_hashes), PlainSerializer(Digests.hex)]
 
     @staticmethod
-    def load(folder: Path) -> StoreRecord:
+    def of(folder: Path) -> StoreRecord:
         """Read ``store.json`` and check that the files next to it have their sizes, else DamagedStoreError."""
         try:
-            record = _parse(read_json(folder / RECORD_NAME))
+            record = StoreRecord.load(folder / RECORD_NAME)
+            count, height, width, _ = record.shape
+            if min(record.shape) < 1 or height != width or len(record.content_hashes) != count:
+                raise ValueError(f"its shape {record.shape} does not fit its {len(record.content_hashes)} rows")
             for name, expected in record.files.items():
                 held = (folder / name).stat().st_size
                 if held != expected.bytes:
                     raise ValueError(f"{name} has {held:,} bytes instead of {expected.bytes:,}")
-        except (EtudeError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DamagedStoreError(folder, str(error)) from None
+        except (EtudeError, OSError, ValueError, TypeError) as error:
+            raise DamagedStoreError(folder, str(error).partition("\n")[0]) from None
         return record
-
-
-def _parse(value: dict[str, Any]) -> StoreRecord:
-    if value["version"] != STORE_VERSION:
-        raise ValueError(f"its version is {value['version']!r}, not {STORE_VERSION}")
-    count, height, width, channels = (int(extent) for extent in value["shape"])
-    hashes = value["content_hashes"]  # a list, in stores that earlier versions wrote
-    digests = Digests.from_hex(hashes if isinstance(hashes, str) else "".join(hashes))
-    shape = (count, height, width, channels)
-    if min(shape) < 1 or height != width or len(digests) != count:
-        raise ValueError(f"its shape {shape} does not fit its {len(digests)} rows")
-    bad, dull = parse_marks(value, "bad"), parse_marks(value, "dull")
-    return StoreRecord(str(value["kind"]), shape, str(value["fit"]), digests, bad, parse_files(value), dull)
 
 
 def checksum_of(path: Path, count: int, advance: Callable[[int], None]) -> int:
@@ -176,7 +175,7 @@ class DiskStore(ABC):
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder).absolute()
-        self.record = StoreRecord.load(self.folder)
+        self.record = StoreRecord.of(self.folder)
         if self.record.kind != self.kind or set(self.record.files) != set(self.file_names):
             raise DamagedStoreError(self.folder, f"its files are not those of a {self.kind} store")
 

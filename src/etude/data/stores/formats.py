@@ -198,7 +198,7 @@ KINDS: dict[str, type[DiskStore]] = {store.kind: store for store in (RawStore, B
 def open_store(folder: Path | str) -> DiskStore:
     """Open the store in ``folder``, of any kind."""
     folder = Path(folder).absolute()
-    kind = StoreRecord.load(folder).kind
+    kind = StoreRecord.of(folder).kind
     if kind not in KINDS:
         raise DamagedStoreError(folder, f"its kind is {kind!r}")
     return KINDS[kind](folder)

@@ -13,7 +13,7 @@ import shutil
 import time
 import zlib
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, Self
@@ -22,7 +22,7 @@ import numpy as np
 
 from etude.core.context import Context
 from etude.core.errors import EtudeError
-from etude.core.files import digest_of, explained_write, read_json, write_json
+from etude.core.files import digest_of, explained_write
 from etude.core.prefetch import prefetch
 from etude.data.compact import Digests
 from etude.data.decode import UnreadableImage, decode, dullness, read_image_file
@@ -30,15 +30,14 @@ from etude.data.scan import Scan, none_readable
 from etude.data.sources import BadFile, ImageSet
 from etude.data.stores.disk import (
     ENDS_TYPE,
-    STORE_VERSION,
+    RECORD_NAME,
+    Contents,
     DiskStore,
     FileSum,
     Marks,
     StoreRecord,
     checksum_of,
-    parse_files,
-    parse_marks,
-)
+)  # fmt: skip
 from etude.data.stores.formats import RawStore
 
 PROGRESS_NAME = "progress.json"
@@ -55,14 +54,11 @@ class Target:
     fit: str
 
 
-@dataclass(frozen=True)
-class Begun:
-    """What is done of a store: images read, good or bad, in the scan's order, and how far the files have come."""
+@dataclass(frozen=True, kw_only=True)
+class Begun(Contents):
+    """What is done of a store: ``done`` images were read, good or bad, in the scan's order."""
 
-    done: int
-    bad: Marks
-    files: dict[str, FileSum]
-    dull: Marks = ()
+    done: int = 0
 
     @property
     def rows(self) -> int:
@@ -71,18 +67,15 @@ class Begun:
 
     def projected_bytes(self, images: int) -> float:
         """Return the size of the whole store, if the other images take as much as those that are done."""
-        return sum(held.bytes for held in self.files.values()) / max(1, self.rows) * images
+        return self.total_bytes / max(1, self.rows) * images
 
     @staticmethod
-    def load(folder: Path, store: type[DiskStore]) -> Begun | None:
+    def of(folder: Path, store: type[DiskStore]) -> Begun | None:
         """Return what the record in ``folder`` says; None where there is none that can be used."""
-        try:
-            value = read_json(folder / PROGRESS_NAME)
-            files = parse_files(value)
-            begun = Begun(int(value["done"]), parse_marks(value, "bad"), files, parse_marks(value, "dull"))
-        except (EtudeError, OSError, ValueError, KeyError, TypeError, AttributeError):
-            return None
-        return begun if value.get("version") == STORE_VERSION and set(files) == set(store.file_names) else None
+        with suppress(EtudeError, OSError, ValueError, TypeError):
+            begun = Begun.load(folder / PROGRESS_NAME)
+            return begun if set(begun.files) == set(store.file_names) else None
+        return None
 
 
 class PartialStore:
@@ -90,14 +83,14 @@ class PartialStore:
 
     def __init__(self, folder: Path, store: type[DiskStore], begun: Begun | None) -> None:
         self.folder, self.store = folder, store
-        self._state = begun or Begun(0, (), {name: FileSum(0, 0) for name in store.file_names})
-        self._bad, self._dull = list(self._state.bad), list(self._state.dull)
+        # Replaced as a whole: an interrupt finds an image either done or not begun.
+        self.begun = begun or Begun(files={name: FileSum() for name in store.file_names})
         self._files: dict[str, IO[bytes]] = {}
         self._closing = ExitStack()
 
     def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)
-        for name, held in self._state.files.items():
+        for name, held in self.begun.files.items():
             path = self.folder / name
             path.touch()
             file = self._closing.enter_context(path.open("r+b"))
@@ -112,17 +105,7 @@ class PartialStore:
     @property
     def done(self) -> int:
         """Images that were read, good or bad; decoding goes on from there."""
-        return self._state.done
-
-    @property
-    def bad(self) -> Marks:
-        """Images that could not be decoded, and why."""
-        return tuple((position, reason) for position, reason in self._bad if position < self.done)
-
-    @property
-    def dull(self) -> Marks:
-        """Images that show hardly anything, and what they are like."""
-        return tuple((position, what) for position, what in self._dull if position < self.done)
+        return self.begun.done
 
     def reserve(self, rows: int, row_bytes: int) -> None:
         """Take the disk space of more ``rows`` at once: a full disk shows now, not after an hour of decoding."""
@@ -139,38 +122,34 @@ class PartialStore:
 
     def append(self, row: bytes, dull: str = "") -> None:
         """Add the next image; ``dull`` says what it is like where it shows hardly anything."""
-        files = dict(self._state.files)
         rows_name, *ends_names = self.store.file_names
-        files[rows_name] = self._written(rows_name, row)
+        files = {rows_name: self._written(rows_name, row)}
         for name in ends_names:
             files[name] = self._written(name, np.array(files[rows_name].bytes, ENDS_TYPE).tobytes())
-        if dull:
-            self._dull.append((self.done, dull))
-        # One assignment: an interrupt finds the row either done or not begun.
-        self._state = replace(self._state, done=self.done + 1, files=files)
+        marks = (*self.begun.dull, (self.done, dull)) if dull else self.begun.dull
+        self.begun = replace(self.begun, done=self.done + 1, files=files, dull=marks)
 
     def skip(self, reason: str) -> None:
         """Leave the next image out."""
-        self._bad.append((self.done, reason))
-        self._state = replace(self._state, done=self.done + 1)
+        self.begun = replace(self.begun, done=self.done + 1, bad=(*self.begun.bad, (self.done, reason)))
 
     def save(self) -> None:
         """Write the files through to the disk, then the record of how far they have come."""
-        state = replace(self._state, bad=self.bad, dull=self.dull)
+        begun = self.begun
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
-        write_json(self.folder / PROGRESS_NAME, {"version": STORE_VERSION, **asdict(state)})
+        begun.save(self.folder / PROGRESS_NAME)
 
-    def complete(self) -> dict[str, FileSum]:
-        """Cut the files to what was written, save, and return their lengths and checksums."""
+    def complete(self) -> Begun:
+        """Cut the files to what was written, save, and return the record."""
         for name, file in self._files.items():
-            file.truncate(self._state.files[name].bytes)
+            file.truncate(self.begun.files[name].bytes)
         self.save()
-        return self._state.files
+        return self.begun
 
     def _written(self, name: str, data: bytes) -> FileSum:
-        held = self._state.files[name]
+        held = self.begun.files[name]
         self._files[name].write(data)
         return FileSum(held.bytes + len(data), zlib.crc32(data, held.checksum))
 
@@ -192,11 +171,12 @@ def ingest(
                 with suppress(OSError, EtudeError):
                     store.save() if store.done else remove(partial_folder)
                 raise
-            if len(store.bad) < len(scan):
-                _record(store, scan, target).save(partial_folder)
-        if len(store.bad) == len(scan):
+            bad = store.begun.bad
+            if len(bad) < len(scan):
+                _record(store.complete(), scan, target).save(partial_folder / RECORD_NAME)
+        if len(bad) == len(scan):
             remove(partial_folder)
-            raise EtudeError(none_readable(images, [*scan.bad, *undecoded(images, scan, store.bad)]))
+            raise EtudeError(none_readable(images, [*scan.bad, *undecoded(images, scan, bad)]))
         _appear(partial_folder, folder)
 
 
@@ -230,7 +210,7 @@ def _verified(folder: Path, store: type[DiskStore], context: Context) -> Begun |
     """Return what can be kept of the work in ``folder``; what cannot is removed, with a warning where it is damaged."""
     if not folder.exists():
         return None
-    begun = Begun.load(folder, store)
+    begun = Begun.of(folder, store)
     if begun is not None and begun.rows and _is_whole(folder, begun, context):
         return begun
     if (folder / PROGRESS_NAME).exists() and (begun is None or begun.rows):
@@ -243,7 +223,7 @@ def _is_whole(folder: Path, begun: Begun, context: Context) -> bool:
     """Return whether the beginnings of the files are as they were recorded."""
     advance: Any
     try:
-        with context.bar("check partial work", sum(held.bytes for held in begun.files.values()), "bytes") as advance:
+        with context.bar("check partial work", begun.total_bytes, "bytes") as advance:
             return all(
                 (folder / name).stat().st_size >= held.bytes
                 and checksum_of(folder / name, held.bytes, advance) == held.checksum
@@ -283,10 +263,13 @@ def _read_row(at: int, images: ImageSet, scan: Scan, target: Target) -> tuple[by
         return str(problem)
 
 
-def _record(store: PartialStore, scan: Scan, target: Target) -> StoreRecord:
-    hashes = Digests(np.delete(scan.content_hashes.values, [position for position, _ in store.bad], axis=0))
+def _record(begun: Begun, scan: Scan, target: Target) -> StoreRecord:
+    hashes = Digests(np.delete(scan.content_hashes.values, [position for position, _ in begun.bad], axis=0))
     shape = (len(hashes), target.size, target.size, scan.channels)
-    return StoreRecord(target.store.kind, shape, target.fit, hashes, store.bad, store.complete(), store.dull)
+    return StoreRecord(
+        kind=target.store.kind, shape=shape, fit=target.fit, content_hashes=hashes, files=begun.files, bad=begun.bad,
+        dull=begun.dull,
+    )  # fmt: skip
 
 
 def _appear(partial_folder: Path, folder: Path) -> None:
