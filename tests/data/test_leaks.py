@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from etude.core.context import Context
 from etude.data.scan import FileFacts
 from etude.health.leaks import Leak, find_leaks, leaks_of
 
@@ -24,7 +25,7 @@ def kinds(found: list[Leak]) -> list[str]:
 
 
 def test_files_that_tell_nothing_are_no_leak():
-    assert find_leaks(NAMES, facts(), LABELS, CLASSES) == []
+    assert find_leaks(NAMES, facts(), LABELS) == []
 
 
 @pytest.mark.parametrize(
@@ -41,7 +42,7 @@ def test_files_that_tell_nothing_are_no_leak():
 )
 def test_a_class_in_the_file_name_is_found(kind: str, make):
     names = [make(row) for row in range(300)]
-    found = find_leaks(names, facts(), LABELS, CLASSES)
+    found = find_leaks(names, facts(), LABELS)
     assert kind in kinds(found)
     leak = found[kinds(found).index(kind)]
     assert leak.accuracy > 0.9
@@ -52,19 +53,19 @@ def test_a_class_in_the_file_name_is_found(kind: str, make):
 
 def test_sizes_and_formats_are_found():
     by_class = (LABELS * 4_000 + RNG.integers(0, 3_000, 300)).tolist()
-    assert kinds(find_leaks(NAMES, facts(by_class), LABELS, CLASSES)) == ["file size"]
-    assert "image size" in kinds(find_leaks(NAMES, facts(side=(64 + LABELS).tolist()), LABELS, CLASSES))
+    assert kinds(find_leaks(NAMES, facts(by_class), LABELS)) == ["file size"]
+    assert "image size" in kinds(find_leaks(NAMES, facts(side=(64 + LABELS).tolist()), LABELS))
     jpeg = [FileFacts(SIZES[row], 64, 64, "JPEG L" if LABELS[row] else "PNG L") for row in range(300)]
-    (leak,) = find_leaks(NAMES, jpeg, LABELS, CLASSES)
+    (leak,) = find_leaks(NAMES, jpeg, LABELS)
     assert (leak.kind, round(leak.accuracy, 2)) == ("format", 0.67)  # it tells one class of three from the others
     camera = [FileFacts(SIZES[row], 64, 64, "JPEG L", f"camera {LABELS[row]}") for row in range(300)]
-    assert kinds(find_leaks(NAMES, camera, LABELS, CLASSES)) == ["camera"]
+    assert kinds(find_leaks(NAMES, camera, LABELS)) == ["camera"]
 
 
 def test_a_size_that_goes_with_what_is_shown_is_no_leak():
     """A one takes fewer bytes than an eight: that is the picture, not the file."""
     overlapping = (LABELS * 1_500 + RNG.integers(0, 5_000, 300)).tolist()
-    assert find_leaks(NAMES, facts(overlapping), LABELS, CLASSES) == []
+    assert find_leaks(NAMES, facts(overlapping), LABELS) == []
 
 
 def test_rules_are_judged_on_images_they_have_not_seen():
@@ -72,26 +73,28 @@ def test_rules_are_judged_on_images_they_have_not_seen():
     rng = np.random.default_rng(1)
     names = ["".join(rng.choice(list("abcdefghij"), 8)) for _ in range(300)]
     labels = rng.integers(0, 3, 300)
-    assert find_leaks(names, facts(rng.integers(0, 10**6, 300).tolist()), labels, CLASSES) == []
+    assert find_leaks(names, facts(rng.integers(0, 10**6, 300).tolist()), labels) == []
 
 
 def test_a_rare_class_counts_as_much_as_a_frequent_one():
     labels = (np.arange(300) % 30 == 0).astype(np.int64)
     names = [f"{'rare' if label else 'usual'}_{row}" for row, label in enumerate(labels)]
-    (leak,) = find_leaks(names, facts(), labels, CLASSES[:2])
+    (leak,) = find_leaks(names, facts(), labels)
     assert (leak.accuracy, leak.chance) == (1.0, 0.5)
     # Guessing the frequent class is right about 97% of the images, and yet tells nothing.
-    assert find_leaks(NAMES, facts(), labels, CLASSES[:2]) == []
+    assert find_leaks(NAMES, facts(), labels) == []
 
 
 def test_class_folders_are_no_leak():
     ids = [f"{CLASSES[label]}/{name}.png" for label, name in zip(LABELS, NAMES, strict=True)]
-    assert leaks_of(ids, facts(), LABELS, CLASSES) == []
-    assert leaks_of([f"all/{name}" for name in ids], facts(), LABELS, CLASSES) == []  # as a table may name them
+    assert leaks_of(ids, facts(), LABELS, CLASSES, Context()) == []
+    assert (
+        leaks_of([f"all/{name}" for name in ids], facts(), LABELS, CLASSES, Context()) == []
+    )  # as a table may name them
     coded = [f"{label}/{name}.png" for label, name in zip(LABELS, NAMES, strict=True)]
-    assert kinds(leaks_of(coded, facts(), LABELS, CLASSES)) == ["folder"]
+    assert kinds(leaks_of(coded, facts(), LABELS, CLASSES, Context())) == ["folder"]
 
 
 def test_too_few_images_tell_nothing():
-    assert find_leaks(["a", "b"], facts(SIZES[:2], (64, 64)), np.array([0, 1]), CLASSES) == []
-    assert find_leaks(NAMES, facts(), np.zeros(300, np.int64), CLASSES) == []
+    assert find_leaks(["a", "b"], facts(SIZES[:2], (64, 64)), np.array([0, 1])) == []
+    assert find_leaks(NAMES, facts(), np.zeros(300, np.int64)) == []

@@ -7,7 +7,7 @@ import pytest
 
 from etude.core.errors import EtudeError
 from etude.journal.index import find_garbage, remove_garbage
-from etude.journal.runs import add_note, add_tags
+from etude.journal.runs import add_note, set_tags
 from recorded_runs import edit_record, forked, opened, write_killed_run, write_run
 
 
@@ -55,7 +55,7 @@ def test_runs_that_made_nothing_go_but_for_those_somebody_cares_for(tmp_path: Pa
     fill(tmp_path / "failed", "bad_files.csv", "report.html", f".run.json.{gone}.tmp")
     fill(tmp_path / "made", "model.json")
     add_note(tmp_path / "noted", "why?")
-    add_tags(tmp_path / "tagged", ["later"])
+    set_tags(tmp_path / "tagged", ["later"])
     write_run(tmp_path / "around" / "arms" / "one")
     fill(tmp_path, "no-run/thesis.txt")
     assert found(tmp_path) == {"failed", "killed"}

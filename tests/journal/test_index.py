@@ -11,7 +11,7 @@ import pytest
 from etude.core.errors import EtudeError
 from etude.journal import index as index_module
 from etude.journal.index import DAMAGED, INDEX_NAME, find_run, list_runs
-from etude.journal.runs import add_note, add_tags
+from etude.journal.runs import add_note, set_tags
 from recorded_runs import edit_record, forked, opened, write_killed_run, write_run
 
 
@@ -47,7 +47,7 @@ def test_only_what_has_changed_is_read_again(tmp_path: Path, read: list[str]):
     before = list_runs(tmp_path)
     assert read == []
     edit_record(tmp_path / "b", recipe="other")
-    add_tags(tmp_path / "c", ["late"])
+    set_tags(tmp_path / "c", ["late"])
     shutil.rmtree(tmp_path / "a")
     after = {run.path: run for run in list_runs(tmp_path)}
     assert sorted(read) == ["b", "c"]

@@ -25,7 +25,7 @@ from etude.journal.mlflow import MlflowPlan, check_server, log_to_mlflow, plan_o
 from etude.journal.notebook import write_notebook
 from etude.journal.record import read_run
 from etude.journal.report.report import write_report
-from etude.journal.runs import add_note, add_tags
+from etude.journal.runs import add_note, set_tags
 from etude.journal.screen import Screen
 from etude.study.diagnostics import export_run
 from picture_folders import write_classes
@@ -117,7 +117,7 @@ def test_folds_rounds_and_parts_stand_below(tmp_path: Path):
 
 def test_notes_tags_and_code_are_tags(tmp_path: Path):
     folder = write_run(tmp_path / "run", tags=["baseline"])
-    add_tags(folder, ["a:b"])
+    set_tags(folder, ["a:b"])
     add_note(folder, "more dropout")
     tags = plan_of(folder).tags
     assert tags["etude.tags"] == "baseline a:b"

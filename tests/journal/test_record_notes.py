@@ -9,15 +9,15 @@ import pytest
 
 from etude.core.errors import EtudeError
 from etude.journal.record import read_run
-from etude.journal.runs import NOTES_NAME, add_note, add_tags, remove_tags
+from etude.journal.runs import NOTES_NAME, add_note, set_tags
 from recorded_runs import forked, opened
 
 
 def test_notes_and_tags_are_read_with_the_run(tmp_path: Path):
     record = opened(tmp_path, tags=["baseline"])
     add_note(tmp_path, "  more dropout\noverfits less ")
-    add_tags(tmp_path, ["mixup", "lr:1e-3", "mixup"])
-    remove_tags(tmp_path, ["baseline", "never-there"])
+    set_tags(tmp_path, ["mixup", "lr:1e-3", "mixup"])
+    set_tags(tmp_path, ["baseline", "never-there"], remove=True)
     record.close("finished")  # does not know of them
     run = read_run(tmp_path)
     assert run["tags"] == ["mixup", "lr:1e-3"]
@@ -28,7 +28,7 @@ def test_notes_and_tags_are_read_with_the_run(tmp_path: Path):
 def test_resuming_keeps_them_once(tmp_path: Path):
     opened(tmp_path)
     add_note(tmp_path, "killed by the night shift")
-    add_tags(tmp_path, ["night"])
+    set_tags(tmp_path, ["night"])
     opened(tmp_path, resume=True).close("finished")
     assert [note["text"] for note in read_run(tmp_path)["notes"]] == ["killed by the night shift"]
     assert json.loads((tmp_path / "run.json").read_text())["notes"] == []
@@ -44,10 +44,10 @@ def test_a_failed_run_with_a_note_is_not_overwritten(tmp_path: Path):
 @pytest.mark.parametrize("torn", [b'{"at": "2025', b"\xff\xfe\n", b"[]\n", b'{"tag": 3}\n', b"null"])
 def test_a_line_that_is_none_is_passed_over(tmp_path: Path, torn: bytes):
     opened(tmp_path)
-    add_tags(tmp_path, ["one"])
+    set_tags(tmp_path, ["one"])
     with (tmp_path / NOTES_NAME).open("ab") as file:
         file.write(torn)
-    add_tags(tmp_path, ["two"])
+    set_tags(tmp_path, ["two"])
     assert read_run(tmp_path)["tags"] == ["one", "two"]
 
 
@@ -65,7 +65,7 @@ def test_what_is_no_note_and_no_tag(tmp_path: Path):
         add_note(tmp_path, " \n")
     for tag in ("two words", "", "x" * 41, "a\n"):
         with pytest.raises(EtudeError, match="cannot be a tag"):
-            add_tags(tmp_path, ["good", tag])
+            set_tags(tmp_path, ["good", tag])
     assert not (tmp_path / NOTES_NAME).exists()
 
 

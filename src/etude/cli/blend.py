@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from etude.cli.common import print_json, screen_for
-from etude.cli.probabilities import ProbabilityOptions, expanded
+from etude.cli.common import expanded, print_json
+from etude.cli.probabilities import ProbabilityOptions
+from etude.core.errors import EtudeError, nearest
 
 if TYPE_CHECKING:
     from etude.core.predictions import Predictions
@@ -53,8 +54,6 @@ def blend(
         Labelled predictions of the models, a file each in the order of the models; repeat the option.
     """
     options.check_out()
-    from etude.core.errors import EtudeError, nearest
-
     if method is not None and method not in _METHODS:
         known = ", ".join(_METHODS)
         raise EtudeError(f"--method is {method!r}; the methods are {known}.{nearest(method, _METHODS)}")
@@ -63,10 +62,9 @@ def blend(
     if valid and len(valid) != len(models):
         raise EtudeError(f"--valid came {len(valid)} times for {len(models)} models: give one for each, in their order")
 
-    screen = screen_for(as_json=options.as_json, quiet=options.quiet)
-    sources = options.read([options.file_of(path, "test.npz") for path in models], screen)
+    sources = options.read([options.file_of(path, "test.npz") for path in models])
     blended = [source.predictions for source in sources]
-    labelled = _labelled(options, models, valid, blended, screen)
+    labelled = _labelled(options, models, valid, blended)
     hard = [path for path, source in zip(models, sources, strict=True) if source.holds == "labels"]
     if hard and method not in (None, "vote"):
         raise EtudeError(
@@ -80,21 +78,17 @@ def blend(
     ensemble = Ensemble(way, options.metric, seed=options.seed, weights=weight)
     ensemble.fit(blended if labelled is None else labelled)
     predictions = ensemble.transform(blended)
-    options.write(sources[0], predictions, models, screen)
+    options.write(sources[0], predictions, models)
     found = _found(models, ensemble, labelled, options.metric)
     if options.as_json:
         print_json(found)
         return
-    _show(screen, found)
-    screen.say(f"{len(predictions):,} predictions in {options.out}: {ensemble.described}")
+    _show(options.screen, found)
+    options.screen.say(f"{len(predictions):,} predictions in {options.out}: {ensemble.described}")
 
 
 def _labelled(
-    options: ProbabilityOptions,
-    models: Sequence[Path],
-    valid: Sequence[Path] | None,
-    blended: Sequence[Predictions],
-    screen: Screen,
+    options: ProbabilityOptions, models: Sequence[Path], valid: Sequence[Path] | None, blended: Sequence[Predictions]
 ) -> list[Predictions] | None:
     """Return labelled predictions of every model on the same images, or None when there are none."""
     from etude.refine.tables import with_classes
@@ -103,10 +97,10 @@ def _labelled(
         valid = models
     found = list(blended)
     if valid is not None:
-        read = options.read([options.file_of(path, "valid.npz") for path in valid], screen)
+        read = options.read([options.file_of(path, "valid.npz") for path in valid])
         pairs = zip(valid, read, strict=True)
         found = [with_classes(one.predictions, blended[0].classes, str(path)) for path, one in pairs]
-    found = [options.with_labels(one, screen) for one in found]
+    found = [options.with_labels(one) for one in found]
     return found if any(one.labels is not None and (one.labels >= 0).any() for one in found) else None
 
 
@@ -151,14 +145,9 @@ def _show(screen: Screen, found: dict[str, Any]) -> None:
         return
     weights = {name: f"{weight:.3f}" for name, weight in found["weights"].items()}
     fitted = " (fitted on these images)" if found["method"] in ("likelihood", "selection", "best") else ""
-    screen.table(
-        f"{found['metric']} on {found['labelled_images']:,} labelled images",
-        ("model", found["metric"], "weight"),
-        [
-            (name + (fitted if name == "blend" else ""), f"{score:.4f}", weights.get(name))
-            for name, score in found["scores"].items()
-        ],
-    )
+    metric, shown = found["metric"], {"blend": f"blend{fitted}"}
+    rows = [(shown.get(name, name), f"{score:.4f}", weights.get(name)) for name, score in found["scores"].items()]
+    screen.table(f"{metric} on {found['labelled_images']:,} labelled images", ("model", metric, "weight"), rows)
     if found["gains"]:
         gains = [
             (name, f"{gain['gain'] + 0.0:+.4f}", f"{gain['low'] + 0.0:+.4f} {gain['high'] + 0.0:+.4f}")
@@ -167,9 +156,7 @@ def _show(screen: Screen, found: dict[str, Any]) -> None:
         screen.table("Cross-fitted gain over the mean", ("method", "gain", "95% interval"), gains)
     pairs = [
         (
-            f"{pair['first']} | {pair['second']}",
-            f"{pair['disagreement']:.1%}",
-            f"{pair['double_fault']:.1%}",
+            *(f"{pair['first']} | {pair['second']}", f"{pair['disagreement']:.1%}", f"{pair['double_fault']:.1%}"),
             None if pair["q"] is None else f"{pair['q']:.2f}",
         )
         for pair in found["pairs"]

@@ -3,23 +3,42 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from etude.core.errors import EtudeError
+from etude.study.run.request import Flag
+
 if TYPE_CHECKING:
     from etude.journal.screen import Screen
 
-AsJson = Annotated[
-    bool,
-    Parameter(name="--json", negative="", show_default=False, help="Print JSON to standard output and nothing else."),
-]
-Quiet = Annotated[bool, Parameter(negative="", show_default=False, help="Show warnings only.")]
+AsJson = Annotated[Flag, Parameter(name="--json", help="Print JSON to standard output and nothing else.")]
+Quiet = Annotated[Flag, Parameter(help="Show warnings only.")]
+
+
+def expanded(path: Path) -> Path:
+    """Return ``path`` with ``~`` expanded: the shell leaves ``--out=~/FILE`` as it is."""
+    return Path(os.path.expanduser(path))
+
+
+def checked_out(out: Path, table: Mapping[str, bool]) -> Path:
+    """Return --out; refuse another ending, and an .npz with an option of ``table``, which only a table follows."""
+    out = expanded(out)
+    if out.suffix.lower() not in (".csv", ".npz"):
+        raise EtudeError(f"--out is {out}; give a file that ends in .csv or .npz (an .npz holds the full predictions)")
+    if out.suffix.lower() == ".npz" and any(table.values()):
+        *most, last = table
+        raise EtudeError(f"--out is {out}, and an .npz file follows no {', '.join(most)} or {last}: give a .csv")
+    return out
 
 
 def screen_for(*, as_json: bool = False, quiet: bool = False) -> Screen:
-    """Return the screen of a command; with ``--json`` everything but the JSON goes to standard error."""
+    """Return a command's screen; with ``--json`` everything but the JSON goes to standard error."""
     from etude.journal.screen import Screen
 
     return Screen(quiet=quiet, file=sys.stderr if as_json else None)

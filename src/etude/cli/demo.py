@@ -37,16 +37,9 @@ def demo(*, out: Path | None = None, recipe: str = "default", seed: int = 0, cac
     screen = Screen()
     cache = cache or default_cache()
     digits = write_digits(cache / "demo" / "mnist-5k", screen)
-    request = Request(
-        train=digits.train,
-        test=digits.test,
-        recipe=recipe,
-        seed=seed,
-        out=out or claim_run_folder(Path("demo")),
-        cache=cache,
-        command=("etude", *sys.argv[1:]),
-    )
-    folder = run_job(request, screen)
+    out = out or claim_run_folder(Path("demo"))
+    given = {"test": digits.test, "recipe": recipe, "seed": seed, "out": out, "cache": cache}
+    folder = run_job(Request(digits.train, ("etude", *sys.argv[1:]), **given), screen)
     predictions = Predictions.load(folder / "test.npz")
     labels = [predictions.classes.index(digits.test_labels[name]) for name in predictions.ids]
     right = accuracy(predictions.predicted(), labels)

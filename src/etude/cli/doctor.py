@@ -8,13 +8,14 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from etude.cli.common import AsJson, print_json, screen_for
-from etude.study.run.request import Options, Train
+from etude.core.errors import EtudeError
+from etude.study.run.request import Flag, Options, Train
 
 
 def doctor(
     train: Train | None = None,
     *,
-    data: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    data: Flag = False,
     test: Path | None = None,
     valid: Path | None = None,
     options: Annotated[Options, Parameter(name="*")] = Options(),
@@ -40,10 +41,12 @@ def doctor(
     from dataclasses import replace
 
     from etude.core.context import Context
-    from etude.core.errors import EtudeError
 
     screen = screen_for(as_json=as_json, quiet=as_json)
     asked = options if train is None else replace(options.request(train), test=test, valid=valid)
+    for name, given in (("--sample", options.sample), ("--seed", options.seed or None)):
+        if given is not None and train is None:
+            raise EtudeError(f"{name} is about images, and no TRAIN was given: etude doctor TRAIN {name} {given}")
     if data:
         from etude.study.doctor.data import examine_data, show_health
         from etude.study.run.request import Request

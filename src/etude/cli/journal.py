@@ -14,9 +14,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Parameter
 
 from etude.cli.common import AsJson, print_json, screen_for
+from etude.core.errors import EtudeError, nearest
 from etude.core.text import counted, duration, file_size, moment, percent, shortened
-from etude.journal.index import DAMAGED, RunSummary
-from etude.journal.runs import IN_NO_STAGE, REPORT_NAME, seconds_in_no_stage, stopped_at
+from etude.journal.index import DAMAGED, RunSummary, find_garbage, find_run, list_runs, remove_garbage
+from etude.journal.runs import (
+    IN_NO_STAGE,
+    REPORT_NAME,
+    add_note,
+    read_run,
+    seconds_in_no_stage,
+    set_tags,
+    stopped_at,
+)
+from etude.study.run.request import Flag
 
 if TYPE_CHECKING:
     from etude.core.paired import Gain
@@ -27,7 +37,6 @@ app = App(name="journal", help="List, show, compare and annotate the runs that w
 
 Name = Annotated[str, Parameter(help="Its folder, its name below the folder of runs, or the start of its id.")]
 Runs = Annotated[Path, Parameter(name="--runs", help="The folder of runs.")]
-Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 
 _RUNS = Path("runs")
 _LONGEST_VALUE = 40
@@ -50,7 +59,7 @@ def list_(
     data: str | None = None,
     min_score: float | None = None,
     limit: int = 30,
-    all_: Annotated[bool, Parameter(name="--all", negative="")] = False,
+    all_: Annotated[Flag, Parameter(name="--all")] = False,
     as_json: AsJson = False,
 ) -> None:
     """List the runs, the newest first.
@@ -70,9 +79,6 @@ def list_(
     all_
         Also runs that are part of another run, such as the arms of an ablation.
     """
-    from etude.core.errors import EtudeError, nearest
-    from etude.journal.index import list_runs
-
     if sort not in _SORTS:
         raise EtudeError(f"--sort is {sort!r}; give one of {', '.join(_SORTS)}.{nearest(sort, _SORTS)}")
     if min_score is not None and not 0 <= min_score <= 1:
@@ -114,9 +120,6 @@ def list_(
 @app.command
 def show(run: Name, *, runs: Runs = _RUNS, as_json: AsJson = False) -> None:
     """Show a run: the command, what each stage took and reached, what differs from the recipe, and its notes."""
-    from etude.journal.index import find_run, list_runs
-    from etude.journal.runs import read_run
-
     folder = find_run(runs, run)
     record = read_run(folder)
     if as_json:
@@ -140,7 +143,6 @@ def compare(first: Name, *others: str, runs: Runs = _RUNS, plot: Path | None = N
         Draw the curves of all runs into this file, .png or .svg.
     """
     from etude.journal.compare import compare_runs
-    from etude.journal.index import find_run
 
     folders = [find_run(runs, name) for name in (first, *others)]
     found = compare_runs(folders)
@@ -172,9 +174,6 @@ def note(run: Name, *text: str, runs: Runs = _RUNS) -> None:
     text
         What to remember of it.
     """
-    from etude.journal.index import find_run
-    from etude.journal.runs import add_note
-
     folder = find_run(runs, run)
     add_note(folder, " ".join(text))
     screen_for().say(f"noted in {folder}")
@@ -191,14 +190,10 @@ def tag(run: Name, *tags: str, runs: Runs = _RUNS, remove: Flag = False) -> None
     remove
         Take these tags off it instead.
     """
-    from etude.core.errors import EtudeError
-    from etude.journal.index import find_run
-    from etude.journal.runs import add_tags, read_run, remove_tags
-
     folder = find_run(runs, run)
     if not tags:
         raise EtudeError(f"no tag came for {folder}: give one or more after the run, such as baseline")
-    (remove_tags if remove else add_tags)(folder, tags)
+    set_tags(folder, tags, remove=remove)
     screen_for().say(f"tags of {folder}: {', '.join(read_run(folder)['tags']) or 'none'}")
 
 
@@ -216,8 +211,6 @@ def gc(*, runs: Runs = _RUNS, unfinished: Flag = False, yes: Flag = False, as_js
     yes
         Remove it without asking.
     """
-    from etude.journal.index import find_garbage, remove_garbage
-
     screen = screen_for()
     found = find_garbage(runs, unfinished)
     if as_json:
@@ -259,7 +252,6 @@ def render(*, runs: Runs = _RUNS, out: Path | None = None) -> None:
 @app.command
 def report(run: Name, *, runs: Runs = _RUNS) -> None:
     """Write the report of a run from its folder, also of one that was killed, or is still at work."""
-    from etude.journal.index import find_run
     from etude.journal.report.report import write_report
 
     page = write_report(find_run(runs, run))
@@ -277,7 +269,6 @@ def send(run: Name, *, mlflow: str, runs: Runs = _RUNS) -> None:
     mlflow
         Address of the server, such as http://127.0.0.1:5000.
     """
-    from etude.journal.index import find_run
     from etude.journal.mlflow import log_to_mlflow
 
     screen_for().say(log_to_mlflow(find_run(runs, run), mlflow).text)
@@ -362,14 +353,12 @@ def _result_in_words(result: dict[str, Any]) -> str:
 
 def _code_in_words(environment: dict[str, Any]) -> str:
     packages, git = environment.get("packages") or {}, environment.get("git") or {}
-    parts = [
-        f"etude {environment.get('etude')}",
-        *(f"{name} {packages[name]}" for name in ("torch", "timm") if name in packages),
-    ]
-    if git.get("commit"):
-        changes = f" with changes {(git.get('diff') or '')[:10]}".rstrip() if git.get("dirty") else ""
-        parts.append(f"commit {git['commit'][:10]}{changes}")
-    return ", ".join(parts)
+    versions = {"etude": environment.get("etude"), **{name: packages.get(name) for name in ("torch", "timm")}}
+    text = ", ".join(f"{name} {version}" for name, version in versions.items() if version or name == "etude")
+    if not git.get("commit"):
+        return text
+    changes = f" with changes {(git.get('diff') or '')[:10]}".rstrip() if git.get("dirty") else ""
+    return f"{text}, commit {git['commit'][:10]}{changes}"
 
 
 def _show_stages(screen: Screen, record: Mapping[str, Any]) -> None:
@@ -381,12 +370,12 @@ def _show_stages(screen: Screen, record: Mapping[str, Any]) -> None:
     columns = ["stage", "state", "time", *(["attempts"] if again else []), *(name.replace("_", " ") for name in scores)]
     rows = [
         [
-            stage["name"], stage["state"] + (", not kept" if stage.get("kept") is False else ""),
-            duration(stage["seconds"]), *([stage["attempts"]] if again else []),
+            *(stage["name"], stage["state"] + (", not kept" if stage.get("kept") is False else "")),
+            *(duration(stage["seconds"]), *([stage["attempts"]] if again else [])),
             *(stage["scores"].get(name) for name in scores),
         ]
         for stage in stages
-    ]  # fmt: skip
+    ]
     rows.append([IN_NO_STAGE, "", duration(seconds_in_no_stage(record)), *[None] * (len(columns) - 3)])
     screen.table("Stages", columns, rows)
 
@@ -407,15 +396,11 @@ def _show_contrasts(screen: Screen, found: Comparison) -> None:
 
 
 def _gain_cells(gains: Mapping[str, Gain]) -> list[str]:
-    """Return by how much accuracy and log loss have changed, and whether accuracy is better."""
+    """Return by how much accuracy and log loss (lower is a gain) have changed, and whether accuracy is better."""
     right, loss = gains["accuracy"], gains["log_loss"]
+    points = f"{100 * right.gain:+.2f} [{100 * right.low:+.2f}, {100 * right.high:+.2f}]"
     better = "yes" if right.beyond_noise else "no, worse" if right.lost else "cannot tell"
-    return [
-        f"{100 * right.gain:+.2f} [{100 * right.low:+.2f}, {100 * right.high:+.2f}]",
-        # A gain in log loss is how much lower it is.
-        f"{-loss.gain:+.3g} [{-loss.high:+.3g}, {-loss.low:+.3g}]",
-        better,
-    ]
+    return [points, f"{-loss.gain:+.3g} [{-loss.high:+.3g}, {-loss.low:+.3g}]", better]
 
 
 def _line(run: RunSummary) -> list[str | float | None]:

@@ -33,26 +33,21 @@ app = App(
     version=etude.__version__,
     help="Turn a folder of labelled images into an accurate classifier, and write down what each step contributed.",
 )
-app.command(
-    "etude.cli.demo:demo", name="demo", help="Train on 5,000 MNIST digits from a pip package, in about a minute."
-)
-app.command("etude.cli.fit:fit", name="fit", help="Train on class folders or a table, and predict a test set.")
-app.command("etude.cli.predict:predict", name="predict", help="Predict images with a finished run.")
-app.command(
-    "etude.cli.refine:refine", name="refine", help="Improve predictions without training; keep only what helps."
-)
-app.command("etude.cli.blend:blend", name="blend", help="Blend the predictions of several models.")
-app.command(
-    "etude.cli.timeline:timeline", name="timeline", help="Show and draw what a recipe schedules, phase by phase."
-)
-app.command("etude.cli.journal:app", name="journal", help="List, show, compare and annotate the runs that were made.")
-app.command("etude.cli.ablate:ablate", name="ablate", help="Train with and without each trick, and compare.")
-app.command(
-    "etude.cli.doctor:doctor",
-    name="doctor",
-    help="Show what this machine can do, how long TRAIN will take on it, and what slows it down.",
-)
-app.command("etude.cli.lr_find:lr_find", name="lr-find", help="Search the peak learning rate by a range test.")
+_HELP = {
+    "demo": "Train on 5,000 MNIST digits from a pip package, in about a minute.",
+    "fit": "Train on class folders or a table, and predict a test set.",
+    "predict": "Predict images with a finished run.",
+    "refine": "Improve predictions without training; keep only what helps.",
+    "blend": "Blend the predictions of several models.",
+    "timeline": "Show and draw what a recipe schedules, phase by phase.",
+    "journal": "List, show, compare and annotate the runs that were made.",
+    "ablate": "Train with and without each trick, and compare.",
+    "doctor": "Show what this machine can do, how long TRAIN will take on it, and what slows it down.",
+    "lr-find": "Search the peak learning rate by a range test.",
+}
+for _name, _help in _HELP.items():
+    _file = _name.replace("-", "_")
+    app.command(f"etude.cli.{_file}:{'app' if _name == 'journal' else _file}", name=_name, help=_help)
 
 
 def main() -> None:

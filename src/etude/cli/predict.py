@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import Parameter
-
-if TYPE_CHECKING:
-    from etude.journal.screen import Screen
-    from etude.run import Run
+from etude.cli.common import Quiet, checked_out
+from etude.core.errors import EtudeError
+from etude.core.text import counted
+from etude.study.run.request import Flag
 
 _SHOWN = 10  # files named one by one; thousands would hide what matters
 
@@ -22,12 +19,12 @@ def predict(
     out: Path,
     tta: int | None = None,
     larger: float | None = None,
-    probabilities: Annotated[bool, Parameter(negative="")] = False,
+    probabilities: Flag = False,
     sample_submission: Path | None = None,
     positive: str | None = None,
     cache: Path | None = None,
-    trust: Annotated[bool, Parameter(negative="")] = False,
-    quiet: Annotated[bool, Parameter(negative="")] = False,
+    trust: Flag = False,
+    quiet: Quiet = False,
 ) -> None:
     """Predict images with a finished run.
 
@@ -55,25 +52,15 @@ def predict(
         Folder of decoded images; by default ~/.cache/etude.
     trust
         Read a run's files also where they are not those that the run wrote: changed by hand, or damaged.
-    quiet
-        Show warnings only.
     """
-    from etude.core.errors import EtudeError
     from etude.journal.screen import Screen
 
-    out = Path(os.path.expanduser(out))  # the shell leaves --out=~/FILE as it is
-    if out.suffix.lower() not in (".csv", ".npz"):
-        raise EtudeError(f"--out is {out}; give a file that ends in .csv (or in .npz for the full predictions)")
-    if out.suffix.lower() == ".npz" and (probabilities or positive is not None or sample_submission is not None):
-        raise EtudeError(
-            f"--out is {out}, and an .npz file follows no --probabilities, --positive or --sample-submission: give a "
-            ".csv"
-        )
+    follows = {"probabilities": probabilities, "positive": positive, "sample-submission": sample_submission}
+    out = checked_out(out, {name: value for name, value in follows.items() if value not in (None, False)})
     if tta is not None and tta < 1:
         raise EtudeError(f"--tta is {tta}; give the number of views, 1 or more")
 
     from etude.core.submission import checked_positive
-    from etude.core.text import counted
     from etude.data.sources import write_bad_files
     from etude.run import load
 
@@ -96,17 +83,11 @@ def predict(
     if out.suffix.lower() == ".npz":
         found.predictions.save(out)
     else:
-        found.to_csv(
-            out, probabilities=probabilities, sample_submission=sample_submission, positive=positive, warn=screen.warn
-        )
+        table = {"probabilities": probabilities, "sample_submission": sample_submission, "positive": positive}
+        found.to_csv(out, **table, warn=screen.warn)
     screen.say(f"{len(found.predictions):,} predictions in {out}")
-    if views > 1 and opened.record["state"] == "finished":
-        _tell_views(screen, opened)
-
-
-def _tell_views(screen: Screen, opened: Run) -> None:
-    """Say what views bought on the run's validation images, if it has averaged over some there."""
-    from etude.core.errors import EtudeError
+    if views == 1 or opened.record["state"] != "finished":
+        return
     from etude.refine.views import gain_by_views
 
     try:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from cyclopts import Parameter
-
-from etude.cli.common import AsJson, Quiet
+from etude.cli.common import AsJson, Quiet, checked_out, expanded, screen_for
+from etude.core.errors import EtudeError
+from etude.study.run.request import Flag
 
 if TYPE_CHECKING:
     from etude.core.predictions import Predictions
@@ -43,29 +43,25 @@ class ProbabilityOptions:
     seed: int = 0
     """Of everything random."""
     as_json: AsJson = False
-    trust: Annotated[bool, Parameter(negative="", show_default=False)] = False
+    trust: Flag = False
     """Read a run's files also where they have changed since the run wrote them: by hand, or by damage."""
     quiet: Quiet = False
+
+    @cached_property
+    def screen(self) -> Screen:
+        """Where the command shows what it finds."""
+        return screen_for(as_json=self.as_json, quiet=self.quiet)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "out", expanded(self.out))
 
     def check_out(self) -> None:
         """Refuse what cannot be written, before any work."""
-        from etude.core.errors import EtudeError
-
-        ending = self.out.suffix.lower()
-        if ending not in (".csv", ".npz"):
-            raise EtudeError(f"--out is {self.out}; give a file that ends in .csv or .npz")
-        if ending == ".npz" and (self.probabilities is False or self.sample_submission or self.positive is not None):
-            raise EtudeError(
-                f"--out is {self.out}, and an .npz file follows no --no-probabilities, --positive or "
-                "--sample-submission: give a .csv"
-            )
+        only = {"--no-probabilities": self.probabilities is False, "--positive": self.positive is not None}
+        checked_out(self.out, {**only, "--sample-submission": self.sample_submission is not None})
 
     def file_of(self, given: Path, name: str) -> Path:
         """Return ``given``, or the file ``name`` in it when it is a run's folder."""
-        from etude.core.errors import EtudeError
         from etude.journal.runs import verify
 
         path = expanded(given)
@@ -77,15 +73,14 @@ class ProbabilityOptions:
             verify(path, [name])
         return path / name
 
-    def read(self, paths: Sequence[Path], screen: Screen, *, hard: bool = True) -> list[Source]:
+    def read(self, paths: Sequence[Path], *, hard: bool = True) -> list[Source]:
         """Read files, their classes in one order; without ``hard`` all hold probabilities, the first with labels."""
-        from etude.core.errors import EtudeError
         from etude.refine.tables import in_classes, read_source
 
         sources: list[Source] = []
         for path in paths:
             column = self.label_column if hard or (not sources and self.labels is None) else None
-            sources.append(read_source(path, id_column=self.id_column, label_column=column, warn=screen.warn))
+            sources.append(read_source(path, id_column=self.id_column, label_column=column, warn=self.screen.warn))
             if sources[-1].holds == "labels" and not hard:
                 raise EtudeError(
                     f"{path} holds a label for each id and no probabilities, so there is nothing to refine: give a "
@@ -93,15 +88,15 @@ class ProbabilityOptions:
                 )
         return in_classes(sources, paths, self.positive)
 
-    def with_labels(self, predictions: Predictions, screen: Screen) -> Predictions:
+    def with_labels(self, predictions: Predictions) -> Predictions:
         """Return the predictions with the labels of ``--labels``, if it was given."""
         from etude.refine.tables import with_labels
 
         if self.labels is None:
             return predictions
-        return with_labels(predictions, expanded(self.labels), label_column=self.label_column, warn=screen.warn)
+        return with_labels(predictions, expanded(self.labels), label_column=self.label_column, warn=self.screen.warn)
 
-    def write(self, source: Source, predictions: Predictions, read: Sequence[Path], screen: Screen) -> None:
+    def write(self, source: Source, predictions: Predictions, read: Sequence[Path]) -> None:
         """Write predictions made from ``source`` whole, or not at all; a single column is written as it was read.
 
         Rows of a sample submission for images that the runs among ``read`` could not read are filled.
@@ -123,23 +118,18 @@ class ProbabilityOptions:
             sample=self.sample_submission,
             positive=self.positive or (source.positive if single and wanted else None),
             unreadable=_unreadable(read),
-            warn=screen.warn,
+            warn=self.screen.warn,
         )
-
-
-def expanded(path: Path) -> Path:
-    """Return ``path`` with ``~`` expanded: the shell leaves ``--out=~/FILE`` as it is."""
-    return Path(os.path.expanduser(path))
 
 
 def _unreadable(paths: Sequence[Path]) -> Unreadable | None:
     """Return the images that a run among these paths could not read, with its class counts."""
     from etude.core.submission import Unreadable
-    from etude.journal.record import read_run
+    from etude.journal.runs import FILE_NAME, read_run
 
     for path in map(expanded, paths):
         folder = path if path.is_dir() else path.parent
-        if (folder / "bad_files.csv").is_file() and (folder / "run.json").is_file():
+        if (folder / "bad_files.csv").is_file() and (folder / FILE_NAME).is_file():
             from etude.data.sources import read_bad_ids
 
             counts = (read_run(folder).get("data") or {}).get("classes") or {}

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from etude.cli.common import print_json, screen_for
-from etude.cli.probabilities import ProbabilityOptions, expanded
+from etude.cli.common import expanded, print_json
+from etude.cli.probabilities import ProbabilityOptions
+from etude.core.errors import EtudeError, listed
 
 if TYPE_CHECKING:
     from etude.core.predictions import Predictions
@@ -47,16 +48,14 @@ def refine(
     steps
         Steps to try, such as knn,temperature,prior; by default all that suit the predictions.
     """
-    from etude.core.errors import EtudeError, listed
-
     options.check_out()
     if options.out.name == "refine.npz":
         raise EtudeError(f"--out is {options.out}, the name of the file with the fitted steps: choose another")
     from etude.core.metrics import metric_named
 
     metric = metric_named(options.metric).name
-    screen = screen_for(as_json=options.as_json, quiet=options.quiet)
-    labelled, source = _labelled_and_target(options, valid, target, screen)
+    screen = options.screen
+    labelled, source = _labelled_and_target(options, valid, target)
     unlabelled = source.predictions
     from etude.refine.base import unlabelled_classes
     from etude.refine.chain import Chain
@@ -76,7 +75,7 @@ def refine(
     chosen = standard_steps(labelled, names, unlabelled, metric=metric, prior=prior, train=known, seed=options.seed)
     chain = Chain(chosen, metric, seed=options.seed).fit(labelled, unlabelled)
     refined = chain.transform(unlabelled)
-    options.write(source, refined, [target or valid], screen)
+    options.write(source, refined, [target or valid])
     record = options.out.with_name("refine.json")
     chain.save(record)
     if options.as_json:
@@ -90,18 +89,15 @@ def refine(
     screen.say(f"{len(refined):,} refined predictions in {options.out}, the steps in {record}")
 
 
-def _labelled_and_target(
-    options: ProbabilityOptions, valid: Path, target: Path | None, screen: Screen
-) -> tuple[Predictions, Source]:
+def _labelled_and_target(options: ProbabilityOptions, valid: Path, target: Path | None) -> tuple[Predictions, Source]:
     """Read the labelled predictions and those to refine, their classes in the same order."""
-    from etude.core.errors import EtudeError
     from etude.refine.tables import with_classes
 
     if target is None and not expanded(valid).is_dir():
         raise EtudeError(f"no predictions to refine were given: name those of other images after {valid}")
     paths = [options.file_of(valid, "valid.npz"), options.file_of(target or valid, "test.npz")]
-    source, aim = options.read(paths, screen, hard=False)
-    labelled = options.with_labels(source.predictions, screen)
+    source, aim = options.read(paths, hard=False)
+    labelled = options.with_labels(source.predictions)
     if labelled.labels is None or not (labelled.labels >= 0).any():
         raise EtudeError(
             f"{valid} holds no labels to learn from: give them with --labels FILE, a table of ids and labels"

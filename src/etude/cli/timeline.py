@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from etude.cli.common import AsJson, print_json, screen_for
+from etude.core.errors import EtudeError
 from etude.core.text import LABELS, UNITS, short_number
-from etude.study.run.request import Words
+from etude.study.run.request import Flag, Words
 from etude.timeline import PRESETS, Pace, Plateau, RunSize, Timeline, timeline_to_tree
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def timeline(
     *,
     settings: Annotated[Words, Parameter(name="--set")] = (),
     plot: Path | None = None,
-    list_: Annotated[bool, Parameter(name="--list", negative="", show_default=False)] = False,
+    list_: Annotated[Flag, Parameter(name="--list")] = False,
     as_json: AsJson = False,
     steps: int | None = None,
     epoch_steps: float | None = None,
@@ -57,8 +58,6 @@ def timeline(
     step_seconds
         Seconds of a step at the final image size, for lengths in minutes; by default 0.1.
     """
-    from etude.core.errors import EtudeError
-
     screen = screen_for()
     if list_:
         if settings or any(option is not None for option in (plot, steps, epoch_steps, step_seconds)):
@@ -107,8 +106,6 @@ def timeline(
 def _resolved(
     recipe: Recipe, steps: int | None, epoch_steps: float | None, step_seconds: float
 ) -> tuple[Timeline, RunSize]:
-    """Return the timeline resolved for a run of the given size, and that size."""
-    from etude.core.errors import EtudeError
     from etude.recipe.timeline import resolved_run, timeline_of
 
     pace = Pace(step_seconds, recipe.timeline.final_size)
@@ -177,14 +174,9 @@ def summary_of(timeline: Timeline, size: RunSize) -> list[dict[str, Any]]:
 
 def _course(values: list[float]) -> dict[str, Any]:
     rises = [after > before for before, after in pairwise(values) if after != before]
-    return {
-        "from": values[0],
-        "to": values[-1],
-        "lowest": min(values),
-        "highest": max(values),
-        "peaks": sum(rising and not later for rising, later in pairwise(rises)),
-        "turns": sum(rising != later for rising, later in pairwise(rises)),
-    }
+    turns = [rising for rising, later in pairwise(rises) if rising != later]
+    ends = {"from": values[0], "to": values[-1], "lowest": min(values), "highest": max(values)}
+    return {**ends, "peaks": sum(turns), "turns": len(turns)}
 
 
 def _in_words(course: dict[str, Any] | None) -> str:
@@ -203,11 +195,7 @@ def _in_words(course: dict[str, Any] | None) -> str:
 def _plateau_in_words(plateau: Plateau | None) -> str:
     if plateau is None:
         return ""
-    text = f"{plateau.metric}: lr × {plateau.factor:g}, patience {plateau.patience}"
-    match plateau.reductions:
-        case None:
-            return text
-        case 0:
-            return f"{plateau.metric}: next phase, patience {plateau.patience}"
-        case times:
-            return f"{text}, {times} times, then next phase"
+    if plateau.reductions == 0:
+        return f"{plateau.metric}: next phase, patience {plateau.patience}"
+    times = "" if plateau.reductions is None else f", {plateau.reductions} times, then next phase"
+    return f"{plateau.metric}: lr × {plateau.factor:g}, patience {plateau.patience}{times}"

@@ -45,11 +45,7 @@ class _Rule:
 
 
 def find_leaks(
-    names: Sequence[str],
-    facts: Sequence[FileFacts],
-    labels: np.ndarray,
-    classes: Sequence[str],
-    context: Context = Context(),
+    names: Sequence[str], facts: Sequence[FileFacts], labels: np.ndarray, context: Context = Context()
 ) -> list[Leak]:
     """Return the file facts that predict the label in five-fold cross-validation, the best first, one about names."""
     present, coded = np.unique(labels, return_inverse=True)
@@ -74,15 +70,10 @@ def find_leaks(
 
 
 def leaks_of(
-    ids: Sequence[str],
-    facts: Sequence[FileFacts],
-    labels: np.ndarray,
-    classes: Sequence[str],
-    context: Context = Context(),
+    ids: Sequence[str], facts: Sequence[FileFacts], labels: np.ndarray, classes: Sequence[str], context: Context
 ) -> list[Leak]:
     own: list[int] = labels.tolist()
-    names = [name_of(name, classes[label]) for name, label in zip(ids, own, strict=True)]
-    return find_leaks(names, facts, labels, classes, context)
+    return find_leaks([name_of(one, classes[k]) for one, k in zip(ids, own, strict=True)], facts, labels, context)
 
 
 def _by_value(values: Sequence[object], labels: np.ndarray, fold: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from etude.data.dataset import Dataset
 from etude.data.scan import FileFacts, read_facts
 from etude.data.split import Fold
 from etude.health.duplicates import Images, duplicated_images, is_across, near_duplicate_images
-from etude.health.label_errors import LabelSuspects, suspect_labels
+from etude.health.label_errors import suspect_labels
 from etude.health.leaks import leaks_of
 from etude.health.shift import dataset_shift
 
@@ -62,14 +62,16 @@ def examine_health(
     facts = read_facts([data.images.paths[row] for row in rows], context)
     ids, labels, classes = [data.images.ids[row] for row in rows], data.labels[rows], data.images.classes
     with ThreadPoolExecutor(1, thread_name_prefix="etude-labels") as second:  # the two that take longest, at once
-        checking = second.submit(_checked_labels, features, rows, labels, len(classes), notes, context)
+        checking = second.submit(
+            _label_errors, None if features is None else features[rows], ids, labels, classes, notes, context
+        )
         pairs = near_duplicate_images(everything, drawn)
-        checked = checking.result()
+        errors, agreement = checking.result()
     found: dict[str, list[Any]] = {
         "corrupt": [{"id": file.id, "reason": file.reason} for file in bad],
         "tiny": tiny_images(ids, facts),
         "near_duplicates": pairs,
-        "label_errors": [] if checked is None else _label_errors(checked, ids, labels, classes),
+        "label_errors": errors,
         "leaks": [asdict(leak) for leak in leaks_of(ids, facts, labels, classes, context)],
     }
     counts = {name: len(entries) for name, entries in found.items()}
@@ -79,7 +81,7 @@ def examine_health(
         "looked_at": len(rows),
         "notes": notes,
         **{name: entries[:_LISTED] for name, entries in found.items()},
-        "labels": None if checked is None else _agreement(checked),
+        "labels": agreement,
         "imbalance": imbalance(data.labels, classes),
         "shift": _shift(features, test_features, notes, context),
         "copied": duplicated_images(found["near_duplicates"]),
@@ -153,39 +155,32 @@ def _notes(data: Dataset, test: Dataset | None, rows: int, test_rows: int) -> li
     return notes
 
 
-def _checked_labels(
-    features: np.ndarray | None, rows: np.ndarray, labels: np.ndarray, classes: int, notes: list[str], context: Context
-) -> LabelSuspects | None:
+def _label_errors(
+    features: np.ndarray | None,
+    ids: Sequence[str],
+    labels: np.ndarray,
+    classes: Sequence[str],
+    notes: list[str],
+    context: Context,
+) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    """Return suspected label errors and how far they are to be believed; nothing and None where that is not known."""
     if features is None:
-        return None
+        return [], None
     try:
-        return suspect_labels(features[rows], labels, classes, context=context)
+        found = suspect_labels(features, labels, len(classes), context=context)
     except EtudeError as problem:  # too few images of a class: a fact about the data, not a reason to stop
         notes.append(f"label errors were not searched for: {problem}")
-        return None
-
-
-def _label_errors(
-    found: LabelSuspects, ids: Sequence[str], labels: np.ndarray, classes: Sequence[str]
-) -> list[dict[str, Any]]:
-    return [
-        {
-            "id": ids[place],
-            "label": classes[int(labels[place])],
-            "suggested": classes[int(found.suggested[place])],
-            "score": round(float(found.scores[place]), 4),
-        }
-        for place in found.rows.tolist()
+        return [], None
+    places: list[int] = found.rows.tolist()
+    named = [(ids[k], classes[int(labels[k])], classes[int(found.suggested[k])]) for k in places]
+    scores = [round(float(found.scores[k]), 4) for k in places]
+    keys = ("id", "label", "suggested", "score")
+    errors: list[dict[str, Any]] = [
+        dict(zip(keys, (*names, score), strict=True)) for names, score in zip(named, scores, strict=True)
     ]
-
-
-def _agreement(found: LabelSuspects) -> dict[str, Any]:
-    return {
-        "agreement": round(found.agreement, 4),
-        "doubted": found.doubted,
-        "most": round(found.most, 1),
-        "summary": labels_text(found.agreement, found.doubted, len(found.rows)),
-    }
+    summary = labels_text(found.agreement, found.doubted, len(places))
+    shares = {"agreement": round(found.agreement, 4), "doubted": found.doubted, "most": round(found.most, 1)}
+    return errors, {**shares, "summary": summary}
 
 
 def labels_text(agreement: float, doubted: int, listed: int) -> str:
@@ -210,12 +205,9 @@ def _shift(
     except EtudeError as problem:  # a handful of test images
         notes.append(f"a shift was not searched for: {problem}")
         return None
-    return {
-        "auc": round(found.auc, 4),
-        "interval": [round(found.low, 4), round(found.high, 4)],
-        "images": list(found.images),
-        "summary": shift_text(found.auc, found.low, found.beyond_noise),
-    }
+    interval = [round(found.low, 4), round(found.high, 4)]
+    summary = shift_text(found.auc, found.low, found.beyond_noise)
+    return {"auc": round(found.auc, 4), "interval": interval, "images": list(found.images), "summary": summary}
 
 
 def shift_text(auc: float, low: float, beyond_noise: bool) -> str:

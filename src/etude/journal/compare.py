@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -61,20 +61,18 @@ def compare_runs(folders: Sequence[Path]) -> Comparison:
     names = [folder.name for folder in folders]
     paths = [str(folder) for folder in folders] if len({*names}) < len(names) else names
     runs = tuple(RunSummary.of(path, record) for path, record in zip(paths, records, strict=True))
-    first = _validation(folders[0])
     contrasts = tuple(
-        _contrast(first, _validation(folder), runs[0].fingerprint == run.fingerprint)
+        _contrast(folders[0], folder, runs[0].fingerprint == run.fingerprint)
         for folder, run in zip(folders[1:], runs[1:], strict=True)
     )
-    return Comparison(runs, differing_settings(records), _seconds_by_stage(records), contrasts)
+    seconds = _by_name([{stage["name"]: stage["seconds"] for stage in record["stages"]} for record in records])
+    return Comparison(runs, differing_settings(records), seconds, contrasts)
 
 
 def differing_settings(records: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
     """Return the values of the settings that are not the same in all ``records``, as resolved where all of them are."""
     resolved = all((record.get("plan") or {}).get("resolved") for record in records)
-    tables = [_settings(record, resolved) for record in records]
-    names = dict.fromkeys(name for table in tables for name in table)
-    values = {name: [table.get(name) for table in tables] for name in names}
+    values = _by_name([_settings(record, resolved) for record in records])
     return {name: found for name, found in values.items() if any(value != found[0] for value in found)}
 
 
@@ -82,53 +80,37 @@ def _settings(record: dict[str, Any], resolved: bool) -> dict[str, Any]:
     data, plan, environment = record.get("data") or {}, record.get("plan") or {}, record["environment"]
     git = environment.get("git") or {}
     packages = environment.get("packages") or {}
-    around = {
-        "recipe": record["recipe"],
-        "seed": record["seed"],
-        "data": data.get("fingerprint"),
-        "sample": data.get("sample"),
-        "folds": None if data.get("folds") is None else len(data["folds"]),
-    }
+    around = {"recipe": record["recipe"], "seed": record["seed"], "data": data.get("fingerprint")}
+    around |= {"sample": data.get("sample"), "folds": None if data.get("folds") is None else len(data["folds"])}
     machine = {
         **{f"mode.{name}": value for name, value in (plan.get("mode") or {}).items()},
-        "device": plan.get("device"),
-        "cpu": environment.get("cpu"),
-        "etude": environment.get("etude"),
+        **{"device": plan.get("device"), "cpu": environment.get("cpu"), "etude": environment.get("etude")},
         **{name: packages.get(name) for name in ("torch", "timm", "lightning")},
-        "git commit": git.get("commit"),
-        "git diff": git.get("diff"),
+        **{f"git {name}": git.get(name) for name in ("commit", "diff")},
     }
     settings = plan["resolved"] if resolved else record["settings"]
     return {**around, **{name: value for name, value in settings.items() if name != "name"}, **machine}
 
 
-def _seconds_by_stage(records: Sequence[dict[str, Any]]) -> dict[str, list[float | None]]:
-    tables = [{stage["name"]: stage["seconds"] for stage in record["stages"]} for record in records]
+def _by_name(tables: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Return by name the value of each table, None where it lacks one."""
     names = dict.fromkeys(name for table in tables for name in table)
     return {name: [table.get(name) for table in tables] for name in names}
 
 
-def _validation(folder: Path) -> Predictions | EtudeError:
-    """Return the run's labelled validation predictions, or what is wrong with them."""
+def _validation(folder: Path) -> Predictions:
     if not (folder / _FILE).is_file():
-        return EtudeError(f"{folder.name} holds no {_FILE}")
-    try:
-        verify(folder, [_FILE])
-        found = Predictions.load(folder / _FILE)
-    except EtudeError as error:
-        return error
+        raise EtudeError(f"{folder.name} holds no {_FILE}")
+    verify(folder, [_FILE])
+    found = Predictions.load(folder / _FILE)
     if found.labels is None or not (found.labels >= 0).any():
-        return EtudeError(f"{folder / _FILE} holds no labels")
+        raise EtudeError(f"{folder / _FILE} holds no labels")
     return found.take(np.flatnonzero(found.labels >= 0))
 
 
-def _contrast(before: Predictions | EtudeError, after: Predictions | EtudeError, same_data: bool) -> Contrast:
-    for side in (before, after):
-        if isinstance(side, EtudeError):
-            return Contrast(reason=str(side))
-    assert isinstance(before, Predictions)
-    assert isinstance(after, Predictions)
+def _contrast(first: Path, folder: Path, same_data: bool) -> Contrast:
     try:
+        before, after = _validation(first), _validation(folder)
         one, other = _on_the_same_images(before, after)
     except EtudeError as error:
         return Contrast(reason=str(error))

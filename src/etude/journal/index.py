@@ -73,14 +73,11 @@ class RunSummary:
             where="" if run["state"] == "finished" else stopped_at(run["stages"]),
             images=images if isinstance(images, int) else None,
             classes=len(classes) if isinstance(classes, dict) else None,
-            described=str(data.get("described", "")),
-            fingerprint=str(data.get("fingerprint", "")),
-            accuracy=result.get("accuracy"),
-            log_loss=result.get("log_loss"),
-            validation_images=result.get("validation_images"),
             command=" ".join(map(str, run["command"])),
             tags=tuple(map(str, run["tags"])),
             notes=tuple(str(note["text"]) for note in run["notes"] if isinstance(note, dict) and "text" in note),
+            **{key: str(data.get(key, "")) for key in ("described", "fingerprint")},
+            **{key: result.get(key) for key in ("accuracy", "log_loss", "validation_images")},
             **{key: run[key] for key in _AS_RECORDED},
         )
 
@@ -105,12 +102,10 @@ def list_runs(runs: Path, warn: Warn | None = None) -> list[RunSummary]:
     known = _load_index(file)
     found: dict[str, RunSummary] = {}
     for path, stamp in stamps.items():
-        held = known.get(path)
-        if held is None or held[0] != stamp:
-            found[path] = _read(runs, path)
-            continue
-        # A run that is killed changes nothing on the disk.
-        found[path] = _read(runs, path) if held[1].state == "running" else held[1]
+        held, summary = known.get(path, ("", None))
+        if summary is None or held != stamp or summary.state == "running":  # a killed run changes nothing on the disk
+            summary = _read(runs, path)
+        found[path] = summary
     kept = {path: (stamps[path], run.to_json()) for path, run in found.items() if run.state != DAMAGED}
     if {path: stamp for path, (stamp, _) in kept.items()} != {path: stamp for path, (stamp, _) in known.items()}:
         try:

@@ -153,22 +153,22 @@ def _params(record: Mapping[str, Any]) -> dict[str, str]:
         **{name: data.get(name) for name in ("images", "fingerprint")},
         **{name: (record.get("architecture") or {}).get(name) for name in ("parameters", "flops")},
     }
-    known = {key: value for key, value in facts.items() if value is not None}
     settings = plan.get("resolved") or record["settings"]
+    known = {key: value for key, value in facts.items() if value is not None}
     return {_clean(key): _written(value) for key, value in {**settings, **known}.items()}
 
 
 def _tags(record: Mapping[str, Any], state: str) -> dict[str, str]:
     command, git = shlex.join(map(str, record["command"])), record["environment"].get("git") or {}
+    around, notes = record["environment"], [f"- {note['at']}: {note['text']}" for note in record["notes"]]
     found = {
-        **{"etude.id": record["id"], "etude.kind": record["kind"], "etude.state": state},
-        **{"etude.ended": str(record["ended"]), "etude.tags": " ".join(record["tags"])},
-        **{"etude.version": str(record["environment"].get("etude") or ""), "etude.error": str(record["error"] or "")},
-        **{"mlflow.source.name": command, "mlflow.source.type": "LOCAL"},
-        "mlflow.source.git.commit": str(git.get("commit") or ""),
-        "mlflow.note.content": "\n".join(f"- {note['at']}: {note['text']}" for note in record["notes"]),
+        **{f"etude.{key}": str(record[key] or "") for key in ("id", "kind", "error")},
+        "etude.ended": str(record["ended"]),  # of a killed run too: another one is another attempt
+        **{"etude.state": state, "etude.tags": " ".join(record["tags"]), "etude.version": around.get("etude") or ""},
+        **{"mlflow.source.name": command, "mlflow.source.type": "LOCAL", "mlflow.note.content": "\n".join(notes)},
+        "mlflow.source.git.commit": git.get("commit") or "",
     }
-    return {key: shortened(value, _LONGEST_VALUE) for key, value in found.items() if value}
+    return {key: shortened(str(value), _LONGEST_VALUE) for key, value in found.items() if value}
 
 
 def _stage_points(stages: Iterable[dict[str, Any]], span: tuple[int, int]) -> Iterator[Point]:

@@ -10,7 +10,7 @@ import base64
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +25,7 @@ from etude.core.text import duration, percent, points, short_number
 from etude.journal.report.charts import Figure
 from etude.journal.report.curves import curve_figures, schedule_of
 from etude.journal.report.folder import RunFolder
-from etude.journal.report.html import asset, kind_of, macro
+from etude.journal.report.html import asset, kind_of, macro, render
 from etude.journal.report.scores import Evaluated, calibration_figure, class_rows, matrix_figure, scores_of
 from etude.journal.report.tables import (
     Architecture,
@@ -44,7 +44,6 @@ _MOST_GUESSES = 5
 _DARK = re.compile(r"@media[^{]*\{(?:[^{}]*\{[^{}]*\})*[^{}]*\}")
 _NOT_IN_XML = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 
-Cell = dict[str, Any]
 T = TypeVar("T")
 
 
@@ -152,11 +151,15 @@ class RunView:
 
     def changed(self) -> Table:
         """Return the settings that differ from the recipe's, as requested and as used."""
-        return self._settings(only_changed=True)
+        return self.settings(only_changed=True)
 
-    def settings(self) -> Table:
+    def settings(self, only_changed: bool = False) -> Table:
         """Return every setting, as requested and as used."""
-        return self._settings()
+        rows = [
+            (one.name if section == "recipe" else f"{section}.{one.name}", one.requested, one.used)
+            for section, group in settings_of(self.record).items() for one in group if one.changed or not only_changed
+        ]  # fmt: skip
+        return Table(("setting", "requested", "used"), rows)
 
     def data(self) -> Table:
         """Return what the run was trained on, and how its images were prepared."""
@@ -181,11 +184,8 @@ class RunView:
             (
                 step.name if step.count == 1 else f"{step.name} × {step.count}",
                 step.state if step.kept or step.state != "finished" else f"{step.state}, not kept",
-                duration(step.seconds),
-                "" if step.accuracy is None else percent(step.accuracy, 2),
-                points(step.gained),
-                "" if step.log_loss is None else short_number(step.log_loss),
-                step.notes,
+                *(duration(step.seconds), "" if step.accuracy is None else percent(step.accuracy, 2)),
+                *(points(step.gained), "" if step.log_loss is None else short_number(step.log_loss), step.notes),
             )
             for step in steps_of(self.record)
         ]
@@ -220,9 +220,9 @@ class RunView:
         """Return the scores of each class, the weakest first."""
         rows = [
             (
-                *(row.name, f"{row.images:,}"),
-                *(percent(row.recall), f"{percent(row.low)} to {percent(row.high)}", percent(row.precision)),
-                *(percent(row.f1), "" if row.confused is None else f"{row.confused[0]} × {row.confused[1]:,}"),
+                *(row.name, f"{row.images:,}", percent(row.recall), f"{percent(row.low)} to {percent(row.high)}"),
+                *map(percent, (row.precision, row.f1)),
+                "" if row.confused is None else f"{row.confused[0]} × {row.confused[1]:,}",
             )
             for row in class_rows(self._evaluated())
         ]
@@ -252,13 +252,6 @@ class RunView:
         ]  # fmt: skip
         return Table(("image", "class", "probability"), rows)
 
-    def _settings(self, only_changed: bool = False) -> Table:
-        rows = [
-            (one.name if section == "recipe" else f"{section}.{one.name}", one.requested, one.used)
-            for section, group in settings_of(self.record).items() for one in group if one.changed or not only_changed
-        ]  # fmt: skip
-        return Table(("setting", "requested", "used"), rows)
-
     def _architecture(self) -> Architecture:
         return self._made(architecture_of(self._run), "model")
 
@@ -274,88 +267,20 @@ class RunView:
 
 def write_notebook(folder: Path) -> Path:
     """Write ``notebook.ipynb`` into a run's folder, with cells for what the run has made, and return its path."""
-    cells = [{"id": f"cell-{number}", **cell} for number, cell in enumerate(_cells(folder, read_run(folder)), 1)]
+    record = read_run(folder)
+    made = {
+        **{"rounds": record.get("rounds"), "timelines": record.get("timelines")},
+        **{name: (folder / f"{name}.npz").is_file() for name in ("valid", "gallery")},
+    }
+    for name, file in (("models", "model.json"), ("histories", "history.csv")):
+        made[name] = [*folder.glob(file), *folder.glob(f"fold-*/{file}")]
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
+    cells: list[dict[str, Any]] = []
+    for number, text in enumerate(render("notebook.txt.j2", made).split("%% ")[1:], 1):
+        kind, _, source = text.strip().partition("\n")
+        cell = {"id": f"cell-{number}", "cell_type": kind, "metadata": {}, "source": source.splitlines(keepends=True)}
+        cells.append(cell | ({"execution_count": None, "outputs": []} if kind == "code" else {}))
     path = folder / NAME
     write_json(path, {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5})
     return path
-
-
-def _cells(folder: Path, record: dict[str, Any]) -> Iterator[Cell]:
-    yield _text(
-        "# A run of etude",
-        "This notebook reads the run in the folder that it lies in. Run all cells from the top; `report.html` in the"
-        " same folder shows more at a glance.",
-    )
-    yield _code(
-        "import warnings",
-        "",
-        "# Libraries that bring bars of their own for notebooks ask for another package; nothing here shows them.",
-        'warnings.filterwarnings("ignore", message="IProgress not found")',
-        "",
-        "import etude",
-        "from etude.journal.notebook import RunView",
-        "",
-        "view = RunView.here()",
-        "run = etude.load(view.folder)",
-        "run",
-    )
-    yield _text("## Settings", "What differs from the recipe, then every setting, as requested and as used.")
-    yield _code("view.changed()")
-    yield _code("view.settings()")
-    yield _text("## Data and preprocessing", "The images, their split, and what is done to each.")
-    yield _code("view.data()")
-    models = [*folder.glob("model.json"), *folder.glob("fold-*/model.json")]
-    if models:
-        yield _text("## Network", "Its size and its cost, what an image goes through before it, and its parts.")
-        yield _code("view.architecture()")
-        yield _code("view.layers()")
-    yield _text("## Stages", "A gain is in points of accuracy, over what was kept before.")
-    yield _code("view.stages()")
-    if record.get("rounds"):
-        yield _code("view.rounds()")
-    if record.get("timelines"):
-        yield _text("## Timeline", "Every quantity that was scheduled, as planned and as it ran.")
-        yield _code("view.timeline()")
-    if [*folder.glob("history.csv"), *folder.glob("fold-*/history.csv")]:
-        yield _text("## Curves")
-        yield _code("view.curves()")
-    if (folder / "valid.npz").is_file():
-        yield from _validation()
-    if models and (folder / "gallery.npz").is_file():
-        yield from _prediction()
-    yield _text("## Where it ran")
-    yield _code("view.environment()")
-
-
-def _validation() -> Iterator[Cell]:
-    yield _text("## Validation", "None of these images was trained on. Intervals hold 95%.")
-    yield _code("view.scores()")
-    yield _code("view.confusions()")
-    yield _code("view.classes()")
-    yield _code("view.calibration()")
-    yield _text(
-        "The predictions themselves: `probabilities()` is an array with a row an image and a column a class, and "
-        "`labels` holds positions in `classes`."
-    )
-    yield _code("valid = run.validation()", "valid.probabilities().shape, valid.classes[:5]")
-
-
-def _prediction() -> Iterator[Cell]:
-    yield _text(
-        "## Predict an image",
-        "Here it is one of the validation images, as small as the run's gallery holds it, so its probabilities may "
-        "differ a little from those above. Give your own instead: an image, a folder, or a table.",
-    )
-    yield _code("images = view.example()", "prediction = run.predict(images)", "view.guesses(prediction.predictions)")
-    yield _text('`prediction.to_csv("submission.csv")` writes the labels of all of them.')
-
-
-def _text(*paragraphs: str) -> Cell:
-    return {"cell_type": "markdown", "metadata": {}, "source": "\n\n".join(paragraphs).splitlines(keepends=True)}
-
-
-def _code(*lines: str) -> Cell:
-    source = "\n".join(lines).splitlines(keepends=True)
-    return {"cell_type": "code", "metadata": {}, "source": source, "execution_count": None, "outputs": []}

@@ -75,20 +75,17 @@ def describe_checkout(folder: Path) -> dict[str, Any] | None:
 
 
 def _git(folder: Path, *arguments: str) -> bytes | None:
-    try:
-        command = ["git", "-C", str(folder), *arguments]
-        options: dict[str, Any] = {"capture_output": True, "stdin": subprocess.DEVNULL, "check": False}
-        done = subprocess.run(command, timeout=_GIT_SECONDS, **options)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    command = ["git", "-C", str(folder), *arguments]
+    with suppress(OSError, subprocess.SubprocessError):
+        options: dict[str, Any] = {"capture_output": True, "stdin": subprocess.DEVNULL, "check": True}
+        return subprocess.run(command, timeout=_GIT_SECONDS, **options).stdout.strip()
+    return None
 
 
 def _version(package: str) -> str | None:
-    try:
+    with suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    return None
 
 
 class Stage:
@@ -127,18 +124,7 @@ class Stage:
 
 
 class RunRecord:
-    """The record of one run; every call writes ``run.json`` anew, whole, so that a killed run leaves a valid one.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     record = RunRecord.open(Path(folder), command=["etude", "fit"], recipe="quick",
-    ...                             settings={}, changed={}, seed=0)
-    ...     with record.stage("features") as stage:
-    ...         stage.score("valid_accuracy", 0.9)
-    ...     record.close("finished")
-    ...     read_run(Path(folder))["stages"][0]["scores"]
-    {'valid_accuracy': 0.9}
-    """
+    """The record of one run; every call writes ``run.json`` anew, whole, so that a killed run leaves a valid one."""
 
     def __init__(self, folder: Path, content: dict[str, Any], began: float | None = None) -> None:
         self.folder = folder
@@ -173,10 +159,8 @@ class RunRecord:
     ) -> RunRecord:
         """Create ``folder`` and its record, in state ``running``; refuse a folder that is not empty.
 
-        ``settings`` are all that the run uses, ``changed`` those unlike the recipe's. ``extra`` is more of the
-        environment, such as GPU names, which only torch knows; ``parent`` the id of the run that this one is part of;
-        ``began`` its ``time.monotonic()``. With ``resume`` the run in ``folder`` goes on: its stages, sections, kind,
-        parent and tags are kept.
+        ``changed`` are the settings unlike the recipe's, ``extra`` more of the environment, ``began`` its
+        ``time.monotonic()``. With ``resume`` the run in ``folder`` goes on, with its stages, sections, kind and tags.
         """
         given = {"pid": os.getpid(), "host": platform.node(), "command": list(command), "recipe": recipe, "seed": seed}
         given |= {"process": process_start(os.getpid()), "locked": is_locked(folder) is True}
@@ -235,12 +219,11 @@ class RunRecord:
         entry: dict[str, Any] = {"name": name, "state": "running", "started": now(), "seconds": 0.0, "attempts": 1}
         entry |= {"scores": {}, "notes": {}}
         stages: list[dict[str, Any]] = self._content["stages"]
-        earlier = self._earlier.pop(name, None)
-        if earlier is None:
+        if earlier := self._earlier.pop(name, None):
+            entry = again(earlier, entry)
+            stages[stages.index(earlier)] = entry
+        else:
             stages.append(entry)
-            return entry
-        entry = again(earlier, entry)
-        stages[stages.index(earlier)] = entry
         return entry
 
     def set(self, section: str, value: Any) -> None:
@@ -262,7 +245,8 @@ class RunRecord:
         """Record a finished file: its place (relative to the folder when inside), its bytes, its BLAKE2b hash."""
         entry = _plain({"name": self._name(path), "bytes": path.stat().st_size, "blake2b": hash_of_file(path)})
         with self.changing():
-            self._content["artefacts"] = [*self._artefacts_besides([path]), entry]
+            self._drop([path])
+            self._content["artefacts"].append(entry)
 
     @contextmanager
     def writing(self, *paths: Path) -> Generator[None]:
@@ -275,15 +259,16 @@ class RunRecord:
     def forget(self, paths: Sequence[Path]) -> None:
         """Hold no hashes of files that are about to be written anew."""
         with self.changing():
-            self._content["artefacts"] = self._artefacts_besides(paths)
+            self._drop(paths)
 
-    def _artefacts_besides(self, paths: Sequence[Path]) -> list[dict[str, Any]]:
+    def _drop(self, paths: Sequence[Path]) -> None:
         names = [_plain(self._name(path)) for path in paths]
-        return [entry for entry in self._content["artefacts"] if entry.get("name") not in names]
+        kept = [entry for entry in self._content["artefacts"] if entry.get("name") not in names]
+        self._content["artefacts"] = kept
 
     def _name(self, path: Path) -> str:
-        inside = path.resolve().is_relative_to(self.folder.resolve())
-        return path.resolve().relative_to(self.folder.resolve()).as_posix() if inside else str(path.resolve())
+        path, folder = path.resolve(), self.folder.resolve()
+        return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
 
     def close(self, state: str, error: BaseException | str | None = None) -> None:
         if state not in STATES[1:]:
@@ -324,13 +309,12 @@ def _content_to_go_on_with(folder: Path, resume: bool, named: Mapping[str, Any])
             for name in names:
                 (folder / name).unlink()
             names = set[str]()
-    occupied = bool(names)
-    if occupied and not resume:
+    if names and not resume:
         raise EtudeError(f"{folder} is not empty: choose another --out, or leave it out for a new folder below runs/")
-    if not occupied:
+    if not names:
         fresh: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "id": uuid.uuid4().hex[:ID_LENGTH], **named}
-        fresh |= {"notes": [], "state": "running", "error": None, "started": now(), "ended": None, "seconds": 0.0}
-        return {**fresh, "resumed": [], "stages": [], "warnings": [], "artefacts": []}
+        fresh |= {"state": "running", "error": None, "started": now(), "ended": None, "seconds": 0.0}
+        return {**fresh, **{key: [] for key in ("notes", "resumed", "stages", "warnings", "artefacts")}}
     content = read_record(folder)
     for stage in content["stages"]:
         if stage["state"] == "running":  # the process was killed before it could say so

@@ -150,13 +150,7 @@ def _is_at_work(folder: Path, run: Mapping[str, Any]) -> bool:
 
 
 def stopped_at(stages: Sequence[Mapping[str, Any]]) -> str:
-    """Return where a run is, or was stopped, that has come through ``stages`` of its record.
-
-    >>> stages = [{"name": "head", "state": "finished", "started": "1", "seconds": 2.0},
-    ...           {"name": "fine-tune", "state": "interrupted", "started": "2", "seconds": 61.25}]
-    >>> stopped_at(stages), stopped_at(stages[:1]), stopped_at([])
-    ('in fine-tune after 61.2 s', 'after head', 'before its first stage')
-    """
+    """Return where a run is, or was stopped, that has come through ``stages`` of its record."""
     if not stages:
         return "before its first stage"
     unfinished = [stage for stage in stages if stage["state"] != "finished"]
@@ -201,12 +195,9 @@ def add_note(folder: Path, text: str) -> None:
     _append(folder, [{"at": now(), "note": text}])
 
 
-def add_tags(folder: Path, tags: Sequence[str]) -> None:
-    _append(folder, [{"at": now(), "tag": checked_tag(tag)} for tag in tags])
-
-
-def remove_tags(folder: Path, tags: Sequence[str]) -> None:
-    _append(folder, [{"at": now(), "untag": checked_tag(tag)} for tag in tags])
+def set_tags(folder: Path, tags: Sequence[str], *, remove: bool = False) -> None:
+    """Give tags to a run, or take them off it; one that it does not have makes no difference."""
+    _append(folder, [{"at": now(), "untag" if remove else "tag": checked_tag(tag)} for tag in tags])
 
 
 def checked_tag(tag: str) -> str:
@@ -327,8 +318,7 @@ def folded(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the stages with each name once: the last attempt at it, with all attempts' seconds."""
     found: dict[str, dict[str, Any]] = {}
     for stage in stages:
-        earlier = found.get(stage["name"])
-        found[stage["name"]] = stage if earlier is None else again(earlier, stage)
+        found[name] = again(found[name], stage) if (name := stage["name"]) in found else stage
     return [*found.values()]
 
 
@@ -364,13 +354,12 @@ def _refuse_damaged(file: Path, content: dict[str, Any]) -> None:
         raise EtudeError(f"{file} is damaged: it lacks {listed(missing)}")
     if content["state"] not in STATES:
         raise EtudeError(f"{file} is damaged: it lacks a known state")
-    there = {key: kind for key, kind in _SECTIONS.items() if content.get(key) is not None}
-    odd = _odd(content, {**OWN, **there})
+    odd = _odd(content, {**OWN, **{key: kind for key, kind in _SECTIONS.items() if content.get(key) is not None}})
     if "stages" not in odd and any(not _is_stage(stage) for stage in content["stages"]):
         odd.append("stages")
-    for key in _PARTS.keys() - {*odd}:
-        held: dict[str, Any] = content.get(key) or {}
-        if _odd(held, {name: kind for name, kind in _PARTS[key].items() if name in held}):
+    for key, kinds in _PARTS.items():
+        held: dict[str, Any] = (content.get(key) or {}) if key not in odd else {}
+        if _odd(held, {name: kind for name, kind in kinds.items() if name in held}):
             odd.append(key)
     if odd:
         raise EtudeError(f"{file} is damaged: what it says of {listed(odd)} is nothing that a run writes")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,12 +71,8 @@ def _relative(runs: Path, start: Path) -> str:
 
 
 def _data_sets(found: Sequence[RunSummary]) -> list[tuple[str, str, int]]:
-    counts: dict[str, int] = {}
-    names: dict[str, str] = {}
-    for run in found:
-        if run.fingerprint:
-            counts[run.fingerprint] = counts.get(run.fingerprint, 0) + 1
-            names.setdefault(run.fingerprint, run.described)
+    counts = Counter(run.fingerprint for run in found if run.fingerprint)
+    names = {run.fingerprint: run.described for run in reversed(found)}
     return [(key, names[key], counts[key]) for key in sorted(counts, key=lambda key: (-counts[key], names[key]))]
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib
 from markupsafe import Markup
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from etude.core.errors import EtudeError
 from etude.core.files import replacing
@@ -43,6 +46,21 @@ def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
+
+
+def axes_at(figure: Figure, left: float, bottom: float, width: float, height: float, **options: Any) -> Axes:
+    """Return axes without a frame at inches from the lower left corner."""
+    whole_width, whole_height = figure.get_size_inches()
+    place = (left / whole_width, bottom / whole_height, width / whole_width, height / whole_height)
+    axes = figure.add_axes(place, facecolor="none", **options)
+    axes.spines[:].set_visible(False)
+    axes.set_axisbelow(True)
+    return axes
+
+
+def write(figure: Figure, x: float, y: float, text: str, **style: Any) -> Text:
+    """Write at inches from the lower left corner; a $ in a name is a $, not mathematics."""
+    return figure.text(x, y, text, transform=figure.dpi_scale_trans, va="center", parse_math=False, **style)
 
 
 def check_figure_path(path: Path) -> None:
@@ -93,9 +111,7 @@ def _plain_attributes(part: ElementTree.Element) -> None:
     style = dict(rule.split(": ", 1) for rule in part.get("style", "").rstrip("; ").split("; ") if rule)
     attributes = {name.rpartition("}")[2]: value for name, value in part.attrib.items()}
     part.attrib.clear()
-    part.attrib.update(
-        {name: value for name, value in attributes.items() if name not in ("style", "clip-path", "version")}
-    )
+    part.attrib.update((name, attributes[name]) for name in attributes if name not in ("style", "clip-path", "version"))
     if part.tag == "text":
         part.attrib.update({name: style[name] for name in ("text-anchor",) if name in style})
         if _THEME.get(style.get("fill", "")) == "var(--quiet)":

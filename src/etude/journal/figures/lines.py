@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import ArrayLike
 
 from etude.core.text import LABELS, UNITS, short_number, shortened, visible
-from etude.journal.figures import INK, LINE, MARK, PLAN, QUIET, RULE, SHADES, THIRD, inline_svg, new_figure
+from etude.journal.figures import INK, LINE, MARK, PLAN, QUIET, RULE, SHADES, THIRD, axes_at, inline_svg, new_figure
 from etude.journal.figures.timeline import Panel, draw_panel, log_ticks
 from etude.timeline import Timeline
 
@@ -106,10 +106,7 @@ def panel_chart(panel: Panel, timeline: Timeline) -> Markup:
 def _small_chart(x_label: str, band: bool = False) -> tuple[Figure, Axes]:
     figure = new_figure(WIDTH / 72, HEIGHT / 72)
     top = _TOP + _BAND * band
-    size = (WIDTH - _LEFT - _RIGHT) / WIDTH, (HEIGHT - top - _BOTTOM) / HEIGHT
-    axes = figure.add_axes((_LEFT / WIDTH, _BOTTOM / HEIGHT, *size), facecolor="none")
-    axes.spines[:].set_visible(False)
-    axes.set_axisbelow(True)
+    axes = axes_at(figure, *(size / 72 for size in (_LEFT, _BOTTOM, WIDTH - _LEFT - _RIGHT, HEIGHT - top - _BOTTOM)))
     axes.tick_params(length=0, labelsize=12, labelcolor=INK)
     axes.set_xlabel(x_label, fontsize=12, color=QUIET, loc="right", labelpad=1)
     return figure, axes

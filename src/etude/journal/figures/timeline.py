@@ -16,18 +16,7 @@ from numpy.typing import NDArray
 
 from etude.core.errors import EtudeError
 from etude.core.text import LABELS, UNITS, short_number, shortened
-from etude.journal.figures import (
-    ACTUAL,
-    DPI,
-    GRID,
-    INK,
-    LINE,
-    MARK,
-    PLAN,
-    QUIET,
-    SHADES,
-    new_figure,
-)
+from etude.journal.figures import ACTUAL, DPI, GRID, INK, LINE, MARK, PLAN, QUIET, SHADES, axes_at, new_figure, write
 from etude.timeline import Moment, RunSize, Timeline, step_progress
 
 _SAMPLES = 1600  # over the whole run; more than the pixels across
@@ -95,16 +84,12 @@ def panels_of(timeline: Timeline, steps: int, happened: Sequence[Mapping[str, An
     quantities = timeline.quantities()
     plans = _sampled(replace(timeline, events=()), quantities)
     events = _sampled(timeline, quantities) if timeline.events and not happened else {}
-    return tuple(
-        _panel(name, plans[name], _observed(happened, name, steps) if happened else events.get(name))
-        for name in quantities
-    )
-
-
-def _panel(quantity: str, planned: Line, actual: Line | None) -> Panel:
-    if actual is not None and not len(actual.values()):
-        actual = None
-    return Panel(quantity, planned, actual, quantity == "lr" and _wants_logarithm(planned, actual))
+    panels: list[Panel] = []
+    for name in quantities:
+        actual = _observed(happened, name, steps) if happened else events.get(name)
+        actual = actual if actual is not None and len(actual.values()) else None
+        panels.append(Panel(name, plans[name], actual, name == "lr" and _wants_logarithm(actual or plans[name])))
+    return tuple(panels)
 
 
 def _sampled(timeline: Timeline, quantities: Sequence[str]) -> dict[str, Line]:
@@ -139,9 +124,9 @@ def _observed(rows: Sequence[Mapping[str, Any]], quantity: str, steps: int) -> L
     return Line(points[:, 0], points[:, 1])
 
 
-def _wants_logarithm(plan: Line, actual: Line | None) -> bool:
+def _wants_logarithm(line: Line) -> bool:
     """Whether the learning rate spends so long far below its peak that only a logarithmic axis shows it."""
-    values = (plan if actual is None else actual).values()
+    values = line.values()
     peak = values.max(initial=0.0)
     return bool(peak > 0 and np.mean((values > 0) & (values < _SMALL * peak)) > _LONG)
 
@@ -221,7 +206,8 @@ def timeline_figure(
     panels = panels_of(timeline, steps, happened)
     if not panels:
         raise EtudeError("the timeline schedules no quantity, so there is nothing to draw")
-    return _Drawing(timeline, panels, steps, title, epoch_steps, bool(happened)).figure
+    actual = "as it happened" if happened else "with plateaus"
+    return _Drawing(timeline, panels, steps, epoch_steps, title, actual).figure
 
 
 class _Flag(NamedTuple):
@@ -236,15 +222,9 @@ class _Drawing:
     """Lays the figure out from the top: title, names of phases, events, panels, axis."""
 
     def __init__(
-        self,
-        timeline: Timeline,
-        panels: Sequence[Panel],
-        steps: int,
-        title: str,
-        epoch_steps: float | None,
-        has_history: bool,
+        self, timeline: Timeline, panels: Sequence[Panel], steps: int, epochs: float | None, title: str, actual: str
     ) -> None:
-        self.timeline, self.panels, self.steps, self.epoch_steps = timeline, panels, steps, epoch_steps
+        self.timeline, self.panels, self.steps, self.epoch_steps = timeline, panels, steps, epochs
         names, events = self._names(), self._events()
         self.figure = new_figure(_WIDTH, 1.0)  # the flags are measured before the height is known
         self._has_actual = any(panel.actual is not None for panel in panels)
@@ -257,11 +237,11 @@ class _Drawing:
         heights = [_THIN if panel.is_constant else _PANEL for panel in panels]
         header = _ROW * (len(name_rows) + len(event_rows)) + 0.1
         body = header + sum(heights) + _GAP * len(heights)
-        axis = _AXIS_ROW * (3 if epoch_steps else 2) + 0.16
+        axis = _AXIS_ROW * (3 if epochs else 2) + 0.16
         self.height = _TITLE + body + axis
         self.figure.set_size_inches(_WIDTH, self.height)
         self._draw_background(axis, body)
-        self._draw_title(title, has_history)
+        self._draw_title(title, actual)
         top = self.height - _TITLE - 0.04
         for row in (*name_rows, *event_rows):
             for flag in row:
@@ -271,16 +251,12 @@ class _Drawing:
 
     def _names(self) -> list[tuple[float, str]]:
         names = [(start, name) for name, start, end in self.timeline.spans() if end > start]
-        if self.timeline.end < 1.0 - 1e-9:
-            names.append((self.timeline.end, f"ended early, at {100 * self.timeline.end:.0f}%"))
-        return names
+        end = self.timeline.end
+        return [*names, *([(end, f"ended early, at {100 * end:.0f}%")] if end < 1.0 - 1e-9 else [])]
 
     def _events(self) -> list[tuple[float, str]]:
-        texts = {"scale": "plateau: lr × {:g}", "end": "plateau: {} ends"}
-        return [
-            (event.progress, texts[event.kind].format(event.factor if event.kind == "scale" else event.phase))
-            for event in self.timeline.events
-        ]
+        texts = {"scale": "plateau: lr × {0.factor:g}", "end": "plateau: {0.phase} ends"}
+        return [(event.progress, texts[event.kind].format(event)) for event in self.timeline.events]
 
     def _rows_of(self, labels: Sequence[tuple[float, str]], color: str, size: float) -> list[list[_Flag]]:
         """Place texts at their progress in as few rows as keep them from overlapping."""
@@ -298,7 +274,7 @@ class _Drawing:
     def _flag(self, progress: float, label: str, color: str, size: float) -> _Flag:
         label = shortened(label, _LONGEST_LABEL)
         tag = {"facecolor": self._shade_at(progress), "edgecolor": "none", "pad": 1.2}  # lines pass below the text
-        text = self._text(0.0, 0.0, label, color=color, fontsize=size, va="center", bbox=tag)
+        text = write(self.figure, 0.0, 0.0, label, color=color, fontsize=size, bbox=tag)
         width = text.get_window_extent().width / DPI
         at = _LEFT + progress * (_WIDTH - _LEFT - _RIGHT)
         left = at + 0.06
@@ -311,15 +287,9 @@ class _Drawing:
         begun = [number for number, (_, start, _) in enumerate(self.timeline.spans()) if start <= progress + 1e-9]
         return SHADES[begun[-1] % 2] if progress < self.timeline.end - 1e-9 else _UNUSED
 
-    def _text(self, x: float, y: float, text: str, **style: Any) -> Text:
-        """Write at inches from the lower left corner; a $ in a name is a $, not mathematics."""
-        return self.figure.text(x, y, text, transform=self.figure.dpi_scale_trans, parse_math=False, **style)
-
     def _axes(self, bottom: float, height: float, **options: Any) -> Axes:
-        place = (_LEFT / _WIDTH, bottom / self.height, (_WIDTH - _LEFT - _RIGHT) / _WIDTH, height / self.height)
-        axes = self.figure.add_axes(place, facecolor="none", **options)
+        axes = axes_at(self.figure, _LEFT, bottom, _WIDTH - _LEFT - _RIGHT, height, **options)
         axes.set_xlim(0, 100)
-        axes.spines[:].set_visible(False)
         return axes
 
     def _draw_background(self, axis: float, body: float) -> None:
@@ -344,22 +314,19 @@ class _Drawing:
 
     def _under(self, percent: int) -> str:
         step = self.steps * percent / 100
-        lines = [f"{percent}%", f"{math.floor(step + 0.5):,}"]
-        if self.epoch_steps:
-            lines.append(f"{step / self.epoch_steps:.3g}")
-        return "\n".join(lines)
+        epoch = f"\n{step / self.epoch_steps:.3g}" if self.epoch_steps else ""
+        return f"{percent}%\n{math.floor(step + 0.5):,}{epoch}"
 
-    def _draw_title(self, title: str, has_history: bool) -> None:
+    def _draw_title(self, title: str, actual: str) -> None:
         middle = self.height - 0.23
         room = _WIDTH - 0.4
         if self._has_actual:
             room -= _LEGEND
             lines = [Line2D([], [], color=PLAN, linewidth=4), Line2D([], [], color=ACTUAL, linewidth=1.4)]
-            names = ["plan", "as it happened" if has_history else "with plateaus"]
             place = (_WIDTH - _RIGHT + 0.08) / _WIDTH, middle / self.height
-            look = {"ncols": 2, "frameon": False, "fontsize": 9}
-            self.figure.legend(lines, names, loc="center right", bbox_to_anchor=place, **look)
-        text = self._text(12 / 72, middle, title, fontsize=12, fontweight="bold", color=INK, va="center")
+            look = {"loc": "center right", "ncols": 2, "frameon": False, "fontsize": 9}
+            self.figure.legend(lines, ["plan", actual], bbox_to_anchor=place, **look)
+        text = write(self.figure, 12 / 72, middle, title, fontsize=12, fontweight="bold", color=INK)
         if text.get_window_extent().width / DPI > room:
             text.set_fontsize(9)
         while text.get_window_extent().width / DPI > room:
@@ -377,7 +344,7 @@ class _Drawing:
     def _label(self, panel: Panel, top: float, height: float) -> None:
         name, unit = LABELS[panel.quantity], UNITS.get(panel.quantity, "")
         middle = top - height / 2
-        self._text(12 / 72, middle, name, fontsize=10, color=INK, va="center")
+        write(self.figure, 12 / 72, middle, name, fontsize=10, color=INK)
         notes = [*([unit] if unit else []), *(["log scale"] if panel.log else [])]
         if notes and not panel.is_constant:
-            self._text(12 / 72, middle - 0.19, ", ".join(notes), fontsize=8, color=QUIET, va="center")
+            write(self.figure, 12 / 72, middle - 0.19, ", ".join(notes), fontsize=8, color=QUIET)

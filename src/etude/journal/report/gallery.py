@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,10 @@ class Gallery:
 
     @classmethod
     def load(cls, path: Path) -> Gallery:
-        arrays, sections = _arrays_of(path), read_json(path.with_suffix(".json"))
+        arrays, sections = load_arrays(path, "thumbnails", _ARRAYS), read_json(path.with_suffix(".json"))
+        kinds = {"ids": "U", "thumb_bytes": "u"}
+        if any(array.ndim != 1 or array.dtype.kind not in kinds.get(name, "iu") for name, array in arrays.items()):
+            raise EtudeError(f"{path} is no gallery: its arrays have other types")
         count, offsets, pixels = len(arrays["ids"]), arrays["thumb_offsets"], arrays["thumb_bytes"].tobytes()
         lengths = {len(arrays["split"]), len(arrays["labels"]), len(offsets) - 1}
         rising = len(offsets) > 0 and offsets[0] >= 0 and (np.diff(offsets) > 0).all() and offsets[-1] <= len(pixels)
@@ -77,8 +81,8 @@ class Picture:
 
     @property
     def described(self) -> str:
-        parts = [self.id, f"label {self.label}" if self.label else "", f"predicted {self.guess}" if self.guess else ""]
-        return ", ".join(part for part in parts if part)
+        label = f", label {self.label}" if self.label else ""
+        return f"{self.id}{label}{f', predicted {self.guess}' if self.guess else ''}"
 
 
 class Album:
@@ -97,7 +101,7 @@ class Album:
                 names = (few.classes[k] for k in guesses.tolist())
                 self._guesses |= dict(zip(few.ids, zip(names, sure.tolist(), strict=True), strict=True))
         made = {
-            row for name, rows in gallery.groups.items() if name.startswith(_MADE) for group in rows for row in group
+            row for name, rows in gallery.groups.items() if name.startswith(_MADE) for row in itertools.chain(*rows)
         }
         plain = [row for row in range(len(gallery.ids)) if row not in made]
         self._places = {(gallery.ids[row], SPLITS[gallery.split[row]] == "test"): row for row in plain}
@@ -124,14 +128,6 @@ class Album:
         name = self._classes[label] if 0 <= label < len(self._classes) else ""
         shown = tuple(self._picture(other, with_neighbours=False) for other in near)
         return Picture(source, gallery.ids[row], name, guess, sure, split, shown)
-
-
-def _arrays_of(path: Path) -> dict[str, NDArray[Any]]:
-    arrays = load_arrays(path, "thumbnails", _ARRAYS)
-    kinds = {"ids": "U", "thumb_bytes": "u"}
-    if any(array.ndim != 1 or array.dtype.kind not in kinds.get(name, "iu") for name, array in arrays.items()):
-        raise EtudeError(f"{path} is no gallery: its arrays have other types")
-    return arrays
 
 
 def _groups_of(sections: Any, count: int) -> tuple[dict[str, list[list[int]]], dict[int, list[int]]]:

@@ -27,7 +27,12 @@ def render_page(template: str, values: Mapping[str, Any], script: str = "") -> s
     allowed = [f"style-src '{_hash_of(style)}'", *([f"script-src '{_hash_of(code)}'"] if script else [])]
     policy = "; ".join(["default-src 'none'", "img-src data:", *allowed, "base-uri 'none'", "form-action 'none'"])
     own = {"policy": policy, "style": Markup(style), "script": Markup(code)}
-    return _environment().get_template(template).render({**values, **own})
+    return render(template, {**values, **own})
+
+
+def render(template: str, values: Mapping[str, Any]) -> str:
+    """Return what a template makes of ``values``; texts are escaped, but for those of ``Markup``."""
+    return _environment().get_template(template).render(values)
 
 
 def write_page(path: Path, page: str) -> Path:

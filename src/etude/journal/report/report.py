@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,12 +12,11 @@ from urllib.parse import quote
 
 from etude.core.errors import EtudeError
 from etude.core.metrics import metric_named
-from etude.core.predictions import Predictions
 from etude.core.text import duration, plain_name, points, signed
 from etude.journal.index import DAMAGED, RunSummary
 from etude.journal.report.curves import curve_figures, schedule_of
 from etude.journal.report.folder import RunFolder
-from etude.journal.report.gallery import Album, Gallery, health_of
+from etude.journal.report.gallery import Album, health_of
 from etude.journal.report.html import data_uri, render_page, write_page
 from etude.journal.report.scores import (
     Evaluated,
@@ -32,6 +31,7 @@ from etude.journal.report.scores import (
 )
 from etude.journal.report.tables import (
     FOLD,
+    Stages,
     architecture_of,
     builds_up,
     data_facts,
@@ -50,16 +50,15 @@ _ROUND = re.compile(r"(round \d+|online)( \(fold \d+/\d+\))?")
 _MOST_ERRORS = 24
 _MOST_CLASSES = 500  # in the table
 _MOST_PAIRS = 12
-_STRENGTHS = (("0", "none"), ("0.5", "half"), ("1", "full"))
+_STRENGTHS = {"0": "none", "0.5": "half", "1": "full"}
 _DAMAGE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)  # of files that no run has written so
 
-_EMPTY: dict[str, Any] = {
+_EMPTY: dict[str, Any] = {  # what the page shows of sections that could not be made
     **dict.fromkeys(("kept", "backbone", "planned"), ""),
     **dict.fromkeys(("images", "more_rows"), 0),
     **dict.fromkeys(("matrix", "calibration"), None),
     **dict.fromkeys(("scores", "pairs", "rows", "errors", "pair_pictures", "samples", "augmented"), ()),
 }
-"""What the page shows of sections that could not be made."""
 
 T = TypeVar("T")
 
@@ -72,8 +71,8 @@ class Part:
     seconds: float | None
     accuracy: float | None
     log_loss: float | None
-    note: str = ""  # where a run stopped, what a fold or a round ended with
-    link: str = ""  # relative address of its own report, or empty
+    note: str  # where a run stopped, what a fold or a round ended with
+    link: str = ""  # relative address of its own report
 
 
 def parts_of(run: RunFolder) -> list[Part]:
@@ -109,37 +108,32 @@ def _of_run(run: RunFolder, child: RunSummary) -> Part:
     return Part(child.path, kind, child.state, child.seconds, child.accuracy, child.log_loss, note, link)
 
 
-def _folds(record: Mapping[str, Any]) -> list[Part]:
-    """Return a part for each fold, with the scores of the stage that was kept of it."""
+def _folds(record: Mapping[str, Any]) -> Iterator[Part]:
+    """Yield a part for each fold, with the scores of the stage that was kept of it."""
     stages: dict[int, list[Mapping[str, Any]]] = {}
     for stage in record["stages"]:
         if found := FOLD.search(stage["name"]):
             stages.setdefault(int(found[1]), []).append(stage)
     kept = [plain_name(str(name)) for name in (record.get("result") or {}).get("kept") or []]
-    parts: list[Part] = []
     for number, group in sorted(stages.items()):
         own = kept[number - 1] if number <= len(kept) else ""
         scored = [stage for stage in group if stage["scores"]]
         best = next((stage for stage in scored if own and FOLD.sub("", stage["name"]) == own), (scored or group)[-1])
-        note = f"kept: {own}" if own else ""
-        parts.append(_of_stages(f"fold {number}", "fold", group, best["scores"], note, record["state"]))
-    return parts
+        yield _of_stages(record, group, f"fold {number}", "fold", best["scores"], f"kept: {own}" if own else "")
 
 
-def _rounds(record: Mapping[str, Any]) -> list[Part]:
+def _rounds(record: Mapping[str, Any]) -> Iterator[Part]:
     verdicts = {one["name"]: "kept" if one["kept"] else "discarded" for one in record.get("rounds") or []}
-    return [
-        _of_stages(stage["name"], "round", [stage], stage["scores"], verdicts.get(stage["name"], ""), record["state"])
-        for stage in record["stages"]
-        if _ROUND.fullmatch(stage["name"])
-    ]
+    for stage in record["stages"]:
+        if _ROUND.fullmatch(name := stage["name"]):
+            yield _of_stages(record, [stage], name, "round", stage["scores"], verdicts.get(name, ""))
 
 
 def _of_stages(
-    name: str, kind: str, stages: Sequence[Mapping[str, Any]], scores: Mapping[str, Any], note: str, run: str
+    record: Mapping[str, Any], stages: Stages, name: str, kind: str, scores: Mapping[str, Any], note: str
 ) -> Part:
-    seconds = sum(float(stage["seconds"]) for stage in stages)
-    return Part(name, kind, state_of_all(stages, run), seconds, scores.get("accuracy"), scores.get("log_loss"), note)
+    seconds, state = sum(float(stage["seconds"]) for stage in stages), state_of_all(stages, record["state"])
+    return Part(name, kind, state, seconds, scores.get("accuracy"), scores.get("log_loss"), note)
 
 
 def write_report(folder: Path) -> Path:
@@ -159,8 +153,10 @@ def render_report(run: RunFolder) -> str:
             problems.append(f"{what}: left out, since a file is damaged ({type(error).__name__}: {error})")
         return without
 
+    known = [one for one in (run.valid, run.test) if one is not None]
+    classes = list((record.get("data") or {}).get("classes") or {})
     valid = whole("scores", lambda: None if run.valid is None else Evaluated.of(run.valid), None)
-    album = whole("pictures", lambda: None if run.gallery is None else _album(run, run.gallery), None)
+    album = whole("pictures", lambda: None if run.gallery is None else Album(run.gallery, known, classes), None)
     schedule = whole("timeline", lambda: schedule_of(run), None)
     shown_png = run.timeline_png if schedule is None else None
     values = _EMPTY | {
@@ -196,29 +192,18 @@ def _entries(record: Mapping[str, Any]) -> dict[str, Any]:
         tables = [one for one in record[key] if isinstance(one, Mapping) and set(names) <= one.keys()]
         return [tuple(one[name] for name in names) for one in tables]
 
-    return {
-        "record": record,
-        "state": record["state"],
-        "stopped": last_words(record),
-        "builds_up": builds_up(record),
-        "warnings": [text for (text,) in entries("warnings", "text")],
-        "notes": entries("notes", "text", "at"),
-        "files": entries("artefacts", "name", "bytes", "blake2b"),
-        "version": record["environment"].get("etude") or "",
-    }
+    lists = {"notes": entries("notes", "text", "at"), "files": entries("artefacts", "name", "bytes", "blake2b")}
+    stated = {"record": record, "state": record["state"], "stopped": last_words(record), "builds_up": builds_up(record)}
+    warnings, version = [text for (text,) in entries("warnings", "text")], record["environment"].get("etude") or ""
+    return {**lists, **stated, "warnings": warnings, "version": version}
 
 
 def _headline(run: RunFolder, valid: Evaluated | None) -> dict[str, Any]:
-    result = run.record.get("result") or {}
-    kept = list(dict.fromkeys(plain_name(str(one)) for one in result.get("kept") or []))
-    backbones = list(dict.fromkeys(str(model.card["backbone"]) for model in run.models if "backbone" in model.card))
-    return {
-        "kept": " and ".join(kept),
-        "backbone": " and ".join(backbones),
-        "planned": planned_against_taken(run.record),
-        "scores": [] if valid is None else scores_of(valid),
-        "images": 0 if valid is None else len(valid.labels),
-    }
+    kept = dict.fromkeys(plain_name(str(one)) for one in (run.record.get("result") or {}).get("kept") or [])
+    backbones = dict.fromkeys(str(model.card["backbone"]) for model in run.models if "backbone" in model.card)
+    scores = {} if valid is None else {"scores": scores_of(valid), "images": len(valid.labels)}
+    words = {"kept": " and ".join(kept), "backbone": " and ".join(backbones)}
+    return {**words, "planned": planned_against_taken(run.record), **scores}
 
 
 def _classes(valid: Evaluated | None) -> dict[str, Any]:
@@ -235,21 +220,14 @@ def _classes(valid: Evaluated | None) -> dict[str, Any]:
     }
 
 
-def _album(run: RunFolder, gallery: Gallery) -> Album:
-    known: list[Predictions] = [one for one in (run.valid, run.test) if one is not None]
-    classes = (run.record.get("data") or {}).get("classes") or {}
-    return Album(gallery, known, list(classes))
-
-
 def _pictures(album: Album | None, valid: Evaluated | None) -> dict[str, Any]:
     errors = [] if album is None else [picture for group in album.shown("confident_errors") for picture in group]
     if not errors and valid is not None:
         errors = confident_errors(valid, _MOST_ERRORS)
-    shown = {"errors": errors[:_MOST_ERRORS]}
-    if album is None:
-        return shown
-    return shown | {
-        "pair_pictures": album.shown("confused_pairs"),
-        "samples": [picture for group in album.shown("samples") for picture in group],
-        "augmented": [(name, groups) for key, name in _STRENGTHS if (groups := album.shown(f"augmentation {key}"))],
-    }
+    shown: dict[str, Any] = {"errors": errors[:_MOST_ERRORS]}
+    if album is not None:
+        shown["pair_pictures"] = album.shown("confused_pairs")
+        shown["samples"] = [picture for group in album.shown("samples") for picture in group]
+        strengths = ((name, album.shown(f"augmentation {key}")) for key, name in _STRENGTHS.items())
+        shown["augmented"] = [(name, groups) for name, groups in strengths if groups]
+    return shown

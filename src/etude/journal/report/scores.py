@@ -10,19 +10,13 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
 
 from etude.core.metrics import Metric, metric_named
 from etude.core.predictions import Predictions
 from etude.core.seeds import rng_for
 from etude.core.text import percent, plain_name
-from etude.journal.report.charts import (
-    Bin,
-    Figure,
-    interval_in_cell,
-    matrix_chart,
-    reliability_chart,
-    share_bars,
-)
+from etude.journal.report.charts import Bin, Figure, interval_in_cell, matrix_chart, reliability_chart, share_bars
 from etude.journal.report.gallery import Picture
 
 IntArray = NDArray[np.int64]
@@ -125,15 +119,8 @@ def _bootstrapped(metrics: Sequence[Metric], valid: Evaluated) -> list[Score]:
     low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     once = np.ones(images)
     return [
-        Score(
-            plain_name(metric.name),
-            float(scorer(once)),
-            float(low[k]),
-            float(high[k]),
-            "bootstrap",
-            metric.name != "log_loss",
-        )
-        for k, (metric, scorer) in enumerate(zip(metrics, scorers, strict=True))
+        Score(plain_name(metric.name), float(scorer(once)), *ends, "bootstrap", metric.name != "log_loss")
+        for metric, scorer, ends in zip(metrics, scorers, zip(low.tolist(), high.tolist(), strict=True), strict=True)
     ]
 
 
@@ -185,8 +172,6 @@ def calibration_error(bins: Sequence[Bin]) -> float:
 
 def matrix_figure(valid: Evaluated) -> Figure:
     """Return the confusion matrix; of many classes those that take part in the most errors."""
-    from sklearn.metrics import confusion_matrix  # slow to import, and the site needs no matrix
-
     pairs, count = confused_pairs(valid), len(valid.classes)
     errors = np.zeros(count, np.int64)
     for label, guess, often in pairs:
@@ -197,17 +182,16 @@ def matrix_figure(valid: Evaluated) -> Figure:
     chosen = occurring
     if len(occurring) > _MOST_IN_MATRIX:
         chosen = np.sort(occurring[np.argsort(-errors[occurring], kind="stable")[:_MOST_IN_MATRIX]])
-    matrix = confusion_matrix(valid.labels, valid.guesses, labels=chosen)
-    names = valid.classes
+    names, wrong = valid.classes, sum(often for _, _, often in pairs)
+    once = np.ones(len(valid.labels), np.int64)
+    matrix = coo_array((once, (valid.labels, valid.guesses)), shape=(count, count)).tocsr()[chosen][:, chosen].toarray()
     worst = [
         f"{names[label]} predicted as {names[guess]}: {often:,}" for label, guess, often in pairs[:_MOST_DESCRIBED]
     ]
-    wrong = sum(often for _, _, often in pairs)
     whole = f"Confusion matrix of {len(valid.labels):,} validation images, {wrong:,} of them wrong"
     rest = len(occurring) - len(chosen)
     caption = f"The {len(chosen)} classes with the most errors; {rest:,} others are in the table only." if rest else ""
-    shown = [names[k] for k in chosen.tolist()]
-    drawn = matrix_chart(matrix, shown, "; ".join([whole, *worst]))
+    drawn = matrix_chart(matrix, [names[k] for k in chosen.tolist()], "; ".join([whole, *worst]))
     legend = (("right", "right"), ("wrong", "wrong: the stronger, the larger its share of the row"))
     return Figure("Confusion matrix", drawn, caption, legend)
 
@@ -233,23 +217,23 @@ def balance_figure(record: Mapping[str, Any], valid: Evaluated | None, test: Pre
     if not counts or sum(counts.values()) == 0:
         return None
     names = list(counts)
-    sides = [("labels", "first", _shares(np.array([counts[name] for name in names])))]
-    if valid is not None:
-        guessed = np.bincount(valid.guesses, minlength=len(valid.classes))
-        sides.append(("predicted on validation images", "second", _shares(_in_order(guessed, valid.classes, names))))
-    if test is not None:
-        guessed = np.bincount(test.predicted(), minlength=len(test.classes))
-        sides.append(("predicted on test images", "third", _shares(_in_order(guessed, test.classes, names))))
+    sides = [("labels", "first", _shares(np.array([*counts.values()])))]
+    guesses = {
+        "validation": None if valid is None else (valid.guesses, valid.classes),
+        "test": None if test is None else (test.predicted(), test.classes),
+    }
+    for (kind, found), color in zip(guesses.items(), ("second", "third"), strict=True):
+        if found is not None:
+            counted = np.bincount(found[0], minlength=len(found[1]))
+            sides.append((f"predicted on {kind} images", color, _shares(_in_order(counted, found[1], names))))
     labels, last = sides[0][2], sides[-1][2]
     moved = np.abs(last - labels)
     chosen = np.arange(len(names))
     if len(names) > _MOST_IN_BALANCE:
         order = np.argsort(-moved if len(sides) > 1 else -labels, kind="stable")
         chosen = np.sort(order[:_MOST_IN_BALANCE])
-    described = (
-        f"Shares of {len(names):,} classes among {sum(counts.values()):,} labels, from {percent(labels.min())} to "
-    )
-    described += percent(labels.max())
+    described = f"Shares of {len(names):,} classes among {sum(counts.values()):,} labels, "
+    described += f"from {percent(labels.min())} to {percent(labels.max())}"
     if len(sides) > 1:
         described += f"; {sides[-1][0]} they differ by {percent(float(moved.sum()) / 2)} in all (total variation)"
     rest = len(names) - len(chosen)
@@ -270,17 +254,9 @@ def confident_errors(valid: Evaluated, most: int) -> list[Picture]:
     wrong = np.flatnonzero(valid.guesses != valid.labels)
     sure = valid.confidence
     rows = wrong[np.argsort(-sure[wrong], kind="stable")[:most]].tolist()
-    classes = valid.classes
+    names = [(valid.classes[valid.labels[row]], valid.classes[valid.guesses[row]]) for row in rows]
     return [
-        Picture(
-            "",
-            valid.ids[row],
-            classes[valid.labels[row]],
-            classes[valid.guesses[row]],
-            float(sure[row]),
-            "valid",
-        )
-        for row in rows
+        Picture("", valid.ids[row], *name, float(sure[row]), "valid") for row, name in zip(rows, names, strict=True)
     ]
 
 

@@ -22,6 +22,7 @@ FOLD = re.compile(r" \(fold (\d+)/\d+\)$")  # the end of a stage's name
 _CHANNELS = {1: "1 (grey)", 3: "3 (RGB)"}
 
 Facts = list[tuple[str, str]]
+Stages = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,15 +133,11 @@ def environment_facts(record: Mapping[str, Any]) -> Facts:
 def recipe_to_reproduce(record: Mapping[str, Any]) -> str:
     around = record["environment"]
     git, packages = around.get("git") or {}, around.get("packages") or {}
-    lines: list[str] = []
-    if git.get("commit"):
-        dirty = "  # and the changes that were not committed" if git.get("dirty") else ""
-        lines.append(f"git checkout {git['commit']}{dirty}")
-    pins = [f"{name}=={str(version).partition('+')[0]}" for name, version in packages.items()]
-    if pins:
+    dirty = "  # and the changes that were not committed" if git.get("dirty") else ""
+    lines = [f"git checkout {git['commit']}{dirty}"] if git.get("commit") else []
+    if pins := [f"{name}=={str(version).partition('+')[0]}" for name, version in packages.items()]:
         lines.append("pip install " + shlex.join([f"etude=={around.get('etude')}", *pins]))
-    lines.append(shlex.join(map(str, record["command"])))
-    return "\n".join(lines)
+    return "\n".join([*lines, shlex.join(map(str, record["command"]))])
 
 
 def planned_against_taken(record: Mapping[str, Any]) -> str:
@@ -154,21 +151,22 @@ def rounds_table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
     if not isinstance(rounds, list) or not rounds or not all(isinstance(one, dict) for one in rounds):
         return None
     columns = ["round", "pseudo-labels", "labels that changed", "off the expected class shares", "verdict"]
-    return columns, [
-        [
-            *(str(one.get("name", "")), str(one.get("pseudo_labels") or "made in training")),
-            *(percent(one.get("changed")), percent(one.get("from_prior")), str(one.get("told", ""))),
-        ]
+    rows = [
+        (
+            *(one.get("name", ""), one.get("pseudo_labels") or "made in training", percent(one.get("changed"))),
+            *(percent(one.get("from_prior")), one.get("verdict", one.get("told", ""))),  # told until 0.2
+        )
         for one in rounds
     ]
+    return columns, [[*map(str, row)] for row in rows]
 
 
 def _parts(model: Model) -> list[tuple[str, int, int]]:
     """Put the weights together by the first parts of their names, fewer of them while there are too many groups."""
-    groups: dict[str, list[int]] = {}
+    shapes, groups = sorted(model.tensors.items(), key=lambda item: _natural(item[0])), dict[str, list[int]]()
     for depth in range(_DEPTH, 0, -1):
-        groups = {}
-        for name, shape in sorted(model.tensors.items(), key=lambda item: _natural(item[0])):
+        groups.clear()
+        for name, shape in shapes:
             parts = name.split(".")
             groups.setdefault(".".join(parts[: min(depth, len(parts) - 1)]) or name, []).append(math.prod(shape))
         if len(groups) <= _MOST_PARTS:
@@ -212,25 +210,19 @@ def steps_of(record: Mapping[str, Any]) -> list[Step]:
     for stage in record["stages"]:
         stages.setdefault(FOLD.sub("", stage["name"]), []).append(stage)
     planned = (record.get("plan") or {}).get("expected_seconds") or {}
-    state, each_builds_up = record["state"], builds_up(record)
+    state, each_builds_up, before = record["state"], builds_up(record), _Kept(record)
     rest = seconds_in_no_stage(record)
     whole = rest + sum(_seconds(group) or 0.0 for group in stages.values())
     steps: list[Step] = []
-    before = _Kept(record)
     for name, group in stages.items():
+        seconds = _seconds(group)
+        gains = [before.gain(group, score) if each_builds_up else None for score in ("accuracy", "log_loss")]
         step = Step(
-            name=name,
-            state=state_of_all(group, state),
-            count=len(group),
-            seconds=_seconds(group),
-            planned=planned.get(name),
-            accuracy=_mean(group, "accuracy"),
-            log_loss=_mean(group, "log_loss"),
-            gained=before.gain(group, "accuracy") if each_builds_up else None,
-            saved=before.gain(group, "log_loss") if each_builds_up else None,
+            *(name, state_of_all(group, state), len(group), seconds, planned.get(name), _mean(group, "accuracy")),
+            *(_mean(group, "log_loss"), *gains),
             notes=_notes(group),
             error=next((stage["error"] for stage in group if stage.get("error")), None),
-            share=_share_bar(_seconds(group), whole),
+            share=_share_bar(seconds, whole),
             kept=before.goes_on_from(group),
         )
         steps.append(step)
@@ -247,17 +239,17 @@ class _Kept:
         self._rounds = {one["name"]: one["kept"] for one in record.get("rounds") or []}
         self._scores: dict[int, Mapping[str, Any]] = {}
 
-    def gain(self, group: Sequence[Mapping[str, Any]], score: str) -> float | None:
+    def gain(self, group: Stages, score: str) -> float | None:
         """Return what stages have more than what is kept of their folds, or less for a loss: positive is better."""
-        sign = -1.0 if score == "log_loss" else 1.0
         known = [
             (value, base)
             for stage in group
             if (value := stage["scores"].get(score)) is not None and (base := self._before(stage, score)) is not None
         ]
-        return sign * sum(value - base for value, base in known) / len(known) if known else None
+        more = _average([value - base for value, base in known])
+        return -more if more is not None and score == "log_loss" else more
 
-    def goes_on_from(self, group: Sequence[Mapping[str, Any]]) -> bool:
+    def goes_on_from(self, group: Stages) -> bool:
         """Take the scores of the stages that were kept, and return whether any was."""
         kept = [stage for stage in group if self._was_kept(stage)]
         self._scores |= {_fold_of(stage): stage["scores"] for stage in kept if stage["scores"]}
@@ -278,8 +270,7 @@ class _Kept:
         """Return the score of what is kept of a stage's fold; of all folds together where it is no fold's."""
         fold = _fold_of(stage)
         own = [self._scores[fold]] if fold in self._scores else [] if fold else list(self._scores.values())
-        known = [float(value) for scores in own if (value := scores.get(score)) is not None]
-        return sum(known) / len(known) if known else None
+        return _average([float(value) for scores in own if (value := scores.get(score)) is not None])
 
 
 def _fold_of(stage: Mapping[str, Any]) -> int:
@@ -310,24 +301,27 @@ def last_words(record: Mapping[str, Any]) -> str:
     return f"It {how} {where}{cause}"
 
 
-def _seconds(group: Sequence[Mapping[str, Any]]) -> float | None:
+def _seconds(group: Stages) -> float | None:
     known = [float(stage["seconds"]) for stage in group if stage.get("seconds") is not None]
     return sum(known) if known else None
 
 
-def _mean(group: Sequence[Mapping[str, Any]], score: str) -> float | None:
-    known = [float(value) for stage in group if (value := stage["scores"].get(score)) is not None]
+def _mean(group: Stages, score: str) -> float | None:
+    return _average([float(value) for stage in group if (value := stage["scores"].get(score)) is not None])
+
+
+def _average(known: Sequence[float]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def state_of_all(group: Sequence[Mapping[str, Any]], run: str) -> str:
+def state_of_all(group: Stages, run: str) -> str:
     """Return the state of stages together: the worst, or finished when all are; those of a killed ``run`` ended too."""
     states = [stage["state"] for stage in group]
     worst = next((state for state in ("failed", "interrupted", "running") if state in states), "finished")
     return KILLED if worst == "running" and run == KILLED else worst
 
 
-def _notes(group: Sequence[Mapping[str, Any]]) -> str:
+def _notes(group: Stages) -> str:
     """Return the facts that all folds share, and how often a stage was begun."""
     facts: dict[str, str] = {}
     for stage in group:

@@ -17,7 +17,7 @@ from etude.core.errors import EtudeError, listed
 from etude.core.metrics import accuracy, adjusted_error, log_loss, score_of
 from etude.core.predictions import Predictions
 from etude.journal.record import RunRecord, Stage
-from etude.journal.runs import IN_NO_STAGE, add_tags, at_work, is_complete, read_record, read_run, was_kept
+from etude.journal.runs import IN_NO_STAGE, at_work, is_complete, read_record, read_run, set_tags, was_kept
 from etude.journal.screen import Screen
 from etude.models.classifier import Classifier, ModelCard, save_model
 from etude.models.modes import Mode
@@ -230,5 +230,5 @@ def open_record(
         began=began,
     )
     if request.resume and request.tags:  # a resumed run keeps those that it began with
-        add_tags(record.folder, request.tags)
+        set_tags(record.folder, request.tags)
     return record
