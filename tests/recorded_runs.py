@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
+from etude.cli.main import main
 from etude.core.predictions import Predictions
 from etude.journal.record import RunRecord
 
@@ -89,8 +94,40 @@ def forked(work: Callable[[], object]) -> int:
         try:
             work()
             code = 0
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 1
         except BaseException:
             traceback.print_exc()
         finally:
             os._exit(code)
     return pid
+
+
+def forked_etude(*words: object, output: Path) -> int:
+    """Run ``etude WORDS`` in a child process, its libraries loaded, and return its number; ``output`` is what it says.
+
+    It starts as a process of its own does, and may be stopped or killed as one.
+    """
+
+    def work() -> None:
+        with output.open("w") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+            sys.stdout = sys.stderr = file
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            sys.argv = ["etude", *map(str, words)]
+            main()
+
+    return forked(work)
+
+
+def wait_for(there: Callable[[], object], pid: int, seconds: float = 120.0) -> None:
+    """Wait until ``there()`` is true; fail when the child ends before, or is killed when the time is over."""
+    until = time.monotonic() + seconds
+    while not there():
+        assert os.waitpid(pid, os.WNOHANG)[0] == 0, f"process {pid} has ended"
+        if time.monotonic() > until:
+            os.kill(pid, signal.SIGKILL)
+            pytest.fail(f"process {pid} takes more than {seconds:g} seconds")
+        time.sleep(0.01)

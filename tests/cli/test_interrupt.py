@@ -13,37 +13,35 @@ from pathlib import Path
 import pytest
 
 from picture_folders import write_classes
+from recorded_runs import forked_etude, wait_for
 
 WORDS = ("--set", "train.epochs=10000", "--set", "model.feature_size=32", "--set", "train.threads=1")
 
 
-def started(tmp_path: Path) -> subprocess.Popen[str]:
-    """Start a run that would train for hours, and wait until it does."""
-    train = write_classes(tmp_path / "train")
-    command = [sys.executable, "-m", "etude", "fit", str(train), "--out", str(tmp_path / "run"), *WORDS]
-    environment = {**os.environ, "ETUDE_CACHE": str(tmp_path / "cache")}
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        # A shell starts what it runs in the background deaf to interrupts, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
-    events = tmp_path / "run" / "tb"
-    for _ in range(1200):
-        if process.poll() is not None or list(events.glob("events*")):
-            break
-        time.sleep(0.1)
-    assert process.poll() is None, process.stdout and process.stdout.read()
-    time.sleep(1)
-    return process
+def sent(number: int, tmp_path: Path, own_process: bool) -> tuple[int, str]:
+    """Start a run that would train for hours, send the signal once it does; return how it ended and what it said."""
+    words = ("fit", str(write_classes(tmp_path / "train")), "--out", str(tmp_path / "run"), *WORDS)
+    said = tmp_path / "said.txt"
+    if own_process:
+        with said.open("w") as file:
+            pid = subprocess.Popen(
+                [sys.executable, "-m", "etude", *words], stdout=file, stderr=file,
+                # A shell starts what it runs in the background deaf to interrupts, and children inherit that.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            ).pid  # fmt: skip
+    else:
+        pid = forked_etude(*words, output=said)
+    wait_for(lambda: [*(tmp_path / "run" / "tb").glob("events*")], pid)
+    time.sleep(0.3)
+    os.kill(pid, number)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), said.read_text()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_stop_by_hand_is_recorded_and_stage_one_can_predict(etude, tmp_path, number, code):
-    process = started(tmp_path)
-    process.send_signal(number)
-    told, _ = process.communicate(timeout=60)
-    assert process.returncode == code
+@pytest.mark.parametrize(("number", "code", "own_process"), [(signal.SIGINT, 130, True), (signal.SIGTERM, 143, False)])
+def test_stop_by_hand_is_recorded_and_stage_one_can_predict(etude, tmp_path, number, code, own_process):
+    ended, told = sent(number, tmp_path, own_process)
+    assert ended == code
     assert "Traceback" not in told
     assert "--resume --out" in told.splitlines()[-1]
     record = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -54,9 +52,7 @@ def test_stop_by_hand_is_recorded_and_stage_one_can_predict(etude, tmp_path, num
 
 @pytest.mark.slow
 def test_killed_run_is_readable_and_caches_are_reused(etude, tmp_path):
-    process = started(tmp_path)
-    process.kill()
-    process.communicate(timeout=60)
+    assert sent(signal.SIGKILL, tmp_path, own_process=False)[0] == -signal.SIGKILL
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert [stage["state"] for stage in record["stages"]][-1] == "running"
     assert etude("predict", "run", tmp_path / "train", "--out", "p.csv").code == 0
