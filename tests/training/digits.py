@@ -26,8 +26,9 @@ from etude.training.task import FineTuneTask
 
 SMALL = (
     "train.epochs=2", "train.batch_size=16", "train.validate_every=6st", "train.dropout=0.3", "augment.mixup=0.3",
-    "timeline.final_size=28", "timeline.start_size=20",
+    "timeline.final_size=20", "timeline.start_size=12",
 )  # fmt: skip
+WHOLE_SIZES = ("timeline.final_size=28", "timeline.start_size=20")  # for those who must learn much
 
 
 @cache

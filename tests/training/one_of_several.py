@@ -31,9 +31,9 @@ from etude.models.classifier import Classifier
 from etude.training.fit import fine_tune
 from etude.training.task import FineTuneTask
 from recorded_runs import forked
-from training.digits import network, rows, task
+from training.digits import WHOLE_SIZES, network, rows, task
 
-SETTINGS = ("train.epochs=8", "train.validate_every=20st", "train.checkpoint_every=0.3s")
+SETTINGS = ("train.epochs=8", "train.validate_every=20st", "train.checkpoint_every=0.3s", *WHOLE_SIZES)
 LONGEST = 120  # seconds that the processes may take
 TOO_SMALL = 2_000_000  # bytes: less than a checkpoint takes, more than the finished network
 

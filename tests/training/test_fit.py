@@ -18,7 +18,7 @@ from etude.timeline import Pace, RunSize
 from etude.training.fit import validation_interval
 from etude.training.optimizer import build_optimizer
 from etude.training.task import DivergedError
-from training.digits import KillAt, Killed, network, task, train
+from training.digits import WHOLE_SIZES, KillAt, Killed, network, task, train
 
 
 def test_training_follows_its_plan(tmp_path: Path):
@@ -30,7 +30,7 @@ def test_training_follows_its_plan(tmp_path: Path):
     assert done.timeline == timeline
     assert [row["step"] for row in done.happened] == [*range(steps)]
     sizes = [row["image_size"] for row in done.happened]
-    assert (sizes[0], sizes[-1]) == (20, 28)
+    assert (sizes[0], sizes[-1]) == (12, 20)
     assert [row["cutmix"] for row in done.happened][:: steps - 1] == [1.0, 0.0]
     with (tmp_path / "history.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -39,7 +39,7 @@ def test_training_follows_its_plan(tmp_path: Path):
 
 
 def test_training_learns(tmp_path: Path):
-    _, done = train(task(tmp_path, "default", ["train.epochs=12", "augment.mixup=0"]))
+    _, done = train(task(tmp_path, "default", ["train.epochs=12", "augment.mixup=0", *WHOLE_SIZES]))
     losses = [row["valid_loss"] for row in done.history]
     assert losses[-1] < 0.7 * losses[0]
 
@@ -101,7 +101,7 @@ def test_a_request_to_end_is_a_stop(tmp_path: Path, handled: bool):
 def test_minutes_need_a_pace(tmp_path: Path):
     with pytest.raises(EtudeError, match="time of a step"):
         train(task(tmp_path, "default", ["timeline.length=2m"]))
-    _, done = train(task(tmp_path, "default", ["timeline.length=3s"], pace=Pace(0.3, 28)))
+    _, done = train(task(tmp_path, "default", ["timeline.length=3s"], pace=Pace(0.3, 20)))
     assert 9 <= done.steps <= 20  # ten steps at full size, more where they are smaller
 
 

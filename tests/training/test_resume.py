@@ -38,7 +38,7 @@ SHORTER = {"five-minutes": ["timeline.length=2s"], "plateau": ["plateau.patience
 
 def made(name: str, folder: Path, **options: Any):
     recipe, settings = CASES[name]
-    return task(folder, recipe, [*settings, *SHORTER.get(name, [])], pace=Pace(0.1, 28), **options)
+    return task(folder, recipe, [*settings, *SHORTER.get(name, [])], pace=Pace(0.1, 20), **options)
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +64,11 @@ def without_seconds(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("turn", range(3))
 @pytest.mark.parametrize("name", CASES)
-def test_a_killed_run_ends_as_the_uninterrupted_one(name: str, turn: int, whole, tmp_path: Path):
+def test_a_run_killed_at_any_steps_ends_as_the_uninterrupted_one(name: str, whole, tmp_path: Path):
     model, done = whole(name)
-    rng = np.random.default_rng([turn, *name.encode()])
-    kills = np.sort(rng.choice(np.arange(1, done.steps), size=2, replace=False))
+    rng = np.random.default_rng([*name.encode()])
+    kills = np.sort(rng.choice(np.arange(1, done.steps), size=6, replace=False))
     one = made(name, tmp_path)
     for number, step in enumerate(kills):
         # A step is later than the bar says where batches are smaller than at first, so a kill may come after the end.
@@ -128,7 +127,7 @@ def test_a_resumed_plan_in_minutes_keeps_the_pace_it_began_with(whole, tmp_path:
     one = made("five-minutes", tmp_path)
     with pytest.raises(Killed):
         train(one, KillAt(15, one.batch_size))
-    slower = replace(one, pace=Pace(0.3, 28), resume=True)
+    slower = replace(one, pace=Pace(0.3, 20), resume=True)
     resumed, done = train(slower)
     assert done.steps == whole("five-minutes")[1].steps
     assert same_weights(resumed, whole("five-minutes")[0])
