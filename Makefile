@@ -7,7 +7,7 @@ TEST_ENV := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-browser lint coverage house format clean
+.PHONY: help install demo test style types tests test-browser lint coverage house format clean
 
 help:  ## Show the targets.
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,13 +31,20 @@ install: $(VENV)/.installed  ## Build .venv and install etude with its pinned li
 demo: $(VENV)/.installed  ## Train on MNIST-5k and print where everything is.
 	$(BIN)/etude demo
 
-lint: $(VENV)/.installed  ## Check style, format and types.
+lint: style types  ## Check style, format and types.
+
+style: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed
 	$(BIN)/pyright
 
-test: lint  ## Check style, format and types, then run every test, the slow ones too.
-	$(TEST_ENV) $(BIN)/python -m pytest -n auto --dist worksteal
+tests: $(VENV)/.installed
+	$(TEST_ENV) $(BIN)/python -m pytest -n auto --dist worksteal $(PYTEST)
+
+test: style  ## Check style and format, then types, and every test beside them, the slow ones too.
+	@$(MAKE) --no-print-directory -j2 types tests
 
 test-browser: $(VENV)/.installed  ## Open reports and the site of all runs in headless Chromium.
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
