@@ -17,7 +17,6 @@ from etude.inference.views import (
     View,
     input_size,
     many_views,
-    seen_through,
     views_of,
 )
 
@@ -90,15 +89,6 @@ def test_every_policy_has_its_views_above():
 def test_an_unknown_policy_is_refused():
     with pytest.raises(EtudeError, match="no augmentation policy 'auto'"):
         views_of("auto", 8)
-
-
-def test_a_gather_seen_through_a_view():
-    def gather(rows: np.ndarray, size: int) -> np.ndarray:
-        return IMAGES[rows, :size, :size]
-
-    assert seen_through(IDENTITY, gather) is gather
-    flipped = seen_through(View("flip", flip=True), gather)
-    np.testing.assert_array_equal(flipped(np.array([1, 0]), 4), IMAGES[[1, 0], :4, :4][:, :, ::-1])
 
 
 SMOOTH = np.tile(np.linspace(0, 250, 24).astype(np.uint8)[None, None, :, None], (3, 24, 1, 3))
@@ -176,9 +166,9 @@ def test_zooms_enlarge_and_reduce():
     assert bigger(image).sum() > image.sum() > smaller(image).sum()
 
 
-def test_draws_depend_on_the_seed_and_their_number():
-    one, other, again = (many_views("photos", 10, seed=seed)[-2:] for seed in (0, 1, 0))
-    looks = {view(IMAGES).tobytes() for view in (*one, *other)}
+def test_draws_depend_on_their_number():
+    one, again = (many_views("photos", 12)[-4:] for _ in range(2))
+    looks = {view(IMAGES).tobytes() for view in one}
     assert len(looks) == 4
     np.testing.assert_array_equal(one[0](IMAGES), again[0](IMAGES))
 

@@ -29,9 +29,9 @@ from etude.study.doctor.doctor import (
     gpu_seconds,
     made_up_pictures,
     network_rates,
+    show_report,
 )
 from etude.study.doctor.machine import MachineFacts, read_machine
-from etude.study.doctor.show import show_report
 from etude.study.run.plan import Speed, measure_speed
 from etude.study.run.request import Options, Request
 from etude.training.probe import ProbeResult, Timed

@@ -15,7 +15,7 @@ from etude.data.dataset import Dataset
 from etude.data.split import Fold
 from etude.functional.augment import POLICIES, augment
 from etude.health.summary import examine_health
-from etude.study.gallery import write_gallery
+from etude.study.diagnostics import write_gallery
 from study.small_data import features_of, labelled, one_fold, write_faulty
 
 

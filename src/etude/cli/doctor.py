@@ -63,8 +63,7 @@ def doctor(
         if given is not None:
             raise EtudeError(f"{name} is used only when images are examined: add --data, or leave out {name}")
 
-    from etude.study.doctor.doctor import choose_subject, examine
-    from etude.study.doctor.show import show_measures, show_report
+    from etude.study.doctor.doctor import choose_subject, examine, show_measures, show_report
 
     subject = choose_subject(asked, screen)
     show_measures(screen, subject)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
@@ -23,14 +22,10 @@ class ViewLike(Protocol):
     """One view of an image; the same for every image, in any batch."""
 
     @property
-    def name(self) -> str:
-        """In words."""
-        ...
+    def name(self) -> str: ...
 
     @property
-    def enlarge(self) -> float:
-        """By how much the network's input is larger than usual."""
-        ...
+    def enlarge(self) -> float: ...  # by how much the network's input is larger than usual
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Return uint8 (B, S, S, C) images seen through this view."""
@@ -84,7 +79,7 @@ class Moved:
         geometry = replace(
             Geometry.identity(1), shift_x=one * self.shift_x, shift_y=one * self.shift_y, log_scale=one * self.log_scale
         )
-        return _moved_alike(images, geometry, self.border, self._matrices)
+        return _moved_by(images, geometry, self.border, self._matrices)
 
 
 @dataclass(frozen=True)
@@ -93,8 +88,6 @@ class Drawn:
 
     name: str
     policy: Policy
-    strength: float = _STRENGTH
-    seed: int = 0
     _matrices: dict[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
     enlarge = 1.0
@@ -102,13 +95,13 @@ class Drawn:
     @cached_property
     def change(self) -> Changes:
         """What is done to an image."""
-        return draw_changes(self.policy, self.strength, rng_for(self.seed, f"TTA {self.name}"), 1)
+        return draw_changes(self.policy, _STRENGTH, rng_for(0, f"TTA {self.name}"), 1)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Return the images changed."""
         change = self.change
         if change.geometry is not None:
-            images = _moved_alike(images, change.geometry, change.border, self._matrices)
+            images = _moved_by(images, change.geometry, change.border, self._matrices)
         if change.color is change.tone is change.effects is None:
             return images
         return apply_changes(images, replace(change, geometry=None).rows(np.zeros(len(images), np.int64)))
@@ -160,7 +153,7 @@ def views_of(policy_name: str, count: int) -> tuple[View, ...]:
     return tuple(allowed[:count])
 
 
-def many_views(policy_name: str, count: int, *, larger: float | None = None, seed: int = 0) -> tuple[ViewLike, ...]:
+def many_views(policy_name: str, count: int, *, larger: float | None = None) -> tuple[ViewLike, ...]:
     """Return ``count`` views, fewer only where the policy changes nothing at all; the first ones are the best bets.
 
     First the symmetries that the policy allows, with ``larger`` then one of an input larger by that factor, then shifts
@@ -180,7 +173,7 @@ def many_views(policy_name: str, count: int, *, larger: float | None = None, see
     found += _moved(policy)
     drawn = replace(policy, erase=0.0, noise=0.0)
     if not drawn.changes_nothing:
-        found += [Drawn(f"draw {number + 1}", drawn, seed=seed) for number in range(max(0, count - len(found)))]
+        found += [Drawn(f"draw {number + 1}", drawn) for number in range(max(0, count - len(found)))]
     return tuple(found[:count])
 
 
@@ -190,13 +183,6 @@ def input_size(view: ViewLike, size: int) -> int:
         return size
     step = _SIZES_APART if size >= _SMALL else 4
     return max(size + step, int(size * view.enlarge / step + 0.5) * step)
-
-
-def seen_through(
-    view: View, gather: Callable[[np.ndarray, int], np.ndarray]
-) -> Callable[[np.ndarray, int], np.ndarray]:
-    """Return ``gather`` with ``view`` applied to what it returns."""
-    return gather if view == IDENTITY else lambda rows, size: view(gather(rows, size))
 
 
 def _shifted(images: np.ndarray, shift_x: float, shift_y: float, border: str) -> np.ndarray:
@@ -209,15 +195,15 @@ def _shifted(images: np.ndarray, shift_x: float, shift_y: float, border: str) ->
     return images
 
 
-def _beyond_edge(places: np.ndarray, side: int, border: str) -> np.ndarray:
-    """Return places within an axis of ``side`` pixels for those beyond its edge."""
+def _beyond_edge(positions: np.ndarray, side: int, border: str) -> np.ndarray:
+    """Return positions within an axis of ``side`` pixels for those beyond its edge."""
     if border == "replicate" or side == 1:
-        return places.clip(0, side - 1)
-    return side - 1 - np.abs(side - 1 - places % (2 * side - 2))  # mirrored about the outermost pixel
+        return positions.clip(0, side - 1)
+    return side - 1 - np.abs(side - 1 - positions % (2 * side - 2))  # mirrored about the outermost pixel
 
 
-def _moved_alike(images: np.ndarray, geometry: Geometry, border: str, matrices: dict[int, np.ndarray]) -> np.ndarray:
-    """Move uint8 (B, S, S, C) images all by the one movement in ``geometry``; ``matrices`` keeps its matrix by S.
+def _moved_by(images: np.ndarray, geometry: Geometry, border: str, matrices: dict[int, np.ndarray]) -> np.ndarray:
+    """Move uint8 (B, S, S, C) images by the one movement in ``geometry``; ``matrices`` keeps its matrix by S.
 
     Grey images are moved four at a time, as the channels of one: at 28 px the calls take longer than the pixels.
     """

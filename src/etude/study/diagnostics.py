@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import cv2
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from etude.core.arrays import save_arrays
+from etude.core.context import Context
 from etude.core.errors import EtudeError, error_text, listed
 from etude.core.files import write_json
 from etude.core.predictions import Predictions
-from etude.data.dataset import same_files_as
+from etude.data.dataset import Dataset, same_files_as
+from etude.data.split import Fold
 from etude.functional.augment import policy_named
 from etude.health.summary import examine_health
 from etude.journal.mlflow import log_to_mlflow
@@ -22,7 +27,8 @@ from etude.journal.notebook import write_notebook
 from etude.journal.record import RunRecord
 from etude.journal.report.report import write_report
 from etude.journal.screen import Screen
-from etude.study.gallery import write_gallery
+from etude.models.features import Augment
+from etude.refine.neighbours.index import NeighbourIndex
 from etude.study.run.network import Candidate
 from etude.study.run.prepare import Prepared
 from etude.study.run.session import Session
@@ -39,19 +45,26 @@ def write_diagnostics(session: Session, prepared: Prepared, kept: Sequence[tuple
     All results of the run are on the disk by now: what fails here is a warning, and the rest is written
     all the same. ``kept`` is the model of each fold, by its folder; ``policy`` the augmentation that the gallery shows.
     """
-    candidates, folder, seed = [candidate for _, candidate in kept], session.folder, session.request.seed
+    candidates, folder, context = [candidate for _, candidate in kept], session.folder, session.context
     data, folds, test = prepared.data, prepared.folds, prepared.test
     features = None if prepared.features is None else prepared.features.values
     own = prepared.recipe.augment.transform
     augments = "finetune" in prepared.recipe.stages and (own or not policy_named(policy).changes_nothing)
 
     def health_of_images() -> dict[str, Any]:
-        found = examine_health(
-            data, features, folds,
-            test=test, test_features=_test_features(folder, candidates), context=session.context,
-        )  # fmt: skip
+        # The kept model has test features of the frozen network where it is a head, and one alone.
+        one_head = len(candidates) == 1 and candidates[0].stage == "head" and (folder / "test.npz").is_file()
+        test_features = Predictions.load(folder / "test.npz").features if one_head else None
+        found = examine_health(data, features, folds, test=test, test_features=test_features, context=context)
         write_json(folder / "health.json", found)
         return found
+
+    def pictures() -> None:
+        augment = changes_of(policy_named(policy), own) if augments else None
+        write_gallery(
+            folder, data, Predictions.load(folder / "valid.npz"), folds,
+            features=features, health=health, test=test, augment=augment, context=context,
+        )  # fmt: skip
 
     with session.stage("diagnostics"):
         _tried(
@@ -59,13 +72,8 @@ def write_diagnostics(session: Session, prepared: Prepared, kept: Sequence[tuple
         )
         health = _tried(session, "the health of the images", health_of_images)
         if health is not None:
-            valid = Predictions.load(folder / "valid.npz")
-            _tried(session, "a warning of near-duplicates", lambda: _warn_of_copies(session, health, valid, prepared))
-        _tried(session, "pictures", lambda: write_gallery(
-            folder, data, Predictions.load(folder / "valid.npz"), folds,
-            features=features, health=health, test=test,
-            augment=changes_of(policy_named(policy), own) if augments else None, seed=seed,
-        ))  # fmt: skip
+            _tried(session, "a warning of near-duplicates", lambda: _warn_of_near_duplicates(session, health, prepared))
+        _tried(session, "pictures", pictures)
 
 
 def report(folder: Path, screen: Screen) -> None:
@@ -92,10 +100,11 @@ def architecture(candidate: Candidate) -> dict[str, Any]:
     }
 
 
-def _warn_of_copies(session: Session, health: Mapping[str, Any], valid: Predictions, prepared: Prepared) -> None:
+def _warn_of_near_duplicates(session: Session, health: Mapping[str, Any], prepared: Prepared) -> None:
     """Warn of validation and test images that are near-duplicates of training images, where they may change a score."""
     copied: Mapping[str, list[str]] = health["copied"]
     sampled = f"; {', '.join(health['notes'])}" if health["looked_at"] < health["images"] else ""
+    valid = Predictions.load(session.folder / "valid.npz")
     own = np.isin(valid.ids, copied["validation"])
     if own.mean() >= _WORTH_A_WARNING:
         assert valid.labels is not None
@@ -106,13 +115,13 @@ def _warn_of_copies(session: Session, health: Mapping[str, Any], valid: Predicti
             f"({listed(copied['validation'], 3)}), so their scores say little about new images: accuracy is "
             f"{right.mean():.1%} with them, {without}{sampled}"
         )
-    data, test = prepared.data, prepared.test
-    if test is None or len(copied["test"]) / len(test) < _WORTH_A_WARNING:
+    data, test, copies = prepared.data, prepared.test, copied["test"]
+    if test is None or len(copies) / len(test) < _WORTH_A_WARNING:
         return
-    if len(copied["test"]) > same_files_as(data, test).sum():  # identical files have been warned of at the beginning
+    if len(copies) > same_files_as(data, test).sum():  # identical files have been warned of at the beginning
         session.warn(
-            f"{len(copied['test']):,} of {len(test):,} test images are near-duplicates of training images "
-            f"({listed(copied['test'], 3)}): scores on them say little about new images{sampled}"
+            f"{len(copies):,} of {len(test):,} test images are near-duplicates of training images "
+            f"({listed(copies, 3)}): scores on them say little about new images{sampled}"
         )
 
 
@@ -123,13 +132,6 @@ def _tried(session: Session, what: str, make: Callable[[], T]) -> T | None:
     except Exception as problem:  # of any library that reads images: the run is done, and is not lost for a picture
         session.warn(f"the report does without {what}: {error_text(problem)}")
         return None
-
-
-def _test_features(folder: Path, candidates: Sequence[Candidate]) -> Any:
-    """Return the test images' features where the kept model has those of the frozen network, else None."""
-    if len(candidates) > 1 or candidates[0].stage != "head" or not (folder / "test.npz").is_file():
-        return None
-    return Predictions.load(folder / "test.npz").features
 
 
 def export_run(record: RunRecord, uri: str | None, screen: Screen) -> None:
@@ -159,3 +161,178 @@ def _warn(record: RunRecord, text: str, screen: Screen) -> None:
     screen.warn(text)
     record.warn(text)
     report(record.folder, screen)
+
+
+_SIDE = 96  # pixels at most of a thumbnail; images that are stored smaller stay as they are
+_STRENGTHS = (0.0, 0.5, 1.0)  # of augmentation
+_SPLITS = ("train", "valid", "test")
+_ERRORS = 24
+_CONFUSED = 6  # pairs of classes, with so many images each:
+_EACH = 4
+_SAMPLES = 24
+_PAIRS = 12
+_SUSPECTS = 24
+_NEIGHBOURS = 3
+_AUGMENTED = 6
+_JPEG = [cv2.IMWRITE_JPEG_QUALITY, 82]
+
+
+def write_gallery(
+    folder: Path,
+    data: Dataset,
+    valid: Predictions,
+    folds: Sequence[Fold],
+    *,
+    features: np.ndarray | None = None,
+    health: Mapping[str, Any] | None = None,
+    test: Dataset | None = None,
+    augment: Augment | None = None,
+    context: Context = Context(),
+) -> None:
+    """Write thumbnails for a report into ``folder``, at most about 350 of them, a few kilobytes each.
+
+    ``gallery.npz`` holds ``ids`` (unicode), ``split`` (0 train, 1 valid, 2 test), ``labels`` (int64, -1 unknown),
+    ``thumb_offsets`` (int64, one more than images) and ``thumb_bytes`` (uint8: JPEG after JPEG). ``gallery.json``
+    holds rows into it: ``confident_errors`` [row], the most confident first; ``confused_pairs`` [{label, predicted,
+    count, rows}], the most frequent first; ``samples`` [row]; ``neighbours`` {row: [row]}, nearest training image
+    first; ``near_duplicates`` [[row, row]]; ``label_errors`` [{row, suggested, score}]; ``augmentation`` {strength:
+    [row]}. Without ``features`` (N, D) there are no neighbours, and without ``health`` no near-duplicates and suspects.
+    """
+    album = _Album(data, folds, test)
+    shown = _evaluated(album, valid, context)
+    if features is not None:
+        wrong = [row for group in shown["confused_pairs"] for row in group["rows"]]
+        rows = dict.fromkeys([*shown["confident_errors"], *wrong, *shown["samples"]])
+        shown["neighbours"] = _neighbours(album, list(rows), features, folds)
+    if health is not None:
+        shown |= _unhealthy(album, health)
+    if augment is not None:
+        shown["augmentation"] = _augmented(album, folds[0].train, augment, context)
+    album.write(folder / "gallery.npz")
+    write_json(folder / "gallery.json", shown)
+
+
+class _Album:
+    """Collects images to show, each once; their rows in the gallery are those of ``keys``: a split, and a row of it."""
+
+    def __init__(self, data: Dataset, folds: Sequence[Fold], test: Dataset | None) -> None:
+        self.data, self.side = data, min(_SIDE, data.build.store.size)
+        self.sources = {"train": data, "valid": data} | ({} if test is None else {"test": test})
+        self.rows = {name: row for row, name in enumerate(data.images.ids)}
+        self.test_rows = {} if test is None else {name: row for row, name in enumerate(test.images.ids)}
+        self.is_valid = np.zeros(len(data), bool)
+        for fold in folds:
+            self.is_valid[fold.valid] = True
+        self.keys: list[tuple[str, int]] = []
+        self.known: dict[tuple[str, int], int] = {}
+        self.changed: dict[int, np.ndarray] = {}
+
+    def add(self, row: int, *, test: bool = False, pixels: np.ndarray | None = None) -> int:
+        """Return the gallery's row of an image; with ``pixels`` (S, S, channels) uint8 of a changed one, a new row."""
+        key, number = ("test" if test else "valid" if self.is_valid[row] else "train", row), len(self.keys)
+        if pixels is None and key in self.known:
+            return self.known[key]
+        self.keys.append(key)
+        if pixels is None:
+            self.known[key] = number
+        else:
+            self.changed[number] = pixels
+        return number
+
+    def add_named(self, name: str, split: str) -> int | None:
+        """Return the gallery's row of an image by its id, None where it is not (or no longer) there."""
+        row = (self.test_rows if split == "test" else self.rows).get(name)
+        return None if row is None else self.add(row, test=split == "test")
+
+    def write(self, path: Path) -> None:
+        """Write the thumbnails."""
+        pictures = dict(self.changed)
+        for split, source in self.sources.items():
+            wanted = [n for n, key in enumerate(self.keys) if key[0] == split and n not in self.changed]
+            if wanted:
+                rows = np.array([self.keys[number][1] for number in wanted])
+                pictures |= dict(zip(wanted, source.build.store.gather(rows, self.side), strict=True))
+        thumbnails = [_encoded(pictures[number]) for number in range(len(self.keys))]
+        ids = [self.sources[split].images.ids[row] for split, row in self.keys]
+        labels = [-1 if split == "test" else int(self.data.labels[row]) for split, row in self.keys]
+        save_arrays(path, {
+            "ids": np.array(ids, dtype=np.str_),
+            "split": np.array([_SPLITS.index(split) for split, _ in self.keys], np.uint8),
+            "labels": np.array(labels, np.int64),
+            "thumb_offsets": np.cumsum([0, *map(len, thumbnails)], dtype=np.int64),
+            "thumb_bytes": np.frombuffer(b"".join(thumbnails), np.uint8),
+        })  # fmt: skip
+
+
+def _encoded(pixels: np.ndarray) -> bytes:
+    ordered = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if pixels.shape[2] == 3 else pixels
+    return cv2.imencode(".jpg", ordered, _JPEG)[1].tobytes()
+
+
+def _evaluated(album: _Album, valid: Predictions, context: Context) -> dict[str, Any]:
+    """Return the most confident errors, the most frequent confusions, and random validation images."""
+    assert valid.labels is not None
+    probabilities = valid.probabilities()
+    predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    rows = np.array([album.rows[name] for name in valid.ids])
+    wrong = np.flatnonzero((predicted != valid.labels) & (valid.labels >= 0))
+    wrong = wrong[np.argsort(-confidence[wrong], kind="stable")]
+    confusions = Counter(zip(valid.labels[wrong].tolist(), predicted[wrong].tolist(), strict=True))
+    pairs: list[dict[str, Any]] = []
+    for (label, guess), count in confusions.most_common(_CONFUSED):
+        members = wrong[(valid.labels[wrong] == label) & (predicted[wrong] == guess)][:_EACH]
+        shown = [album.add(int(row)) for row in rows[members]]
+        pairs.append({"label": label, "predicted": guess, "count": count, "rows": shown})
+    drawn = context.rng("gallery").permutation(len(rows))[:_SAMPLES]
+    return {
+        "confident_errors": [album.add(int(row)) for row in rows[wrong[:_ERRORS]]],
+        "confused_pairs": pairs,
+        "samples": [album.add(int(row)) for row in rows[np.sort(drawn)]],
+    }
+
+
+def _neighbours(
+    album: _Album, wanted: Sequence[int], features: np.ndarray, folds: Sequence[Fold]
+) -> dict[str, list[int]]:
+    """Return the nearest of the images that each one's model was trained on, by the gallery's rows."""
+    index = NeighbourIndex(features, method="exact")
+    found: dict[str, list[int]] = {}
+    for fold in folds:
+        valid, train = set(fold.valid.tolist()), index.rows.take(fold.train)
+        numbers = [number for number in wanted if album.keys[number][1] in valid]
+        if not numbers or not len(fold.train):
+            continue
+        queries = index.rows.take(np.array([album.keys[number][1] for number in numbers]))
+        similarity = queries.values @ train.values.T
+        for number, row in zip(numbers, similarity, strict=True):
+            near = fold.train[np.argsort(-row, kind="stable")[:_NEIGHBOURS]]
+            found[str(number)] = [album.add(int(one)) for one in near]
+    return found
+
+
+def _unhealthy(album: _Album, health: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the near-duplicates and the suspected labels that ``health`` lists."""
+    pairs = [
+        [album.add_named(pair[end], split) for end, split in zip("ab", pair["splits"], strict=True)]
+        for pair in health["near_duplicates"][:_PAIRS]
+    ]
+    suspects = [(album.add_named(one["id"], "train"), one) for one in health["label_errors"][:_SUSPECTS]]
+    return {
+        "near_duplicates": [pair for pair in pairs if None not in pair],
+        "label_errors": [
+            {"row": number, "suggested": one["suggested"], "score": one["score"]}
+            for number, one in suspects if number is not None
+        ],
+    }  # fmt: skip
+
+
+def _augmented(album: _Album, train: np.ndarray, augment: Augment, context: Context) -> dict[str, list[int]]:
+    """Return a few training images as they are, and changed with rising strength."""
+    rows = np.sort(context.rng("gallery augmentation").permutation(train)[:_AUGMENTED])
+    store = album.data.build.store
+    pixels = store.gather(rows, store.source_size(album.side))
+    found: dict[str, list[int]] = {}
+    for strength in _STRENGTHS:
+        changed = augment(pixels, strength, context.rng("gallery augmentation", int(100 * strength)), album.side)
+        found[f"{strength:g}"] = [album.add(int(row), pixels=one) for row, one in zip(rows, changed, strict=True)]
+    return found

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from statistics import mean
+from typing import Any, get_args
 
 from etude.core.errors import EtudeError
-from etude.core.paired import FEWEST_SEEDS, paired_metric
+from etude.core.files import replacing, write_json
+from etude.core.paired import FEWEST_SEEDS, LEVEL, Verdict, paired_metric
+from etude.core.text import rough_duration, toml
 from etude.data.scan import scan_images
+from etude.journal.figures import save_figure
+from etude.journal.figures.lift import Lift, LiftPanel, lift_figure
 from etude.journal.record import read_run
 from etude.journal.runs import FILE_NAME, is_complete, working_on
 from etude.journal.screen import Screen
-from etude.recipe import load_recipe, resolve
+from etude.recipe import NAMED, Recipe, load_recipe, resolve
 from etude.recipe.load import changes_of
-from etude.recipe.tricks import TRICKS, tricks_named, tricks_of
-from etude.study.ablation.design import AblationPlan, Division, costs_of, design_of, divide, modes_named
-from etude.study.ablation.report import Outcome, best_changes, show_outcome, show_plan, write_outcome
-from etude.study.ablation.runs import Runs, judge
+from etude.recipe.settings import Settings
+from etude.recipe.tricks import TRICKS, Changes, changed, tricks_named, tricks_of
+from etude.study.ablation.design import AblationPlan, Division, Mode, costs_of, design_of, divide, modes_named
+from etude.study.ablation.runs import ArmRun, Found, Runs, judge, unit_of
 from etude.study.diagnostics import report, send
 from etude.study.doctor.doctor import choose_subject
-from etude.study.run.request import Request, claim_run_folder
+from etude.study.run.request import Request, claim_run_folder, data_name
 from etude.study.run.session import (
     Session,
     naming_resume,
@@ -153,8 +158,7 @@ def _section(plan: AblationPlan) -> dict[str, Any]:
 
 def _named_after(train: Path) -> Path:
     """Return a path of the name that the run folder takes."""
-    name = train.stem if train.suffix.lower() in (".csv", ".tsv", ".parquet") else train.resolve().name
-    return Path(f"ablate-{name}")
+    return Path(f"ablate-{data_name(train)}")
 
 
 def _seconds_of(budget: str | None) -> float | None:
@@ -168,3 +172,198 @@ def _seconds_of(budget: str | None) -> float | None:
     if unit != "s":
         raise EtudeError(f"--budget is {budget!r}; give a time such as 90s, 30m or 2h")
     return amount
+
+
+_BASE = "default"  # what a recipe file starts from when it names nothing else
+
+
+def best_changes(recipe: Recipe, found: Sequence[Found]) -> tuple[Changes, list[str]]:
+    """Return the settings to change in a resolved recipe, and a sentence for each trick that helps but is left out.
+
+    A trick that helps is switched on and one that hurts off. One without a clear verdict, or that helps with the others
+    and hurts alone, stays as the recipe has it.
+    """
+    clear: dict[str, set[Verdict]] = {one.contrast.trick: set() for one in found}
+    for one in found:
+        if one.verdict != "cannot tell":
+            clear[one.contrast.trick].add(one.verdict)
+    hurt = [name for name, verdicts in clear.items() if verdicts == {"hurts"}]
+    changes: Changes = {}
+    for name in hurt:
+        changes |= TRICKS[name].changes(recipe, on=False)
+    kept: list[str] = []
+    left_out: list[str] = []
+    by_gain = sorted(found, key=lambda one: -one.comparison.gain)
+    for name in dict.fromkeys(one.contrast.trick for one in by_gain):
+        if clear[name] != {"helps"}:
+            continue
+        more = {**changes, **TRICKS[name].changes(recipe, on=True)}
+        made = changed(recipe, more)
+        if rivals := [other for other in (*kept, *hurt) if TRICKS[other].is_on(made) != (other in kept)]:
+            left_out.append(f"{name} helps too, but shares a setting with {', '.join(rivals)}, which weighs more")
+            continue
+        changes, kept = more, [*kept, name]
+    return changes, left_out
+
+
+def write_recipe(path: Path, recipe: Recipe, comments: Sequence[str] = ()) -> None:
+    """Write a recipe as a TOML file that :func:`etude.recipe.load_recipe` reads back to the same settings.
+
+    What the recipe leaves open stays open: only what was given by name or by hand is written.
+    """
+    tree = recipe.model_dump(exclude_unset=True, exclude={"name"})
+    for section, values in NAMED[_BASE].items():  # what the base brings must not override the recipe's own
+        own = getattr(recipe, section)
+        is_section = isinstance(own, Settings)
+        tree[section] = {**tree.get(section, {}), **{key: getattr(own, key) for key in values}} if is_section else own
+    lines = [*(f"# {' '.join(comment.split())}" for comment in comments), f"base = {toml(_BASE)}"]
+    lines += [f"{name} = {toml(value)}" for name, value in tree.items() if not isinstance(value, dict)]
+    for name, values in tree.items():
+        if isinstance(values, dict):
+            fields = type(getattr(recipe, name)).model_fields
+            # TOML has no word for None, and a setting that is None by default needs none.
+            given = [key for key, value in values.items() if value is not None or fields[key].default is not None]
+            lines += ["", f"[{name}]", *(f"{key} = {toml(values[key])}" for key in given)] if given else []
+    with replacing(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_best(
+    path: Path, name_or_file: str, settings: Mapping[str, Any] | Sequence[str], changes: Changes, found: Sequence[Found]
+) -> Recipe:
+    """Write the recipe with ``changes`` over its own ``settings``, the verdicts above it; return it."""
+    recipe = load_recipe(name_or_file, changes_of(settings) | changes)
+    comments = [f"What etude ablate found to help, over the recipe {name_or_file}.", *(one.in_words() for one in found)]
+    write_recipe(path, recipe, comments)
+    return recipe
+
+
+SCHEMA_VERSION = 1
+HEADINGS: dict[Mode, str] = {
+    "leave-one-out": "what each trick adds to all the others",
+    "add-one-in": "what each trick adds alone",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """An ablation that has ended."""
+
+    folder: Path
+    plan: AblationPlan
+    seeds: Sequence[int]
+    runs: Mapping[str, Sequence[ArmRun]]  # of each arm, one a seed
+    found: Sequence[Found]  # the largest gain first
+    failed: Mapping[str, str]  # why arms were left out
+    best: Changes  # settings that best.toml changes
+    left_out: Sequence[str]  # what could not be combined in it, a sentence each
+
+    def of_mode(self, mode: Mode) -> list[Found]:
+        """Return what was found in one mode, the largest gain first."""
+        return [one for one in self.found if one.contrast.mode == mode]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as JSON values."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "folder": str(self.folder),
+            "metric": self.plan.metric.name,
+            "level": LEVEL,
+            "correction": "holm",
+            "seeds": list(self.seeds),
+            "epochs": self.plan.division.epochs,
+            "tricks": [one.as_dict() for one in self.found],
+            "arms": [
+                {"name": name, "changes": self.plan.design.arms[name]}
+                | {column: [getattr(run, column) for run in runs] for column in ("accuracy", "log_loss", "seconds")}
+                for name, runs in self.runs.items()
+            ],
+            "failed": dict(self.failed),
+            "best": self.best,
+        }
+
+
+def write_outcome(outcome: Outcome, session: Session) -> None:
+    """Write all files, and the result into the record."""
+    folder, plan, record, request = outcome.folder, outcome.plan, session.record, session.request
+    write_best(folder / "best.toml", request.recipe, request.settings, outcome.best, outcome.found)
+    write_json(folder / "ablation.json", outcome.as_dict())
+    names = ["best.toml", "ablation.json"]
+    if outcome.found:
+        images = outcome.found[0].comparison.images
+        title = f"Gain of each trick: {plan.recipe.name}, {len(outcome.seeds)} seeds × {images:,.0f} images"
+        unit = f"{unit_of(plan.metric)}, with {LEVEL:.0%} intervals over seeds and images"
+        panels = [
+            LiftPanel(f"{mode}: {HEADINGS[mode]}", [_lift(one) for one in rows])
+            for mode in get_args(Mode)
+            if (rows := outcome.of_mode(mode))
+        ]
+        for name in ("lift.png", "lift.svg"):
+            save_figure(lift_figure(panels, title=title, unit=unit), folder / name)
+            names.append(name)
+    for name in names:
+        record.artefact(folder / name)
+    verdicts = {f"{one.contrast.trick}, {one.contrast.mode}": one.verdict for one in outcome.found}
+    base = plan.design.baselines[0]
+    scores = {name: mean(getattr(run, name) for run in outcome.runs[base]) for name in ("accuracy", "log_loss")}
+    record.set("result", {**scores, "arm": base, "verdicts": verdicts, "best": outcome.best})
+
+
+def _lift(one: Found) -> Lift:
+    gain = one.comparison.gain
+    low, high = one.comparison.interval() or (gain, gain)
+    ends = gain * one.scale, low * one.scale, high * one.scale
+    return Lift(one.contrast.trick, *ends, one.verdict, one.gain, one.cost)
+
+
+def show_plan(session: Session, plan: AblationPlan, budget: str | None) -> None:
+    """Show what will be trained, and how long that should take."""
+    arms, (seeds, length, seconds) = plan.design.arms, plan.division
+    epochs = "" if length is None else f" of {length:g} epochs"
+    rows = [
+        ("tricks", ", ".join(trick.name for trick in plan.tricks)),
+        ("mode", plan.mode),
+        ("arms", ", ".join(arms)),
+        ("runs", f"{len(arms)} arms × {seeds} seeds = {len(arms) * seeds}{epochs}"),
+    ]
+    if seconds is not None:
+        rows.append(("time", f"about {rough_duration(seconds)} in all"))
+    if budget is not None:
+        rows.append(("budget", budget))
+    session.screen.plan(f"Ablation of recipe {session.request.recipe}, seeds from {session.request.seed}", rows)
+
+
+def show_outcome(screen: Screen, outcome: Outcome) -> None:
+    """Show a table a mode, how to read it, and where everything is."""
+    for mode in get_args(Mode):
+        if rows := outcome.of_mode(mode):
+            screen.say("")
+            screen.table(
+                f"{mode}: {HEADINGS[mode]}, in {unit_of(outcome.plan.metric)}",
+                ["trick", "gain", f"{LEVEL:.0%} interval", "p", "verdict", "finds", "seconds"],
+                [
+                    [
+                        one.contrast.trick, one.gain, one.interval, f"{one.p:.3f}" if one.p >= 0.001 else "<0.001",
+                        one.verdict, one.detectable, one.cost,
+                    ]
+                    for one in rows
+                ],
+            )  # fmt: skip
+    best = outcome.folder / "best.toml"
+    changes = ", ".join(f"{key}={value}" for key, value in outcome.best.items())
+    notes = [
+        "",
+        f"p: corrected for {len(outcome.found)} comparisons by Holm's rule; below {1 - LEVEL:.2f} it is a verdict",
+        "finds: minimum detectable effect, the true gain that these seeds and images find 4 times of 5",
+        "seconds: that a run takes longer with the trick, the median over the seeds",
+    ]
+    for line in (
+        *(notes if outcome.found else ()),
+        *(f"left out: {name}, since {reason}" for name, reason in outcome.failed.items()),
+        *outcome.left_out,
+        "",
+        f"{best}: the recipe with what helped ({changes})" if changes else f"{best}: the recipe unchanged",
+        f"{outcome.folder / 'lift.png'} shows the gains, {outcome.folder / 'ablation.json'} holds them",
+        f"train by it: etude fit TRAIN --recipe {best}",
+    ):
+        screen.say(line)

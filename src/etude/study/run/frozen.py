@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from etude.core.context import Context
 from etude.core.files import digest_of
-from etude.data.batches import Augment
 from etude.data.dataset import Dataset
 from etude.models.backbones import BUNDLED_BACKBONE, Backbone, build_backbone, with_levels
 from etude.models.classifier import Preprocessing
 from etude.models.device import best_device
-from etude.models.features import cached, extract_features, extract_views, weights_digest
+from etude.models.features import cached, extract_features, weights_digest
 from etude.models.optimize import fold_batchnorm, use_fast_depthwise
 from etude.recipe.settings import Recipe
 from etude.recipe.timeline import maximum_of
@@ -94,36 +93,6 @@ def compute_features(frozen: Frozen, data: Dataset, recipe: Recipe, precision: s
         len(rows),
     )
     return FrozenFeatures(frozen, preprocessing, values, reused)
-
-
-def add_views(
-    features: FrozenFeatures,
-    data: Dataset,
-    rows: np.ndarray,
-    recipe: Recipe,
-    augment: Augment,
-    policy: str,
-    precision: str,
-    context: Context,
-    *,
-    keep: bool,
-) -> FrozenFeatures:
-    """Return the features with ``recipe.head.views`` views of the images ``rows``, from the cache where it has them.
-
-    Args:
-        augment: ``augment(images, strength, rng, size)``.
-        policy: tells this change from every other.
-        keep: whether the cache may hold them; not where ``policy`` cannot tell one change from another.
-    """
-    store, module = data.build.store, features.frozen.backbone.module.to(best_device())
-    rows = np.unique(rows)
-    values = extract_views(
-        module, store.gather, rows, features.preprocessing,
-        augment=augment, policy=policy, views=recipe.head.views, data=store.folder.name,
-        plain=features.values[rows], source_size=store.source_size, precision=precision,
-        context=context, keep=keep,
-    )  # fmt: skip
-    return replace(features, augmented=AugmentedViews(rows, values[1:]))
 
 
 def trainable_backbone(recipe: Recipe, channels: int, precision: str) -> Backbone:

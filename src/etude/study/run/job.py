@@ -21,6 +21,8 @@ from etude.journal.record import RunRecord
 from etude.journal.runs import working_on
 from etude.journal.screen import Screen
 from etude.models.classifier import ModelCard
+from etude.models.device import best_device
+from etude.models.features import extract_views
 from etude.models.head import LinearHead
 from etude.recipe import Recipe, load_recipe
 from etude.recipe.resolve import supervised_recipe
@@ -28,7 +30,7 @@ from etude.recipe.timeline import resolved_run, timeline_of
 from etude.recipe.tricks import changed
 from etude.study.diagnostics import export_run, report, write_diagnostics
 from etude.study.run.finish import finish
-from etude.study.run.frozen import add_views
+from etude.study.run.frozen import AugmentedViews
 from etude.study.run.lr_find import find_lr, refuse_idle_search
 from etude.study.run.network import NO_EXTRAS, Candidate, better, finetune_candidate, fit_head_on, head_candidate
 from etude.study.run.policy import settle_policy
@@ -54,11 +56,7 @@ from etude.training.task import DivergedError
 
 
 def fit(request: Request, screen: Screen) -> Path:
-    """Run the whole job, or go on with one that was stopped, and return the run's folder.
-
-    Raises:
-        EtudeError: what the user can mend, in one sentence; what was finished before is kept.
-    """
+    """Run the whole job, or go on with one that was stopped, and return the run's folder."""
     began = time.monotonic()
     request.check()
     recipe = load_recipe(request.recipe, request.settings)
@@ -172,13 +170,18 @@ class Job:
             session.warn(f"head.views={views} is left at 1: without augmentation all views of an image are the same")
             return
         code = code_digest(own) if own else ""
+        features, store = prepared.features, prepared.data.build.store
+        rows = np.unique(np.concatenate([fold.train for fold in folds]))
         with session.stage("views"):
-            features = add_views(
-                prepared.features, prepared.data, np.concatenate([fold.train for fold in folds]), self.recipe,
-                changes_of(policy, own), f"{policy} {own} {code}", prepared.precision, session.context,
-                keep=code is not None,
+            values = extract_views(
+                features.frozen.backbone.module.to(best_device()), store.gather, rows, features.preprocessing,
+                augment=changes_of(policy, own), policy=f"{policy} {own} {code}", views=views, data=store.folder.name,
+                plain=features.values[rows], source_size=store.source_size, precision=prepared.precision,
+                context=session.context,
+                keep=code is not None,  # otherwise nothing tells one change of the user's from another
             )  # fmt: skip
-        self.prepared = replace(prepared, features=features)
+        augmented = AugmentedViews(rows, values[1:])
+        self.prepared = replace(prepared, features=replace(features, augmented=augmented))
 
     def _finetuned(
         self, fold: Fold, policy: str, folder: Path, suffix: str, earlier: list[Candidate]

@@ -26,13 +26,10 @@ from etude.training.lr_range import lr_range_test
 
 
 def find_lr(prepared: Prepared, fold: Fold, policy: str, figure: Path, context: Context) -> LrSuggestion:
-    """Run a range test on a fresh network and draw it; return what to set ``train.lr`` to.
+    """Run a range test on a fresh network and draw it; return what to set ``train.lr`` to, or raise NoDescentError.
 
     The test finds the rate that the timeline may reach at its peak; ``train.lr`` is that divided by what the timeline
     makes of it there, such as four where a batch four times as large scales it.
-
-    Raises:
-        NoDescentError: no learning rate lowers the loss.
     """
     model, card = starting_network(prepared, fold, policy)
     with tempfile.TemporaryDirectory() as nowhere:

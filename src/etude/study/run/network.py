@@ -67,7 +67,8 @@ def fit_head_on(prepared: Prepared, fold: Fold, columns: int | None = None) -> L
 
 def starting_network(prepared: Prepared, fold: Fold, policy: str) -> tuple[Classifier, ModelCard]:
     """Return a fresh network, its head started from stage 1's features where they are its own, and its card."""
-    recipe, data, features, mode = prepared.recipe, prepared.data, prepared.features, prepared.training_mode
+    recipe, data, features, mode = prepared.recipe, prepared.data, prepared.features, prepared.mode
+    assert mode is not None
     torch.manual_seed(derive_seed(fold.seed, "initial weights"))
     name, classes = recipe.model.backbone, data.images.classes
     backbone = trainable_backbone(recipe, data.build.store.channels, mode.precision)
@@ -87,6 +88,7 @@ def training_task(
 ) -> FineTuneTask:
     """Return what there is to train on, and how."""
     data, recipe = prepared.data, prepared.recipe
+    assert prepared.mode is not None
     store, near = data.build.store, prepared.on_device
     gather_tensor = None if near is None else near.gather_tensor
     everything = TrainingRows(
@@ -100,7 +102,7 @@ def training_task(
         valid=everything.subset(fold.valid),
         recipe=recipe,
         policy=policy_named(card.policy),
-        mode=prepared.training_mode,
+        mode=prepared.mode,
         seed=fold.seed,
         folder=folder,
         pace=prepared.pace,
@@ -118,19 +120,14 @@ TrainRows = tuple[np.ndarray, np.ndarray | None]
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A trained model and its labelled predictions of the validation images.
+    """A trained model and its labelled predictions of the validation images."""
 
-    Args:
-        stage: the stage that made it, ``head`` or ``finetune``, or ``round 2`` or ``online`` with unlabelled images.
-        train: the training images, or None when their features are not to be saved.
-    """
-
-    stage: str
+    stage: str  # that made it: head or finetune; with unlabelled images round 2 and so on, or online
     model: Classifier
     card: ModelCard
     valid: Predictions
     notes: dict[str, Any] = field(default_factory=dict)
-    train: TrainRows | None = None
+    train: TrainRows | None = None  # None when features of the training images are not to be saved
 
     def predict(self, data: Dataset, rows: np.ndarray, context: Context, **options: Any) -> Predictions:
         """Return what the model predicts of images of a data set, with their labels where there are some."""
@@ -198,8 +195,7 @@ def _train_rows(
 ) -> TrainRows | None:
     """Return the training images if the recipe wants their features, or leaves it open and they cost little.
 
-    Costs are counted and not measured, so that the same command saves the same files. Each fold's model has features of
-    its own, so several folds save none unless they are asked to, which ends in a warning.
+    Costs are counted and not measured, so that the same command saves the same files.
     """
     asked, size = prepared.recipe.predict.train_features, 2 * len(fold.train) * model.head.in_features
     cheap = size <= _SMALL and (known is not None or _CHEAP * _PASSES * epochs >= 1.0)

@@ -10,16 +10,15 @@ from numpy.typing import NDArray
 
 from etude.core.context import Context
 from etude.core.paired import matched_interval
-from etude.data.dataset import Dataset
 from etude.data.split import Fold
-from etude.inference.views import SYMMETRIES, seen_through
+from etude.inference.views import IDENTITY, SYMMETRIES
 from etude.models.features import extract_features
 from etude.models.head import LinearHead
 from etude.study.run.frozen import FrozenFeatures
 from etude.study.run.prepare import Prepared
 from etude.study.run.session import Session
 
-_IMAGES = 192  # judged at most; a few seconds on a CPU
+_IMAGES = 192  # evaluated at most; a few seconds on a CPU
 _TOLERANCE = 0.15  # of the plain view's accuracy beyond chance that a view may lose, by the lower end of its interval
 _PROBES = ("flip", "turn 180", "turn 90")
 
@@ -34,31 +33,34 @@ class PolicyChoice:
 
 
 def choose_policy(
-    data: Dataset, fold: Fold, features: FrozenFeatures, head: LinearHead, precision: str, context: Context
+    prepared: Prepared, features: FrozenFeatures, fold: Fold, head: LinearHead, context: Context
 ) -> PolicyChoice:
     """Return the widest policy whose symmetries leave the labels recognisable.
 
     The head has never seen a turned or mirrored image; where it still knows the classes, the symmetry keeps the label.
     """
     rows = fold.valid[np.sort(context.rng("symmetry").permutation(len(fold.valid))[:_IMAGES])]
-    truth = data.labels[rows]
-    right = {"plain": _right(head, features.values[rows], truth)}
+    truth, gather = prepared.data.labels[rows], prepared.data.build.store.gather
+    right: dict[str, NDArray[np.bool_]] = {}
     for view in SYMMETRIES:
-        if view.name in _PROBES:
-            seen = extract_features(
-                features.frozen.backbone.module, seen_through(view, data.build.store.gather), rows,
-                features.preprocessing, context=context, precision=precision, name=f"symmetry ({view.name})",
+        if view == IDENTITY:
+            values = features.values[rows]
+        elif view.name in _PROBES:
+            values = extract_features(
+                features.frozen.backbone.module, lambda rows, size, view=view: view(gather(rows, size)), rows,
+                features.preprocessing, context=context, precision=prepared.precision, name=f"symmetry ({view.name})",
             )  # fmt: skip
-            right[view.name] = _right(head, seen, truth)
+        else:
+            continue
+        right[view.name] = head.logits(values).argmax(1) == truth
     return decide(right, chance=float(np.bincount(truth).max() / len(truth)))
 
 
 def decide(right: Mapping[str, NDArray[np.bool_]], chance: float) -> PolicyChoice:
     """Return the policy, by which of the same images the head gets right in the plain view and in each probed one.
 
-    A symmetry is taken where two things hold of the 90% interval of its gain in accuracy over the plain view: it does
-    not lie below zero, and even its lower end is a loss of at most 15% of the plain view's accuracy beyond chance.
-    Where few images leave that open, images are left as they are.
+    A symmetry is taken where the 90% interval of its gain in accuracy over the plain view does not lie below zero, and
+    even its lower end is a loss of at most 15% of the plain view's accuracy beyond chance.
 
     >>> known = np.arange(192) < 180
     >>> right = {"plain": known, "flip": known, "turn 180": known[::-1] & known, "turn 90": ~known}
@@ -83,10 +85,6 @@ def decide(right: Mapping[str, NDArray[np.bool_]], chance: float) -> PolicyChoic
     return PolicyChoice(policy, reason, measured=True)
 
 
-def _right(head: LinearHead, features: np.ndarray, truth: np.ndarray) -> NDArray[np.bool_]:
-    return head.logits(features).argmax(1) == truth
-
-
 def settle_policy(session: Session, prepared: Prepared, fold: Fold, head: LinearHead | None) -> PolicyChoice:
     """Return the augmentation policy that the recipe names, or the one that the images allow."""
     recipe, features = prepared.recipe, prepared.features
@@ -98,4 +96,4 @@ def settle_policy(session: Session, prepared: Prepared, fold: Fold, head: Linear
     if features is None or head is None:
         return PolicyChoice("photos", "there is no stage 1 head to measure symmetries with")
     with session.stage("symmetry"):
-        return choose_policy(prepared.data, fold, features, head, prepared.precision, session.context)
+        return choose_policy(prepared, features, fold, head, session.context)

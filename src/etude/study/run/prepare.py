@@ -29,46 +29,22 @@ from etude.timeline import Pace
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What training starts from.
+    """What training starts from."""
 
-    Args:
-        recipe: resolved for these images.
-        data: the labelled images.
-        test: images to predict, or None.
-        unlabelled: further images without labels, or None.
-        folds: the splits.
-        features: of the frozen backbone, or None without stage 1.
-        precision: of stage 1 and of predictions from its features.
-        mode: that stage 2 trains in, or None without stage 2.
-        pace: measured seconds of a training step, or None without stage 2.
-        on_device: the images in the memory of the device that trains, or None when they are read from the disk.
-    """
-
-    recipe: Recipe
-    data: Dataset
-    test: Dataset | None
-    unlabelled: Dataset | None
+    recipe: Recipe  # resolved for these images
+    data: Dataset  # the labelled images
+    test: Dataset | None  # images to predict
+    unlabelled: Dataset | None  # further images without labels
     folds: list[Fold]
-    features: FrozenFeatures | None
-    precision: str
-    mode: Mode | None
-    pace: Pace | None
-    on_device: DeviceStore | None = None
-
-    @property
-    def training_mode(self) -> Mode:
-        """The numeric mode of stage 2."""
-        if self.mode is None:
-            raise ValueError("this recipe has no stage 2, so no mode to train in")
-        return self.mode
+    features: FrozenFeatures | None  # of the frozen backbone, or None without stage 1
+    precision: str  # of stage 1 and of predictions from its features
+    mode: Mode | None  # that stage 2 trains in, or None without stage 2
+    pace: Pace | None  # measured seconds of a training step, or None without stage 2
+    on_device: DeviceStore | None = None  # the labelled images in the memory of the device that trains
 
 
 def prepare(session: Session, sources: Sources) -> Prepared:
-    """Scan the images, print the plan, decode them into the store, split them, and compute the frozen features.
-
-    Raises:
-        EtudeError: the images allow no training, or a resumed run finds others than it began with.
-    """
+    """Scan the images, print the plan, decode them into the store, split them, and compute the frozen features."""
     with session.stage("survey"):
         scans = scan_sources(sources, session.screen)
     scanned = scans["labelled"]
@@ -143,10 +119,10 @@ def on_device(session: Session, recipe: Recipe, data: Dataset) -> DeviceStore | 
         raise EtudeError(
             "data.on_device=always keeps the images where augment.transform cannot work on them: leave one of them out"
         )
-    fits, told = fits_on_device(data.build.store, device)
+    fits, reason = fits_on_device(data.build.store, device)
     if not fits and asked == "always":
-        raise EtudeError(f"{told}: data.on_device=always asks for more than there is, leave it at auto")
-    session.screen.say(told)
+        raise EtudeError(f"{reason}: data.on_device=always asks for more than there is, leave it at auto")
+    session.screen.say(reason)
     return DeviceStore(data.build.store, device, session.context) if fits else None
 
 
@@ -184,10 +160,10 @@ def warn_of_known(session: Session, data: Dataset, test: Dataset) -> None:
 def _check_submission(session: Session, test: Dataset, classes: tuple[str, ...]) -> None:
     """Say and record what the submission will hold; its warnings have been given when the images were listed."""
     unreadable = [bad.id for bad in test.build.bad]
-    told = check_asked(session.request, test.images, classes, session.context.quiet(), unreadable)
-    if told is not None:
-        session.screen.say(f"submission: {told}")
-        session.record.set("submission", {"sample": session.request.sample_submission, "holds": told})
+    holds = check_asked(session.request, test.images, classes, session.context.quiet(), unreadable)
+    if holds is not None:
+        session.screen.say(f"submission: {holds}")
+        session.record.set("submission", {"sample": session.request.sample_submission, "holds": holds})
 
 
 def _list_bad(session: Session, bad: Sequence[BadFile], readable: int, others: Sequence[BadFile] = ()) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from textwrap import fill
@@ -122,24 +123,14 @@ class FitOptions(TrainingOptions):
 
 @dataclass(frozen=True)
 class Request(FitOptions):
-    """What is asked of one run.
+    """What is asked of one run."""
 
-    Args:
-        train: class folders or a table.
-        command: the command line, for the record.
-        parent: id of the run that this one is part of.
-    """
-
-    train: Path
-    command: Sequence[str] = ()
-    parent: str | None = None
+    train: Path  # class folders or a table
+    command: Sequence[str] = ()  # the command line, for the record
+    parent: str | None = None  # id of the run that this one is part of
 
     def check(self) -> None:
-        """Refuse arguments that contradict each other.
-
-        Raises:
-            EtudeError: with one sentence on what to change.
-        """
+        """Refuse arguments that contradict each other."""
         from etude.journal.mlflow import check_server
         from etude.journal.runs import checked_tag
 
@@ -160,25 +151,23 @@ class Request(FitOptions):
 
     def read_train(self, settings: DataSettings, context: Context) -> ImageSet:
         """Read the labelled training images."""
-        from etude.data.sources import read_labelled
-
-        return read_labelled(
-            self.train, image_column=self.image_column, label_column=self.label_column,
-            weight_column=self.weight_column, image_root=self.image_root,
-            split_column=settings.split_column, spelling=settings.labels, context=context,
-        )  # fmt: skip
+        names = ("image_column", "label_column", "weight_column", "image_root")
+        return self._read(self.train, names, settings, context, split_column=settings.split_column)
 
     def read_valid(self, classes: Sequence[str], settings: DataSettings, context: Context) -> ImageSet | None:
         """Read the validation images, whose labels must be among ``classes``."""
-        from etude.data.sources import read_labelled
-
         if self.valid is None:
             return None
         names = ("image_column", "label_column", "image_root") if self.valid.is_file() else ()
-        columns = {name: getattr(self, name) for name in names}
-        return read_labelled(
-            self.valid, split_column="none", classes=classes, spelling=settings.labels, context=context, **columns
-        )
+        return self._read(self.valid, names, settings, context, split_column="none", classes=classes)
+
+    def _read(
+        self, path: Path, columns: Sequence[str], settings: DataSettings, context: Context, **more: Any
+    ) -> ImageSet:
+        from etude.data.sources import read_labelled
+
+        given = {name: getattr(self, name) for name in columns}
+        return read_labelled(path, spelling=settings.labels, context=context, **given, **more)
 
 
 _PATHS = {"train", "valid", "test", "unlabeled", "out", "cache", "image_root", "sample_submission"}
@@ -198,9 +187,6 @@ def documented(options: type[Options] = FitOptions, indent: int = 0) -> str:
 def lr_settings(lr: str | float | None) -> dict[str, Any]:
     """Return the settings that ``--lr`` stands for: a number, or ``auto`` for a search before training.
 
-    Raises:
-        EtudeError: it is neither.
-
     >>> lr_settings("auto"), lr_settings("3e-4"), lr_settings(None)
     ({'train.find_lr': True}, {'train.lr': 0.0003}, {})
     """
@@ -214,23 +200,22 @@ def lr_settings(lr: str | float | None) -> dict[str, Any]:
         raise EtudeError(f"--lr is {lr!r}; give a number such as 1e-3, or auto to search for it") from None
 
 
+def data_name(train: Path) -> str:
+    """Return the name that a run takes from its training data."""
+    return train.stem if train.suffix.lower() in (".csv", ".tsv", ".parquet") else train.resolve().name
+
+
 def run_folders(train: Path) -> Iterator[Path]:
     """Yield ``runs/NAME``, ``runs/NAME-2`` and so on, named after the training data, without end."""
-    name = train.stem if train.suffix.lower() in (".csv", ".tsv", ".parquet") else train.resolve().name
-    for number in itertools.count(1):
-        yield Path("runs") / (name if number == 1 else f"{name}-{number}")
+    name = data_name(train)
+    yield Path("runs") / name
+    yield from (Path("runs") / f"{name}-{number}" for number in itertools.count(2))
 
 
 def claim_run_folder(train: Path) -> Path:
-    """Make and return the first of the run folders that is free.
-
-    Two runs that start at once get two folders: making a folder that is already there fails.
-    """
+    """Make and return the first of the run folders that is free; two runs that start at once get two."""
     for folder in run_folders(train):
-        with explained_write(folder):
-            try:
-                folder.mkdir(parents=True)
-                break
-            except FileExistsError:
-                continue
-    return folder
+        with explained_write(folder), suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder
+    raise AssertionError("there is always another number")

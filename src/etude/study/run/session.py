@@ -27,23 +27,32 @@ from etude.study.run.request import Request, run_folders
 
 def resumable_folder(request: Request) -> Path:
     """Return the folder of the run to resume: ``--out``, or the newest unfinished run on these images."""
-    if request.out is not None:
-        folder = request.out
-        if not (folder / "run.json").is_file():
-            raise EtudeError(f"{folder} holds no run to resume: give the --out of the run that was stopped")
-    else:
-        runs = [(folder, _content(folder)) for folder in _runs_on(request.train)]
-        unfinished = [folder for folder, content in runs if content and not is_complete(content)]
-        if not unfinished:
-            raise EtudeError(
-                f"no unfinished run on {request.train} stands below runs/: give its folder with --out, or leave out "
-                "--resume to start a new run"
-            )
-        folder = unfinished[-1]
+    folder = request.out or _newest_unfinished(request.train)
+    if folder is None:
+        raise EtudeError(
+            f"no unfinished run on {request.train} stands below runs/: give its folder with --out, or leave out "
+            "--resume to start a new run"
+        )
+    if not (folder / "run.json").is_file():
+        raise EtudeError(f"{folder} holds no run to resume: give the --out of the run that was stopped")
     record = read_run(folder)
     if record["state"] == "running":
         raise at_work(folder, record["pid"], record["host"])
     return folder
+
+
+def _newest_unfinished(train: Path) -> Path | None:
+    """Return the newest unfinished run below ``runs/`` that is named after the training data."""
+    first = next(run_folders(train))
+    name = re.compile(re.escape(first.name) + r"(-\d+)?")
+    found: list[tuple[str, str]] = []
+    for folder in first.parent.glob("*"):
+        if name.fullmatch(folder.name):
+            with suppress(EtudeError):  # one without a readable record
+                content = read_run(folder)
+                if not is_complete(content):
+                    found.append((content.get("started", ""), folder.name))
+    return first.parent / max(found)[1] if found else None
 
 
 def record_to_resume(folder: Path) -> dict[str, Any]:
@@ -78,9 +87,8 @@ def refuse_other_settings(folder: Path, recipe: Recipe, request: Request) -> Non
 def refuse_other_inputs(folder: Path, begun: Callable[[str], Any], now: Mapping[str, str]) -> None:
     """Refuse to resume a run on other images, labels and so on than those it began with.
 
-    Args:
-        begun: returns a section of its record, or None; what an older etude did not write is not compared.
-        now: fingerprints by the name of what they are of, and perhaps ``described``: the training data in words.
+    ``begun`` returns a section of its record, or None; what an older etude did not write is not compared. ``now`` are
+    fingerprints by the name of what they are of, and perhaps ``described``: the training data in words.
     """
     data, unlabelled = begun("data") or begun("ablation") or {}, begun("unlabelled") or {}
     known = {"images": data.get("fingerprint"), "unlabelled images": unlabelled.get("fingerprint")}
@@ -103,50 +111,26 @@ def clear_leftovers(folder: Path) -> None:
         half.unlink(missing_ok=True)
 
 
-def _runs_on(train: Path) -> list[Path]:
-    """Return the folders below ``runs/`` that are named after the training data, the newest last."""
-    first = next(run_folders(train))
-    name = re.compile(re.escape(first.name) + r"(-\d+)?")
-    return sorted(
-        (folder for folder in first.parent.glob("*") if name.fullmatch(folder.name)),
-        key=lambda folder: (_content(folder).get("started", ""), folder.name),
-    )
-
-
-def _content(folder: Path) -> dict[str, Any]:
-    """Return the run's record; nothing where it holds no readable one."""
-    with suppress(EtudeError):
-        return read_run(folder)
-    return {}
-
-
 @dataclass(frozen=True, slots=True)
 class Session:
-    """One run in progress.
-
-    Args:
-        scores: by stage, its name in the final table and what it predicts of the validation images.
-        kept: whether the folder stays; a search for the learning rate needs one for as long as it runs only.
-    """
+    """One run in progress."""
 
     request: Request
     record: RunRecord
     screen: Screen
+    # By stage, its name in the final table and its predictions of the validation images.
     scores: dict[str, tuple[str, Predictions]] = field(default_factory=dict)
-    kept: bool = True
+    kept: bool = True  # whether the folder stays; a search for the learning rate needs it no longer than it runs
 
     @property
     def folder(self) -> Path:
-        """The run's folder."""
         return self.record.folder
 
     @property
     def context(self) -> Context:
-        """What the stages share with everything below them."""
         return Context(self.screen, self.warn, self.request.cache, self.request.seed)
 
     def warn(self, text: str) -> None:
-        """Show a warning and keep it in the record."""
         self.screen.warn(text)
         self.record.warn(text)
 
@@ -217,18 +201,10 @@ def open_record(
 ) -> RunRecord:
     """Open the record of what a request asks for, new or to be gone on with; its seconds count from ``began``."""
     record = RunRecord.open(
-        folder,
-        kind=kind,
-        command=request.command,
-        recipe=recipe.name,
-        settings=flat(recipe),
-        changed=changed_settings(recipe),
-        seed=request.seed,
-        resume=request.resume,
-        parent=request.parent,
-        tags=request.tags,
-        began=began,
-    )
+        folder, kind=kind, command=request.command, recipe=recipe.name, settings=flat(recipe),
+        changed=changed_settings(recipe), seed=request.seed, resume=request.resume, parent=request.parent,
+        tags=request.tags, began=began,
+    )  # fmt: skip
     if request.resume and request.tags:  # a resumed run keeps those that it began with
         set_tags(record.folder, request.tags)
     return record

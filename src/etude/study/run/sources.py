@@ -27,20 +27,13 @@ from etude.study.run.request import Request
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """All images that a request names, before any pixel is read.
-
-    Args:
-        recipe: as it was asked for, its open settings undecided.
-        labelled: training images, then those of ``--valid``.
-        train_count: how many of them are training images.
-        others: images without labels, by their name ``test`` or ``unlabelled``.
-    """
+    """All images that a request names, before any pixel is read."""
 
     request: Request
-    recipe: Recipe
-    labelled: ImageSet
-    train_count: int
-    others: dict[str, ImageSet]
+    recipe: Recipe  # its open settings undecided
+    labelled: ImageSet  # training images, then those of --valid
+    train_count: int  # how many of them are training images
+    others: dict[str, ImageSet]  # images without labels, by their name: test or unlabelled
 
 
 def read_sources(request: Request, recipe: Recipe, context: Context) -> Sources:
@@ -99,11 +92,7 @@ def inputs_of(recipe: Recipe, images: ImageSet, train_count: int) -> dict[str, s
 
 
 def scan_sources(sources: Sources, screen: Screen) -> dict[str, Scan]:
-    """Read every file's header and content hash, and settle the range of values by the images ``labelled``.
-
-    Raises:
-        EtudeError: not one file can be used, or the range cannot be settled.
-    """
+    """Read every file's header and content hash, and settle the range of values by the images ``labelled``."""
     asked = value_range(sources.recipe.data.range)
     scans = {"labelled": scan_images(sources.labelled, screen).in_range(asked, screen.say)}
     return scans | {name: scan_images(images, screen) for name, images in sources.others.items()}
@@ -122,11 +111,7 @@ def store_sources(
 
 
 def make_folds(data: Dataset, sources: Sources, context: Context) -> list[Fold]:
-    """Return the splits of the readable images: a hold-out, k folds, or the given validation images.
-
-    Raises:
-        EtudeError: fewer than two classes are left, or there is nothing to validate on.
-    """
+    """Return the splits of the readable images: a hold-out, k folds, or the given validation images."""
     splits, seed = _splits(data.images, data.build.kept, data.build.content_hashes, sources, context), context.seed
     seeds = [seed] if len(splits) == 1 else [derive_seed(seed, "fold", number) for number in range(len(splits))]
     return [
@@ -135,11 +120,7 @@ def make_folds(data: Dataset, sources: Sources, context: Context) -> list[Fold]:
 
 
 def planned_split(sources: Sources, scanned: Scan, context: Context) -> tuple[int, int]:
-    """Return how many images of the first fold train and validate, if all that could be scanned can be decoded.
-
-    Raises:
-        EtudeError: as :func:`make_folds`, before any time is spent on decoding.
-    """
+    """Return how many images of the first fold train and validate, if all that could be scanned can be decoded."""
     images = sources.labelled.take(scanned.kept)
     train, valid = _splits(images, scanned.kept, scanned.content_hashes, sources, context.quiet())[0]
     return len(train), len(valid)
@@ -187,12 +168,9 @@ def _warn_of_groups(images: ImageSet, split: Split, context: Context) -> None:
 def check_asked(
     request: Request, test: ImageSet, classes: tuple[str, ...], context: Context, unreadable: Sequence[str] = ()
 ) -> str | None:
-    """Refuse a sample submission that does not fit these test images and classes, before hours of training.
+    """Refuse a sample submission that does not fit these test images and classes; return in words what it will hold.
 
-    It is asked twice: of the images that are listed, and of those that could be read and the unreadable ones.
-
-    Returns:
-        What the submission will hold, in words; None without a sample.
+    It is checked twice: with the images that are listed, and with those that could be read and the unreadable ones.
     """
     if request.positive is not None:
         checked_positive(request.positive, classes)

@@ -23,18 +23,12 @@ from etude.study.run.session import Session
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Images of the pool that one store holds.
+    """Images of the pool that one store holds."""
 
-    Args:
-        name: ``unlabeled`` or ``test``.
-        rows: int64 (N,), the store's rows that are in the pool.
-        near: the same store in the memory of the device that trains.
-    """
-
-    name: str
+    name: str  # unlabeled or test
     data: Dataset
-    rows: np.ndarray
-    near: DeviceStore | None = None
+    rows: np.ndarray  # int64 (N,), the store's rows that are in the pool
+    near: DeviceStore | None = None  # the same store in the memory of the device that trains
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,22 +49,18 @@ class Pool:
         """Yield each part, the rows of its store, and where they are in ``chosen`` (ascending positions)."""
         start = 0
         for part in self.parts:
-            places = np.flatnonzero((chosen >= start) & (chosen < start + len(part.rows)))
-            if len(places):
-                yield part, part.rows[chosen[places] - start], places
+            positions = np.flatnonzero((chosen >= start) & (chosen < start + len(part.rows)))
+            if len(positions):
+                yield part, part.rows[chosen[positions] - start], positions
             start += len(part.rows)
 
     def predictions(
         self, candidate: Candidate, chosen: np.ndarray, tta: int, context: Context, features: np.ndarray | None
     ) -> Predictions:
-        """Return a model's predictions, without features, of the images at the positions ``chosen``.
-
-        Args:
-            features: (pool, D) of the plain view, where they are known.
-        """
+        """Return a model's predictions, without features, of the images at ``chosen``; ``features`` are (pool, D)."""
         logits: list[np.ndarray] = []
-        for part, rows, places in self.of_parts(chosen):
-            known, name = None if features is None else features[chosen[places]], f"pseudo-labels ({part.name})"
+        for part, rows, positions in self.of_parts(chosen):
+            known, name = None if features is None else features[chosen[positions]], f"pseudo-labels ({part.name})"
             found = candidate.predict(part.data, rows, context, tta=tta, known_features=known, name=name)
             logits.append(found.logits)
         ids = self.ids
@@ -88,23 +78,20 @@ class Pool:
     ) -> list[TrainingRows]:
         """Return the images at the positions ``chosen`` as unlabelled training rows, a set for each part.
 
-        Args:
-            classes: C.
-            targets: float32 (M, C) pseudo-labels; None when they are made during training.
-            weights: float32 (M,); None for equal ones.
-            teacher: float32 (M, C) probabilities for distillation.
+        ``targets`` float32 (M, C) are None when they are made during training, ``weights`` (M,) for equal ones;
+        ``teacher`` float32 (M, C) are probabilities for distillation.
         """
         given = np.full(len(chosen), -1, np.int64) if targets is None else targets
         even = np.ones(len(chosen), np.float32) if weights is None else weights
         return [
             TrainingRows(
-                part.data.build.store.gather, rows, given[places], even[places], part.data.build.store.source_size,
+                part.data.build.store.gather, rows, given[at], even[at], part.data.build.store.source_size,
                 None if part.near is None else part.near.gather_tensor,
                 num_classes=classes if targets is None else None,
                 labelled=np.zeros(len(rows), bool),
-                teacher=None if teacher is None else teacher[places],
+                teacher=None if teacher is None else teacher[at],
             )
-            for part, rows, places in self.of_parts(chosen)
+            for part, rows, at in self.of_parts(chosen)
         ]  # fmt: skip
 
 
@@ -149,7 +136,7 @@ def pool_of(session: Session, prepared: Prepared) -> Pool | None:
     recipe, request = prepared.recipe, session.request
     if not recipe.unlabeled.is_on and not request.teachers:
         return None
-    seen = set(prepared.data.build.content_hashes)
+    known = set(prepared.data.build.content_hashes)
     parts: list[Part] = []
     test = prepared.test if recipe.unlabeled.use_test else None
     for name, data in (("unlabeled", prepared.unlabelled), ("test", test)):
@@ -157,8 +144,8 @@ def pool_of(session: Session, prepared: Prepared) -> Pool | None:
             continue
         rows: list[int] = []
         for row, content in enumerate(data.build.content_hashes):
-            if content not in seen:
-                seen.add(content)
+            if content not in known:
+                known.add(content)
                 rows.append(row)
         near = None if prepared.on_device is None else on_device(session, recipe, data)
         parts.append(Part(name, data, np.array(rows, np.int64), near))
@@ -168,11 +155,6 @@ def pool_of(session: Session, prepared: Prepared) -> Pool | None:
             "every unlabelled image is also among the labelled ones, so there is nothing to learn from them: give "
             "other images with --unlabeled"
         )
-    _record(session, parts, pool)
-    return pool if len(pool) else None
-
-
-def _record(session: Session, parts: list[Part], pool: Pool) -> None:
     fingerprint = digest_of(*(part.data.build.content_hashes[row] for part in pool.parts for row in part.rows))
     session.keep_inputs({"unlabelled images": fingerprint})
     copies = sum(len(part.data) - len(part.rows) for part in parts)
@@ -181,3 +163,4 @@ def _record(session: Session, parts: list[Part], pool: Pool) -> None:
     given = " and ".join(f"{count:,} of --{name}" for name, count in counts.items())
     left = f"; {copies:,} copies of other images are left out" if copies else ""
     session.screen.say(f"unlabelled images: {given}{left}")
+    return pool if len(pool) else None
