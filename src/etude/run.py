@@ -26,8 +26,7 @@ from etude.models.classifier import Classifier, ModelCard, load_model
 from etude.models.features import Gather
 from etude.refine.ensemble import average
 
-_Seen = tuple[Classifier, ModelCard, tuple[ViewLike, ...]]
-"""A model and the views through which it sees the images."""
+_Viewed = tuple[Classifier, ModelCard, tuple[ViewLike, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +57,6 @@ class Prediction:
         Rows that a sample submission has for images that cannot be read are filled by the run's class shares.
 
         Args:
-            path: the file to write.
             probabilities: write probabilities in place of labels.
             sample_submission: a CSV whose ids, columns and order are followed.
             positive: write the probability of this class in one column.
@@ -81,13 +79,7 @@ class Prediction:
 
 
 class Run:
-    """A run's folder.
-
-    Example::
-
-        run = etude.load("runs/first")
-        run.predict("test/").to_csv("submission.csv")
-    """
+    """A run's folder: ``etude.load("runs/first").predict("test/").to_csv("submission.csv")``."""
 
     def __init__(self, folder: Path | str, *, trust: bool = False, warn: Callable[[str], None] = warnings.warn) -> None:
         self.folder = Path(os.path.expanduser(folder))
@@ -125,7 +117,6 @@ class Run:
         """Predict a folder, a table, or one image; several models are averaged.
 
         Args:
-            images: what to predict.
             tta: views to average over, 1 to 128: first the symmetries of the run's augmentation, then shifts, zooms and
                 random draws of it. By default the views that the run used.
             larger: factor of the side of an enlarged input, above 1 and up to 2, which one of the views then has; it
@@ -136,13 +127,13 @@ class Run:
         Raises:
             EtudeError: nothing readable, a run without a trained model, or views that do not go together.
         """
-        seen = [(model, card, self._views(card, tta, larger)) for model, card in self._models()]
+        viewed = [(model, card, self._views(card, tta, larger)) for model, card in self._models()]
         context = Context(progress or Silent(), self._warn, Path(os.path.expanduser(cache)) if cache else None)
-        data = self._read(images, seen[0][1], context)
-        gather = self._gather(images, data, seen, context)
+        data = self._read(images, viewed[0][1], context)
+        gather = self._gather(images, data, viewed, context)
         parts = [
             predict(model, card, gather, np.arange(len(data)), data.images.ids, views=views, context=context)
-            for model, card, views in seen
+            for model, card, views in viewed
         ]
         left_out = (*data.build.bad, *data.images.left_out())
         counts = (self.record.get("data") or {}).get("classes") or {}
@@ -166,11 +157,11 @@ class Run:
             return min(noted[-1], card.tta)  # a card asks for one where those that were tried did harm
         return 1 if self.record["state"] == "finished" else card.tta
 
-    def _gather(self, images: Path | str, data: Dataset, seen: Sequence[_Seen], context: Context) -> Gather:
+    def _gather(self, images: Path | str, data: Dataset, viewed: Sequence[_Viewed], context: Context) -> Gather:
         """Return what reads the images; inputs larger than any usual one from a store of their own, in full detail."""
-        cards = [card for _, card, _ in seen]
+        cards = [card for _, card, _ in viewed]
         usual = max(cards[0].preprocessing.stored_size, *(card.preprocessing.size for card in cards))
-        largest = max(input_size(view, card.preprocessing.size) for _, card, views in seen for view in views)
+        largest = max(input_size(view, card.preprocessing.size) for _, card, views in viewed for view in views)
         if largest <= usual:
             return data.build.store.gather
         detailed = self._read(images, cards[0], context, largest)
@@ -183,11 +174,8 @@ class Run:
         return open_dataset(found, scanned, size or shape.stored_size, context, fit=shape.fit)
 
     def _models(self) -> list[tuple[Classifier, ModelCard]]:
-        folds = sorted(
-            self.folder.glob("fold-*/model.json"), key=lambda path: int(path.parent.name.removeprefix("fold-"))
-        )
-        asked = models_of(self.record)
-        names = asked or [path.parent.name for path in folds] or ["."]
+        folds = [path.parent.name for path in self.folder.glob("fold-*/model.json")]
+        names = models_of(self.record) or sorted(folds, key=lambda name: int(name.removeprefix("fold-"))) or ["."]
         if unknown := self._verify(*model_files(names)):
             self._warn(f"{self.folder}/run.json holds no hash of {listed(unknown)}: not checked for damage")
         return [load_model(self.folder / name) for name in names]
@@ -204,7 +192,6 @@ def load(folder: Path | str, *, trust: bool = False, warn: Callable[[str], None]
     """Open the run in ``folder``.
 
     Args:
-        folder: the run's folder.
         trust: read its files also where they are not those that the run wrote.
         warn: is given a sentence about files that cannot be checked, and about images that are read.
 

@@ -73,7 +73,7 @@ def candidate(data: Dataset, folder: Path, stage: str = "finetune") -> Candidate
 def looked_back(session: Session, data: Dataset, **more: Any) -> dict[str, Any]:
     """Look back, and return the record."""
     kept = candidate(data, session.folder, more.pop("stage", "finetune"))
-    diagnostics.write_diagnostics(session, prepared(data, **more), [(".", kept)], "photos")
+    diagnostics.write_diagnostics(session, prepared(data, **more), [kept])
     return read_run(session.folder)
 
 
@@ -121,7 +121,7 @@ def test_copies_among_validation_and_test_images_are_warned_of(session: Session,
     kept = candidate(data, session.folder)
     Predictions(ids, data.images.classes, logits, labels=data.labels[held]).save(session.folder / "valid.npz")
     fold = Fold(np.setdiff1d(np.arange(len(data)), held), held, 0)
-    diagnostics.write_diagnostics(session, replace(prepared(data, test), folds=[fold]), [(".", kept)], "photos")
+    diagnostics.write_diagnostics(session, replace(prepared(data, test), folds=[fold]), [kept])
     of_valid, of_test = (one["text"] for one in read_run(session.folder)["warnings"])
     for word in ("2 of 4 validation", "round/near.png", "striped/same.png", "75.0%", "50.0% on the 2 others"):
         assert word in of_valid

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,13 +40,12 @@ T = TypeVar("T")
 _WORTH_A_WARNING = 0.01  # of the images: fewer near-duplicates cannot move a score by more than one point
 
 
-def write_diagnostics(session: Session, prepared: Prepared, kept: Sequence[tuple[str, Candidate]], policy: str) -> None:
+def write_diagnostics(session: Session, prepared: Prepared, kept: Sequence[Candidate]) -> None:
     """Write ``health.json``, ``gallery.npz`` and ``gallery.json``, and the network's figures into the record.
 
-    All results of the run are on the disk by now: what fails here is a warning, and the rest is written
-    all the same. ``kept`` is the model of each fold, by its folder; ``policy`` the augmentation that the gallery shows.
+    All results of the run are on the disk by now: what fails here is a warning, and the rest is written all the same.
     """
-    candidates, folder, context = [candidate for _, candidate in kept], session.folder, session.context
+    folder, context, policy = session.folder, session.context, kept[0].card.policy
     data, folds, test = prepared.data, prepared.folds, prepared.test
     features = None if prepared.features is None else prepared.features.values
     own = prepared.recipe.augment.transform
@@ -53,7 +53,7 @@ def write_diagnostics(session: Session, prepared: Prepared, kept: Sequence[tuple
 
     def health_of_images() -> dict[str, Any]:
         # The kept model has test features of the frozen network where it is a head, and one alone.
-        one_head = len(candidates) == 1 and candidates[0].stage == "head" and (folder / "test.npz").is_file()
+        one_head = len(kept) == 1 and kept[0].stage == "head" and (folder / "test.npz").is_file()
         test_features = Predictions.load(folder / "test.npz").features if one_head else None
         found = examine_health(data, features, folds, test=test, test_features=test_features, context=context)
         write_json(folder / "health.json", found)
@@ -67,13 +67,25 @@ def write_diagnostics(session: Session, prepared: Prepared, kept: Sequence[tuple
         )  # fmt: skip
 
     with session.stage("diagnostics"):
-        _tried(
-            session, "the network's figures", lambda: session.record.set("architecture", architecture(candidates[0]))
-        )
+        _tried(session, "the network's figures", lambda: session.record.set("architecture", architecture(kept[0])))
         health = _tried(session, "the health of the images", health_of_images)
         if health is not None:
             _tried(session, "a warning of near-duplicates", lambda: _warn_of_near_duplicates(session, health, prepared))
         _tried(session, "pictures", pictures)
+
+
+@contextmanager
+def recording(session: Session) -> Generator[None]:
+    """Close the record of the work inside, however it ends; a run that is stopped or fails is reported as it stands."""
+    record = session.record
+    try:
+        yield
+    except BaseException as error:
+        record.close("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", error)
+        report(record.folder, session.screen)
+        raise
+    record.set("reported", False)
+    record.close("finished")
 
 
 def report(folder: Path, screen: Screen) -> None:
@@ -213,7 +225,7 @@ def write_gallery(
 
 
 class _Album:
-    """Collects images to show, each once; their rows in the gallery are those of ``keys``: a split, and a row of it."""
+    """Collects images to show, each once, by their split and row there; changed ones have keys of their own."""
 
     def __init__(self, data: Dataset, folds: Sequence[Fold], test: Dataset | None) -> None:
         self.data, self.side = data, min(_SIDE, data.build.store.size)
@@ -223,21 +235,16 @@ class _Album:
         self.is_valid = np.zeros(len(data), bool)
         for fold in folds:
             self.is_valid[fold.valid] = True
-        self.keys: list[tuple[str, int]] = []
-        self.known: dict[tuple[str, int], int] = {}
+        self.numbers: dict[tuple[str, int, int], int] = {}  # rows in the gallery, in order
         self.changed: dict[int, np.ndarray] = {}
 
     def add(self, row: int, *, test: bool = False, pixels: np.ndarray | None = None) -> int:
         """Return the gallery's row of an image; with ``pixels`` (S, S, channels) uint8 of a changed one, a new row."""
-        key, number = ("test" if test else "valid" if self.is_valid[row] else "train", row), len(self.keys)
-        if pixels is None and key in self.known:
-            return self.known[key]
-        self.keys.append(key)
-        if pixels is None:
-            self.known[key] = number
-        else:
+        number = len(self.numbers)
+        if pixels is not None:
             self.changed[number] = pixels
-        return number
+        split = "test" if test else "valid" if self.is_valid[row] else "train"
+        return self.numbers.setdefault((split, row, -1 if pixels is None else number), number)
 
     def add_named(self, name: str, split: str) -> int | None:
         """Return the gallery's row of an image by its id, None where it is not (or no longer) there."""
@@ -245,19 +252,18 @@ class _Album:
         return None if row is None else self.add(row, test=split == "test")
 
     def write(self, path: Path) -> None:
-        """Write the thumbnails."""
-        pictures = dict(self.changed)
+        pictures, keys = dict(self.changed), list(self.numbers)
         for split, source in self.sources.items():
-            wanted = [n for n, key in enumerate(self.keys) if key[0] == split and n not in self.changed]
+            wanted = [n for n, key in enumerate(keys) if key[0] == split and n not in self.changed]
             if wanted:
-                rows = np.array([self.keys[number][1] for number in wanted])
+                rows = np.array([keys[number][1] for number in wanted])
                 pictures |= dict(zip(wanted, source.build.store.gather(rows, self.side), strict=True))
-        thumbnails = [_encoded(pictures[number]) for number in range(len(self.keys))]
-        ids = [self.sources[split].images.ids[row] for split, row in self.keys]
-        labels = [-1 if split == "test" else int(self.data.labels[row]) for split, row in self.keys]
+        thumbnails = [_encoded(pictures[number]) for number in range(len(keys))]
+        ids = [self.sources[split].images.ids[row] for split, row, _ in keys]
+        labels = [-1 if split == "test" else int(self.data.labels[row]) for split, row, _ in keys]
         save_arrays(path, {
             "ids": np.array(ids, dtype=np.str_),
-            "split": np.array([_SPLITS.index(split) for split, _ in self.keys], np.uint8),
+            "split": np.array([_SPLITS.index(split) for split, _, _ in keys], np.uint8),
             "labels": np.array(labels, np.int64),
             "thumb_offsets": np.cumsum([0, *map(len, thumbnails)], dtype=np.int64),
             "thumb_bytes": np.frombuffer(b"".join(thumbnails), np.uint8),
@@ -295,14 +301,14 @@ def _neighbours(
     album: _Album, wanted: Sequence[int], features: np.ndarray, folds: Sequence[Fold]
 ) -> dict[str, list[int]]:
     """Return the nearest of the images that each one's model was trained on, by the gallery's rows."""
-    index = NeighbourIndex(features, method="exact")
+    index, keys = NeighbourIndex(features, method="exact"), list(album.numbers)
     found: dict[str, list[int]] = {}
     for fold in folds:
         valid, train = set(fold.valid.tolist()), index.rows.take(fold.train)
-        numbers = [number for number in wanted if album.keys[number][1] in valid]
+        numbers = [number for number in wanted if keys[number][1] in valid]
         if not numbers or not len(fold.train):
             continue
-        queries = index.rows.take(np.array([album.keys[number][1] for number in numbers]))
+        queries = index.rows.take(np.array([keys[number][1] for number in numbers]))
         similarity = queries.values @ train.values.T
         for number, row in zip(numbers, similarity, strict=True):
             near = fold.train[np.argsort(-row, kind="stable")[:_NEIGHBOURS]]
@@ -327,7 +333,6 @@ def _unhealthy(album: _Album, health: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _augmented(album: _Album, train: np.ndarray, augment: Augment, context: Context) -> dict[str, list[int]]:
-    """Return a few training images as they are, and changed with rising strength."""
     rows = np.sort(context.rng("gallery augmentation").permutation(train)[:_AUGMENTED])
     store = album.data.build.store
     pixels = store.gather(rows, store.source_size(album.side))

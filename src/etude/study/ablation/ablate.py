@@ -24,7 +24,7 @@ from etude.recipe.settings import Settings
 from etude.recipe.tricks import TRICKS, Changes, changed, tricks_named, tricks_of
 from etude.study.ablation.design import AblationPlan, Division, Mode, costs_of, design_of, divide, modes_named
 from etude.study.ablation.runs import ArmRun, Found, Runs, judge, unit_of
-from etude.study.diagnostics import report, send
+from etude.study.diagnostics import recording, report, send
 from etude.study.doctor.doctor import choose_subject
 from etude.study.run.request import Request, claim_run_folder, data_name
 from etude.study.run.session import (
@@ -73,17 +73,11 @@ def ablate(
     with working_on(folder, screen.warn), naming_resume(folder):
         record = open_record(folder, request, load_recipe(request.recipe, request.settings), kind="ablate")
         session = Session(request, record, screen)
-        try:
+        with recording(session):
             record.set(_SECTION, _section(plan))
             record.set("inputs", plan.inputs)
             show_plan(session, plan, budget)
             outcome = _run(session, plan, begun.get("seconds", 0.0))
-        except BaseException as error:
-            record.close("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", error)
-            report(folder, screen)
-            raise
-        record.set("reported", False)
-        record.close("finished")
         report(folder, screen)
         if request.mlflow is not None:
             send(record, request.mlflow, screen)
@@ -157,12 +151,10 @@ def _section(plan: AblationPlan) -> dict[str, Any]:
 
 
 def _named_after(train: Path) -> Path:
-    """Return a path of the name that the run folder takes."""
     return Path(f"ablate-{data_name(train)}")
 
 
 def _seconds_of(budget: str | None) -> float | None:
-    """Return a time limit in seconds."""
     if budget is None:
         return None
     try:
@@ -259,11 +251,9 @@ class Outcome:
     left_out: Sequence[str]  # what could not be combined in it, a sentence each
 
     def of_mode(self, mode: Mode) -> list[Found]:
-        """Return what was found in one mode, the largest gain first."""
         return [one for one in self.found if one.contrast.mode == mode]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything as JSON values."""
         return {
             "schema_version": SCHEMA_VERSION,
             "folder": str(self.folder),
@@ -284,7 +274,6 @@ class Outcome:
 
 
 def write_outcome(outcome: Outcome, session: Session) -> None:
-    """Write all files, and the result into the record."""
     folder, plan, record, request = outcome.folder, outcome.plan, session.record, session.request
     write_best(folder / "best.toml", request.recipe, request.settings, outcome.best, outcome.found)
     write_json(folder / "ablation.json", outcome.as_dict())
@@ -317,7 +306,6 @@ def _lift(one: Found) -> Lift:
 
 
 def show_plan(session: Session, plan: AblationPlan, budget: str | None) -> None:
-    """Show what will be trained, and how long that should take."""
     arms, (seeds, length, seconds) = plan.design.arms, plan.division
     epochs = "" if length is None else f" of {length:g} epochs"
     rows = [

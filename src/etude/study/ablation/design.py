@@ -46,7 +46,6 @@ class Design:
 
 
 def modes_named(mode: str) -> tuple[Mode, ...]:
-    """Return the modes that ``--mode`` stands for."""
     if mode not in MODES:
         raise EtudeError(f"--mode is {mode!r}; give {', '.join(MODES)}.{nearest(mode, MODES)}")
     return MODES[mode]

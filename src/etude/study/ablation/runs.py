@@ -98,7 +98,6 @@ class Found:
 
 
 def read_arm(folder: Path, metric: Metric) -> ArmRun:
-    """Read a finished run."""
     record = read_run(folder)
     verify(folder, ["valid.npz"], record)
     predictions = Predictions.load(folder / "valid.npz")

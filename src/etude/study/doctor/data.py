@@ -24,7 +24,6 @@ _SHOWN = 10
 
 
 def examine_data(request: Request, screen: Screen) -> dict[str, Any]:
-    """Read, store and examine the images as a run with this request would."""
     request.check()
     recipe = load_recipe(request.recipe, request.settings)
     context = Context(screen, screen.warn, request.cache, request.seed)

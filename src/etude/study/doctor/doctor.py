@@ -34,7 +34,7 @@ from etude.recipe.settings import value_range
 from etude.recipe.timeline import image_sizes
 from etude.study.doctor.machine import MachineFacts, read_machine
 from etude.study.run.frozen import Frozen, build_frozen, frozen_name, trainable_backbone
-from etude.study.run.plan import Plan, Speed, in_words, measure_speed, stored_size
+from etude.study.run.plan import Plan, Speed, measure_speed, stages_in_words, stored_size
 from etude.study.run.request import Options, Request
 from etude.study.run.sources import read_sources
 from etude.training.probe import ProbeResult, probe_modes
@@ -102,8 +102,6 @@ class DataReport:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Everything that was found."""
-
     facts: MachineFacts
     recipe: str
     network: str  # whose modes were measured, at this size
@@ -121,7 +119,6 @@ class Report:
         return _processor_use(self.facts) | _memory_and_disk(self, self.facts) | _arithmetic(self.facts)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the report as JSON values."""
         complaints = [{"about": about, "sentence": sentence} for about, sentence in self.complaints.items()]
         tree = asdict(self) | {"probe": self.probe.as_dict(), "complaints": complaints}
         tree["facts"]["cache"] = str(self.facts.cache)
@@ -152,7 +149,6 @@ def choose_subject(asked: Options, screen: Screen) -> Subject:
 
 
 def examine(subject: Subject, context: Context) -> Report:
-    """Measure the machine, and what the subject will take on it."""
     facts = read_machine(context.cached())
     keep_large_blocks()
     recipe, train, images = subject.recipe, subject.recipe.train, subject.images
@@ -271,7 +267,6 @@ def made_up_pictures(count: int = _PICTURES) -> list[bytes]:
 
 
 def network_rates(name: str, backbone: Backbone, sizes: Iterable[int], mode: Mode, context: Context) -> list[Rate]:
-    """Return images a second of training and inference at each size."""
     found: list[Rate] = []
     ascending = sorted(sizes)
     with context.bar(name, len(ascending), unit="sizes") as advance:
@@ -296,7 +291,6 @@ def _rates(recipe: Recipe, name: str, backbone: Backbone, size: int, mode: Mode,
 
 
 def _processor_use(facts: MachineFacts) -> dict[str, str]:
-    """Check what keeps torch from the processor and the GPU."""
     found: dict[str, str] = {}
     if facts.gpu_driver is not None and not facts.cuda_available:
         if facts.cuda_build is None:
@@ -340,7 +334,6 @@ def _processor_use(facts: MachineFacts) -> dict[str, str]:
 
 
 def _memory_and_disk(report: Report, facts: MachineFacts) -> dict[str, str]:
-    """Check what slows reading down."""
     found: dict[str, str] = {}
     if facts.memory_free is not None and facts.memory_free < _LITTLE_MEMORY:
         found["memory"] = (
@@ -379,7 +372,6 @@ def _memory_and_disk(report: Report, facts: MachineFacts) -> dict[str, str]:
 
 
 def _arithmetic(facts: MachineFacts) -> dict[str, str]:
-    """Check what the processor itself lacks."""
     found: dict[str, str] = {}
     if facts.device == "cpu" and facts.architecture.lower() in ("x86_64", "amd64"):
         if "AVX2" not in facts.capability and "AVX512" not in facts.capability:
@@ -405,7 +397,6 @@ def _arithmetic(facts: MachineFacts) -> dict[str, str]:
 
 
 def show_measures(screen: Screen, subject: Subject) -> None:
-    """Show what will be measured, before any of it is."""
     screen.plan(
         "etude doctor measures, in about half a minute",
         [
@@ -418,7 +409,6 @@ def show_measures(screen: Screen, subject: Subject) -> None:
 
 
 def show_report(screen: Screen, report: Report) -> None:
-    """Show everything that was found."""
     screen.say("")
     screen.plan("This machine", _machine(report))
     screen.say("")
@@ -467,7 +457,7 @@ def _machine(report: Report) -> list[tuple[str, str]]:
 
 
 def _data(data: DataReport) -> list[tuple[str, str]]:
-    rows = [("images", data.described), ("time here", in_words(data.stages))]
+    rows = [("images", data.described), ("time here", stages_in_words(data.stages))]
     if data.gpu is not None:
         times = dict.fromkeys(rough_duration(seconds) for seconds in data.gpu)
         rows.append(("on a GPU", f"{' to '.join(times)}, by published ratios (15 to 50 times two cores)"))

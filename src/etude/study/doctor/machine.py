@@ -72,7 +72,6 @@ class MachineFacts:
 
     @property
     def on_network(self) -> bool:
-        """Whether the cache lies on a network file system."""
         return self.cache_system in _NETWORK_SYSTEMS
 
 

@@ -23,31 +23,29 @@ TRAINED_ON = "trained_on.json"
 """Holds the content hashes of the images that a run was trained on."""
 
 
-def finish(session: Session, kept: Sequence[tuple[str, Candidate]], prepared: Prepared) -> list[tuple[str, Candidate]]:
+def finish(session: Session, kept: list[Candidate], prepared: Prepared) -> list[Candidate]:
     """Write ``valid.npz`` (out-of-fold with several folds), ``train.npz`` with the training images' features where they
     are wanted, ``test.npz``, ``submission.csv``, and :data:`TRAINED_ON`; record all files.
 
-    Returns:
-        The kept models; where views did harm on the validation images, their cards ask for the plain one alone.
+    Return the models; where views did harm on the validation images, their cards ask for the plain one alone.
     """
     data, folder = prepared.data, session.folder
-    valid, harm = _validation(session, [candidate for _, candidate in kept], data, prepared.recipe.predict.tta_if)
+    valid, harm = _validation(session, kept, data, prepared.recipe.predict.tta_if)
     if harm:
         valid, kept = replace(valid, logits=valid.logits[:1]), _with_plain_view(session, kept, harm)
-    candidates = [candidate for _, candidate in kept]
     written = [folder / name for name in ("valid.npz", "train.npz", "test.npz", "submission.csv")]
     session.record.forget(written)
     valid.save(written[0])
-    _train(session, candidates, data)
+    _train(session, kept, data)
     trained = np.unique(np.concatenate([fold.train for fold in prepared.folds]))
     write_json(folder / TRAINED_ON, {"files": data.build.content_hashes.take(trained).hex()})
     if prepared.test is not None:
-        _test(session, candidates, prepared.test)
+        _test(session, kept, prepared.test)
     accuracy, negative_loss = score_of(valid)
     result = {
-        "models": [name for name, _ in kept],
-        "kept": [candidate.stage for candidate in candidates],
-        "notes": [candidate.notes for candidate in candidates],
+        "models": [candidate.folder for candidate in kept],
+        "kept": [candidate.stage for candidate in kept],
+        "notes": [candidate.notes for candidate in kept],
         "accuracy": accuracy,
         "log_loss": -negative_loss,
         "validation_images": len(valid),
@@ -57,7 +55,7 @@ def finish(session: Session, kept: Sequence[tuple[str, Candidate]], prepared: Pr
     found = (path for path in folder.rglob("*") if path.suffix in endings and path.is_file())
     for path in sorted([*(path for path in found if "checkpoints" not in path.parts), folder / TRAINED_ON]):
         session.record.artefact(path)
-    return list(kept)
+    return kept
 
 
 def _validation(
@@ -90,18 +88,15 @@ def _validation(
     return whole, harm
 
 
-def _with_plain_view(
-    session: Session, kept: Sequence[tuple[str, Candidate]], harm: Sequence[str]
-) -> list[tuple[str, Candidate]]:
-    """Save the kept models with cards that ask for one view, and return them."""
+def _with_plain_view(session: Session, kept: Sequence[Candidate], harm: Sequence[str]) -> list[Candidate]:
     words = {"log_loss": "raise the log loss", "accuracy": "lower the accuracy beyond noise"}
     session.warn(
         f"the views {' and '.join(words[name] for name in harm)} on validation images, so images are predicted by the "
         "plain view alone (predict.tta_if=always averages over them all the same)"
     )
-    plain = [(name, replace(candidate, card=replace(candidate.card, tta=1))) for name, candidate in kept]
-    for name, candidate in plain:
-        session.save_model(name, candidate.model, candidate.card)
+    plain = [replace(candidate, card=replace(candidate.card, tta=1)) for candidate in kept]
+    for candidate in plain:
+        session.save_model(candidate.folder, candidate.model, candidate.card)
     return plain
 
 

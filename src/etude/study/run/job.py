@@ -28,7 +28,7 @@ from etude.recipe import Recipe, load_recipe
 from etude.recipe.resolve import supervised_recipe
 from etude.recipe.timeline import resolved_run, timeline_of
 from etude.recipe.tricks import changed
-from etude.study.diagnostics import export_run, report, write_diagnostics
+from etude.study.diagnostics import export_run, recording, report, write_diagnostics
 from etude.study.run.finish import finish
 from etude.study.run.frozen import AugmentedViews
 from etude.study.run.lr_find import find_lr, refuse_idle_search
@@ -46,7 +46,7 @@ from etude.study.run.session import (
     refuse_other_settings,
     resumable_folder,
 )
-from etude.study.run.sources import Sources, inputs_of, read_sources
+from etude.study.run.sources import inputs_of, read_sources
 from etude.study.unlabelled.pool import Pool, pool_of, refuse_mismatch
 from etude.study.unlabelled.rounds import Rounds
 from etude.study.unlabelled.teachers import open_teachers
@@ -80,27 +80,15 @@ def fit(request: Request, screen: Screen) -> Path:
             record = open_record(folder, request, recipe, began=began)
             session = Session(request, record, screen)
             session.keep_inputs(inputs)
-            _run(session, sources, early_warnings)
+            with recording(session):
+                for text in early_warnings:
+                    session.warn(text)
+                Job(session, prepare(session, sources)).run()
         clear_leftovers(folder)  # not before: a run killed in between would have to train again
         report(folder, screen)
         export_run(record, request.mlflow, screen)
         record.set("reported", True)
     return folder
-
-
-def _run(session: Session, sources: Sources, early_warnings: Sequence[str]) -> None:
-    """Do the work and close the record; a run that is stopped or fails is reported as it stands."""
-    record = session.record
-    try:
-        for text in early_warnings:
-            session.warn(text)
-        Job(session, prepare(session, sources)).run()
-    except BaseException as error:
-        record.close("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", error)
-        report(record.folder, session.screen)
-        raise
-    record.set("reported", False)
-    record.close("finished")
 
 
 class Job:
@@ -117,7 +105,6 @@ class Job:
         return self.prepared.recipe
 
     def run(self) -> None:
-        """Train the recipe's stages on every fold, predict, and show the scores."""
         folds = self.prepared.folds
         self.pool = pool_of(self.session, self.prepared)
         if (teachers := open_teachers(self.session, self.prepared)) is not None:
@@ -125,11 +112,11 @@ class Job:
         self._add_views(folds)
         kept = [self._train(fold, number, len(folds)) for number, fold in enumerate(folds, 1)]
         kept = finish(self.session, kept, self.prepared)
-        write_diagnostics(self.session, self.prepared, kept, kept[0][1].card.policy)
+        write_diagnostics(self.session, self.prepared, kept)
         self.session.show_table()
 
-    def _train(self, fold: Fold, number: int, count: int) -> tuple[str, Candidate]:
-        """Train the recipe's stages on one fold; return its folder's name and the better candidate, which is saved."""
+    def _train(self, fold: Fold, number: int, count: int) -> Candidate:
+        """Train the recipe's stages on one fold; return the better candidate, which is saved."""
         session = self.session
         suffix = f" (fold {number}/{count})" if count > 1 else ""
         name = f"fold-{number}" if count > 1 else "."
@@ -154,7 +141,7 @@ class Job:
         session.save_model(name, kept.model, card)
         if len(candidates) > 1:
             session.screen.say(f"kept{suffix}: {kept.stage}, the best of the stages on the validation images")
-        return name, replace(kept, card=card)
+        return replace(kept, card=card, folder=name)
 
     def _add_views(self, folds: list[Fold]) -> None:
         """Add features of augmented views of the training images, by a policy that a head on the plain ones settles."""

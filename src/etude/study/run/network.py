@@ -86,7 +86,6 @@ def starting_network(prepared: Prepared, fold: Fold, policy: str) -> tuple[Class
 def training_task(
     prepared: Prepared, fold: Fold, card: ModelCard, folder: Path, *, resume: bool = False, extras: Extras = NO_EXTRAS
 ) -> FineTuneTask:
-    """Return what there is to train on, and how."""
     data, recipe = prepared.data, prepared.recipe
     assert prepared.mode is not None
     store, near = data.build.store, prepared.on_device
@@ -128,6 +127,7 @@ class Candidate:
     valid: Predictions
     notes: dict[str, Any] = field(default_factory=dict)
     train: TrainRows | None = None  # None when features of the training images are not to be saved
+    folder: str = "."  # of its files in the run's folder
 
     def predict(self, data: Dataset, rows: np.ndarray, context: Context, **options: Any) -> Predictions:
         """Return what the model predicts of images of a data set, with their labels where there are some."""

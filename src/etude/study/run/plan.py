@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from etude.core.errors import EtudeError
+from etude.core.errors import EtudeError, listed
 from etude.core.text import rough_duration
 from etude.data.order import epoch_images
 from etude.data.tables import GivenSplit
@@ -152,7 +152,6 @@ class Plan:
         return stages
 
     def training_seconds(self) -> float:
-        """Return the expected seconds of stage 2 on all folds."""
         assert self.training is not None
         timeline, size = resolved_run(self.recipe, self.train, self.pace)
         return self.training.training_seconds(timeline, size.steps, self._batch) * self.folds
@@ -178,7 +177,6 @@ class Plan:
 
 
 def refuse_single_images(recipe: Recipe, train: int) -> None:
-    """Refuse steps of one image where batch norm needs statistics over several."""
     if "finetune" in recipe.stages and recipe.train.batchnorm == "train" and min(recipe.train.batch_size, train) < 2:
         raise EtudeError(
             f"train.batch_size is {recipe.train.batch_size} with {train:,} training images, and train.batchnorm=train "
@@ -237,7 +235,7 @@ def show_plan(
     predicted = f"; {plan.test:,} to predict" if plan.test else ""
     rows = [
         ("images", f"{sources.labelled.described}{sample}{predicted}"),
-        ("classes", _short(classes)),
+        ("classes", f"{len(classes)}: {listed(classes, 6, str)}"),
         ("split", _split_in_words(request, plan, sources.labelled.split)),
         ("device", device),
         ("stage 1", _head_in_words(recipe, frozen)),
@@ -250,16 +248,16 @@ def show_plan(
         rows.append(("unlabelled", _unlabelled_in_words(plan)))
     if request.teachers:
         rows.append(("teachers", ", ".join(map(str, request.teachers))))
-    rows.append(("time", in_words(expected)))
+    rows.append(("time", stages_in_words(expected)))
     if session.kept:  # a search for the learning rate goes only part of the way
         session.screen.plan(f"Plan (recipe {recipe.name}, seed {request.seed})", rows)
     return expected
 
 
-def in_words(stages: Sequence[tuple[str, float]]) -> str:
+def stages_in_words(stages: Sequence[tuple[str, float]]) -> str:
     """Return the stages with their times for the plan.
 
-    >>> in_words([("features", 16.2), ("fine-tune", 245.0)])
+    >>> stages_in_words([("features", 16.2), ("fine-tune", 245.0)])
     'features ~16 s, fine-tune ~4 min; about 4 min in all'
     """
     each = ", ".join(f"{name} {_about(seconds, '~')}" for name, seconds in stages)
@@ -311,8 +309,3 @@ def _unlabelled_in_words(plan: Plan) -> str:
     share = labelled_share(recipe, plan.train, plan.pool)
     mix = f"{share:.1%} of {'each batch' if 'finetune' in recipe.stages else 'the weight'} labelled"
     return f"{images}; {how}, {mix}; kept only if better on validation images"
-
-
-def _short(names: Sequence[str], most: int = 6) -> str:
-    shown = ", ".join(names[:most])
-    return f"{len(names)}: {shown}" + (", ..." if len(names) > most else "")

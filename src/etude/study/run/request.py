@@ -58,7 +58,6 @@ class Options:
         object.__setattr__(self, "sample", None if self.sample is None else str(self.sample))
 
     def request(self, train: Path, command: Sequence[str] = ()) -> Request:
-        """Return these options as a request about ``train``."""
         return Request(train, command=command, **{one.name: getattr(self, one.name) for one in fields(self)})
 
 
@@ -130,7 +129,6 @@ class Request(FitOptions):
     parent: str | None = None  # id of the run that this one is part of
 
     def check(self) -> None:
-        """Refuse arguments that contradict each other."""
         from etude.journal.mlflow import check_server
         from etude.journal.runs import checked_tag
 
@@ -150,7 +148,6 @@ class Request(FitOptions):
             check_server(self.mlflow)
 
     def read_train(self, settings: DataSettings, context: Context) -> ImageSet:
-        """Read the labelled training images."""
         names = ("image_column", "label_column", "weight_column", "image_root")
         return self._read(self.train, names, settings, context, split_column=settings.split_column)
 
@@ -201,7 +198,6 @@ def lr_settings(lr: str | float | None) -> dict[str, Any]:
 
 
 def data_name(train: Path) -> str:
-    """Return the name that a run takes from its training data."""
     return train.stem if train.suffix.lower() in (".csv", ".tsv", ".parquet") else train.resolve().name
 
 

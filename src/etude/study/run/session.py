@@ -141,7 +141,6 @@ class Session:
             save_model(folder, model, card)
 
     def stage(self, name: str) -> AbstractContextManager[Stage]:
-        """Time a stage in the record, and so in the final table."""
         return self.record.stage(name)
 
     def keep_inputs(self, now: Mapping[str, str]) -> None:

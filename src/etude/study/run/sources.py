@@ -129,7 +129,6 @@ def planned_split(sources: Sources, scanned: Scan, context: Context) -> tuple[in
 def _splits(
     images: ImageSet, kept: np.ndarray, hashes: Sequence[str], sources: Sources, context: Context
 ) -> list[Split]:
-    """Split ``images``, those of the sources at positions ``kept``."""
     assert images.labels is not None
     labels, classes, request = images.labels, images.classes, sources.request
     present = np.unique(labels)

@@ -51,7 +51,6 @@ class Evaluated:
 
     @property
     def scores(self) -> tuple[float, float]:
-        """Accuracy and log loss on the validation images."""
         assert self.valid.labels is not None
         return accuracy(self.valid.predicted(), self.valid.labels), float(self.losses.mean())
 
@@ -66,7 +65,6 @@ class LabelShift:
 
     @property
     def is_there(self) -> bool:
-        """Whether the shares measurably differ."""
         return self.p_value <= _SHIFTED
 
     @property
@@ -87,7 +85,6 @@ class LabelShift:
         return prior / prior.sum()
 
     def described(self, classes: tuple[str, ...]) -> str:
-        """Return one sentence for the screen."""
         if not self.is_there:
             return f"class shares of the unlabelled images agree with the labelled ones' (p = {self.p_value:.2g})"
         moved = int(np.abs(self.estimated - self.labelled).argmax())
@@ -110,12 +107,10 @@ class Decision:
 
     @property
     def keeps(self) -> bool:
-        """Whether the student is kept."""
         return not self.collapse and self.gain.probability >= self.keep_at
 
     @property
     def text(self) -> str:
-        """One sentence with the figures."""
         figures = (
             f"log loss {self.before[1]:.4f} → {self.after[1]:.4f}, accuracy {self.before[0]:.1%} → {self.after[0]:.1%} "
             f"on {self.images:,} validation images; better with probability {self.gain.probability:.2f}"
@@ -125,7 +120,6 @@ class Decision:
         return f"kept: {figures}" if self.keeps else f"thrown away: {figures}, and {self.keep_at:.2f} is asked for"
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the figures for the record."""
         names = ("accuracy", "log_loss")
         return {
             "kept": self.keeps,
