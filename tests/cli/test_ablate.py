@@ -20,7 +20,7 @@ from etude.core.seeds import rng_for
 from etude.journal.record import RunRecord
 from etude.recipe import flat, load_recipe
 from etude.study.ablation import runs as ablation_runs
-from etude.study.ablation.design import Cost
+from etude.study.ablation.runs import Cost
 from etude.study.run.request import Request
 from etude.training.task import DivergedError
 from picture_folders import picture, write_classes

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from etude.core.errors import EtudeError
-from etude.study.ablation.design import BUDGET_SEEDS, SHORTEST, Cost, divide
+from etude.study.ablation.runs import BUDGET_SEEDS, SHORTEST, Cost, divide
 
 COSTS = {"full": Cost(2.0, 60.0), "without-ema": Cost(2.0, 58.0), "without-clip": Cost(2.0, 62.0)}
 ONCE = 30.0

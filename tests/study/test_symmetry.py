@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from etude.core.seeds import rng_for
-from etude.study.run.policy import decide
+from etude.study.run.measure import decide
 
 NAMES = ("flip", "turn 180", "turn 90")
 

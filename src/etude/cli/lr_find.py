@@ -29,7 +29,7 @@ def lr_find(
     """
     from etude.journal.figures import check_figure_path
     from etude.journal.screen import Screen
-    from etude.study.run.lr_find import search
+    from etude.study.run.measure import search
 
     check_figure_path(plot)
     screen = Screen()

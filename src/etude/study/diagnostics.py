@@ -147,10 +147,7 @@ def _tried(session: Session, what: str, make: Callable[[], T]) -> T | None:
 
 
 def export_run(record: RunRecord, uri: str | None, screen: Screen) -> None:
-    """Write ``notebook.ipynb``, and send the run to the MLflow server at ``uri``, if any.
-
-    The run is complete by now: what fails is a warning, in its record and its report too.
-    """
+    """Write ``notebook.ipynb``, and send the run to the MLflow server at ``uri``, if any; what fails is a warning."""
     try:
         write_notebook(record.folder)
     except (EtudeError, OSError) as problem:

@@ -22,8 +22,20 @@ from etude.recipe import NAMED, Recipe, load_recipe, resolve
 from etude.recipe.load import changes_of
 from etude.recipe.settings import Settings
 from etude.recipe.tricks import TRICKS, Changes, changed, tricks_named, tricks_of
-from etude.study.ablation.design import AblationPlan, Division, Mode, costs_of, design_of, divide, modes_named
-from etude.study.ablation.runs import ArmRun, Found, Runs, judge, unit_of
+from etude.study.ablation.runs import (
+    AblationPlan,
+    ArmRun,
+    Division,
+    Found,
+    Mode,
+    Runs,
+    costs_of,
+    design_of,
+    divide,
+    judge,
+    modes_named,
+    unit_of,
+)
 from etude.study.diagnostics import recording, report, send
 from etude.study.doctor.doctor import choose_subject
 from etude.study.run.request import Request, claim_run_folder, data_name
@@ -52,10 +64,7 @@ def ablate(
     budget: str | None = None,
     metric: str | None = None,
 ) -> Outcome:
-    """Train every arm on every seed, or what is missing of them, judge the tricks, and write what was found.
-
-    What is None is taken from the ablation that is resumed, or the usual.
-    """
+    """Train every arm on every seed, or what is missing, and write verdicts; None is the resumed or usual value."""
     request.check()
     limit = _seconds_of(budget)
     if seeds is not None and seeds < FEWEST_SEEDS:

@@ -24,8 +24,7 @@ TRAINED_ON = "trained_on.json"
 
 
 def finish(session: Session, kept: list[Candidate], prepared: Prepared) -> list[Candidate]:
-    """Write ``valid.npz`` (out-of-fold with several folds), ``train.npz`` with the training images' features where they
-    are wanted, ``test.npz``, ``submission.csv``, and :data:`TRAINED_ON`; record all files.
+    """Write predictions (of validation images out-of-fold), features and submission, and record all files.
 
     Return the models; where views did harm on the validation images, their cards ask for the plain one alone.
     """
@@ -61,9 +60,7 @@ def finish(session: Session, kept: list[Candidate], prepared: Prepared) -> list[
 def _validation(
     session: Session, candidates: Sequence[Candidate], data: Dataset, tta_if: str
 ) -> tuple[Predictions, tuple[str, ...]]:
-    """Return the kept models' predictions of their validation images, with TTA where the recipe asks for it, and the
-    metrics in which its views do harm, if they are to be left out for it.
-    """
+    """Return predictions of the validation images, with TTA where the recipe has it, and metrics that it harms."""
     if len(many_views(candidates[0].card.policy, candidates[0].card.tta)) == 1:
         whole = _stacked([candidate.valid for candidate in candidates])
         if len(candidates) > 1:

@@ -31,9 +31,8 @@ from etude.recipe.tricks import changed
 from etude.study.diagnostics import export_run, recording, report, write_diagnostics
 from etude.study.run.finish import finish
 from etude.study.run.frozen import AugmentedViews
-from etude.study.run.lr_find import find_lr, refuse_idle_search
+from etude.study.run.measure import find_lr, refuse_idle_search, settle_policy
 from etude.study.run.network import NO_EXTRAS, Candidate, better, finetune_candidate, fit_head_on, head_candidate
-from etude.study.run.policy import settle_policy
 from etude.study.run.prepare import Prepared, prepare
 from etude.study.run.request import Request, claim_run_folder
 from etude.study.run.session import (

@@ -193,10 +193,7 @@ def better(candidates: list[Candidate]) -> Candidate:
 def _train_rows(
     prepared: Prepared, fold: Fold, model: Classifier, known: np.ndarray | None, epochs: float = 0.0
 ) -> TrainRows | None:
-    """Return the training images if the recipe wants their features, or leaves it open and they cost little.
-
-    Costs are counted and not measured, so that the same command saves the same files.
-    """
+    """Return the training images if the recipe wants their features, or leaves it open and they cost little."""
     asked, size = prepared.recipe.predict.train_features, 2 * len(fold.train) * model.head.in_features
     cheap = size <= _SMALL and (known is not None or _CHEAP * _PASSES * epochs >= 1.0)
     wanted = cheap and len(prepared.folds) == 1 if asked == "auto" else asked == "always"

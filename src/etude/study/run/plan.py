@@ -187,8 +187,7 @@ def refuse_single_images(recipe: Recipe, train: int) -> None:
 def settle_mode(session: Session, plan: Plan, backbone: Backbone, device: torch.device) -> tuple[Plan, str]:
     """Return the plan with the mode to train in and its speed, and why; a resumed run keeps the mode it began with.
 
-    A mode is measured where training takes long enough for that to pay, and on a GPU, whose memory may be too small
-    for the batch.
+    A mode is measured where training takes long enough for that to pay, and on a GPU, whose memory may be too small.
     """
     recipe, train, sizes = plan.recipe, plan.recipe.train, image_sizes(plan.recipe)
     if (begun := session.begun_mode()) is not None:
@@ -214,10 +213,7 @@ def settle_mode(session: Session, plan: Plan, backbone: Backbone, device: torch.
 
 
 def stored_size(recipe: Recipe) -> int:
-    """Return the side at which images are stored: the largest that training needs.
-
-    Tiny images are stored as they are; only the frozen backbone sees them enlarged.
-    """
+    """Return the side at which images are stored: the largest that training needs; tiny ones are stored as they are."""
     trained = image_sizes(recipe).largest
     if recipe.model.backbone == "tiny":
         return trained

@@ -182,11 +182,7 @@ def documented(options: type[Options] = FitOptions, indent: int = 0) -> str:
 
 
 def lr_settings(lr: str | float | None) -> dict[str, Any]:
-    """Return the settings that ``--lr`` stands for: a number, or ``auto`` for a search before training.
-
-    >>> lr_settings("auto"), lr_settings("3e-4"), lr_settings(None)
-    ({'train.find_lr': True}, {'train.lr': 0.0003}, {})
-    """
+    """Return the settings that ``--lr`` stands for: a number, or ``auto`` for a search before training."""
     if lr is None:
         return {}
     if lr == "auto":

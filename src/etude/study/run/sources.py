@@ -167,10 +167,7 @@ def _warn_of_groups(images: ImageSet, split: Split, context: Context) -> None:
 def check_asked(
     request: Request, test: ImageSet, classes: tuple[str, ...], context: Context, unreadable: Sequence[str] = ()
 ) -> str | None:
-    """Refuse a sample submission that does not fit these test images and classes; return in words what it will hold.
-
-    It is checked twice: with the images that are listed, and with those that could be read and the unreadable ones.
-    """
+    """Refuse a sample submission that does not fit these images and classes; return what it will hold."""
     if request.positive is not None:
         checked_positive(request.positive, classes)
     if request.sample_submission is None:

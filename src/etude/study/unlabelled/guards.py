@@ -33,14 +33,11 @@ _COMMON = 0.02  # share from which on a class is expected to show
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """A model's predictions of the validation images and the pool, both calibrated on the first.
-
-    ``losses`` (N,) are the mean log loss of each validation image over the views by which it is evaluated.
-    """
+    """A model's predictions of the validation images and the pool, both calibrated on the first."""
 
     valid: Predictions
     pool: Predictions
-    losses: Array
+    losses: Array  # (N,) mean log loss of each validation image over the views by which it is evaluated
 
     @classmethod
     def calibrated(cls, valid: Predictions, pool: Predictions) -> Evaluated:
@@ -73,10 +70,7 @@ class LabelShift:
         return self.estimated if self.is_there else self.labelled
 
     def prior(self, kind: str) -> Array | None:
-        """Return the class shares (C,) that pseudo-labels are aligned to; None for no alignment.
-
-        ``kind`` is ``labeled``, ``uniform``, ``none``, or ``estimate`` for those that are expected.
-        """
+        """Return the class shares (C,) that pseudo-labels are aligned to by ``unlabeled.prior``; None for none."""
         if kind == "none":
             return None
         if kind == "uniform":
@@ -163,19 +157,15 @@ def label_shift(evaluated: Evaluated, labels: np.ndarray, rng: np.random.Generat
 def compare_student(before: Evaluated, after: Evaluated, expected: Array, *, keep_at: float, seed: int) -> Decision:
     """Return whether the student that made ``after`` may take the place of the teacher that made ``before``.
 
-    By the paired bootstrap of the log loss over labelled validation images, or the exact test: with few of them a
-    difference must be large to count. Where the student's classes have collapsed, no score on a few images helps it.
-    ``expected`` (C,) are the class shares of the pool.
+    By the paired bootstrap of the log loss over validation images, or the exact test: with few of them a difference
+    must be large to count. ``expected`` (C,) are the class shares of the pool.
     """
     gain, collapse = mean_gain(before.losses - after.losses, seed=seed), collapsed(before.pool, after.pool, expected)
     return Decision(gain, before.scores, after.scores, len(before.losses), keep_at, collapse)
 
 
 def collapsed(before: Predictions, after: Predictions, expected: Array) -> str:
-    """Return what shows that pseudo-labels feed on themselves; nothing where all is well.
-
-    A class that should be common is hardly predicted any more, or class shares have moved far from the expected ones.
-    """
+    """Return in words how a common class is lost or class shares leave the expected ones; nothing otherwise."""
     old, new = _shares(before), _shares(after)
     lost = (expected >= _COMMON) & (new < _LOST * expected) & (old >= _LOST * expected)
     if lost.any():
@@ -194,11 +184,8 @@ def _shares(predictions: Predictions) -> Array:
 def views_to_compare(images: int) -> int:
     """Return through how many views each of so many validation images is evaluated.
 
-    An image that a model barely knows, it loses in some of its views: a few images then say about as much as several
-    times as many. Many images say enough as they are.
-
-    >>> views_to_compare(20), views_to_compare(300), views_to_compare(5_000)
-    (8, 3, 1)
+    An image that a model barely knows, it loses in some of its views: a few images then say as much as several times as
+    many.
     """
     return min(_MOST_VIEWS, max(1, _SHOWN // images))
 

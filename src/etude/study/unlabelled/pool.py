@@ -76,10 +76,9 @@ class Pool:
         weights: np.ndarray | None = None,
         teacher: np.ndarray | None = None,
     ) -> list[TrainingRows]:
-        """Return the images at the positions ``chosen`` as unlabelled training rows, a set for each part.
+        """Return the images at ``chosen`` as unlabelled training rows, a set for each part.
 
-        ``targets`` float32 (M, C) are None when they are made during training, ``weights`` (M,) for equal ones;
-        ``teacher`` float32 (M, C) are probabilities for distillation.
+        ``targets`` and probabilities of a ``teacher`` are float32 (M, C); without any they are made in training.
         """
         given = np.full(len(chosen), -1, np.int64) if targets is None else targets
         even = np.ones(len(chosen), np.float32) if weights is None else weights
@@ -128,11 +127,7 @@ def refuse_mismatch(request: Request, recipe: Recipe) -> None:
 
 
 def pool_of(session: Session, prepared: Prepared) -> Pool | None:
-    """Return the unlabelled images that training may use, or None where nothing uses any.
-
-    A file that is also among the labelled images, or came before, is left out. A resumed run refuses other images
-    than those it began with.
-    """
+    """Return the unlabelled images that training uses, each content once and no labelled one; None for none."""
     recipe, request = prepared.recipe, session.request
     if not recipe.unlabeled.is_on and not request.teachers:
         return None

@@ -170,9 +170,8 @@ def _warn_of_known_labels(session: Session, prepared: Prepared, path: Path) -> N
 
 
 def known_labels(folder: Path, prepared: Prepared, fingerprint: str | None) -> int:
-    """Return how many of the validation images a run was trained on.
+    """Return how many of the validation images a run was trained on, by content, of older runs by name.
 
-    Files are compared by their contents; those of older runs, which did not write what they were trained on, by name.
     ``fingerprint`` is that of the images that validate and train here.
     """
     data, valid = prepared.data, np.unique(np.concatenate([fold.valid for fold in prepared.folds]))

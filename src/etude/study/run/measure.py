@@ -1,22 +1,36 @@
-"""Which symmetries the images have, measured with the stage 1 head instead of guessed."""
+"""What a run measures before it trains: the symmetries of its images, with the stage 1 head, and the learning rate."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from etude.core.context import Context
+from etude.core.errors import EtudeError
+from etude.core.lr_range import LrSuggestion, suggest_lr
 from etude.core.paired import matched_interval
 from etude.data.split import Fold
 from etude.inference.views import IDENTITY, SYMMETRIES
+from etude.journal.figures import save_figure
+from etude.journal.figures.lr_range import lr_range_figure
+from etude.journal.record import RunRecord
+from etude.journal.screen import Screen
 from etude.models.features import extract_features
 from etude.models.head import LinearHead
+from etude.recipe import Recipe, load_recipe
+from etude.recipe.timeline import maximum_of
 from etude.study.run.frozen import FrozenFeatures
-from etude.study.run.prepare import Prepared
+from etude.study.run.network import fit_head_on, starting_network, training_task
+from etude.study.run.prepare import Prepared, prepare
+from etude.study.run.request import Request
 from etude.study.run.session import Session
+from etude.study.run.sources import read_sources
+from etude.training.lr_range import lr_range_test
 
 _IMAGES = 192  # evaluated at most; a few seconds on a CPU
 _TOLERANCE = 0.15  # of the plain view's accuracy beyond chance that a view may lose, by the lower end of its interval
@@ -61,13 +75,6 @@ def decide(right: Mapping[str, NDArray[np.bool_]], chance: float) -> PolicyChoic
 
     A symmetry is taken where the 90% interval of its gain in accuracy over the plain view does not lie below zero, and
     even its lower end is a loss of at most 15% of the plain view's accuracy beyond chance.
-
-    >>> known = np.arange(192) < 180
-    >>> right = {"plain": known, "flip": known, "turn 180": known[::-1] & known, "turn 90": ~known}
-    >>> decide(right, chance=0.1).policy
-    'photos'
-    >>> decide({name: hits[:16] for name, hits in right.items()}, chance=0.5).policy
-    'none'
     """
     plain, count = right["plain"], len(right["plain"])
     measured = ", ".join(f"{name} {hits.mean():.1%}" for name, hits in right.items())
@@ -97,3 +104,47 @@ def settle_policy(session: Session, prepared: Prepared, fold: Fold, head: Linear
         return PolicyChoice("photos", "there is no stage 1 head to measure symmetries with")
     with session.stage("symmetry"):
         return choose_policy(prepared, features, fold, head, session.context)
+
+
+def find_lr(prepared: Prepared, fold: Fold, policy: str, figure: Path, context: Context) -> LrSuggestion:
+    """Run a range test on a fresh network and draw it; return what to set ``train.lr`` to, or raise NoDescentError.
+
+    The test finds the rate that the timeline may reach at its peak; ``train.lr`` is that divided by what the timeline
+    makes of it there, such as four where a batch four times as large scales it.
+    """
+    model, card = starting_network(prepared, fold, policy)
+    with tempfile.TemporaryDirectory() as nowhere:
+        task = training_task(prepared, fold, card, Path(nowhere))
+        rates, losses = lr_range_test(model, task, context=context)
+    suggestion = suggest_lr(rates, losses)
+    save_figure(lr_range_figure(rates, losses, suggestion.smoothed, suggestion), figure)
+    return replace(suggestion, lr=suggestion.lr * prepared.recipe.train.lr / maximum_of(prepared.recipe, "lr"))
+
+
+def search(request: Request, screen: Screen, figure: Path) -> LrSuggestion:
+    """Prepare the images as a run would, and search the learning rate on its first fold; only the figure is kept."""
+    request.check()
+    recipe = load_recipe(request.recipe, request.settings)
+    refuse_idle_search(recipe, always=True)
+    sources = read_sources(request, recipe, Context(screen, screen.warn, request.cache, request.seed))
+    with tempfile.TemporaryDirectory() as nowhere:
+        record = RunRecord.open(
+            Path(nowhere) / "run", command=request.command, recipe=recipe.name, settings={}, changed={},
+            seed=request.seed,
+        )  # fmt: skip
+        session = Session(request, record, screen, kept=False)
+        prepared = prepare(session, sources)
+        fold = prepared.folds[0]
+        head = None
+        if prepared.features is not None and prepared.recipe.augment.policy == "auto":  # to measure symmetries with
+            head = fit_head_on(prepared, fold)
+        policy = settle_policy(session, prepared, fold, head).policy
+        return find_lr(prepared, fold, policy, figure, session.context)
+
+
+def refuse_idle_search(recipe: Recipe, always: bool = False) -> None:
+    """Refuse to search a learning rate that nothing would use; ``always`` where the search is the command."""
+    if (always or recipe.train.find_lr) and "finetune" not in recipe.stages:
+        raise EtudeError(
+            f"recipe {recipe.name!r} fine-tunes no network, so it has no learning rate to search: give another --recipe"
+        )
