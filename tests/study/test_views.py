@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from etude.study.run.frozen import AugmentedViews, FrozenFeatures
+from etude.study.run.frozen import FrozenFeatures
 from picture_folders import write_classes
 
 QUICK = ("--recipe", "quick", "--set", "model.feature_size=64")
@@ -81,7 +81,7 @@ def test_views_of_rows_belong_to_their_images(columns: int | None):
         preprocessing=None,  # type: ignore[arg-type]
         values=values,
         reused=False,
-        augmented=AugmentedViews(rows, np.stack([values[rows] + 100, values[rows] + 200])),
+        augmented=(rows, np.stack([values[rows] + 100, values[rows] + 200])),
     )
     asked = np.array([7, 1, 9])
     found = features.views_of(asked, columns)

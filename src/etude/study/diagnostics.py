@@ -25,7 +25,6 @@ from etude.functional.augment import policy_named
 from etude.health.summary import examine_health
 from etude.journal.mlflow import log_to_mlflow
 from etude.journal.notebook import write_notebook
-from etude.journal.record import RunRecord
 from etude.journal.report.report import write_report
 from etude.journal.screen import Screen
 from etude.models.features import Augment
@@ -146,30 +145,26 @@ def _tried(session: Session, what: str, make: Callable[[], T]) -> T | None:
         return None
 
 
-def export_run(record: RunRecord, uri: str | None, screen: Screen) -> None:
-    """Write ``notebook.ipynb``, and send the run to the MLflow server at ``uri``, if any; what fails is a warning."""
+def export_run(session: Session) -> None:
+    """Write ``notebook.ipynb``, and send the run to the MLflow server, if any is named; what fails is a warning."""
     try:
-        write_notebook(record.folder)
+        write_notebook(session.folder)
     except (EtudeError, OSError) as problem:
-        _warn(record, f"no notebook: {problem}", screen)
-    if uri is not None:
-        send(record, uri, screen)
+        session.warn(f"no notebook: {problem}")
+        report(session.folder, session.screen)
+    send(session)
 
 
-def send(record: RunRecord, uri: str, screen: Screen) -> None:
-    """Send a run and all that is part of it to the MLflow server at ``uri``; where that fails it is a warning."""
+def send(session: Session) -> None:
+    """Send a run and all that is part of it to the MLflow server that is asked for, if any; a failure is a warning."""
+    if (uri := session.request.mlflow) is None:
+        return
     try:
-        screen.say(log_to_mlflow(record.folder, uri).text)
+        session.screen.say(log_to_mlflow(session.folder, uri).text)
     except (EtudeError, OSError) as problem:
-        later = shlex.join(["etude", "journal", "send", str(record.folder), "--mlflow", uri])
-        text = f"the run is whole, but not on the MLflow server: {problem}. To send it later: {later}"
-        _warn(record, text, screen)
-
-
-def _warn(record: RunRecord, text: str, screen: Screen) -> None:
-    screen.warn(text)
-    record.warn(text)
-    report(record.folder, screen)
+        later = shlex.join(["etude", "journal", "send", str(session.folder), "--mlflow", uri])
+        session.warn(f"the run is whole, but not on the MLflow server: {problem}. To send it later: {later}")
+        report(session.folder, session.screen)
 
 
 _SIDE = 96  # pixels at most of a thumbnail; images that are stored smaller stay as they are

@@ -88,8 +88,7 @@ def ablate(
             show_plan(session, plan, budget)
             outcome = _run(session, plan, begun.get("seconds", 0.0))
         report(folder, screen)
-        if request.mlflow is not None:
-            send(record, request.mlflow, screen)
+        send(session)
         record.set("reported", True)
     show_outcome(screen, outcome)
     return outcome

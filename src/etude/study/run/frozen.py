@@ -30,14 +30,6 @@ class Frozen:
 
 
 @dataclass(frozen=True, slots=True)
-class AugmentedViews:
-    """Features float16 (V, R, D) of augmented views of the training images at the sorted ``rows`` (R,)."""
-
-    rows: np.ndarray
-    values: np.ndarray
-
-
-@dataclass(frozen=True, slots=True)
 class FrozenFeatures:
     """Features float16 (N, D) of every image of a dataset; ``reused`` if they came from the cache."""
 
@@ -45,15 +37,15 @@ class FrozenFeatures:
     preprocessing: Preprocessing
     values: np.ndarray
     reused: bool
-    augmented: AugmentedViews | None = None
+    augmented: tuple[np.ndarray, np.ndarray] | None = None  # sorted rows (R,), and float16 (V, R, D) of their views
 
     def views_of(self, rows: np.ndarray, columns: int | None = None) -> np.ndarray:
         """Return (V, R, ``columns``) features of training images, the plain view first; by default all columns."""
         plain = self.values[rows, :columns]
         if self.augmented is None:
             return plain[None]
-        positions = np.searchsorted(self.augmented.rows, rows)
-        return np.concatenate([plain[None], self.augmented.values[:, positions, :columns]])
+        known, values = self.augmented
+        return np.concatenate([plain[None], values[:, np.searchsorted(known, rows), :columns]])
 
 
 def frozen_name(recipe: Recipe) -> str:

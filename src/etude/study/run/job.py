@@ -30,7 +30,6 @@ from etude.recipe.timeline import resolved_run, timeline_of
 from etude.recipe.tricks import changed
 from etude.study.diagnostics import export_run, recording, report, write_diagnostics
 from etude.study.run.finish import finish
-from etude.study.run.frozen import AugmentedViews
 from etude.study.run.measure import find_lr, refuse_idle_search, settle_policy
 from etude.study.run.network import NO_EXTRAS, Candidate, better, finetune_candidate, fit_head_on, head_candidate
 from etude.study.run.prepare import Prepared, prepare
@@ -68,16 +67,16 @@ def fit(request: Request, screen: Screen) -> Path:
     inputs = inputs_of(recipe, sources.labelled, sources.train_count)
     folder = resumable_folder(request) if request.resume else request.out or claim_run_folder(request.train)
     with working_on(folder, early_warnings.append), naming_resume(folder):
-        record = None
+        state = None
         if request.resume:
             begun = record_to_resume(folder)
             refuse_other_settings(folder, recipe, request)
             refuse_other_inputs(folder, begun.get, inputs)
-            if begun["state"] == "finished":
-                record = RunRecord.reopen(folder)
-        if record is None:
-            record = open_record(folder, request, recipe, began=began)
-            session = Session(request, record, screen)
+            state = begun["state"]
+        if state == "finished":
+            session = Session(request, RunRecord.reopen(folder), screen)
+        else:
+            session = Session(request, open_record(folder, request, recipe, began=began), screen)
             session.keep_inputs(inputs)
             with recording(session):
                 for text in early_warnings:
@@ -85,8 +84,8 @@ def fit(request: Request, screen: Screen) -> Path:
                 Job(session, prepare(session, sources)).run()
         clear_leftovers(folder)  # not before: a run killed in between would have to train again
         report(folder, screen)
-        export_run(record, request.mlflow, screen)
-        record.set("reported", True)
+        export_run(session)
+        session.record.set("reported", True)
     return folder
 
 
@@ -166,8 +165,7 @@ class Job:
                 context=session.context,
                 keep=code is not None,  # otherwise nothing tells one change of the user's from another
             )  # fmt: skip
-        augmented = AugmentedViews(rows, values[1:])
-        self.prepared = replace(prepared, features=replace(features, augmented=augmented))
+        self.prepared = replace(prepared, features=replace(features, augmented=(rows, values[1:])))
 
     def _finetuned(
         self, fold: Fold, policy: str, folder: Path, suffix: str, earlier: list[Candidate]

@@ -130,13 +130,13 @@ class Candidate:
     folder: str = "."  # of its files in the run's folder
 
     def predict(self, data: Dataset, rows: np.ndarray, context: Context, **options: Any) -> Predictions:
-        """Return what the model predicts of images of a data set, with their labels where there are some."""
-        return _predict(self.model, self.card, data, rows, context, **options)
+        return predict_rows(self.model, self.card, data, rows, context, **options)
 
 
-def _predict(
+def predict_rows(
     model: Classifier, card: ModelCard, data: Dataset, rows: np.ndarray, context: Context, **options: Any
 ) -> Predictions:
+    """Return what a model predicts of images of a data set, with their labels where there are some."""
     labels, ids = data.images.labels, [data.images.ids[row] for row in rows]
     known = None if labels is None else labels[rows]
     return predict(model, card, data.build.store.gather, rows, ids, labels=known, context=context, **options)
@@ -156,7 +156,7 @@ def head_candidate(
         tta=1, policy="none", levels=frozen.levels, folded=True,
     )  # fmt: skip
     known = features.values[fold.valid]
-    valid = _predict(model, card, prepared.data, fold.valid, context, known_features=known, name="validate")
+    valid = predict_rows(model, card, prepared.data, fold.valid, context, known_features=known, name="validate")
     notes = {"C": head.inverse_regularization, "cv cross-entropy": head.cross_entropy}
     return Candidate(stage, model, card, valid, notes, _train_rows(prepared, fold, model, features.values))
 
@@ -179,7 +179,7 @@ def finetune_candidate(
     task = training_task(prepared, fold, card, folder, resume=resume, extras=extras)
     name = "fine-tune" if stage == "finetune" else stage
     done = fine_tune(model, task, context=context, name=name)
-    valid = _predict(model, card, prepared.data, fold.valid, context, name="validate")
+    valid = predict_rows(model, card, prepared.data, fold.valid, context, name="validate")
     epochs = done.steps * min(prepared.recipe.train.batch_size, len(fold.train)) / len(fold.train)
     train = _train_rows(prepared, fold, model, None, epochs)
     return Candidate(stage, model, card, valid, {"steps": done.steps}, train), done

@@ -86,17 +86,14 @@ def measure_speed(
 
 
 def _seconds(work: Callable[[], None], device: torch.device, clock: Callable[[], float]) -> float:
-    work()
-    _finish(device)
-    start = clock()
-    work()
-    _finish(device)
-    return clock() - start
+    def done() -> float:
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return clock()
 
-
-def _finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    start = done()
+    return done() - start
 
 
 @dataclass(frozen=True, slots=True)
