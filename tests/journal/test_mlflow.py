@@ -28,6 +28,8 @@ from etude.journal.report.report import write_report
 from etude.journal.runs import add_note, set_tags
 from etude.journal.screen import Screen
 from etude.study.diagnostics import export_run
+from etude.study.run.request import Request
+from etude.study.run.session import Session
 from picture_folders import write_classes
 from recorded_runs import edit_record, opened, write_killed_run
 from run_folders import write_run
@@ -199,7 +201,7 @@ def test_a_server_that_dies_costs_the_run_nothing(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     record = recorded_runs.write_run(tmp_path / "my run")
     before = read_run(record.folder)
-    export_run(record, NOBODY, Screen())
+    export_run(Session(Request(tmp_path, mlflow=NOBODY), record, Screen()))
     after = read_run(record.folder)
     (warning,) = after.pop("warnings")
     assert after == {key: value for key, value in before.items() if key != "warnings"}
