@@ -209,7 +209,7 @@ def test_images_on_a_device_come_in_the_same_batches_without_threads(strength: f
         names.add(threading.current_thread().name)
         return shifted_tensor(images, strength, rng, size)
 
-    found = list(batches(on_cpu(data, asked), 5, 9, augment_tensor=watching, **options))
+    found = list(batches(on_cpu(data, asked), 5, 9, **{**options, "augment": watching}))
     assert same(found, known)
     assert names == {threading.main_thread().name}
     assert set(asked) == {12 if strength else 6}
@@ -222,14 +222,9 @@ def test_a_batch_lies_where_its_images_are():
         return torch.zeros(len(rows), size, size, 3, dtype=torch.uint8, device="meta")
 
     data = replace(training_rows(8), gather_tensor=gather_tensor)
-    loader = batches(data, 4, 1, augment_tensor=lambda images, strength, rng, size: images)
+    loader = batches(data, 4, 1, augment=lambda images, strength, rng, size: images)
     ordered = OrderedBatches(data, batch_size=4, size=6)
     assert {tensor.device.type for batch in (*loader, *ordered) for tensor in batch.values()} == {"meta"}
-
-
-def test_images_on_a_device_need_a_change_of_tensors():
-    with pytest.raises(ValueError, match="augment_tensor"):
-        batches(on_cpu(training_rows(8)))
 
 
 @pytest.mark.parametrize("pin", [True, False])

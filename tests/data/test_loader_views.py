@@ -115,10 +115,10 @@ def test_only_unlabelled_images_get_a_second_view(device: bool, strength: float)
     data = with_labels(HALF)
     if device:
         data = replace(data, gather_tensor=lambda rows, size: torch.from_numpy(Images()(rows, size)))
-    options: dict[str, Any] = {"augment": brighter, "augment_tensor": on_tensors(brighter), "prefetch": 2}
+    options: dict[str, Any] = {"augment": on_tensors(brighter) if device else brighter, "prefetch": 2}
     options["plan"] = lambda step: Step(8, strength)
     plain = list(batches(data, 6, 5, **options))
-    seen = list(batches(data, 6, 5, strong=inverted, strong_tensor=on_tensors(inverted), **options))
+    seen = list(batches(data, 6, 5, strong=on_tensors(inverted) if device else inverted, **options))
     for one, batch in zip(plain, seen, strict=True):
         assert all(torch.equal(one[key], batch[key]) for key in one)  # the first view is drawn as without a second
         known = batch["is_labeled"]
@@ -152,12 +152,6 @@ def test_no_second_view_is_made_where_all_images_are_labelled():
 
     for batch in batches(training_rows(8), strong=never):
         assert torch.equal(batch["strong"], batch["image"])
-
-
-def test_a_second_view_on_a_device_needs_a_change_of_tensors():
-    data = replace(with_labels(HALF), gather_tensor=lambda rows, size: torch.zeros(len(rows), size, size, 3))
-    with pytest.raises(ValueError, match="strong_tensor"):
-        batches(data, augment_tensor=on_tensors(brighter), strong=inverted)
 
 
 @pytest.mark.parametrize(("own", "expected"), [(0, 5), (-10, -5), (17, 19)])

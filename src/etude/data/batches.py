@@ -15,11 +15,9 @@ Batch = dict[str, Any]
 bool (B,). Where they were asked for, ``strong`` uint8 (B, S, S, channels), a second view of the unlabelled images, and
 ``teacher`` float32 (B, C)."""
 
-Augment = Callable[[np.ndarray, float, np.random.Generator, int], np.ndarray]
-"""``augment(images, strength, rng, size)`` returns uint8 (B, size, size, channels), sampled from any larger size."""
-
-AugmentTensor = Callable[[torch.Tensor, float, np.random.Generator, int], torch.Tensor]
-"""The same of uint8 tensors (B, S, S, channels), on any device."""
+Augment = Callable[[Any, float, np.random.Generator, int], Any]
+"""``augment(images, strength, rng, size)`` returns uint8 (B, size, size, channels), sampled from any larger size: an
+array of an array, a tensor of a tensor, which images on a device are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,84 +113,38 @@ class StepNeeds:
     images: int
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
-    """An augmentation of images in main memory and, where some are kept there, on a device."""
-
-    arrays: Augment
-    tensors: AugmentTensor | None = None
-
-    def __call__(
-        self, images: np.ndarray | torch.Tensor, strength: float, rng: np.random.Generator, size: int
-    ) -> torch.Tensor:
-        """Return the changed images where the given ones are."""
-        if isinstance(images, np.ndarray):
-            return torch.from_numpy(np.ascontiguousarray(self.arrays(images, strength, rng, size)))
-        if self.tensors is None:
-            raise ValueError("images on a device need a change of tensors")
-        return self.tensors(images, strength, rng, size)
-
-
-@dataclass(frozen=True, slots=True)
-class BatchMaker:
-    """Makes batches of given rows; threads may use it at the same time.
+def training_batch(
+    data: TrainingRows, chosen: np.ndarray, needs: StepNeeds, rng: np.random.Generator,
+    augment: Augment, strong: Augment | None, pin: bool,
+) -> Batch:  # fmt: skip
+    """Return a step's batch: the rows at the positions ``chosen``, augmented.
 
     ``strong`` makes a second view of the unlabelled images, always at strength 1.
     """
-
-    data: TrainingRows
-    augment: Change
-    strong: Change | None = None
-    pin: bool = False
-
-    def __post_init__(self) -> None:
-        for name, change in (("augment", self.augment), ("strong", self.strong)):
-            if self.on_device and change is not None and change.tensors is None:
-                raise ValueError(f"images on a device need {name}_tensor, which changes them there")
-
-    @property
-    def on_device(self) -> bool:
-        """Whether the images are kept on a device, so that no thread has to bring them there."""
-        return self.data.gather_tensor is not None
-
-    def training(self, chosen: np.ndarray, needs: StepNeeds, rng: np.random.Generator) -> Batch:
-        """Return a step's batch: the rows at the positions ``chosen``, augmented."""
-        data, rows = self.data, self.data.rows[chosen]
-        read = data.size_to_read(needs.size, needs.strength if self.strong is None else 1.0)
-        source = data.gather(rows, read) if data.gather_tensor is None else data.gather_tensor(rows, read)
-        images, labelled = self.augment(source, needs.strength, rng, needs.size), data.is_labelled(chosen)
-        batch: Batch = {"image": images, **labels_of(data, chosen)}
-        batch |= {"id": torch.from_numpy(rows), "is_labeled": torch.from_numpy(labelled)}
-        if data.teacher is not None:
-            batch["teacher"] = torch.from_numpy(data.teacher[chosen])
-        if self.strong is not None:  # after the first view, whose draws are thus the same with and without
-            batch["strong"] = _second_view(self.strong, source, images, np.flatnonzero(~labelled), rng)
-        return placed(batch, images.device, self.pin)
+    rows, labelled = data.rows[chosen], data.is_labelled(chosen)
+    read = data.size_to_read(needs.size, needs.strength if strong is None else 1.0)
+    source = (data.gather_tensor or data.gather)(rows, read)
+    images = _tensor(augment(source, needs.strength, rng, needs.size))
+    batch: Batch = {"image": images, **labels_of(data, chosen)}
+    batch |= {"id": torch.from_numpy(rows), "is_labeled": torch.from_numpy(labelled)}
+    if data.teacher is not None:
+        batch["teacher"] = torch.from_numpy(data.teacher[chosen])
+    if strong is not None:  # after the first view, whose draws are thus the same with and without
+        batch["strong"] = images.clone()
+        if len(unlabelled := np.flatnonzero(~labelled)):
+            where = torch.from_numpy(unlabelled).to(images.device)
+            mine = source[unlabelled] if isinstance(source, np.ndarray) else source[where]
+            batch["strong"][where] = _tensor(strong(mine, 1.0, rng, needs.size))
+    return placed(batch, images.device, pin)
 
 
-def _second_view(
-    strong: Change,
-    source: np.ndarray | torch.Tensor,
-    images: torch.Tensor,
-    unlabelled: np.ndarray,
-    rng: np.random.Generator,
-) -> torch.Tensor:
-    """Return ``images`` with those at the positions ``unlabelled`` made anew from ``source``."""
-    views = images.clone()
-    if len(unlabelled):
-        where = torch.from_numpy(unlabelled).to(images.device)
-        chosen = source[unlabelled] if isinstance(source, np.ndarray) else source[where]
-        views[where] = strong(chosen, 1.0, rng, images.shape[1])
-    return views
+def _tensor(images: np.ndarray | torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(images)) if isinstance(images, np.ndarray) else images
 
 
 def plain_batch(data: TrainingRows, chosen: np.ndarray, size: int, pin: bool) -> Batch:
     """Return the rows at the positions ``chosen`` as they are stored, at ``size``."""
-    rows = data.rows[chosen]
-    if data.gather_tensor is not None:
-        images = data.gather_tensor(rows, size)
-    else:
-        images = torch.from_numpy(data.gather(rows, size))
+    images = _tensor((data.gather_tensor or data.gather)(data.rows[chosen], size))
     return placed({"image": images, **labels_of(data, chosen)}, images.device, pin)
 
 

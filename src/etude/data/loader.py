@@ -18,17 +18,7 @@ from etude.core.errors import EtudeError
 from etude.core.prefetch import prefetch
 from etude.core.processor import usable_cores
 from etude.core.seeds import rng_for
-from etude.data.batches import (
-    Augment,
-    AugmentTensor,
-    Batch,
-    BatchMaker,
-    Change,
-    StepNeeds,
-    TrainingRows,
-    plain_batch,
-    shares,
-)
+from etude.data.batches import Augment, Batch, StepNeeds, TrainingRows, plain_batch, shares, training_batch
 from etude.data.order import Epochs, FixedMix, Order
 
 _LARGEST_SIDE = 1 << 20  # asked for more than it has, a store names the side of its own images
@@ -115,8 +105,6 @@ def _refuse_other_shapes(shapes: set[tuple[int, ...]]) -> None:
         raise ValueError(f"stores give images of shapes {sorted(shapes)}: store them with the same channels")
 
 
-__all__ = ["Augment", "AugmentTensor", "Batch", "OrderedBatches", "StepBatches", "StepPlan", "TrainingRows"]
-
 _MAX_THREADS = 4  # more of them only take turns at Python's lock
 _NICER = 5  # than the network's threads, in steps of which each is about a quarter less of the processor's time
 _NICEST = 19
@@ -153,23 +141,21 @@ class StepBatches:
 
     Args:
         batch_size: images a step where the plan does not say.
-        plan: maps a step to its size, strength and images, so that prefetched batches fit the step they are for. Where
-            its answer changes, prefetched batches of the old plan are dropped and made anew.
+        plan: maps a step to its size, strength and images. Where its answer changes, prefetched batches of the old plan
+            are dropped and made anew.
         augment: samples images to the step's size.
         start: the first step to yield, of a resumed run.
         threads: that make batches; one for each two cores, from one to four.
-        prefetch: steps whose batches are held ready or in the making, which bounds the memory; two more than threads.
+        prefetch: steps whose batches are ready or in the making, which bounds the memory; two more than threads.
         part: (which, of how many) processes share each batch.
         parts: batches that each step's images come in, one after the other: for gradients that are accumulated. The
             images are those of the whole step.
         fixed_batch: whether every step of the plan has ``batch_size`` images; a run that is resumed late then need not
             ask it for each step before.
         pin: page-locked memory, from which a GPU fetches while it works.
-        augment_tensor: ``augment`` for tensors, needed where ``data`` is kept on a device.
         mix: the share of labelled images in every batch; None draws from all rows equally.
         strong: makes the batch's ``strong``, a second view of its unlabelled images, at strength 1. Labelled images
             have their first view there.
-        strong_tensor: ``strong`` for tensors, needed where ``data`` is kept on a device.
     """
 
     def __init__(
@@ -188,25 +174,27 @@ class StepBatches:
         parts: int = 1,
         fixed_batch: bool = False,
         pin: bool = False,
-        augment_tensor: AugmentTensor | None = None,
         mix: FixedMix | None = None,
         strong: Augment | None = None,
-        strong_tensor: AugmentTensor | None = None,
     ) -> None:
         self.data, self.steps, self.plan = data, steps, plan
         self.seed, self.start, self.part, self.parts, self.fixed_batch = seed, start, part, parts, fixed_batch
         self.threads = default_threads() if threads is None else threads
         self.prefetch = self.threads + 2 if prefetch is None else prefetch
         self.batch_size = min(batch_size, len(data.rows))
-        second = None if strong is None else Change(strong, strong_tensor)
-        self._maker = BatchMaker(data, Change(augment, augment_tensor), second, pin)
-        self._order = _order_of(data, mix, seed, part)
+        self.augment, self.strong, self.pin = augment, strong, pin
+        self._order: Order
+        if mix is None:
+            self._order = Epochs(len(data), seed, part)
+        else:
+            labels = data.class_indices if mix.balanced else None
+            self._order = mix.order(data.is_labelled(np.arange(len(data))), seed, labels=labels, part=part)
 
     def __len__(self) -> int:
         return self.steps * self.parts
 
     def __iter__(self) -> Iterator[Batch]:
-        whole = self._unthreaded() if self._maker.on_device else self._prefetched()
+        whole = self._unthreaded() if self.data.gather_tensor is not None else self._prefetched()
         try:
             for batch in whole:
                 if self.parts == 1:
@@ -230,8 +218,9 @@ class StepBatches:
             try:
                 while step < self.steps or waiting:
                     while step < self.steps and len(waiting) < self.prefetch:
-                        waiting.append(self._submitted(pool, step, first))
-                        step, first = step + 1, first + self._order.taken(waiting[-1].made_for.images)
+                        needs = self._needs(step)
+                        waiting.append(_Pending(step, first, needs, pool.submit(self._made, step, first, needs)))
+                        step, first = step + 1, first + self._order.taken(needs.images)
                     if self._needs(waiting[0].step) == waiting[0].made_for:
                         yield waiting.popleft().batch.result()
                     else:  # an event has changed the plan since
@@ -240,13 +229,11 @@ class StepBatches:
             finally:  # a consumer that stops early must not wait for batches nobody wants
                 _drop(waiting)
 
-    def _submitted(self, pool: ThreadPoolExecutor, step: int, first: np.ndarray) -> _Pending:
-        needs = self._needs(step)
-        return _Pending(step, first, needs, pool.submit(self._made, step, first, needs))
-
     def _made(self, step: int, first: np.ndarray, needs: StepNeeds) -> Batch:
         # Drawing the rows and the generator belongs to the thread too: it takes half a millisecond from a cold cache.
-        return self._maker.training(self._order.chosen(first, needs.images), needs, self._rng(step))
+        chosen = self._order.chosen(first, needs.images)
+        rng = rng_for(self.seed, f"augment/{self.part[0]}" if self.part[0] else "augment", step)
+        return training_batch(self.data, chosen, needs, rng, self.augment, self.strong, self.pin)
 
     def _needs(self, step: int) -> StepNeeds:
         moment = self.plan(step)
@@ -260,9 +247,6 @@ class StepBatches:
         if self.fixed_batch:
             return step * self._order.taken(self.batch_size)
         return sum((self._order.taken(self._needs(earlier).images) for earlier in range(step)), self._order.taken(0))
-
-    def _rng(self, step: int) -> np.random.Generator:
-        return rng_for(self.seed, f"augment/{self.part[0]}" if self.part[0] else "augment", step)
 
     def _split(self, batch: Batch) -> Iterator[Batch]:
         """Yield a step's batch in parts; they are views of it, so its pixels do not depend on their number."""
@@ -291,13 +275,6 @@ def lower_priority() -> None:
     if sys.platform == "linux":
         nicer = min(_NICEST, os.getpriority(os.PRIO_PROCESS, 0) + _NICER)
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nicer)
-
-
-def _order_of(data: TrainingRows, mix: FixedMix | None, seed: int, part: tuple[int, int]) -> Order:
-    if mix is None:
-        return Epochs(len(data), seed, part)
-    labelled = data.is_labelled(np.arange(len(data)))
-    return mix.order(labelled, seed, labels=data.class_indices if mix.balanced else None, part=part)
 
 
 def _drop(waiting: deque[_Pending]) -> None:

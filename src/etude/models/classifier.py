@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import ConfigDict, Field, FiniteFloat, StrictBool, StrictInt, TypeAdapter, ValidationError
 from torch import nn
 
 from etude.core.errors import EtudeError
@@ -18,6 +18,9 @@ from etude.models.optimize import fold_batchnorm
 
 MODEL_VERSION = 1
 LARGEST_SIDE = 16_384  # pixels of an input, which no network of today comes near
+
+Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE, strict=True)]
+Name = Annotated[str, Field(min_length=1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +39,16 @@ class Preprocessing:
             have 8.
     """
 
-    size: int
-    stored_size: int
-    fit: str
-    channels: int
-    in_channels: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    value_range: tuple[float, float] | None = None
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    size: Side
+    stored_size: Side
+    fit: Annotated[str, Field(pattern="^(squash|crop|letterbox)$")]
+    channels: StrictInt
+    in_channels: StrictInt
+    mean: tuple[FiniteFloat, ...]
+    std: tuple[Annotated[FiniteFloat, Field(gt=0)], ...]
+    value_range: tuple[FiniteFloat, FiniteFloat] | None = None
 
     @classmethod
     def of(cls, backbone: Backbone, stored: Any, size: int) -> Preprocessing:
@@ -110,14 +115,16 @@ class ModelCard:
         folded: whether batch norm was folded into the convolutions (stage 2).
     """
 
-    backbone: str
-    classes: tuple[str, ...]
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    backbone: Name
+    classes: Annotated[tuple[Name, ...], Field(min_length=2)]
     preprocessing: Preprocessing
-    precision: str
-    tta: int
-    policy: str
-    levels: int = 0
-    folded: bool = False
+    precision: Annotated[str, Field(pattern="^(fp32|bf16)$")]
+    tta: Annotated[int, Field(ge=1, le=128, strict=True)]
+    policy: Name
+    levels: Annotated[int, Field(ge=0, le=8, strict=True)] = 0
+    folded: StrictBool = False
 
 
 def save_model(folder: Path, model: Classifier, card: ModelCard, name: str = "model") -> list[Path]:
@@ -164,39 +171,20 @@ def _read_card(path: Path) -> ModelCard:
     if not isinstance(fields, dict) or fields.pop("version", None) != MODEL_VERSION:
         raise EtudeError(f"{path} was written by another version of etude; this one reads format {MODEL_VERSION}")
     with reading(path, "the description of a model", "bring back the file that the run wrote, or train the run again"):
-        shape = fields.pop("preprocessing")
-        tuples = {name: tuple(shape[name]) for name in ("mean", "std", "value_range") if shape.get(name) is not None}
-        preprocessing = Preprocessing(**{**shape, **tuples})
-        card = ModelCard(**{**fields, "classes": tuple(fields["classes"])}, preprocessing=preprocessing)
-        if odd := [name for name, holds in _expectations(card).items() if not holds]:
+        try:
+            card = TypeAdapter(ModelCard).validate_python(fields)
+        except ValidationError as problem:
+            first = problem.errors()[0]
+            raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        seen = card.preprocessing
+        fits = {
+            "channels": seen.channels in (1, 3),
+            "in_channels": seen.in_channels in (seen.channels, 3),
+            "mean": len(seen.mean) == seen.in_channels,
+            "std": len(seen.std) == seen.in_channels,
+            "value_range": seen.value_range is None or seen.value_range[0] < seen.value_range[1],
+            "classes": len({*card.classes}) == len(card.classes),
+        }
+        if odd := [name for name, holds in fits.items() if not holds]:
             raise ValueError(f"it gives {odd[0]} a value that no model has")
     return card
-
-
-def _expectations(card: ModelCard) -> dict[str, bool]:
-    """Return for each field whether it has a value that a model can have."""
-    seen, classes = card.preprocessing, card.classes
-    named = [*classes, card.backbone, card.policy]
-    return {
-        "size": _whole(seen.size, 1, LARGEST_SIDE),
-        "stored_size": _whole(seen.stored_size, 1, LARGEST_SIDE),
-        "fit": seen.fit in ("squash", "crop", "letterbox"),
-        "channels": _whole(seen.channels, 1, 3) and seen.channels != 2,
-        "in_channels": seen.in_channels in (seen.channels, 3),
-        "mean": len(seen.mean) == seen.in_channels and all(map(math.isfinite, seen.mean)),
-        "std": len(seen.std) == seen.in_channels and all(0 < value < math.inf for value in seen.std),
-        "value_range": seen.value_range is None or _rises(*seen.value_range),
-        "classes": all(isinstance(name, str) and name for name in named) and len({*classes}) == len(classes) > 1,
-        "precision": card.precision in ("fp32", "bf16"),
-        "tta": _whole(card.tta, 1, 128),
-        "levels": _whole(card.levels, 0, 8),
-        "folded": isinstance(card.folded, bool),
-    }
-
-
-def _whole(value: object, least: int, most: int) -> bool:
-    return type(value) is int and least <= value <= most
-
-
-def _rises(low: float, high: float) -> bool:
-    return -math.inf < low < high < math.inf
