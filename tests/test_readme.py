@@ -23,6 +23,7 @@ PYTHON = [text for kind, text in BLOCKS if kind == "python"]
 
 # Added to every command that trains and does not set it: features of 32 px in place of 224, and few steps.
 SMALL = {"model.feature_size": "32", "train.epochs": "4"}
+SMALL_STEPS = {"train.batch_size": "4"}  # of a search of the learning rate, which takes a hundred
 
 
 def smaller(words: list[str]) -> list[str]:
@@ -30,7 +31,8 @@ def smaller(words: list[str]) -> list[str]:
     given = " ".join(words)
     if words[1] not in ("fit", "lr-find", "ablate"):
         return words
-    return [*words, *(part for key, value in SMALL.items() if key not in given for part in ("--set", f"{key}={value}"))]
+    small = SMALL | SMALL_STEPS if {"lr-find", "--lr"} & {*words} else SMALL
+    return [*words, *(part for key, value in small.items() if key not in given for part in ("--set", f"{key}={value}"))]
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_default_recipe_trains_both_stages_and_predicts(etude, tmp_path):
+def test_default_recipe_trains_both_stages_and_predicts_and_can_be_repeated(etude, tmp_path):
     train, test = write_classes(tmp_path / "train"), write_flat(tmp_path / "test")
     ended = etude("fit", train, "--test", test, "--out", "run", *SHORT)
     assert ended.code == 0, ended.err
@@ -44,6 +44,14 @@ def test_default_recipe_trains_both_stages_and_predicts(etude, tmp_path):
     assert rows_of(run / "history.csv")[-1]["phase"] == "finish"
     for word in ("Plan", "device", "stage 1", "stage 2", "validation accuracy", "fine-tune"):
         assert word in ended.out
+
+    # Predicting again gives the numbers of the run, and the same command, without its cache, the same run.
+    assert etude("predict", "run", test, "--out", "again.npz").code == 0
+    assert etude("fit", train, "--out", "two", "--cache", "b", *SHORT).code == 0
+    for first, again in ((run / "test.npz", tmp_path / "again.npz"), (run / "valid.npz", tmp_path / "two/valid.npz")):
+        one, two = Predictions.load(first), Predictions.load(again)
+        assert one.ids == two.ids
+        np.testing.assert_array_equal(one.logits, two.logits)
 
 
 def test_quick_recipe_finds_easy_classes(etude, tmp_path):
@@ -68,42 +76,18 @@ def test_predictions_average_over_as_many_views_as_asked_for(etude, tmp_path):
     assert (ended.code, ended.err) == (2, "etude: an image is seen through 1 to 128 views, not 129\n")
 
 
-def test_predicting_again_gives_the_numbers_of_the_run(etude, tmp_path):
-    train, test = write_classes(tmp_path / "train"), write_flat(tmp_path / "test")
-    etude("fit", train, "--test", test, "--out", "run", *SHORT)
-    assert etude("predict", "run", test, "--out", "again.npz").code == 0
-    first, again = Predictions.load(tmp_path / "run" / "test.npz"), Predictions.load(tmp_path / "again.npz")
-    assert first.ids == again.ids
-    np.testing.assert_array_equal(first.logits, again.logits)
-
-
-def test_same_command_same_result(etude, tmp_path):
-    train = write_classes(tmp_path / "train")
-    for out, cache in (("one", "a"), ("two", "b")):
-        etude("fit", train, "--out", out, "--cache", cache, *SHORT)
-    one, two = (Predictions.load(tmp_path / out / "valid.npz") for out in ("one", "two"))
-    assert one.ids == two.ids
-    np.testing.assert_array_equal(one.logits, two.logits)
-
-
 def test_quick_recipe_on_larger_images_stores_what_the_features_need(etude, tmp_path):
     train = write_classes(tmp_path / "train", side=64)
     assert etude("fit", train, *QUICK, "--set", "model.feature_size=64", "--out", "run").code == 0
     assert record_of(tmp_path / "run")["data"]["stored_size"] == 64
 
 
-def test_other_seed_other_split(etude, tmp_path):
+def test_other_seed_other_split_and_the_same_store_and_features(etude, tmp_path):
     train = write_classes(tmp_path / "train", count=30)
     for seed in (0, 1):
         etude("fit", train, *QUICK, "--seed", seed, "--out", f"s{seed}")
     assert Predictions.load(tmp_path / "s0" / "valid.npz").ids != Predictions.load(tmp_path / "s1" / "valid.npz").ids
-
-
-def test_second_run_reuses_store_and_features(etude, tmp_path):
-    train = write_classes(tmp_path / "train")
-    for out in ("one", "two"):
-        etude("fit", train, *QUICK, "--out", out)
-    notes = {stage["name"]: stage["notes"] for stage in record_of(tmp_path / "two")["stages"]}
+    notes = {stage["name"]: stage["notes"] for stage in record_of(tmp_path / "s1")["stages"]}
     assert notes["store"]["reused"]
     assert notes["features"]["reused"]
 

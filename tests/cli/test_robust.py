@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,10 +30,19 @@ def edit_record(run: Path, **changes: object) -> None:
     (run / "run.json").write_text(json.dumps({**record, **changes}))
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kept")
+
+
 @pytest.fixture
-def finished(etude, tmp_path) -> Path:
-    write_flat(tmp_path / "test")
-    assert etude("fit", write_classes(tmp_path / "train"), *QUICK, "--out", "run").code == 0
+def finished(etude, tmp_path, kept) -> Path:
+    """A finished run in ``run``, its images and its cache, made once."""
+    if not (kept / "run").is_dir():
+        write_flat(tmp_path / "test")
+        assert etude("fit", write_classes(tmp_path / "train"), *QUICK, "--out", "run").code == 0
+        shutil.copytree(tmp_path, kept, dirs_exist_ok=True)
+    shutil.copytree(kept, tmp_path, dirs_exist_ok=True)
     return tmp_path / "run"
 
 
