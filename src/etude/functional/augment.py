@@ -15,31 +15,18 @@ from etude.functional.warp import Geometry, warp, warp_matrices
 
 __all__ = ["POLICIES", "Policy", "apply_changes", "augment", "policy_named"]
 
-OPERATIONS = (
-    "identity",
-    "rotate",
-    "shear_x",
-    "shear_y",
-    "translate_x",
-    "translate_y",
-    "brightness",
-    "contrast",
-    "saturation",
-    "hue",
-    "posterize",
-    "solarize",
-    "sharpness",
-    "autocontrast",
-)
-
+_SHEAR = float(np.rad2deg(np.arctan(0.99)))
+_TRANSLATE = 32.0 / 224.0
 # Largest magnitudes at strength 1; those of the paper but for brightness and hue.
-_ROTATE = 135.0  # degrees
-_SHEAR = float(np.rad2deg(np.arctan(0.99)))  # degrees
-_TRANSLATE = 32.0 / 224.0  # of the side
-_BRIGHTNESS = 0.5  # of the full range
-_FACTOR = 0.99  # by which contrast, saturation and sharpness may differ from 1
-_HUE = 90.0  # degrees
-_BITS = 6  # that posterize may drop, of eight
+_LIMITS = {
+    "identity": 0.0,
+    **{"rotate": 135.0, "shear_x": _SHEAR, "shear_y": _SHEAR},  # degrees
+    **{"translate_x": _TRANSLATE, "translate_y": _TRANSLATE},  # of the side
+    **{"brightness": 0.5, "contrast": 0.99, "saturation": 0.99},  # of the full range; by which factors differ from 1
+    **{"hue": 90.0, "posterize": 6, "solarize": 1.0},  # degrees; bits dropped of eight; of the full range
+    **{"sharpness": 0.99, "autocontrast": 0.0},  # by which the factor differs from 1
+}
+OPERATIONS = tuple(_LIMITS)
 
 
 def trivial_changes(
@@ -54,30 +41,24 @@ def trivial_changes(
     extent = strength * magnitude
     signed = np.where(sign < 0.5, -extent, extent)
 
-    def at(name: str, limit: float, values: np.ndarray = signed) -> np.ndarray:
-        return np.where(chosen == OPERATIONS.index(name), limit * values, 0.0)
+    def at(name: str, values: np.ndarray = signed) -> np.ndarray:
+        return np.where(chosen == OPERATIONS.index(name), _LIMITS[name] * values, 0.0)
 
     geometry = replace(
         Geometry.identity(count),
-        angle=at("rotate", _ROTATE),
-        shear=at("shear_x", _SHEAR),
-        shear_y=at("shear_y", _SHEAR),
-        shift_x=at("translate_x", _TRANSLATE),
-        shift_y=at("translate_y", _TRANSLATE),
+        angle=at("rotate"),
+        shear=at("shear_x"),
+        shear_y=at("shear_y"),
+        shift_x=at("translate_x"),
+        shift_y=at("translate_y"),
     )
-    color = replace(
-        Color.identity(count),
-        contrast=1.0 + at("contrast", _FACTOR),
-        brightness=at("brightness", _BRIGHTNESS),
-        saturation=1.0 + at("saturation", _FACTOR),
-        hue=at("hue", _HUE),
-    )
+    color = Color(1.0 + at("contrast"), at("brightness"), 1.0 + at("saturation"), at("hue"), np.zeros(count, bool))
     tone = Tone(
         stretch=(chosen == OPERATIONS.index("autocontrast")) & (magnitude < strength),
-        bits=8 - np.rint(at("posterize", _BITS, extent)).astype(int),
-        solarize=256.0 * (1.0 - at("solarize", 1.0, extent)),
+        bits=8 - np.rint(at("posterize", extent)).astype(int),
+        solarize=256.0 * (1.0 - at("solarize", extent)),
     )
-    effects = replace(Effects.identity(count), sharpness=at("sharpness", _FACTOR))
+    effects = replace(Effects.identity(count), sharpness=at("sharpness"))
     return geometry, color, tone, effects
 
 
@@ -152,34 +133,24 @@ class Policy:
     @property
     def moves(self) -> bool:
         """Whether pixels change their places."""
-        symmetric = self.flip or self.upside_down or self.quarter_turns
-        turned = self.angle or self.log_scale or self.shear or self.shear_y or self.shift
-        return bool(symmetric or turned or self.crop or self.log_aspect or self.perspective)
+        affine = (self.angle, self.log_scale, self.shear, self.shear_y, self.shift, self.crop, self.log_aspect)
+        return any((self.flip, self.upside_down, self.quarter_turns, *affine, self.perspective))
 
     @property
     def colors(self) -> bool:
         """Whether the colour map is anything but the identity."""
-        return bool(self.contrast or self.brightness or self.saturation or self.hue or self.grey)
+        return any((self.contrast, self.brightness, self.saturation, self.hue, self.grey))
 
 
-_SYMMETRIC = Policy(
-    "symmetric",
-    flip=True,
-    upside_down=True,
-    quarter_turns=True,
-    angle=3,
-    shift=0.05,
-    log_scale=0.1,
-    contrast=0.2,
-    brightness=0.1,
-)
+_FLIPS = Policy("flips", flip=True, upside_down=True, angle=3, shift=0.05, log_scale=0.1, contrast=0.2, brightness=0.1)
+_SYMMETRIC = replace(_FLIPS, name="symmetric", quarter_turns=True)
 
 POLICIES = {
     policy.name: policy
     for policy in (
         Policy("none"),
         Policy("photos", flip=True, angle=10, log_scale=0.2, shear=5, shift=0.08, contrast=0.3, brightness=0.1),
-        Policy("flips", flip=True, upside_down=True, angle=3, shift=0.05, log_scale=0.1, contrast=0.2, brightness=0.1),
+        _FLIPS,
         _SYMMETRIC,
         Policy("digits", angle=15, log_scale=0.15, shear=12, shift=0.1, border="replicate"),
         # A page has one way up and plain paper at its edge; scanners and phones differ in light.
@@ -245,7 +216,15 @@ def draw_changes(policy: Policy, strength: float, rng: np.random.Generator, coun
         return Changes(geometry, color, tone, effects, policy.border)
     signed *= strength
     geometry = _geometry(policy, strength, signed, flips, turns, more) if policy.moves else None
-    color = _color(policy, strength, tones, more) if policy.colors else None
+    color = None
+    if policy.colors:
+        color = Color(
+            contrast=1.0 + strength * policy.contrast * tones[0],
+            brightness=strength * policy.brightness * tones[1],
+            saturation=1.0 + strength * policy.saturation * (2.0 * more[0] - 1.0),
+            hue=strength * policy.hue * (2.0 * more[1] - 1.0),
+            grey=more[5] < strength * policy.grey,
+        )
     effects = _effects(policy, strength, more, seeds) if policy.erase or policy.noise or policy.blur else None
     return Changes(geometry, color, None, effects, policy.border)
 
@@ -282,16 +261,6 @@ def _cropped(drawn: Geometry, policy: Policy, strength: float, uniform: np.ndarr
         log_aspect=np.log(height / width),
         shift_x=drawn.shift_x + (1.0 / width - 1.0) * (uniform[2] - 0.5),
         shift_y=drawn.shift_y + (1.0 / height - 1.0) * (uniform[3] - 0.5),
-    )
-
-
-def _color(policy: Policy, strength: float, tones: np.ndarray, more: np.ndarray) -> Color:
-    return Color(
-        contrast=1.0 + strength * policy.contrast * tones[0],
-        brightness=strength * policy.brightness * tones[1],
-        saturation=1.0 + strength * policy.saturation * (2.0 * more[0] - 1.0),
-        hue=strength * policy.hue * (2.0 * more[1] - 1.0),
-        grey=more[5] < strength * policy.grey,
     )
 
 

@@ -31,9 +31,15 @@ def shrink(images: torch.Tensor, height: int, width: int, *, channels_last: bool
     if size == tuple(images.shape[2:]):
         return images
     # In float32: not every device interpolates half precision and uint8 with antialiasing.
-    exact = images if images.dtype == torch.float64 else images.float()
-    resized = torch.nn.functional.interpolate(exact, size, mode="bilinear", antialias=True)
-    return resized.round_().to(torch.uint8) if images.dtype == torch.uint8 else resized.to(images.dtype)
+    return _as_before(interpolate(_exact(images), size, mode="bilinear", antialias=True), images)
+
+
+def _exact(images: torch.Tensor) -> torch.Tensor:
+    return images if images.dtype == torch.float64 else images.float()
+
+
+def _as_before(changed: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    return changed.round().to(torch.uint8) if images.dtype == torch.uint8 else changed.to(images.dtype)
 
 
 _PADDING = {"reflect": "reflection", "replicate": "border"}
@@ -122,8 +128,7 @@ class Range:
         """Return the full range of uint8, or from the smallest to the largest value of floats."""
         if images.dtype == torch.uint8:
             return cls(torch.zeros((), device=images.device), torch.full((), 255.0, device=images.device))
-        exact = images if images.dtype == torch.float64 else images.float()
-        return cls(exact.amin(), exact.amax())
+        return cls(_exact(images).amin(), _exact(images).amax())
 
     @property
     def span(self) -> torch.Tensor:
@@ -209,16 +214,10 @@ def _replaced(images: torch.Tensor, rows: np.ndarray, change: Callable[[torch.Te
 
 def _convolved(images: torch.Tensor, kernels: np.ndarray) -> torch.Tensor:
     """Convolve each image with its own kernel (B, height, width); the edge is repeated."""
-    count, channels, side, _ = images.shape
     height, width = kernels.shape[1:]
-    weights = sent(kernels, images.device, images.dtype).repeat_interleave(channels, 0)[:, None]
-    edges = (width // 2, width // 2, height // 2, height // 2)
-    padded = pad(images, edges, mode="replicate").reshape(1, count * channels, *_grown(side, edges))
-    return conv2d(padded, weights, groups=count * channels).reshape(count, channels, side, side)
-
-
-def _grown(side: int, edges: tuple[int, int, int, int]) -> tuple[int, int]:
-    return side + edges[2] + edges[3], side + edges[0] + edges[1]
+    weights = sent(kernels, images.device, images.dtype).repeat_interleave(images.shape[1], 0)[:, None]
+    padded = pad(images, (width // 2, width // 2, height // 2, height // 2), mode="replicate").flatten(0, 1)[None]
+    return conv2d(padded, weights, groups=len(weights)).reshape(images.shape)
 
 
 def _noisy(images: torch.Tensor, effects: Effects, rows: np.ndarray, limits: Range) -> torch.Tensor:
@@ -260,9 +259,9 @@ def augment_tensor(
 ) -> torch.Tensor:
     """Return images changed by ``policy``, as :func:`~etude.functional.augment.augment` does with the same draws.
 
-    Floats are taken as they are, in the range from the batch's smallest to its largest value: brightness moves by
-    shares of that range, and nothing leaves it. So the batch may be normalised or not. uint8 runs from 0 to 255.
-    The host never waits for the device. On smooth images the two differ by less than half a level in the mean.
+    Floats, normalised or not, have the range from the batch's smallest to its largest value: brightness moves by shares
+    of it, and nothing leaves it. uint8 runs from 0 to 255. The host never waits for the device. On smooth images the
+    two functions differ by less than half a level in the mean.
 
     Args:
         images: square (B, C, S, S), or (B, S, S, C) with ``channels_last``; float or uint8, and so is the result.
@@ -296,8 +295,7 @@ def apply_changes_tensor(images: torch.Tensor, changes: Changes, size: int | Non
     """Return (B, C, size, size): ``changes`` applied to square (B, C, S, S) images, uint8 or float."""
     side = images.shape[2]
     size = side if size is None else size
-    limits = Range.of(images)
-    exact = images if images.dtype == torch.float64 else images.float()
+    limits, exact = Range.of(images), _exact(images)
     if changes.geometry is None:
         changed = limits.held(resized_tensor(exact, size)) if size > side else resized_tensor(exact, size)
     else:
@@ -308,4 +306,4 @@ def apply_changes_tensor(images: torch.Tensor, changes: Changes, size: int | Non
         changed = tone_tensor(changed, changes.tone, limits)
     if changes.effects is not None:
         changed = effects_tensor(changed, changes.effects, limits)
-    return changed.round().to(torch.uint8) if images.dtype == torch.uint8 else changed.to(images.dtype)
+    return _as_before(changed, images)

@@ -18,13 +18,11 @@ def recompute_batchnorm(model: nn.Module, batches: Iterable[Any], forward: Calla
     """Set the running mean and variance of every BatchNorm layer to those of its inputs over all ``batches``.
 
     Averaged weights need this (Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima and Better
-    Generalization"): no training step ever ran with them. The values of all batches are pooled, so the result is
-    the mean and the (unbiased) variance of the whole population for any sizes of batches;
-    ``torch.optim.swa_utils.update_bn`` averages the batches' own, which leaves out how they differ from each other.
+    Generalization"): no training step ever ran with them. The result is the mean and the (unbiased) variance of all
+    batches pooled; ``torch.optim.swa_utils.update_bn`` averages the batches' own, which leaves out how they differ.
 
-    Only BatchNorm layers run in training mode: dropout is off, as it is when the statistics are used. A layer that
-    no batch reaches, or that tracks no statistics, stays as it is, and a model without BatchNorm is not run.
-    Modes and momenta are afterwards as they were; after an error the statistics are too.
+    Only BatchNorm layers run in training mode: dropout is off. A layer that no batch reaches, or that tracks no
+    statistics, stays as it is. Modes and momenta are afterwards as they were; after an error the statistics are too.
 
     Args:
         model: changed in place.
@@ -77,7 +75,7 @@ def recompute_batchnorm(model: nn.Module, batches: Iterable[Any], forward: Calla
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Have all parts of a module in evaluation mode, and afterwards each in the mode that it was in."""
-    # Flags are set one by one: a module's own ``train()`` may do more, such as keeping BatchNorm in evaluation mode.
+    # One by one: a module's own ``train()`` may do more, such as keeping BatchNorm in evaluation mode.
     modes = [(part, part.training) for part in module.modules()]
     try:
         for part, _ in modes:

@@ -71,8 +71,7 @@ def color_map(images: np.ndarray, color: Color) -> None:
     toned = (color.contrast != 1.0) | (color.brightness != 0.0)
     if channels == 3 and not color.keeps_chroma:
         matrices = chroma_matrices(color)
-        offset = np.empty((len(images), 3, 1))
-        offset[:] = _offset(color, (matrices @ means[:, :, None]).mean((1, 2)))[:, None, None]
+        offset = np.tile(_offset(color, (matrices @ means[:, :, None]).mean((1, 2)))[:, None, None], (1, 3, 1))
         whole = np.concatenate([color.contrast[:, None, None] * matrices, offset], axis=2)
         touched = toned | color.grey | (color.saturation != 1.0) | (color.hue != 0.0)
         for row in np.flatnonzero(touched).tolist():

@@ -16,17 +16,13 @@ def soften(log_probabilities: torch.Tensor, temperature: float) -> torch.Tensor:
 
 
 def distillation_loss(
-    logits: torch.Tensor,
-    target: torch.Tensor,
-    weight: torch.Tensor,
-    teacher: torch.Tensor,
-    temperature: float,
-    share: float,
-) -> torch.Tensor:
+    logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor, teacher: torch.Tensor,
+    temperature: float, share: float,
+) -> torch.Tensor:  # fmt: skip
     """Return the weighted mean of share · T² · CE(soft teacher, student / T) + (1 - share) · CE(target), in nats.
 
-    T² keeps the size of the soft term's gradients at any temperature. An image without a label has a target of
-    zeros, and so the soft term alone; a mixture of a labelled and an unlabelled image has its part of the hard one.
+    T² keeps the size of the soft term's gradients at any temperature. An image without a label has a target of zeros,
+    and so the soft term alone.
 
     Args:
         logits: (N, C) of the student.
@@ -54,7 +50,7 @@ def distillation_loss(
     logits = logits.float()
     losses = -(target * torch.log_softmax(logits, dim=1)).sum(1) * (1.0 - share)
     if share > 0.0:
-        soft = soften(_log(teacher.float()), temperature)
+        soft = soften(log_of(teacher.float()), temperature)
         losses = losses - (soft * torch.log_softmax(logits / temperature, dim=1)).sum(1) * (share * temperature**2)
     return (losses * weight).sum() / weight.sum().clamp_min(1e-12)
 
@@ -63,10 +59,7 @@ def distillation_loss(
 def mean_probabilities(
     models: Sequence[Callable[[torch.Tensor], torch.Tensor]], images: torch.Tensor, who: str = "a teacher"
 ) -> torch.Tensor:
-    """Return the mean over ``models`` of the softmax of their logits (N, C), float32, without gradients.
-
-    ``who`` is named in the message where logits are not (N, C), or differ in C.
-    """
+    """Return the mean over ``models``, ``who`` in messages, of the softmax of their logits (N, C); no gradients."""
     logits = [model(images) for model in models]
     for one in logits:
         if one.ndim != 2 or len(one) != len(images) or one.shape != logits[0].shape:
@@ -83,5 +76,6 @@ def check_temperature(temperature: float) -> None:
         raise EtudeError(f"the temperature is {temperature}; it must be a number above 0, and 1 changes nothing")
 
 
-def _log(probabilities: torch.Tensor) -> torch.Tensor:
+def log_of(probabilities: torch.Tensor) -> torch.Tensor:
+    """Return finite logarithms, also of zero."""
     return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()

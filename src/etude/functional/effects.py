@@ -59,16 +59,16 @@ def apply_effects(images: np.ndarray, effects: Effects) -> None:
         images[row] = np.clip(np.rint(noisy), 0, 255)
     boxes = effects.boxes(size)
     for row in np.flatnonzero((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])).tolist():
-        left, top, right, bottom = boxes[row].tolist()
-        images[row][top:bottom, left:right] = _filling(images[row], int(effects.seed[row]), effects.fill)[
-            top:bottom, left:right
-        ]
+        (left, top, right, bottom), image = boxes[row].tolist(), images[row]
+        filling = np.broadcast_to(np.rint(image.mean((0, 1))), image.shape)
+        if effects.fill == "noise":
+            filling = hashed_levels(effects.seed[row : row + 1], np.arange(image.size)).reshape(image.shape)
+        image[top:bottom, left:right] = filling[top:bottom, left:right]
 
 
 def sharpening_kernel(sharpness: float) -> np.ndarray:
     """Return the 3 × 3 kernel that moves an image away from its smoothed self, or there where negative."""
-    keep = np.zeros((3, 3))
-    keep[1, 1] = 1.0
+    keep = np.outer([0.0, 1.0, 0.0], [0.0, 1.0, 0.0])
     return keep + sharpness * (keep - SMOOTH)
 
 
@@ -103,9 +103,3 @@ def hashed_normal(seeds: Any, places: Any) -> Any:
 def hashed_levels(seeds: Any, places: Any) -> Any:
     """Return uniform levels from 0 to 255, as int64, for the inside of erased rectangles."""
     return hashed(seeds ^ _ERASE_SEED, places) >> 24
-
-
-def _filling(image: np.ndarray, seed: int, fill: str) -> np.ndarray:
-    if fill == "noise":
-        return hashed_levels(np.array([seed]), np.arange(image.size)).reshape(image.shape)
-    return np.broadcast_to(np.rint(image.mean((0, 1))), image.shape)

@@ -34,11 +34,7 @@ def smoothed(target: torch.Tensor, smoothing: float) -> torch.Tensor:
 
 
 def cross_entropy(logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Return the weighted mean cross-entropy in nats between (N, C) logits and dense targets.
-
-    Args:
-        weight: per-image weights (N,); the mean is taken over their sum.
-    """
+    """Return the mean cross-entropy in nats between (N, C) logits and dense targets, weighted by ``weight`` (N,)."""
     losses = -(target * torch.log_softmax(logits.float(), dim=1)).sum(1)
     return (losses * weight).sum() / weight.sum().clamp_min(1e-12)
 
@@ -100,9 +96,7 @@ def cutmix(
         raise EtudeError(f"the box of CutMix is {tuple(box)}; it must lie within images of {height} × {width} pixels")
     lam = 1.0 - (bottom - top) * (right - left) / (height * width)
     pasted = images.clone()
-    inside = (slice(None), slice(top, bottom), slice(left, right)) if channels_last else (
-        ..., slice(top, bottom), slice(left, right)
-    )  # fmt: skip
+    inside = (slice(None) if channels_last else ..., slice(top, bottom), slice(left, right))
     pasted[inside] = images[inside][permutation]
     return pasted, _blend(_floats(targets), lam, permutation)
 
@@ -129,8 +123,7 @@ def check_alpha(alpha: float) -> None:
 def draw_box(height: int, width: int, lam: float, rng: np.random.Generator) -> Box:
     """Draw a box of the images' proportions and of ``1 - lam`` of their area, its centre uniform over the pixels.
 
-    What reaches beyond the edge is cut off, as in the paper, so the area may be smaller: :func:`cutmix` mixes
-    the targets by the area that the box really has.
+    What reaches beyond the edge is cut off, as in the paper: :func:`cutmix` mixes the targets by the area that is left.
     """
     share = math.sqrt(1.0 - lam)
     tall, wide = round(height * share), round(width * share)
@@ -139,10 +132,7 @@ def draw_box(height: int, width: int, lam: float, rng: np.random.Generator) -> B
 
 
 def with_weights(targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Return (N, C + 1): targets times their images' weights, and the weights, ready to be mixed.
-
-    A mixture is thereby worth the mixed weight, and each of its two targets counts by its own image's weight.
-    """
+    """Return (N, C + 1): targets times their images' weights, and the weights; a mixture has the mixed weight."""
     weights = weights.to(targets.dtype)[:, None]
     return torch.cat([targets * weights, weights], 1)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from etude.core.errors import EtudeError
-from etude.functional.distill import soften
+from etude.functional.distill import log_of, soften
 from etude.functional.mix import one_hot
 
 _LEAST_SHARE = 1e-6  # of a class in running predictions, as it divides
@@ -59,14 +59,13 @@ def sharpen(probabilities: torch.Tensor, temperature: float) -> torch.Tensor:
         return probabilities
     if temperature == 0.0:
         return one_hot(probabilities.argmax(1), probabilities.shape[1]).to(probabilities.dtype)
-    return soften(probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log(), temperature)
+    return soften(log_of(probabilities), temperature)
 
 
 def align(probabilities: torch.Tensor, prior: torch.Tensor, running: torch.Tensor) -> torch.Tensor:
     """Return p · prior / running over its sum, (N, C): distribution alignment (Berthelot et al. 2020, ReMixMatch).
 
-    A class that is predicted more often than it occurs loses probability in every image. Where ``running`` already is
-    the prior, nothing changes.
+    A class that is predicted more often than it occurs loses probability in every image.
 
     Args:
         probabilities: (N, C).
@@ -126,9 +125,8 @@ class Confidence:
     ) -> Confidence:
         """Return the exponential averages after one more batch (B, C); a batch without images changes nothing.
 
-        The first batches are averaged equally, until ``momentum`` reaches back no farther than they do: a short run
-        has no time to forget where it began. The variance is that of the mixture of all batches, so batches of
-        one image have one too; SoftMatch averages the batches' own variances. With ``prior`` (C,), confidences are
+        The first batches are averaged equally, until ``momentum`` reaches back no farther than they do. The variance is
+        that of the mixture of all batches; SoftMatch averages the batches' own. With ``prior`` (C,), confidences are
         those of aligned probabilities. ``total`` adds a tensor up over processes, which must all call it.
         """
         if not 0.0 <= momentum < 1.0:

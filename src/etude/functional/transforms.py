@@ -1,9 +1,8 @@
 """A user's own change of images: a function, an albumentations transform or one of torchvision's, by name.
 
-What such a transform draws comes from seeds of its own for each image, so runs repeat and resumed runs go on as the
-uninterrupted one would have. Random numbers of Python and NumPy are seeded for the time of the call and then put back;
-those of torch come from a generator of the calling thread, so that training in another thread draws on undisturbed.
-One image is transformed at a time, with any number of threads.
+What such a transform draws comes from seeds of its own for each image, so that runs repeat. Random numbers of Python
+and NumPy are seeded for the time of the call and then put back; those of torch come from a generator of the calling
+thread, so that training in another thread draws on undisturbed. One image is transformed at a time.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ class UserTransform:
 
     def seeded(self, image: np.ndarray, seed: int) -> np.ndarray:
         """Return the changed image; it depends on the seed alone."""
-        with _ONE_AT_A_TIME, _TorchGenerator(seed):
+        with _ONE_AT_A_TIME, _TorchGenerator(torch.Generator().manual_seed(seed)):
             kept_python, kept_numpy = random.getstate(), np.random.get_state()
             try:
                 random.seed(seed)
@@ -103,21 +102,19 @@ def load_transform(name: str, context: str = "augment.transform") -> UserTransfo
     if not hasattr(module, attribute):
         raise EtudeError(f"{label}: the module has no {attribute!r}.{nearest(attribute, vars(module))}")
     found = getattr(module, attribute)
-    if _is_factory(found):
+    if inspect.isclass(found) or (inspect.isfunction(found) and not inspect.signature(found).parameters):
         try:
             found = found()
         except Exception as error:
-            raise EtudeError(
-                f"{label} failed when called to make the transform: {type(error).__name__}: {error}"
-            ) from error
+            problem = f"{type(error).__name__}: {error}"
+            raise EtudeError(f"{label} failed when called to make the transform: {problem}") from error
     return _adapted(found, label)
 
 
 def code_digest(name: str) -> str | None:
     """Return a hash of the code behind a transform: its module's file, and those of the user's modules it imports.
 
-    It belongs to the code as this process loaded it. None where some source cannot be had: what such a transform gives
-    must not be taken from a cache.
+    None where some source cannot be had: what such a transform gives must not be taken from a cache.
     """
     module = _module(name.partition(":")[0], f"augment.transform={name}")
     if module not in _DIGESTS:
@@ -187,9 +184,9 @@ def as_batch_transform(transform: Transform) -> Callable[[np.ndarray, np.random.
 class _TorchGenerator(TorchFunctionMode):
     """Lets torch's random functions draw from a generator of this thread, not from the one that training uses."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, generator: torch.Generator) -> None:
         super().__init__()
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = generator
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -228,12 +225,6 @@ def _module(name: str, label: str) -> Any:
         raise EtudeError(f"{label}: importing {name!r} failed: {type(error).__name__}: {error}") from error
 
 
-def _is_factory(found: Any) -> bool:
-    if inspect.isclass(found):
-        return True
-    return inspect.isfunction(found) and not inspect.signature(found).parameters
-
-
 def _adapted(found: Any, label: str) -> UserTransform:
     libraries = {kind.__module__.partition(".")[0] for kind in type(found).__mro__}
     if "albumentations" in libraries:
@@ -248,8 +239,5 @@ def _adapted(found: Any, label: str) -> UserTransform:
 
 def _through_tensor(transform: Callable[[torch.Tensor], Any], image: np.ndarray) -> Any:
     changed = transform(torch.from_numpy(image).permute(2, 0, 1))
-    return (
-        changed.permute(1, 2, 0).contiguous().numpy()
-        if isinstance(changed, torch.Tensor) and changed.ndim == 3
-        else changed
-    )
+    is_image = isinstance(changed, torch.Tensor) and changed.ndim == 3
+    return changed.permute(1, 2, 0).contiguous().numpy() if is_image else changed

@@ -91,9 +91,8 @@ def reduction_factors(matrices: np.ndarray, side: int) -> np.ndarray:
     if matrices.shape[1] == 3:  # of the projection at the image's centre
         centre = np.array([(side - 1) / 2.0, (side - 1) / 2.0, 1.0])
         x, y, depth = (matrices @ centre).T
-        linear = (linear - (np.stack([x, y], 1) / depth[:, None])[:, :, None] * matrices[:, 2:, :2]) / depth[
-            :, None, None
-        ]
+        places = (np.stack([x, y], 1) / depth[:, None])[:, :, None]
+        linear = (linear - places * matrices[:, 2:, :2]) / depth[:, None, None]
     area = np.abs(linear[:, 0, 0] * linear[:, 1, 1] - linear[:, 0, 1] * linear[:, 1, 0])
     steps = 1.0 / np.sqrt(np.maximum(area, 1.0 / side**2))
     return np.maximum(np.ceil(steps / LONGEST_STEP - 1e-9), 1.0).astype(int)

@@ -70,9 +70,8 @@ class Temperature(Refiner):
 class VectorScaling(Refiner):
     """softmax(z / T + b): a temperature and a bias for each class, called bias-corrected temperature scaling (BCTS).
 
-    T and b minimise Σ -log p(label) + (log T)² / 2 + ridge Σ b² / 2. The ridge gives the biases their mean of zero.
-    A class without labelled images would only be learned to be never predicted. So T and b are fitted among the other
-    classes, and such a class keeps its share in softmax(z / T).
+    T and b minimise Σ -log p(label) + (log T)² / 2 + ridge Σ b² / 2. The ridge gives the biases their mean of zero. A
+    class without labelled images keeps its share in softmax(z / T); T and b are fitted among the others.
 
     Args:
         ridge: precision of the prior b ~ N(0, 1 / ridge).
@@ -112,7 +111,7 @@ class VectorScaling(Refiner):
     def described(self) -> str:
         """Such as ``"T = 1.32, b from -0.40 to 0.31, none for 'cat' (no labels)"``."""
         self.require_fitted()
-        without = [name for name, learned in zip(self.classes_, self.learned_, strict=True) if not learned]
+        without = [self.classes_[column] for column in np.flatnonzero(~self.learned_)]
         rest = f", none for {listed(without)} (no labels)" if without else ""
         return f"T = {self.temperature_:.2f}, b from {self.bias_.min():.2f} to {self.bias_.max():.2f}{rest}"
 
@@ -122,8 +121,8 @@ def calibration_error(
 ) -> float:
     """Return how far confidence is from accuracy, over bins of equal mass: 0 when every "90% sure" is right 9 in 10.
 
-    Plain: Σ_b (n_b / n) |accuracy_b - confidence_b|, the expected calibration error (ECE; Guo et al. 2017). On n images
-    it is above zero even for a perfect model, by about sqrt(bins / n) / 4, so compare it on the same images only.
+    Plain: Σ_b (n_b / n) |accuracy_b - confidence_b|, the expected calibration error (ECE). On n images it is above zero
+    even for a perfect model, by about sqrt(bins / n) / 4, so compare it on the same images only.
 
     Args:
         probabilities: (N, C).
@@ -147,10 +146,8 @@ def calibration_error(
     log_loss(probabilities, labels)  # refuses what has no score
     values, truth = np.asarray(probabilities, dtype=np.float64), np.asarray(labels)
     if per_class:
-        errors = [_binned_error(p, truth == c, bins, debiased) for c, p in enumerate(values.T)]
-        return float(np.mean(errors))
-    predicted = values.argmax(axis=1)
-    return _binned_error(values.max(axis=1), predicted == truth, bins, debiased)
+        return float(np.mean([_binned_error(p, truth == c, bins, debiased) for c, p in enumerate(values.T)]))
+    return _binned_error(values.max(axis=1), values.argmax(axis=1) == truth, bins, debiased)
 
 
 def _binned_error(confidence: FloatArray, hits: BoolArray, bins: int, debiased: bool) -> float:

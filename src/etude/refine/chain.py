@@ -17,7 +17,7 @@ from etude.core.arrays import Arrays, load_arrays, save_arrays
 from etude.core.errors import EtudeError, listed
 from etude.core.files import read_checked_json, reading, write_checked_json
 from etude.core.metrics import FloatArray, IntArray, metric_named
-from etude.core.paired import Gain, paired_bootstrap
+from etude.core.paired import paired_bootstrap
 from etude.core.predictions import Predictions
 from etude.core.seeds import rng_for
 from etude.refine.base import (
@@ -40,8 +40,7 @@ class StepRow:
     Args:
         described: what was fitted on all labelled images.
         seconds: of fitting, on all labelled images and on every fold.
-        gain: cross-fitted, in the metric's unit, positive is better, with its interval; None when it was not measured.
-        probability: that the step gains, as :class:`etude.core.paired.Gain` has it.
+        gain: cross-fitted, a :class:`etude.core.paired.Gain` like the next three; None when it was not measured.
         at_target_prior: whether labelled images were weighted to the class shares of the target to measure it.
         reason: why a step that was not measured is left out.
     """
@@ -56,12 +55,6 @@ class StepRow:
     probability: float | None = None
     at_target_prior: bool = False
     reason: str = ""
-
-    @classmethod
-    def measured(cls, name: str, gain: Gain, described: str, seconds: float, *, weighted: bool) -> StepRow:
-        """Return the row of a step whose gain is known: kept when the whole interval is above zero."""
-        numbers = (gain.gain, gain.low, gain.high, gain.probability)
-        return cls(name, gain.beyond_noise, described, seconds, *numbers, at_target_prior=weighted)
 
     def cells(self) -> tuple[str, ...]:
         """Return texts for :data:`COLUMNS`; a star marks gains at the target's class shares."""
@@ -79,17 +72,11 @@ _LARGEST_TARGET = 20_000  # images of a simulated target; more sharpen nothing
 
 @dataclass(frozen=True)
 class Folds:
-    """All folds of the labelled images, refined by the steps kept so far.
+    """All folds of the labelled images, refined by the steps kept so far."""
 
-    Args:
-        parts: of each fold the labelled predictions of the other folds, and its own; steps are fitted on the former.
-        shares: (C,) of the classes in the target, once a kept step has adapted to them; None as long as the labelled
-            images stand for it.
-    """
-
-    parts: tuple[tuple[Predictions, Predictions], ...]
+    parts: tuple[tuple[Predictions, Predictions], ...]  # of each fold: the other folds, to fit steps on, and its own
     seed: int
-    shares: FloatArray | None = None
+    shares: FloatArray | None = None  # (C,) of the classes in the target, once a kept step has adapted to them
 
     @property
     def labels(self) -> IntArray:
@@ -231,16 +218,14 @@ class Chain(Refiner):
     """Fits steps one after the other and keeps those that help; a refiner itself.
 
     The gain of a step is cross-fitted: for each fold the step is fitted on the other folds, already refined by the
-    steps kept so far (which were fitted there too), and scored on the fold. Nothing is scored on labels that it was
-    fitted on. A step is kept when the whole interval of its gain is above zero, by the paired bootstrap, or the exact
-    test where fewer than 30 images have changed (:func:`etude.core.paired.paired_bootstrap`); then it is fitted again
-    on all labelled images. As steps are chosen by these gains, the gain of the whole chain is a little flattering.
+    steps kept so far (which were fitted there too), and scored on the fold. A step is kept when the whole interval of
+    its gain is above zero (:func:`etude.core.paired.paired_bootstrap`); then it is fitted again on all labelled images.
+    As steps are chosen by these gains, the gain of the whole chain is a little flattering.
 
     A step that fits on the target is given, in each fold, the held-out images without their labels as a target. If it
-    finds that the target has other class shares than the labelled images (it has a fitted ``prior_`` and did not reject
-    it by a test of its own), then its gain on the labelled images is not that on the target: held-out images are drawn
-    to those shares for a simulated target, and weighted to them in the score. Such gains are marked; they hold if the
-    shares do. Steps after it are fitted and scored at these shares too.
+    finds that the target has other class shares than the labelled images (a fitted ``prior_`` that it did not reject),
+    held-out images are drawn to those shares for a simulated target, and weighted to them in the score. Such gains are
+    marked; they hold if the shares do. Steps after it are fitted and scored at these shares too.
 
     Args:
         steps: (name, refiner) pairs; they are applied in :data:`DEFAULT_ORDER`.
@@ -376,8 +361,7 @@ class _Fitting:
         after_labelled = fitted.transform(self.labelled)
         after_target = None if self.target is None else fitted.transform(self.target)
         if _same(self.labelled, after_labelled) and _same(self.target, after_target):
-            unchanged = Gain(0.0, 0.0, 0.0, 0.5)
-            return StepRow.measured(name, unchanged, fitted.described, time.perf_counter() - start, weighted=False)
+            return StepRow(name, False, fitted.described, time.perf_counter() - start, 0.0, 0.0, 0.0, 0.5)
         shares = _shares_found(fitted, len(self.labelled.classes))
         shares = self.folds.shares if shares is None else shares
         if shares is not None and not weights_of(self.folds.labels, shares).any():
@@ -396,7 +380,8 @@ class _Fitting:
             self.metric, before.log_probabilities(), after.log_probabilities(), before.labels,
             chain.draws, chain.seed, level=chain.level, weights=weights,
         )  # fmt: skip
-        return StepRow.measured(name, gain, described, time.perf_counter() - start, weighted=weights is not None)
+        seconds, numbers = time.perf_counter() - start, (gain.gain, gain.low, gain.high, gain.probability)
+        return StepRow(name, gain.beyond_noise, described, seconds, *numbers, at_target_prior=weights is not None)
 
 
 def in_order(steps: Sequence[tuple[str, Refiner]]) -> list[tuple[str, Refiner]]:

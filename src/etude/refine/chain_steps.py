@@ -75,49 +75,43 @@ def standard_steps(
 
     def assignment() -> Refiner:
         if prior is None or (isinstance(prior, str) and prior == "estimate"):
-            raise EtudeError(
-                "step 'assignment' gives each class its known share: give the shares (--prior uniform|FILE)"
-            )
+            raise EtudeError("step 'assignment' needs the share of each class: give them (--prior uniform|FILE)")
         return BalancedAssignment(prior)
 
-    by_name: dict[str, Callable[[], Refiner]] = {
-        "views": lambda: ViewWeights(metric, seed=seed),
-        "knn": knn,
-        "last_layer": last_layer,
-        "temperature": Temperature,
-        "vector_scaling": VectorScaling,
-        "prior": lambda: PriorCorrection("estimate" if prior is None else prior, seed=seed),
-        "assignment": assignment,
-        "thresholds": lambda: Thresholds(metric, seed=seed),
-    }
     views, features = len(labelled.logits), all(one is None or one.features is not None for one in (labelled, target))
-    by_default = {
-        "views": views > 1 and (target is None or len(target.logits) == views),
-        "knn": features,
-        "last_layer": features and train is not None,
-        "temperature": True,
-        "vector_scaling": True,
-        "prior": prior is not None,
-        "thresholds": metric_named(metric).needs_thresholds,
+    same_views = target is None or len(target.logits) == views
+    # Name -> whether it is there when no names are given, and how it is made.
+    known: dict[str, tuple[bool, Callable[[], Refiner]]] = {
+        "views": (
+            views > 1 and (target is None or len(target.logits) == views),
+            lambda: ViewWeights(metric, seed=seed),
+        ),
+        "knn": (features, knn),
+        "last_layer": (features and train is not None, last_layer),
+        "temperature": (True, Temperature),
+        "vector_scaling": (True, VectorScaling),
+        "prior": (prior is not None, lambda: PriorCorrection("estimate" if prior is None else prior, seed=seed)),
+        "assignment": (False, assignment),
+        "thresholds": (metric_named(metric).needs_thresholds, lambda: Thresholds(metric, seed=seed)),
     }
-    chosen = [name for name, is_wanted in by_default.items() if is_wanted] if names is None else names
+    chosen = [name for name, (by_default, _) in known.items() if by_default] if names is None else names
     for name in chosen:
-        if name not in by_name:
-            raise EtudeError(f"there is no step {name!r}; the steps are {', '.join(by_name)}.{nearest(name, by_name)}")
-    return [(name, by_name[name]()) for name in DEFAULT_ORDER if name in chosen]
+        if name not in known:
+            raise EtudeError(f"there is no step {name!r}; the steps are {', '.join(known)}.{nearest(name, known)}")
+    return [(name, known[name][1]()) for name in DEFAULT_ORDER if name in chosen]
 
 
 def left_out(labelled: Predictions, target: Predictions | None, train: Predictions | None) -> list[str]:
     """Return a sentence for each step that :func:`standard_steps` leaves out because something is missing."""
-    for what, one in (("the labelled predictions", labelled), ("the predictions to refine", target)):
-        if one is not None and one.features is None:
-            sentences = [
-                f"knn and last_layer are left out: {what} hold no features (several models have none in common)"
-            ]
-            break
-    else:
+    given = {"the labelled predictions": labelled, "the predictions to refine": target}
+    sentences: list[str] = []
+    if bare := [what for what, one in given.items() if one is not None and one.features is None]:
+        sentences = [
+            f"knn and last_layer are left out: {bare[0]} hold no features (several models have none in common)"
+        ]
+    elif train is None:
         missing = "it needs features of the training images (a run saves them with predict.train_features=always)"
-        sentences = [] if train is not None else [f"last_layer is left out: {missing}"]
+        sentences = [f"last_layer is left out: {missing}"]
     views = [len(one.logits) for one in (labelled, target) if one is not None]
     if max(views) > 1 and len(set(views)) > 1:
         sentences.append(f"views is left out: there are {views[0]} of the labelled images and {views[1]} of the others")

@@ -25,12 +25,11 @@ _ROUNDS = 5
 class Thresholds(Refiner):
     """Adds an offset b_c to the log probability of each class, where that raises a metric of decisions.
 
-    argmax_c (log p_c + b_c) maximises such metrics as macro F1 or balanced accuracy for some b; with two classes b is
-    the familiar threshold (Lipton, Elkan & Narayanaswamy 2014, Optimal Thresholding of Classifiers to Maximize F1
-    Measure). Coordinate search: as one offset grows, images change to its class in a known order, so every useful
-    value of it is scored in one pass. Offsets are kept only if, fitted on the other folds, they gain more than noise.
-
-    What comes out is for deciding, not for reading as probabilities: calibrate before, and put this step last.
+    argmax_c (log p_c + b_c) maximises such metrics as macro F1 or balanced accuracy for some b (Lipton, Elkan &
+    Narayanaswamy 2014, Optimal Thresholding of Classifiers to Maximize F1 Measure). Coordinate search: as one offset
+    grows, images change to its class in a known order, so every useful value of it is scored in one pass. Offsets are
+    kept only if, fitted on the other folds, they gain more than noise. What comes out is for deciding, not for reading
+    as probabilities: calibrate before, and put this step last.
 
     Args:
         metric: what to maximise: ``macro_f1``, ``balanced_accuracy``, ``kappa`` or ``accuracy``.
@@ -100,35 +99,26 @@ class Thresholds(Refiner):
 def offsets_for(metric: Metric, log_probabilities: FloatArray, labels: IntArray) -> FloatArray:
     """Return offsets (C,) that maximise a metric of decisions on these (N, C) log probabilities and (N,) labels.
 
-    The search starts at zero and at minus the log of the class shares, which is where balanced accuracy has its
-    maximum when the probabilities are true; the better end is returned, and zero unless something is better. A class
-    without labels has the offset zero, and no image is lost to it: labels only speak for never predicting it.
+    The search starts at zero and at minus the log of the class shares, the best offsets of true probabilities for
+    balanced accuracy. A class without labels has the offset zero, and no image is lost to it.
     """
     assert metric.of_counts is not None
     learned = occurring(labels, log_probabilities.shape[1])
     log_p = np.where(learned, log_probabilities, _NEVER)
     share = (np.bincount(labels, minlength=len(learned)) + 0.5) / len(labels)
     balanced = np.clip(np.log(share[learned]).mean() - np.log(share), -_WIDEST, _WIDEST) * learned
-    order = [c for c in _order_of_classes(log_p, labels) if learned[c]]
+    # The rarest first: an order that does not depend on the columns.
+    rarest: IntArray = np.lexsort((log_p.mean(0).round(9), np.bincount(labels, minlength=len(learned))))
+    order = rarest[learned[rarest]].tolist()
     found = [_climbed(metric.of_counts, log_p, labels, start, order) for start in (0.0 * balanced, balanced)]
-    best = max(found, key=lambda one: one[1])
-    plain = metric.value(log_p, labels)
-    return best[0] if best[1] > plain + 1e-12 else np.zeros_like(balanced)
-
-
-def _order_of_classes(log_probabilities: FloatArray, labels: IntArray) -> list[int]:
-    """Return the classes in an order that does not depend on their columns: the rarest first."""
-    counts = np.bincount(labels, minlength=log_probabilities.shape[1])
-    return [int(c) for c in np.lexsort((log_probabilities.mean(0).round(9), counts))]
+    offsets, best = max(found, key=lambda one: one[1])
+    return offsets if best > metric.value(log_p, labels) + 1e-12 else np.zeros_like(balanced)
 
 
 def _climbed(
-    of_counts: Callable[[ClassCounts], FloatArray],
-    log_p: FloatArray,
-    labels: IntArray,
-    start: FloatArray,
-    order: list[int],
-) -> tuple[FloatArray, float]:
+    of_counts: Callable[[ClassCounts], FloatArray], log_p: FloatArray, labels: IntArray,
+    start: FloatArray, order: list[int],
+) -> tuple[FloatArray, float]:  # fmt: skip
     """Return offsets that no change of a single one improves (or the last after some rounds), and their score."""
     offsets, best, leaders = start.copy(), -np.inf, _Leaders(log_p + start)
     for _ in range(_ROUNDS):
@@ -140,9 +130,9 @@ def _climbed(
                 ties = values[scores >= top - 1e-12]
                 # The smallest change of all that score the same; of two equal ones, the larger.
                 change = float(ties[np.lexsort((-ties, np.abs(ties).round(12)))[0]])
-                leaders.move(c, float(np.clip(offsets[c] + change, -_WIDEST, _WIDEST) - offsets[c]))
-                offsets[c] = np.clip(offsets[c] + change, -_WIDEST, _WIDEST)
-                best = float(top)
+                moved = np.clip(offsets[c] + change, -_WIDEST, _WIDEST)
+                leaders.move(c, float(moved - offsets[c]))
+                offsets[c], best = moved, float(top)
         if best <= before:
             break
     return offsets, best

@@ -46,12 +46,10 @@ class PriorCorrection(Refiner):
     (Lipton et al. 2018). An estimated prior is used only if both hold:
 
     1. the mean predictions of target and labelled images differ: bootstrap p-value of at most ``alpha``;
-    2. the gain in accuracy that the corrected probabilities promise exceeds ``caution`` of its standard deviations.
-       That deviation counts the luck of the n target images and, as calibration has the like, of the m labelled ones:
-       sd sqrt(1 + n / m).
+    2. the gain in accuracy that the corrected probabilities promise exceeds ``caution`` of its standard deviations,
+       which count the luck of the n target images and of the m labelled ones: sd sqrt(1 + n / m).
 
-    Else predictions stay exactly as they are, calibration included: with a small shift a correction loses as often as
-    it gains.
+    Else predictions stay exactly as they are: with a small shift a correction loses as often as it gains.
 
     Args:
         prior: of the target: ``"estimate"``, or what :func:`~etude.refine.prior.priors.parse_prior` reads. A known
