@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from etude.core.context import Context
 from etude.core.predictions import Predictions
 from etude.refine.cross_fit import choose, exceeds_noise, fold_numbers, fold_sums, standard_error_of
 
@@ -17,7 +18,7 @@ def made(n: int, seed: int = 0) -> Predictions:
 @given(st.integers(1, 40), st.integers(1, 7), st.integers(0, 5))
 def test_folds_are_even_also_within_each_class(n: int, folds: int, seed: int):
     one = made(n, seed)
-    numbers = fold_numbers(one, folds, seed)
+    numbers = fold_numbers(one, folds, Context(seed=seed))
     assert one.labels is not None
     for label in (None, -1, 0, 1, 2):
         among = numbers if label is None else numbers[one.labels == label]
@@ -39,7 +40,7 @@ def test_folds_follow_ids_and_class_names(n: int, random: object):
 
 def test_folds_depend_on_the_seed_and_do_without_labels():
     one = made(50)
-    assert (fold_numbers(one, 5, 0) != fold_numbers(one, 5, 1)).any()
+    assert (fold_numbers(one, 5) != fold_numbers(one, 5, Context(seed=1))).any()
     bare = Predictions(one.ids, one.classes, one.logits)
     assert np.bincount(fold_numbers(bare, 5)).tolist() == [10] * 5
 

@@ -83,13 +83,13 @@ def require_labelled(predictions: Predictions | None, who: str) -> Predictions:
     """Return the predictions of the images whose label is known; ``who`` asks for them."""
     if predictions is None:
         raise EtudeError(f"{who} fits on labelled predictions and got none: give out-of-fold or validation predictions")
-    labels = predictions.labels
-    if labels is None or not (labels >= 0).any():
+    known = np.zeros(0, bool) if predictions.labels is None else predictions.labels >= 0
+    if not known.any():
         raise EtudeError(
             f"{who} fits on labelled predictions, and none of the {len(predictions):,} images it got has a label: "
             "give validation predictions with their labels"
         )
-    return predictions if (labels >= 0).all() else predictions.take(labels >= 0)
+    return predictions if known.all() else predictions.take(known)
 
 
 def require_target(predictions: Predictions | None, who: str) -> Predictions:
@@ -108,13 +108,12 @@ def require_features(predictions: Predictions, who: str) -> NDArray[np.float32] 
 
 def require_classes(expected: tuple[str, ...], predictions: Predictions, who: str) -> None:
     """Raise an EtudeError unless the classes are those ``expected``, in that order."""
-    given = predictions.classes
-    if given == expected:
-        return
-    raise EtudeError(
-        f"{who} needs the same {len(expected):,} classes in the same order everywhere, and one set of predictions "
-        f"{difference(expected, given) or 'has them in another order'}: predict both sets with the same model"
-    )
+    if predictions.classes != expected:
+        differ = difference(expected, predictions.classes) or "has them in another order"
+        raise EtudeError(
+            f"{who} needs the same {len(expected):,} classes in the same order everywhere, and one set of predictions "
+            f"{differ}: predict both sets with the same model"
+        )
 
 
 def difference(expected: Collection[str], given: Collection[str]) -> str:
@@ -220,6 +219,5 @@ def unlabelled_classes(predictions: Predictions) -> tuple[str, ...]:
 
 def known_rows(predictions: Predictions) -> Predictions:
     """Return the labelled rows in the order of their ids, so that no draw depends on the order they came in."""
-    labels = labels_of(predictions)
-    order: Sequence[int] = sorted(np.flatnonzero(labels >= 0).tolist(), key=predictions.ids.__getitem__)
-    return predictions.take(np.array(order, dtype=np.int64))
+    known: list[int] = np.flatnonzero(labels_of(predictions) >= 0).tolist()
+    return predictions.take(sorted(known, key=predictions.ids.__getitem__))

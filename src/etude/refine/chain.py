@@ -14,6 +14,7 @@ from typing import Any, Self, cast
 import numpy as np
 
 from etude.core.arrays import Arrays, load_arrays, save_arrays
+from etude.core.context import Context
 from etude.core.errors import EtudeError, listed
 from etude.core.files import read_checked_json, reading, write_checked_json
 from etude.core.metrics import FloatArray, IntArray, metric_named
@@ -332,7 +333,7 @@ class _Fitting:
         self.chain, self.labelled = chain, labelled
         self.target: Predictions | None = target
         self.metric = metric_named(chain.metric)
-        numbers = fold_numbers(labelled, chain.folds, chain.seed)
+        numbers = fold_numbers(labelled, chain.folds, Context(seed=chain.seed))
         masks = [numbers == fold for fold in range(int(numbers.max()) + 1)]
         parts = tuple((labelled.take(~held), labelled.take(held)) for held in masks)
         self.folds = self.start = Folds(parts, chain.seed)

@@ -82,10 +82,7 @@ def standard_steps(
     same_views = target is None or len(target.logits) == views
     # Name -> whether it is there when no names are given, and how it is made.
     known: dict[str, tuple[bool, Callable[[], Refiner]]] = {
-        "views": (
-            views > 1 and (target is None or len(target.logits) == views),
-            lambda: ViewWeights(metric, seed=seed),
-        ),
+        "views": (same_views and views > 1, lambda: ViewWeights(metric, seed=seed)),
         "knn": (features, knn),
         "last_layer": (features and train is not None, last_layer),
         "temperature": (True, Temperature),

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from etude.core.context import Context
 from etude.core.metrics import FloatArray, IntArray
 from etude.core.paired import FEW, sign_flips
 from etude.core.predictions import Predictions
@@ -26,15 +27,14 @@ class Choice(NamedTuple):
     error: float
 
 
-def fold_numbers(predictions: Predictions, folds: int, seed: int = 0) -> IntArray:
+def fold_numbers(predictions: Predictions, folds: int, context: Context = Context()) -> IntArray:
     """Return the fold of each image, (N,) int64 below ``min(folds, N)``; each class is spread evenly over the folds.
 
-    Images are dealt out in the order of a hash of their id within their class, so the folds are the same for any
-    order of images and of classes.
+    Images are dealt out in the order of a hash of their id within their class, so that no other order matters.
     """
     labels: list[int] = [-1] * len(predictions) if predictions.labels is None else predictions.labels.tolist()
     keys = [
-        ("" if label < 0 else predictions.classes[label], derive_seed(seed, f"fold of {image_id}"))
+        ("" if label < 0 else predictions.classes[label], derive_seed(context.seed, f"fold of {image_id}"))
         for label, image_id in zip(labels, predictions.ids, strict=True)
     ]
     order = sorted(range(len(keys)), key=keys.__getitem__)
@@ -61,10 +61,10 @@ def out_of_fold(numbers: IntArray, rows_of: Callable[[BoolArray, BoolArray], Flo
 def choose(
     sums: FloatArray, row_gains: Callable[[int], FloatArray], numbers: IntArray, noise: float | None = NOISE
 ) -> Choice:
-    """Return the candidate with the largest gain, if its cross-fitted gain exceeds its noise.
+    """Return the candidate with the largest gain, if its cross-fitted gain exceeds its noise; ties go to the earlier.
 
     For each fold the candidate that gains most on the other folds (none, where nothing gains) is scored on that fold:
-    the mean of these scores is what choosing gains on images that had no part in the choice. Ties go to the earlier.
+    the mean of these scores is what choosing gains on images that had no part in the choice.
     """
     sums = np.round(sums, 9)  # the order of summation may not decide between equals
     gains = np.zeros(len(numbers))

@@ -9,6 +9,7 @@ from typing import Literal, Self, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from etude.core.context import Context
 from etude.core.errors import EtudeError, listed, nearest
 from etude.core.ids import match_ids, spelled_as
 from etude.core.metrics import SMALLEST, FloatArray, IntArray, log_odds, metric_named, ties
@@ -430,7 +431,7 @@ class Ensemble:
         labels = labels_of(known[0])
         if len(known) < 2 or len(labels) < FEWEST_ROWS:
             return "mean"
-        metric, numbers = metric_named(self.metric), fold_numbers(known[0], self.folds, self.seed)
+        metric, numbers = metric_named(self.metric), fold_numbers(known[0], self.folds, Context(seed=self.seed))
         mean = average(known).log_probabilities()
         for way in TRIED:
 

@@ -95,18 +95,15 @@ class LastLayer(OnTrainingRows):
     the network's head.
 
     Args:
-        train_features: (M, D) floats of the same backbone as the features of the predictions.
-        train_labels: (M,) positions in ``train_classes``, -1 where unknown.
-        train_ids: M ids; training images that are among the labelled ones too are left out.
-        train_classes: class names of the labels; None when they are those of the predictions, in the same order.
+        train_features, train_labels, train_ids, train_classes: as :class:`~etude.refine.neighbours.knn.KNN` has them;
+            training images that are among the labelled ones too are left out.
         prior: of the target: ``"estimate"``, used if :class:`PriorCorrection` finds a shift worth correcting; what
             :func:`~etude.refine.prior.priors.parse_prior` reads; or None for that of the training images.
         pseudo_share: weight of all pseudo-labelled target images, below 1; 0 leaves them out.
         confidence: probability from which a target image is pseudo-labelled, after correction to ``prior``.
         strengths: values of scikit-learn's ``C`` that are tried.
         weights: values of λ that are tried.
-        folds: of the cross-fitting.
-        noise: standard errors that the gain must exceed; None takes the best values of all in any case.
+        folds, noise: as in KNN.
         most: steps of each fit at most.
         seed: of the test for a shift.
 

@@ -39,8 +39,7 @@ class PseudoLabelRule:
 
     Probabilities p are aligned to the prior, p · prior / mean p over its sum (Berthelot et al. 2020, ReMixMatch); an
     image's confidence is then its largest one. It is used if that reaches the threshold and its class has room, and
-    weighs exp(-min(confidence - μ, 0)² / (2σ² / n²)), with μ and σ over all images (Chen et al. 2023, SoftMatch). No
-    result depends on the order of the images.
+    weighs exp(-min(confidence - μ, 0)² / (2σ² / n²)), with μ and σ over all images (Chen et al. 2023, SoftMatch).
 
     Args:
         kind: ``"soft"``, probabilities, or ``"hard"``, the most probable class alone.
@@ -121,8 +120,7 @@ def drift(before: Predictions, after: Predictions, prior: ArrayLike | None = Non
     A network that believes its own mistakes shows it here before validation does: class shares leave the prior.
 
     Args:
-        before: of the round before.
-        after: of this round; the images may come in another order.
+        before, after: of the last round and of this one; the images may come in another order.
         prior: (C,), the shares that the classes should have; None: unknown.
     """
     require_classes(before.classes, after, "the drift of pseudo-labels")

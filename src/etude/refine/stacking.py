@@ -72,12 +72,10 @@ class Stacking:
     seed: int = 0
 
     def fit(self, models: Sequence[Predictions], extra: Mapping[str, ArrayLike] | None = None) -> Self:
-        """Learn from out-of-fold predictions of M models on the same images.
+        """Learn from out-of-fold predictions of M models on the same images; labels may come from any of them.
 
-        Args:
-            models: of each; labels may come from any of them.
-            extra: further columns by name, (N,) numbers in the order of the first model's images, such as image size,
-                blur or the distance to the nearest neighbour.
+        ``extra`` holds further columns by name, (N,) numbers in the order of the first model's images, such as image
+        size, blur or the distance to the nearest neighbour.
         """
         self._check()
         labelled, labels, known = labelled_models(models, "Stacking")
@@ -100,9 +98,9 @@ class Stacking:
         require_classes(self.classes_, models[0], "Stacking")
         together, mean = aligned(models), average(models)
         columns = _columns(together, extra)
-        if not self.stacked_:
-            return mean
-        return with_log_probabilities(mean, self._answer(self._learner, together, columns, self.chosen_))
+        if self.stacked_:
+            mean = with_log_probabilities(mean, self._answer(self._learner, together, columns, self.chosen_))
+        return mean
 
     @property
     def described(self) -> str:
@@ -135,8 +133,7 @@ class Stacking:
             for number, candidate in enumerate(self._grid):
                 part = [one.take(out) for one in labelled]
                 held_out[number, out] = np.exp(self._answer(learned, part, columns[out], candidate))
-        every = range(len(self._grid))
-        gains = np.concatenate([row_gains(held_out[one], mean, labels, (1.0,), "log_loss") for one in every])
+        gains = np.concatenate([row_gains(one, mean, labels, (1.0,), "log_loss") for one in held_out])
         choice = choose(fold_sums(gains, numbers), lambda one: gains[one], numbers)
         self.gain_, self.error_, self.stacked_ = choice.gain, choice.error, choice.best is not None
         if choice.best is not None:
@@ -155,10 +152,8 @@ class Stacking:
         offset = geometric_mean(models).log_probabilities()
         rows, learned = scaling.apply(columns), occurring(labels, offset.shape[1])
         places, among = np.cumsum(learned) - 1, normalised(offset[:, learned])
-        heads = {
-            strength: fit_head(rows, places[labels], among.shape[1], strength, offset=among)
-            for strength in self.strengths
-        }
+        known = places[labels]
+        heads = {one: fit_head(rows, known, among.shape[1], one, offset=among) for one in self.strengths}
         return scaling, heads, learned
 
     def _answer(self, learned: Any, models: Sequence[Predictions], columns: FloatArray, candidate: float) -> FloatArray:

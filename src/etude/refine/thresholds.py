@@ -8,6 +8,7 @@ from typing import Self
 
 import numpy as np
 
+from etude.core.context import Context
 from etude.core.errors import EtudeError
 from etude.core.metrics import METRICS, ClassCounts, FloatArray, IntArray, Metric, metric_named, squared_distance
 from etude.core.paired import paired_bootstrap
@@ -69,7 +70,7 @@ class Thresholds(Refiner):
         self.offsets_, self.learned_ = np.zeros(log_p.shape[1]), occurring(labels, log_p.shape[1])
         self.gain_ = None
         if len(labels) >= FEWEST_ROWS and log_p.shape[1] > 1:
-            folds = fold_numbers(rows, self.folds, self.seed)
+            folds = fold_numbers(rows, self.folds, Context(seed=self.seed))
 
             def moved(train: BoolArray, held: BoolArray) -> FloatArray:
                 offsets = offsets_for(metric, log_p[train], labels[train])

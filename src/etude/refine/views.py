@@ -9,6 +9,7 @@ from typing import Self
 
 import numpy as np
 
+from etude.core.context import Context
 from etude.core.errors import EtudeError, listed, nearest
 from etude.core.metrics import METRICS, FloatArray, IntArray, metric_named
 from etude.core.paired import mean_gain, paired_bootstrap
@@ -25,10 +26,9 @@ WAYS = (PLAIN, "mean of logits", "weighted probabilities", "weighted logits", "f
 class ViewWeights(Refiner):
     """Averages the views of each image in the way that, cross-fitted, gains beyond noise; else by the plain mean.
 
-    Mean of probabilities: p = Σ_v w_v p_v. Mean of logits: log p = Σ_v w_v log p_v - log Z, the geometric mean. Weights
-    are on the simplex, maximise the likelihood of the labels, and count as if each view had already explained one
-    image, which pulls them to 1/V where there is little to learn from (Shanmugam et al. 2021, Better Aggregation in
-    Test-Time Augmentation).
+    Mean of probabilities: p = Σ_v w_v p_v. Mean of logits: log p = Σ_v w_v log p_v - log Z. Weights are on the simplex
+    and maximise the likelihood of the labels as if each view had already explained one image, which pulls them to 1/V
+    (Shanmugam et al. 2021, Better Aggregation in Test-Time Augmentation).
 
     Args:
         metric: by which a way must beat the plain mean.
@@ -68,7 +68,7 @@ class ViewWeights(Refiner):
         self.classes_, self.way_, self.gain_ = rows.classes, PLAIN, None
         others = [way for way in self.ways if way != PLAIN]
         if len(views) > 1 and len(self.classes_) > 1 and len(labels) >= FEWEST_ROWS and others:
-            folds = fold_numbers(rows, self.folds, self.seed)
+            folds = fold_numbers(rows, self.folds, Context(seed=self.seed))
             held_out = {way: out_of_fold(folds, partial(_averaged, way, views, labels)) for way in others}
             best = max(others, key=lambda way: metric.sign * metric.value(held_out[way], labels))
             plain = _mixed(PLAIN, views, _equal(views))

@@ -125,12 +125,13 @@ class OnTrainingRows(Refiner):
     def columns_in(self, predictions: Predictions) -> IntArray:
         """Return the column in ``predictions`` of each training class."""
         classes = predictions.classes if self.train_classes is None else tuple(self.train_classes)
-        if foreign := [name for name in classes if name not in predictions.classes]:
+        column = {name: number for number, name in enumerate(predictions.classes)}
+        if foreign := [name for name in classes if name not in column]:
             raise EtudeError(
                 f"the training classes of {type(self).__name__} hold {listed(foreign)}, which the predictions do not: "
                 "give predictions of a model that was trained on the same classes"
             )
-        return np.array([predictions.classes.index(name) for name in classes])
+        return np.array([column[name] for name in classes])
 
 
 @dataclass(eq=False, repr=False)
@@ -219,7 +220,8 @@ class KNN(OnTrainingRows):
             raise EtudeError(f"the metric of KNN must be 'log_loss' or 'accuracy', not {self.metric!r}.{hint}")
         if not self.ks or not self.temperatures or not self.weights:
             raise EtudeError("KNN needs at least one value each of k, T and λ to choose from")
-        if min(self.ks) < 1 or not min(self.temperatures) > 0 or min(self.weights) < 0 or max(self.weights) > 1:
+        in_range = 0 <= min(self.weights) <= max(self.weights) <= 1
+        if min(self.ks) < 1 or not min(self.temperatures) > 0 or not in_range:
             raise EtudeError(
                 f"KNN needs k of at least 1, T above 0 and λ from 0 to 1, not k from {min(self.ks)}, "
                 f"T from {min(self.temperatures)} and λ from {min(self.weights)} to {max(self.weights)}"
