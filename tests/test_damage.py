@@ -28,7 +28,7 @@ from etude.models.features import cached
 from etude.recipe import load_recipe
 from etude.refine.calibration import Temperature
 from etude.refine.chain import Chain
-from etude.refine.prior.priors import parse_prior
+from etude.refine.prior.correction import parse_prior
 from etude.timeline import Phase, Timeline
 from etude.training.resume import Finished, ResumeFolder, RunPlan
 

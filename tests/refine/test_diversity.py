@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from etude.core.errors import EtudeError
 from etude.core.predictions import Predictions
-from etude.refine.diversity import advice, diversity
+from etude.refine.ensemble import advice, diversity
 
 CLASSES = ("x", "y", "z")
 

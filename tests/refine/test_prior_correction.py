@@ -12,8 +12,7 @@ from etude.core.metrics import accuracy
 from etude.core.predictions import Predictions
 from etude.core.seeds import rng_for
 from etude.refine.base import normalised
-from etude.refine.prior.correction import PriorCorrection
-from etude.refine.prior.priors import bbse_prior, em_prior, expected_gain, shift_p_value
+from etude.refine.prior.correction import PriorCorrection, bbse_prior, em_prior, expected_gain, shift_p_value
 
 CLASSES = ("ant", "bee", "cat", "dog")
 EVEN = np.full(4, 0.25)

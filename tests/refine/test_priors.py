@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from etude.core.errors import EtudeError
 from etude.refine.base import normalised
-from etude.refine.prior.priors import correct, parse_prior
+from etude.refine.prior.correction import correct, parse_prior
 
 CLASSES = ("ant", "bee", "cat")
 SHARES = hnp.arrays(np.float64, 3, elements=st.floats(0.01, 1)).map(lambda shares: shares / shares.sum())

@@ -120,8 +120,7 @@ def _found(
     from dataclasses import asdict
 
     from etude.core.metrics import metric_named
-    from etude.refine.diversity import advice, diversity
-    from etude.refine.ensemble import aligned, common_labels
+    from etude.refine.ensemble import advice, aligned, common_labels, diversity
 
     together = aligned(labelled)
     labels = common_labels(together)

@@ -15,8 +15,7 @@ from etude.refine.chain import DEFAULT_ORDER
 from etude.refine.last_layer import LastLayer
 from etude.refine.neighbours.knn import KNN
 from etude.refine.prior.assignment import BalancedAssignment
-from etude.refine.prior.correction import PriorCorrection
-from etude.refine.prior.priors import PriorSpec
+from etude.refine.prior.correction import PriorCorrection, PriorSpec
 from etude.refine.thresholds import Thresholds
 from etude.refine.views import ViewWeights
 
@@ -42,7 +41,7 @@ def standard_steps(
         names: of :data:`~etude.refine.chain.DEFAULT_ORDER`.
         target: what the chain will be applied to; steps that would miss features or views there are left out.
         metric: of the chain.
-        prior: of the target: ``"estimate"``, or what :func:`~etude.refine.prior.priors.parse_prior` reads.
+        prior: of the target: ``"estimate"``, or what :func:`~etude.refine.prior.correction.parse_prior` reads.
         train: labelled images with features for ``knn`` and ``last_layer``; ``knn`` takes ``labelled`` without them.
         seed: of the steps that draw.
 

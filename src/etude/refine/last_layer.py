@@ -26,8 +26,7 @@ from etude.refine.base import (
 from etude.refine.cross_fit import NOISE, choose, fold_numbers, fold_sums
 from etude.refine.neighbours.index import Floats, checked_features
 from etude.refine.neighbours.knn import OnTrainingRows, row_gains
-from etude.refine.prior.correction import PriorCorrection
-from etude.refine.prior.priors import PriorSpec
+from etude.refine.prior.correction import PriorCorrection, PriorSpec
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +97,7 @@ class LastLayer(OnTrainingRows):
         train_features, train_labels, train_ids, train_classes: as :class:`~etude.refine.neighbours.knn.KNN` has them;
             training images that are among the labelled ones too are left out.
         prior: of the target: ``"estimate"``, used if :class:`PriorCorrection` finds a shift worth correcting; what
-            :func:`~etude.refine.prior.priors.parse_prior` reads; or None for that of the training images.
+            :func:`~etude.refine.prior.correction.parse_prior` reads; or None for that of the training images.
         pseudo_share: weight of all pseudo-labelled target images, below 1; 0 leaves them out.
         confidence: probability from which a target image is pseudo-labelled, after correction to ``prior``.
         strengths: values of scikit-learn's ``C`` that are tried.

@@ -13,7 +13,7 @@ from etude.core.errors import EtudeError
 from etude.core.metrics import FloatArray, IntArray
 from etude.core.predictions import Predictions
 from etude.refine.base import LOG_ZERO, difference, normalised, require_classes
-from etude.refine.prior.priors import parse_prior
+from etude.refine.prior.correction import parse_prior
 
 _LEAST_SHARE = 1e-6  # of a class in the predictions, as it divides
 

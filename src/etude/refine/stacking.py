@@ -133,7 +133,9 @@ class Stacking:
             for number, candidate in enumerate(self._grid):
                 part = [one.take(out) for one in labelled]
                 held_out[number, out] = np.exp(self._answer(learned, part, columns[out], candidate))
-        gains = np.concatenate([row_gains(one, mean, labels, (1.0,), "log_loss") for one in held_out])
+        gains = np.concatenate(
+            [row_gains(held_out[one], mean, labels, (1.0,), "log_loss") for one in range(len(held_out))]
+        )
         choice = choose(fold_sums(gains, numbers), lambda one: gains[one], numbers)
         self.gain_, self.error_, self.stacked_ = choice.gain, choice.error, choice.best is not None
         if choice.best is not None:

@@ -19,7 +19,7 @@ from etude.core.metrics import FloatArray, IntArray
 from etude.core.predictions import Predictions
 from etude.core.seeds import rng_for
 from etude.refine.base import BoolArray, Refiner, normalised, require_target
-from etude.refine.prior.priors import PriorSpec, parse_prior
+from etude.refine.prior.correction import PriorSpec, parse_prior
 
 Logits = NDArray[np.float32]
 Bounds = int | Mapping[str, int]
@@ -275,7 +275,7 @@ class BalancedAssignment(Refiner):
     where they are not. Counts of a prior are n · share, rounded down or up as the likelihood prefers.
 
     Args:
-        prior: what :func:`~etude.refine.prior.priors.parse_prior` reads, except ``"estimate"``; None to use bounds.
+        prior: what :func:`~etude.refine.prior.correction.parse_prior` reads, except ``"estimate"``; None to use bounds.
         at_least, at_most: bounds of the counts in place of a prior: one number for all classes, or class to number for
             some of them.
 

@@ -14,7 +14,7 @@ from etude.core.predictions import Predictions
 from etude.data.dataset import Dataset
 from etude.health.duplicates import near_duplicates
 from etude.refine.calibration import Temperature
-from etude.refine.prior.priors import em_prior, shift_p_value
+from etude.refine.prior.correction import em_prior, shift_p_value
 from etude.study.unlabelled.pool import Pool
 
 Array = NDArray[np.float64]
