@@ -34,7 +34,7 @@ def trivial_changes(
 ) -> tuple[Geometry, Color, Tone, Effects]:
     """Return one operation for each image, from uniform draws (B,) in [0, 1).
 
-    Half of the operations that have a direction go either way. Autocontrast has no magnitude: on below ``strength``.
+    Operations that have a direction go either way. Autocontrast has no magnitude: on below ``strength``.
     """
     count = len(which)
     chosen = np.minimum((which * len(OPERATIONS)).astype(int), len(OPERATIONS) - 1)
@@ -202,8 +202,7 @@ class Changes:
 def draw_changes(policy: Policy, strength: float, rng: np.random.Generator, count: int) -> Changes:
     """Draw what happens to ``count`` images, within the policy's limits scaled by ``strength``.
 
-    The numbers taken from ``rng`` depend on ``count`` alone: under another policy, strength or size an image's change
-    differs in extent, but it is turned the same way.
+    The numbers taken from ``rng`` depend on ``count`` alone: another policy, strength or size changes the extent only.
     """
     signed = rng.uniform(-1.0, 1.0, (5, count))
     flips, turns = rng.random(count) < 0.5, rng.integers(0, 4, count)
@@ -299,7 +298,7 @@ def augment(
 ) -> np.ndarray:
     """Return uint8 (B, size, size, C) images changed by ``policy``; the input stays as it is.
 
-    The warp samples the source straight at ``size``. One thread works, and any number may call at the same time.
+    The warp samples the source straight at ``size``. Any number of threads may call at the same time.
 
     Args:
         images: uint8 (B, S, S, C), square.

@@ -19,9 +19,7 @@ def lee_weight(step: float, t1: float, t2: float, final: float = 3.0) -> float:
     """Return α(t), the weight of the loss on pseudo-labels (Lee 2013): 0 before ``t1``, rising to ``final`` at ``t2``.
 
     Args:
-        step: t; steps, epochs or progress, in the unit of ``t1`` and ``t2``.
-        t1: where it begins to rise, at least 0.
-        t2: where it reaches ``final``, at least ``t1``; the same for a jump.
+        step, t1, t2: steps, epochs or progress, 0 <= t1 <= t2; a jump where both are the same.
         final: at least 0; the paper's 3.
 
     Raises:
@@ -31,10 +29,8 @@ def lee_weight(step: float, t1: float, t2: float, final: float = 3.0) -> float:
     [0.0, 0.0, 1.5, 3.0, 3.0]
     """
     if not (0.0 <= t1 <= t2 and final >= 0.0):
-        raise EtudeError(
-            f"lee_weight got t1={t1}, t2={t2}, final={final}; the weight rises from t1 to t2, 0 <= t1 <= t2, and "
-            "final is at least 0"
-        )
+        given = f"t1={t1}, t2={t2}, final={final}"
+        raise EtudeError(f"lee_weight got {given}; the weight rises from 0 <= t1 to t2 >= t1, and final is at least 0")
     if step >= t2:
         return float(final)
     return final * (step - t1) / (t2 - t1) if step > t1 else 0.0

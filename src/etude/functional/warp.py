@@ -10,9 +10,8 @@ import numpy as np
 BORDERS = {"reflect": cv2.BORDER_REFLECT_101, "replicate": cv2.BORDER_REPLICATE}
 
 # Source pixels from one sample to the next up to which a bilinear warp needs no reduction first. Measured as root mean
-# square error against area averages over each output pixel's footprint, turned by up to 15 degrees: on 1/f noise,
-# polygons and text, averaging over 2 × 2 source pixels first gets better than none between steps of 1.65 and 1.9,
-# 3 × 3 better than 2 × 2 between 3.2 and 3.8, and 4 × 4 better than 3 × 3 near 5.5: multiples of 1.8.
+# square error against area averages, turned by up to 15 degrees: on 1/f noise, polygons and text, averaging over 2 × 2
+# pixels first gets better than none between steps of 1.65 and 1.9, 3 × 3 than 2 × 2 between 3.2 and 3.8.
 LONGEST_STEP = 1.8
 
 # OpenCV warps four channels faster than three; from this side on that pays for the two conversions.
@@ -74,9 +73,8 @@ def warp_matrices(geometry: Geometry, side: int, size: int | None = None) -> np.
     size = int(side if size is None else size)
     a, b, c, d = _linear(geometry, size / side)
     inner, outer = (side - 1) / 2.0, (size - 1) / 2.0
-    affine = np.empty((len(a), 2, 3))
-    affine[:, 0, 0], affine[:, 0, 1], affine[:, 0, 2] = a, b, geometry.shift_x * size - (a + b) * inner
-    affine[:, 1, 0], affine[:, 1, 1], affine[:, 1, 2] = c, d, geometry.shift_y * size - (c + d) * inner
+    right, down = geometry.shift_x * size - (a + b) * inner, geometry.shift_y * size - (c + d) * inner
+    affine = np.stack([a, b, right, c, d, down], axis=1).reshape(-1, 2, 3)
     if not (geometry.perspective_x.any() or geometry.perspective_y.any()):
         affine[:, :, 2] += outer
         return affine

@@ -231,9 +231,7 @@ class Chain(Refiner):
     Args:
         steps: (name, refiner) pairs; they are applied in :data:`DEFAULT_ORDER`.
         metric: by which gains are measured, a name for :func:`etude.core.metrics.metric_named`.
-        folds: of the cross-fit.
-        seed: of folds and bootstrap.
-        draws: of the bootstrap.
+        folds, seed, draws: of the cross-fit and its bootstrap.
         level: of the interval; 0.9 is a one-sided test at 5%.
 
     >>> from etude.refine.calibration import Temperature

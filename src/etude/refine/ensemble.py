@@ -474,8 +474,8 @@ def diversity(models: Mapping[str, Predictions]) -> list[PairDiversity]:
 
     Source: Kuncheva & Whitaker 2003, Measures of diversity in classifier ensembles.
     """
-    together, labels = _labelled(models)
-    guesses = [(name, one.predicted()) for name, one in together.items()]
+    together, labels, _ = labelled_models([*models.values()], "diversity")
+    guesses = [(name, one.predicted()) for name, one in zip(models, together, strict=True)]
     rows = [_pair(first, second, labels) for first, second in combinations(guesses, 2)]
     return sorted(rows, key=lambda row: (row.disagreement, -row.double_fault))
 
@@ -483,8 +483,7 @@ def diversity(models: Mapping[str, Predictions]) -> list[PairDiversity]:
 def advice(models: Mapping[str, Predictions], blended: Sequence[str] | None = None) -> list[str]:
     """Return sentences: which model to drop from the mean of those ``blended``, which of the others to add.
 
-    What dropping or adding one model does to the log loss of the mean of probabilities is measured on the labelled
-    images, with the standard error of the paired difference.
+    Each change is judged by the log loss of the mean of probabilities on the labelled images, and its paired error.
 
     Args:
         models: predictions by name, on the same images.
@@ -493,13 +492,14 @@ def advice(models: Mapping[str, Predictions], blended: Sequence[str] | None = No
     Raises:
         EtudeError: as :func:`diversity`, or a name is unknown.
     """
-    together, labels = _labelled(models)
+    together, labels, _ = labelled_models([*models.values()], "diversity")
     chosen = list(models) if blended is None else list(dict.fromkeys(blended))
     if unknown := [name for name in chosen if name not in models]:
         raise EtudeError(f"there is no model {unknown[0]!r} among {listed(models)}.{nearest(unknown[0], models)}")
     if not chosen:
         raise EtudeError("a blend needs at least one model: name those that it holds")
-    given = {name: one.probabilities()[np.arange(len(labels)), labels] for name, one in together.items()}
+    by_name = dict(zip(models, together, strict=True))
+    given = {name: one.probabilities()[np.arange(len(labels)), labels] for name, one in by_name.items()}
     whole = _losses(chosen, given)
     gains = {name: whole - _losses([*chosen, name], given) for name in given if name not in chosen}
     useful = sorted((name for name in gains if exceeds_noise(gains[name])), key=lambda name: -gains[name].mean())
@@ -507,18 +507,13 @@ def advice(models: Mapping[str, Predictions], blended: Sequence[str] | None = No
     sentences += [f"Add {name!r}: with it the log loss of the blend falls by {_text(gains[name])}." for name in useful]
     sentences = sentences or [f"Keep the blend of {listed(chosen)} as it is: no change of one model beats its noise."]
     if len(chosen) > 1:
-        closest = diversity({name: together[name] for name in chosen})[0]
+        closest = diversity({name: by_name[name] for name in chosen})[0]
         if closest.disagreement < 0.01:
             sentences.append(
                 f"{closest.first!r} and {closest.second!r} predict the same class for {1 - closest.disagreement:.1%} "
                 "of the images: one of them does almost all that both do."
             )
     return sentences
-
-
-def _labelled(models: Mapping[str, Predictions]) -> tuple[dict[str, Predictions], IntArray]:
-    together, labels, _ = labelled_models(list(models.values()), "diversity")
-    return dict(zip(models, together, strict=True)), labels
 
 
 def _pair(first: tuple[str, IntArray], second: tuple[str, IntArray], labels: IntArray) -> PairDiversity:

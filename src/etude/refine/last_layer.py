@@ -100,8 +100,7 @@ class LastLayer(OnTrainingRows):
             :func:`~etude.refine.prior.correction.parse_prior` reads; or None for that of the training images.
         pseudo_share: weight of all pseudo-labelled target images, below 1; 0 leaves them out.
         confidence: probability from which a target image is pseudo-labelled, after correction to ``prior``.
-        strengths: values of scikit-learn's ``C`` that are tried.
-        weights: values of λ that are tried.
+        strengths, weights: values of scikit-learn's ``C`` and of λ that are tried.
         folds, noise: as in KNN.
         most: steps of each fit at most.
         seed: of the test for a shift.

@@ -43,8 +43,7 @@ class Stacking:
 
     Args:
         learner: ``"logistic"`` or ``"lightgbm"``, which needs the package of that name.
-        strengths: values of scikit-learn's ``C`` to choose from, for ``"logistic"``.
-        weights: values of λ to choose from, for ``"lightgbm"``.
+        strengths, weights: values of scikit-learn's ``C`` (``"logistic"``) and of λ (``"lightgbm"``) to choose from.
         folds: of the cross-fitting.
         seed: of the trees.
 

@@ -62,7 +62,7 @@ def in_classes(sources: Sequence[Source], paths: Sequence[Path | str], positive:
     """Return the sources with the same classes, as far as those with single columns go.
 
     A single column holds the probability of ``positive``, or of the class that it is named after, or of 1, true, yes
-    or positive, of the two classes that the other sources have. Labels are those of all sources together.
+    or positive, of the two classes that the other sources have.
     """
     whole = next((source.predictions.classes for source in sources if source.holds == "classes"), None)
     labels = [name for source in sources if source.holds == "labels" for name in source.predictions.classes]
@@ -82,17 +82,16 @@ def read_probabilities(
 ) -> Predictions:
     """Read predictions from an ``.npz`` of etude, or probabilities from a table of any other tool.
 
-    A table has a header, as a sample submission has: a column of ids (named ``id`` or similarly, else the first),
-    perhaps one of labels, and one column of probabilities a class, named after it. Rows whose sum is not one are
-    divided by it. A single column holds the probability of one of two classes.
+    A table has a header: a column of ids (named ``id`` or similarly, else the first), perhaps one of labels, and one
+    column of probabilities a class, named after it, or a single one, with the probability of one of two classes. Rows
+    whose sum is not one are divided by it.
 
     Args:
         path: ``.npz``, ``.csv``, ``.tsv`` or ``.parquet``.
         labels: a table with ids and labels; ids that it lacks stay unlabelled.
         id_column: name of the ids' column; found by its name when None.
         label_column: name of the labels' column, in the table or the file of labels.
-        classes: the two classes of a single column, which is named after one or holds the probability of 1, true, yes
-            or positive; by default 0 and 1.
+        classes: the two classes of a single column, as in :func:`in_classes`; by default 0 and 1.
         warn: receives a sentence about sums that are not one, and about ids without a label.
 
     Raises:

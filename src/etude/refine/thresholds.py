@@ -34,9 +34,7 @@ class Thresholds(Refiner):
 
     Args:
         metric: what to maximise: ``macro_f1``, ``balanced_accuracy``, ``kappa`` or ``accuracy``.
-        folds: of the cross-fit.
-        seed: of folds and bootstrap.
-        draws: of the bootstrap.
+        folds, seed, draws: of the cross-fit and its bootstrap.
         level: of the interval whose lower end must be above zero; None keeps the offsets without a test.
 
     >>> rng = np.random.default_rng(0)

@@ -33,9 +33,7 @@ class ViewWeights(Refiner):
     Args:
         metric: by which a way must beat the plain mean.
         ways: of :data:`WAYS`, those to try; the plain mean is always among them.
-        folds: of the cross-fit.
-        seed: of folds and bootstrap.
-        draws: of the bootstrap.
+        folds, seed, draws: of the cross-fit and its bootstrap.
         level: of the interval whose lower end must be above zero; None takes the best other way without a test.
 
     >>> rng = np.random.default_rng(0)

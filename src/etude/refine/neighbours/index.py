@@ -1,14 +1,15 @@
 """``NeighbourIndex``: the nearest rows of a table of features, exactly by matrix products or by an HNSW graph.
 
 Distances are computed in float32 and again in float64 where that may change the order, so that ties go by position.
-scikit-learn's brute force, in float64, took 1.4 to 1.8 times as long for k = 512 (1,000 queries of 4,000 to 60,000
-rows, one thread), and orders ties at random.
+scikit-learn's brute force took 1.4 to 1.8 times as long for k = 512 (1,000 queries of 4,000 to 60,000 rows, one
+thread), and orders ties at random.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Self, get_args
 
@@ -20,6 +21,7 @@ from etude.core.metrics import FloatArray, IntArray
 from etude.refine.base import optional_package
 
 Floats = NDArray[np.floating[Any]]
+Float32 = NDArray[np.float32]
 _CHUNK = 2**23  # numbers held at once where rows are worked on in float64: 64 MiB
 _CLOSE = 0.01  # squared distances below it lose digits in float32 and are computed again
 _EXACT = 64  # nearest rows whose order is exact in float64; computing all of 512 again would cost more than the search
@@ -78,9 +80,7 @@ def squared_distances(queries: UnitRows, rows: UnitRows) -> NDArray[np.float32]:
     return squared
 
 
-def pair_distances(
-    queries: NDArray[np.float32], rows: NDArray[np.float32], which: IntArray, positions: IntArray
-) -> FloatArray:
+def pair_distances(queries: Float32, rows: Float32, which: IntArray, positions: IntArray) -> FloatArray:
     """Return |queries[which] - rows[positions]|, (P,) float64: the same for equal rows, wherever they stand."""
     distances = np.empty(len(which))
     step = max(1, _CHUNK // queries.shape[1])
@@ -91,9 +91,7 @@ def pair_distances(
     return distances
 
 
-def _nearest_of_block(
-    squared: NDArray[np.float32], queries: NDArray[np.float32], rows: NDArray[np.float32], k: int
-) -> tuple[IntArray, FloatArray]:
+def _nearest_of_block(squared: Float32, queries: Float32, rows: Float32, k: int) -> tuple[IntArray, FloatArray]:
     """Return positions and distances (Q, k); ``squared`` (Q, N) holds infinity where a row may not be found.
 
     Rows whose distances are equal up to float32's rounding are compared in float64 where they compete for the last
@@ -125,10 +123,7 @@ def _nearest_of_block(
     return np.take_along_axis(positions, order, axis=1), np.take_along_axis(distances, order, axis=1)
 
 
-def _nearest_of_row(
-    squared: NDArray[np.float32], query: NDArray[np.float32], rows: NDArray[np.float32],
-    k: int, last: float, tolerance: float,
-) -> IntArray:  # fmt: skip
+def _nearest_of_row(squared: Float32, query: Float32, rows: Float32, k: int, last: float, tolerance: float) -> IntArray:
     """The k nearest rows where several share the last place up to rounding; the first 4,096 of those are compared."""
     sure = np.flatnonzero(squared < last - tolerance)
     tied = np.flatnonzero((squared >= last - tolerance) & (squared <= last + tolerance))[: max(_MOST_TIES, k)]
@@ -273,14 +268,11 @@ def _unique_ids(ids: Sequence[str], count: int) -> tuple[str, ...]:
 
 
 def _method(method: str, rows: int) -> Literal["exact", "hnsw"]:
-    if method not in get_args(Method):
-        known = get_args(Method)
+    if method not in (known := get_args(Method)):
         raise EtudeError(f"method must be one of {listed(known)}, not {method!r}.{nearest(method, known)}")
-    if method == "auto":
-        try:
-            return "hnsw" if rows >= HNSW_FROM and _nmslib() else "exact"
-        except EtudeError:
-            return "exact"
+    if method == "auto" and rows >= HNSW_FROM:
+        with suppress(EtudeError):
+            return "hnsw" if _nmslib() else "exact"
     return "hnsw" if method == "hnsw" else "exact"
 
 

@@ -270,9 +270,9 @@ def assign(log_p: Logits | FloatArray, low: IntArray, high: IntArray, shares: Fl
 class BalancedAssignment(Refiner):
     """Labels of the greatest likelihood whose class counts are those of a known prior, or lie between bounds.
 
-    One offset a class, b, is added to log p so that the most probable classes have those counts. Use it where the
-    counts are known (a balanced test set, or one image of each pair): it needs no calibration, and it can only hurt
-    where they are not. Counts of a prior are n · share, rounded down or up as the likelihood prefers.
+    Refined predictions are softmax(log p + b), with an offset b for each class so that the most probable classes have
+    those counts. Use it only where the counts are known (a balanced test set, or one image of each pair); it needs no
+    calibration. Counts of a prior are n · share, rounded down or up as the likelihood prefers.
 
     Args:
         prior: what :func:`~etude.refine.prior.correction.parse_prior` reads, except ``"estimate"``; None to use bounds.
@@ -309,7 +309,7 @@ class BalancedAssignment(Refiner):
         return self
 
     def _refined(self, predictions: Predictions) -> FloatArray:
-        """softmax(log p + b). The most probable class of an image that ``fit`` saw is the assigned one."""
+        """The most probable class of an image that ``fit`` saw is the assigned one."""
         shifted = normalised(predictions.log_probabilities() + self.offsets_).astype(np.float32)
         assigned = self.labels_
         if predictions.ids != self.ids_:

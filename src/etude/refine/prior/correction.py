@@ -222,8 +222,7 @@ def expected_gain(p: FloatArray, before: IntArray) -> tuple[float, float]:
     """
     rows = np.arange(len(p))
     after = p.argmax(axis=1)
-    won, lost = p[rows, after], p[rows, before]
-    won, lost = np.where(after == before, 0.0, won), np.where(after == before, 0.0, lost)
+    won, lost = np.where(after == before, 0.0, [p[rows, after], p[rows, before]])
     variance = won + lost - (won - lost) ** 2
     return float((won - lost).mean()), float(np.sqrt(variance.sum()) / len(p))
 
