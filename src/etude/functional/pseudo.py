@@ -30,7 +30,7 @@ def lee_weight(step: float, t1: float, t2: float, final: float = 3.0) -> float:
     """
     if not (0.0 <= t1 <= t2 and final >= 0.0):
         given = f"t1={t1}, t2={t2}, final={final}"
-        raise EtudeError(f"lee_weight got {given}; the weight rises from 0 <= t1 to t2 >= t1, and final is at least 0")
+        raise EtudeError(f"lee_weight got {given}; the weight rises from t1 to t2, 0 <= t1 <= t2, final >= 0")
     if step >= t2:
         return float(final)
     return final * (step - t1) / (t2 - t1) if step > t1 else 0.0
