@@ -253,7 +253,7 @@ def _cropped(drawn: Geometry, policy: Policy, strength: float, uniform: np.ndarr
     area = 1.0 - strength * policy.crop * uniform[0]
     stretch = np.exp(strength * policy.log_aspect * (2.0 * uniform[1] - 1.0) / 2.0)
     width, height = np.minimum(np.sqrt(area) * stretch, 1.0), np.minimum(np.sqrt(area) / stretch, 1.0)
-    # A window of share w with its centre off by (1 - w) / 2 at most, seen enlarged by 1 / w.
+    # A window of share w with its centre off by (1 - w) / 2 at most, enlarged by 1 / w.
     return replace(
         drawn,
         log_scale=drawn.log_scale - np.log(width * height) / 2.0,

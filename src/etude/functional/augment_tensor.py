@@ -111,8 +111,8 @@ def _sampled(images: torch.Tensor, sources: np.ndarray, border: str, size: int) 
     line = torch.arange(size, device=images.device, dtype=images.dtype)
     down, across = torch.meshgrid(line, line, indexing="ij")
     places = torch.stack([across, down, torch.ones_like(across)], dim=-1).reshape(size * size, 3)
-    seen = places @ theta.transpose(1, 2)
-    grid = (seen[..., :2] / seen[..., 2:]).reshape(len(images), size, size, 2)
+    mapped = places @ theta.transpose(1, 2)
+    grid = (mapped[..., :2] / mapped[..., 2:]).reshape(len(images), size, size, 2)
     return grid_sample(images, grid, mode="bilinear", padding_mode=_PADDING[border], align_corners=True)
 
 

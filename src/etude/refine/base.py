@@ -150,10 +150,8 @@ def optional_package(name: str, needed_by: str, instead: str) -> Any:
     try:
         return import_module(name)
     except (ImportError, OSError) as error:  # OSError: its compiled library lacks another one
-        raise EtudeError(
-            f"{needed_by} needs the package {name}, which cannot be imported ({error}): "
-            f"pip install {name}, or take {instead}"
-        ) from error
+        problem = f"{needed_by} needs the package {name}, which cannot be imported ({error})"
+        raise EtudeError(f"{problem}: pip install {name}, or take {instead}") from error
 
 
 def occurring(labels: IntArray, classes: int) -> BoolArray:

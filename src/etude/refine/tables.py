@@ -219,21 +219,21 @@ def _in_classes(source: Source, path: Path | str, classes: tuple[str, ...], posi
     return replace(source, predictions=replace(predictions, classes=(other, positive)))
 
 
-def _split_off_ids(table: Table, asked: str | None) -> tuple[str, list[str]]:
+def _split_off_ids(table: Table, wanted: str | None) -> tuple[str, list[str]]:
     """Return the column of ids, and the names of the others; a column without a name is a row index."""
     names = {name.strip().lower(): name for name in reversed(table.columns)}
     usual = next((names[name] for name in ID_NAMES if name in names), next(iter(table.columns)))
-    id_name = usual if asked is None else table.checked(asked, "--id-column")
+    id_name = usual if wanted is None else table.checked(wanted, "--id-column")
     ids = Counter(table.columns[id_name])
     if repeated := [name for name, count in ids.items() if count > 1]:
         raise EtudeError(f"{table.path} has several rows for {listed(repeated)}: keep one row for each image")
     return id_name, [name for name in table.columns if name and name != id_name]
 
 
-def _label_name(table: Table, others: Sequence[str], asked: str | None) -> str | None:
+def _label_name(table: Table, others: Sequence[str], wanted: str | None) -> str | None:
     """Return the column of labels: one so named, unless its cells are numbers and no class is called so."""
-    if asked is not None:
-        return table.checked(asked, "--label-column")
+    if wanted is not None:
+        return table.checked(wanted, "--label-column")
     for name in _label_names(others):
         cells = [cell for cell in table.columns[name] if cell.strip()]
         if np.isnan(_numbers(cells)).any() or not {*others}.difference({name}).isdisjoint(cells):
