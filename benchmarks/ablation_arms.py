@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from etude.study.ablation.runs import Contrast, Design
+from etude.study.ablation.runs import ArmContrast, Design
 
 TIMELINES: dict[str, dict[str, Any]] = {
     **{
@@ -67,4 +67,4 @@ def design_of(data: str, epochs: float, names: list[str] | None) -> Design:
     known = arms_of(data, epochs)
     arms = {name: known[name] for name in names or known}
     others = [name for name in arms if name != "default"]
-    return Design(arms, [Contrast(name, "add-one-in", without="default", with_it=name) for name in others])
+    return Design(arms, [ArmContrast(name, "add-one-in", without="default", with_it=name) for name in others])

@@ -43,7 +43,7 @@ def template(folder: Path) -> dict[str, Any]:
     classes = {f"class {number}": 100 for number in range(50)}
     data = {"described": "class folders, 5,000 images in 50 classes", "fingerprint": "0b1af131cc60740120456999"}
     record.set("data", {**data, "images": 5000, "classes": classes, "folds": [{"train": 4000, "valid": 1000}]})
-    for name in ("survey", "plan", "store", "features", "head", "fine-tune", "TTA"):
+    for name in ("scan", "plan", "store", "features", "head", "fine-tune", "TTA"):
         with record.stage(name) as stage:
             stage.score("accuracy", 0.9)
             stage.score("log_loss", 0.3)

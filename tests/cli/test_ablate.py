@@ -206,7 +206,7 @@ def test_two_ablations_in_one_folder(etude, images, tmp_path, pretended, monkeyp
             child = forked(lambda words=words: os._exit(etude("ablate", images, *TWO, *words).code))
             codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
-    monkeypatch.setattr("etude.study.ablation.ablate.show_plan", plan)
+    monkeypatch.setattr("etude.study.ablation.ablate.show_design", plan)
     assert etude("ablate", images, *TWO, "--out", "abl").code == 0
     assert codes == [2, 2]
     assert record_of(tmp_path / "abl")["state"] == "finished"

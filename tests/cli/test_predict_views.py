@@ -17,7 +17,7 @@ from etude.data.dataset import Dataset, open_dataset
 from etude.data.scan import Scan
 from etude.data.sources import ImageSet
 from etude.run import load
-from etude.study.unlabelled.guards import Evaluated
+from etude.study.unlabelled.guards import EvaluatedModel
 from picture_folders import picture, write_classes, write_flat
 
 # Six images validate: whether views are harmless to them is a matter of luck.
@@ -85,13 +85,13 @@ def test_views_that_do_harm_are_left_out(etude, tmp_path):
 
 def test_pseudo_labels_do_without_views_that_do_harm(etude, tmp_path, monkeypatch):
     judged: list[tuple[int, int]] = []
-    own = Evaluated.calibrated
+    own = EvaluatedModel.calibrated
 
-    def calibrated(valid: Predictions, pool: Predictions) -> Evaluated:
+    def calibrated(valid: Predictions, pool: Predictions) -> EvaluatedModel:
         judged.append((len(valid.logits), len(pool.logits)))
         return own(valid, pool)
 
-    monkeypatch.setattr(Evaluated, "calibrated", calibrated)
+    monkeypatch.setattr(EvaluatedModel, "calibrated", calibrated)
     train, pool = mirrored_classes(tmp_path / "train"), write_flat(tmp_path / "pool")
     words = ("fit", train, "--unlabeled", pool, *PHOTOS[2:], "--set", "predict.tta=2", "--set", "stages=head")
     assert etude(*words, "--recipe", "pseudo-label", "--out", "run").code == 0

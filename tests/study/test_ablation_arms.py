@@ -7,7 +7,7 @@ import pytest
 from etude.core.errors import EtudeError
 from etude.recipe import ImageFacts, load_recipe, resolve
 from etude.recipe.tricks import tricks_named
-from etude.study.ablation.runs import Contrast, Design, design_of, modes_named
+from etude.study.ablation.runs import ArmContrast, Design, design_of, modes_named
 
 RECIPE = resolve(load_recipe("default"), ImageFacts(300, 3, count=1_000))
 
@@ -25,7 +25,7 @@ def test_leave_one_out():
         "without-mixup": {},
     }
     assert made.baselines == ("full",)
-    assert made.contrasts[0] == Contrast("ema", "leave-one-out", without="without-ema", with_it="full")
+    assert made.contrasts[0] == ArmContrast("ema", "leave-one-out", without="without-ema", with_it="full")
 
 
 def test_add_one_in():
@@ -37,7 +37,7 @@ def test_add_one_in():
         "with-cutmix": {"train.ema": 0.0, "augment.cutmix": 1.0},
     }
     assert made.baselines == ("bare",)
-    assert made.contrasts[1] == Contrast("mixup", "add-one-in", without="bare", with_it="with-mixup")
+    assert made.contrasts[1] == ArmContrast("mixup", "add-one-in", without="bare", with_it="with-mixup")
 
 
 def test_both_train_no_recipe_twice():
@@ -52,7 +52,7 @@ def test_both_train_no_recipe_twice():
 def test_a_single_trick_is_one_comparison():
     made = design(["ema"], "both")
     assert list(made.arms) == ["full", "bare"]
-    assert made.contrasts == (Contrast("ema", "leave-one-out", without="bare", with_it="full"),)
+    assert made.contrasts == (ArmContrast("ema", "leave-one-out", without="bare", with_it="full"),)
 
 
 def test_timelines_exclude_each_other():

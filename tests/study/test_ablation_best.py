@@ -13,15 +13,15 @@ import pytest
 from etude.core.paired import Comparison, Scored, Verdict, compare
 from etude.recipe import NAMED, ImageFacts, flat, load_recipe, resolve
 from etude.study.ablation.ablate import best_changes, write_best, write_recipe
-from etude.study.ablation.runs import Contrast, Found, Mode
+from etude.study.ablation.runs import AblationMode, ArmContrast, Found
 
 RECIPE = resolve(load_recipe("default"), ImageFacts(300, 3, count=1_000))
 
 
-def found(trick: str, verdict: Verdict, gain: float = 0.01, mode: Mode = "leave-one-out") -> Found:
+def found(trick: str, verdict: Verdict, gain: float = 0.01, mode: AblationMode = "leave-one-out") -> Found:
     sign = {"helps": 1, "hurts": -1, "cannot tell": 0}[verdict]
     comparison = Comparison(sign * gain, 0.001, 4.0, 5, 800)
-    return Found(Contrast(trick, mode, "without", "with"), comparison, 0.01, verdict, 3, 1.0, 100.0)
+    return Found(ArmContrast(trick, mode, "without", "with"), comparison, 0.01, verdict, 3, 1.0, 100.0)
 
 
 @pytest.mark.parametrize(

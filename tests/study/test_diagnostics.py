@@ -203,9 +203,9 @@ def request_of(tmp_path: Path) -> Request:
 @pytest.mark.parametrize(
     ("error", "state", "told"),
     [
-        (EtudeError("no image can be read"), "failed", "It failed in survey after"),
+        (EtudeError("no image can be read"), "failed", "It failed in scan after"),
         (ValueError("bad <shape>"), "failed", "ValueError: bad <shape>"),
-        (KeyboardInterrupt(), "interrupted", "It was interrupted in survey after"),
+        (KeyboardInterrupt(), "interrupted", "It was interrupted in scan after"),
     ],
 )
 def test_a_run_that_does_not_finish_has_a_report(

@@ -15,14 +15,14 @@ from etude.data.dataset import Dataset, open_dataset
 from etude.data.scan import scan_images
 from etude.data.sources import read_unlabelled
 from etude.study.unlabelled.guards import (
-    Evaluated,
+    EvaluatedModel,
     apart_from_validation,
     collapsed,
     compare_student,
     label_shift,
     views_to_compare,
 )
-from etude.study.unlabelled.pool import Part, Pool
+from etude.study.unlabelled.pool import Pool, PoolPart
 from picture_folders import picture
 
 CLASSES = ("a", "b", "c")
@@ -47,9 +47,9 @@ def labels_of(*counts: int) -> np.ndarray:
     return np.repeat(np.arange(len(CLASSES)), counts)
 
 
-def seen(wrong: float, pool: np.ndarray, seed: int = 0, count: int = 40) -> Evaluated:
+def seen(wrong: float, pool: np.ndarray, seed: int = 0, count: int = 40) -> EvaluatedModel:
     valid = predictions(labels_of(count, count, count), 3.0, seed, wrong)
-    return Evaluated.calibrated(valid, predictions(pool, 3.0, seed + 1, wrong, known=False))
+    return EvaluatedModel.calibrated(valid, predictions(pool, 3.0, seed + 1, wrong, known=False))
 
 
 EVEN = np.full(3, 1 / 3)
@@ -67,7 +67,7 @@ def test_copies_of_validation_images_are_kept_apart(tmp_path: Path):
     picture(0, 4, 64).point(lambda level: level * 0.8 + 30).save(tmp_path / "pool" / "lighter.png")
     picture(1, 5, 64).save(tmp_path / "pool" / "trained-on.jpg", quality=80)
     labelled, others = dataset(tmp_path / "labelled", tmp_path), dataset(tmp_path / "pool", tmp_path)
-    pool = Pool((Part("unlabeled", others, np.arange(len(others))),))
+    pool = Pool((PoolPart("unlabeled", others, np.arange(len(others))),))
     kept = apart_from_validation(pool, labelled, valid=np.array([2, 3, 4]))
     left_out = {others.images.ids[row] for row in set(range(len(others))) - set(kept.tolist())}
     assert left_out == {"again.jpg", "small.png", "lighter.png"}
@@ -82,7 +82,7 @@ def test_features_propose_copies_and_pixels_confirm_them(tmp_path: Path):
     picture(1, 3, 32).crop((1, 0, 32, 31)).save(tmp_path / "pool" / "07.png")
     picture(0, 20, 32).crop((1, 0, 32, 31)).save(tmp_path / "pool" / "09.png")  # of a training image
     labelled, others = dataset(tmp_path / "labelled", tmp_path), dataset(tmp_path / "pool", tmp_path)
-    pool = Pool((Part("test", others, np.arange(len(others))),))
+    pool = Pool((PoolPart("test", others, np.arange(len(others))),))
     rng = np.random.default_rng(0)
     own, theirs = rng.normal(size=(30, 8)), rng.normal(size=(30, 8))
     for copy, image in ((7, 3), (9, 20), (11, 4)):
@@ -148,7 +148,7 @@ def test_confidence_alone_makes_no_difference():
     bold = Predictions(valid.ids, CLASSES, 4 * valid.logits, labels=valid.labels)
     shown = predictions(pool, 3.0, known=False)
     decision = compare_student(
-        Evaluated.calibrated(valid, shown), Evaluated.calibrated(bold, shown), EVEN, keep_at=0.8, seed=0
+        EvaluatedModel.calibrated(valid, shown), EvaluatedModel.calibrated(bold, shown), EVEN, keep_at=0.8, seed=0
     )
     assert abs(decision.gain.gain) < 0.01
 
@@ -159,12 +159,12 @@ def test_views_of_few_images_tell_what_the_images_alone_do_not():
     labels = labels_of(4, 3, 3)
     shown = predictions(labels_of(50, 50, 50), 3.0, known=False)
 
-    def through_views(wrong: float) -> Evaluated:
+    def through_views(wrong: float) -> EvaluatedModel:
         logits = np.repeat(3.0 * np.eye(3)[labels][None], 8, 0) + rng.normal(0, 0.3, (8, 10, 3))
         lost = (np.arange(8)[:, None] % 2 == 1) & (rng.random(10) < wrong)[None]
         logits[lost] = logits[lost][:, [1, 2, 0]]
         valid = Predictions(tuple(map(str, range(10))), CLASSES, logits, labels=labels)
-        return Evaluated.calibrated(valid, shown)
+        return EvaluatedModel.calibrated(valid, shown)
 
     before, after = through_views(0.5), through_views(0.0)
     assert (before.valid.predicted() == labels).all()

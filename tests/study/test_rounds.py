@@ -11,7 +11,7 @@ import pytest
 
 from etude.study.run import network as candidates
 from etude.study.unlabelled import rounds
-from etude.study.unlabelled.guards import Evaluated
+from etude.study.unlabelled.guards import EvaluatedModel
 from etude.training.task import DivergedError, FineTuneTask
 from picture_folders import picture, write_classes, write_flat
 
@@ -83,13 +83,13 @@ def test_validation_holds_real_labels_only(etude, images, tasks):
 
 def test_pseudo_labels_below_the_threshold_are_left_out(etude, images, tasks, monkeypatch):
     sure = np.linspace(0.5, 0.99, 20)
-    own = Evaluated.calibrated
+    own = EvaluatedModel.calibrated
 
-    def calibrated(valid: Any, pool: Any) -> Evaluated:
+    def calibrated(valid: Any, pool: Any) -> EvaluatedModel:
         made = type(pool).from_probabilities(pool.ids, pool.classes, np.stack([sure, 1 - sure], 1))
         return replace(own(valid, pool), pool=made)
 
-    monkeypatch.setattr(Evaluated, "calibrated", calibrated)
+    monkeypatch.setattr(EvaluatedModel, "calibrated", calibrated)
     settings = words("unlabeled.threshold=0.6", "unlabeled.prior=none", "unlabeled.kind=hard")
     assert etude(*images, "--recipe", "pseudo-label", *settings, "--out", "run").code == 0
     student = tasks[1].train

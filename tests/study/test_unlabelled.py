@@ -21,7 +21,7 @@ from etude.recipe import load_recipe
 from etude.recipe.resolve import labelled_share, mixed_recipe, share_caution, supervised_recipe
 from etude.study.run.prepare import Prepared
 from etude.study.run.session import Session
-from etude.study.unlabelled.pool import Part, Pool, pool_of
+from etude.study.unlabelled.pool import Pool, PoolPart, pool_of
 from picture_folders import picture
 
 
@@ -100,7 +100,7 @@ def test_a_resumed_run_finds_the_same_images_or_refuses(tmp_path: Path):
 
 def test_training_rows_are_the_chosen_images_with_what_belongs_to_them(tmp_path: Path):
     one, other = dataset(tmp_path / "a", range(5)), dataset(tmp_path / "b", range(10, 16))
-    both = Pool((Part("unlabeled", one, np.array([0, 2, 4])), Part("test", other, np.arange(6))))
+    both = Pool((PoolPart("unlabeled", one, np.array([0, 2, 4])), PoolPart("test", other, np.arange(6))))
     chosen = np.array([1, 2, 3, 8])
     targets = np.eye(4, 3, dtype=np.float32)
     parts = both.training_rows(chosen, 3, targets, np.arange(4, dtype=np.float32))

@@ -23,7 +23,6 @@ class ViewLike(Protocol):
 
     @property
     def name(self) -> str: ...
-
     @property
     def enlarge(self) -> float: ...  # by how much the network's input is larger than usual
 
@@ -123,7 +122,7 @@ class Larger:
 
 
 IDENTITY = View("plain")
-# Flips before quarter turns: a few views then stay as close as possible to how images are usually seen.
+# Flips before quarter turns: a few views then stay as close as possible to how images usually are.
 SYMMETRIES = (
     IDENTITY,
     View("flip", flip=True),

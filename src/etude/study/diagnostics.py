@@ -126,13 +126,13 @@ def _warn_of_near_duplicates(session: Session, health: Mapping[str, Any], prepar
             f"({listed(copied['validation'], 3)}), so their scores say little about new images: accuracy is "
             f"{right.mean():.1%} with them, {without}{sampled}"
         )
-    data, test, copies = prepared.data, prepared.test, copied["test"]
-    if test is None or len(copies) / len(test) < _WORTH_A_WARNING:
+    data, test, repeated = prepared.data, prepared.test, copied["test"]
+    if test is None or len(repeated) / len(test) < _WORTH_A_WARNING:
         return
-    if len(copies) > same_files_as(data, test).sum():  # identical files have been warned of at the beginning
+    if len(repeated) > same_files_as(data, test).sum():  # identical files have been warned of at the beginning
         session.warn(
-            f"{len(copies):,} of {len(test):,} test images are near-duplicates of training images "
-            f"({listed(copies, 3)}): scores on them say little about new images{sampled}"
+            f"{len(repeated):,} of {len(test):,} test images are near-duplicates of training images "
+            f"({listed(repeated, 3)}): scores on them say little about new images{sampled}"
         )
 
 

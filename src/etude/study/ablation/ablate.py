@@ -23,16 +23,16 @@ from etude.recipe.load import changes_of
 from etude.recipe.settings import Settings
 from etude.recipe.tricks import TRICKS, Changes, changed, tricks_named, tricks_of
 from etude.study.ablation.runs import (
+    AblationMode,
     AblationPlan,
     ArmRun,
     Division,
     Found,
-    Mode,
     Runs,
+    compare_arms,
     costs_of,
     design_of,
     divide,
-    judge,
     modes_named,
     unit_of,
 )
@@ -78,14 +78,14 @@ def ablate(
     plan = _planned(request, screen, asked, limit)
     if folder is not None and begun:
         refuse_other_inputs(folder, begun.get, plan.inputs)
-    folder = folder or claim_run_folder(_named_after(request.train))
+    folder = folder or claim_run_folder(_folder_name(request.train))
     with working_on(folder, screen.warn), naming_resume(folder):
         record = open_record(folder, request, load_recipe(request.recipe, request.settings), kind="ablate")
         session = Session(request, record, screen)
         with recording(session):
             record.set(_SECTION, _section(plan))
             record.set("inputs", plan.inputs)
-            show_plan(session, plan, budget)
+            show_design(session, plan, budget)
             outcome = _run(session, plan, begun.get("seconds", 0.0))
         report(folder, screen)
         send(session)
@@ -98,7 +98,7 @@ def _run(session: Session, plan: AblationPlan, spent: float) -> Outcome:
     runs = Runs(session, plan, spent)
     first = session.request.seed
     done = runs.over(range(first, first + plan.division.seeds))
-    found = judge(plan.design, done, plan.metric)
+    found = compare_arms(plan.design, done, plan.metric)
     seeds = range(first, first + len(next(iter(done.values()))))
     outcome = Outcome(session.folder, plan, seeds, done, found, runs.failed, *best_changes(plan.recipe, found))
     write_outcome(outcome, session)
@@ -137,7 +137,7 @@ def _begun(request: Request) -> tuple[Path | None, dict[str, Any]]:
         return request.out, {}
     finished = request.out is not None and (request.out / FILE_NAME).is_file() and is_complete(read_run(request.out))
     # One that has finished can have more seeds, or another metric.
-    folder = request.out if finished else resumable_folder(replace(request, train=_named_after(request.train)))
+    folder = request.out if finished else resumable_folder(replace(request, train=_folder_name(request.train)))
     assert folder is not None
     record = read_run(folder)
     if record.get(_SECTION) is None:
@@ -158,7 +158,7 @@ def _section(plan: AblationPlan) -> dict[str, Any]:
     }
 
 
-def _named_after(train: Path) -> Path:
+def _folder_name(train: Path) -> Path:
     return Path(f"ablate-{data_name(train)}")
 
 
@@ -239,7 +239,7 @@ def write_best(
 
 
 SCHEMA_VERSION = 1
-HEADINGS: dict[Mode, str] = {
+HEADINGS: dict[AblationMode, str] = {
     "leave-one-out": "what each trick adds to all the others",
     "add-one-in": "what each trick adds alone",
 }
@@ -258,7 +258,7 @@ class Outcome:
     best: Changes  # settings that best.toml changes
     left_out: Sequence[str]  # what could not be combined in it, a sentence each
 
-    def of_mode(self, mode: Mode) -> list[Found]:
+    def of_mode(self, mode: AblationMode) -> list[Found]:
         return [one for one in self.found if one.contrast.mode == mode]
 
     def as_dict(self) -> dict[str, Any]:
@@ -292,7 +292,7 @@ def write_outcome(outcome: Outcome, session: Session) -> None:
         unit = f"{unit_of(plan.metric)}, with {LEVEL:.0%} intervals over seeds and images"
         panels = [
             LiftPanel(f"{mode}: {HEADINGS[mode]}", [_lift(one) for one in rows])
-            for mode in get_args(Mode)
+            for mode in get_args(AblationMode)
             if (rows := outcome.of_mode(mode))
         ]
         for name in ("lift.png", "lift.svg"):
@@ -313,7 +313,7 @@ def _lift(one: Found) -> Lift:
     return Lift(one.contrast.trick, *ends, one.verdict, one.gain, one.cost)
 
 
-def show_plan(session: Session, plan: AblationPlan, budget: str | None) -> None:
+def show_design(session: Session, plan: AblationPlan, budget: str | None) -> None:
     arms, (seeds, length, seconds) = plan.design.arms, plan.division
     epochs = "" if length is None else f" of {length:g} epochs"
     rows = [
@@ -331,7 +331,7 @@ def show_plan(session: Session, plan: AblationPlan, budget: str | None) -> None:
 
 def show_outcome(screen: Screen, outcome: Outcome) -> None:
     """Show a table a mode, how to read it, and where everything is."""
-    for mode in get_args(Mode):
+    for mode in get_args(AblationMode):
         if rows := outcome.of_mode(mode):
             screen.say("")
             screen.table(

@@ -31,16 +31,19 @@ from etude.study.run.request import Request
 from etude.study.run.session import Session, refuse_other_settings
 from etude.training.task import DivergedError
 
-Mode = Literal["leave-one-out", "add-one-in"]
-MODES: dict[str, tuple[Mode, ...]] = {**{mode: (mode,) for mode in get_args(Mode)}, "both": get_args(Mode)}
+AblationMode = Literal["leave-one-out", "add-one-in"]
+MODES: dict[str, tuple[AblationMode, ...]] = {
+    **{mode: (mode,) for mode in get_args(AblationMode)},
+    "both": get_args(AblationMode),
+}
 
 
 @dataclass(frozen=True, slots=True)
-class Contrast:
+class ArmContrast:
     """Two arms, by name, that differ in one trick."""
 
     trick: str
-    mode: Mode
+    mode: AblationMode
     without: str
     with_it: str
 
@@ -50,7 +53,7 @@ class Design:
     """What each arm changes in the recipe, by its name, and the contrasts between arms."""
 
     arms: Mapping[str, Changes]
-    contrasts: Sequence[Contrast]
+    contrasts: Sequence[ArmContrast]
 
     @property
     def baselines(self) -> tuple[str, ...]:
@@ -58,13 +61,13 @@ class Design:
         return tuple(name for name in self.arms if name in ("full", "bare"))
 
 
-def modes_named(mode: str) -> tuple[Mode, ...]:
+def modes_named(mode: str) -> tuple[AblationMode, ...]:
     if mode not in MODES:
         raise EtudeError(f"--mode is {mode!r}; give {', '.join(MODES)}.{nearest(mode, MODES)}")
     return MODES[mode]
 
 
-def design_of(recipe: Recipe, tricks: Sequence[Trick], modes: Sequence[Mode]) -> Design:
+def design_of(recipe: Recipe, tricks: Sequence[Trick], modes: Sequence[AblationMode]) -> Design:
     """Return the arms for tricks of a resolved recipe; arms that come to the same are trained once.
 
     Leave-one-out compares the recipe with all of the tricks, ``full``, with all but one; add-one-in the recipe with
@@ -77,14 +80,14 @@ def design_of(recipe: Recipe, tricks: Sequence[Trick], modes: Sequence[Mode]) ->
         return arms.setdefault(frozenset(on), (name, switched(recipe, tricks, on)))[0]
 
     bases = {mode: arm("full", names) if mode == "leave-one-out" else arm("bare", set()) for mode in modes}
-    contrasts: dict[tuple[str, str], Contrast] = {}
+    contrasts: dict[tuple[str, str], ArmContrast] = {}
     for mode in modes:
         for trick in tricks:
             if mode == "leave-one-out":
                 ends = arm(f"without-{trick.name}", names - {trick.name}), bases[mode]
             else:
                 ends = bases[mode], arm(f"with-{trick.name}", {trick.name})
-            contrasts.setdefault(ends, Contrast(trick.name, mode, *ends))
+            contrasts.setdefault(ends, ArmContrast(trick.name, mode, *ends))
     return Design(dict(arms.values()), tuple(contrasts.values()))
 
 
@@ -184,7 +187,7 @@ def _stages(recipe: Recipe, subject: Subject, speeds: dict[tuple[object, ...], S
     return [*stages, ("predict", seconds)]
 
 
-_SHARED = ("survey", "plan", "store", "features")  # stages whose work the runs share, so the first to come paid
+_SHARED = ("scan", "survey", "plan", "store", "features")  # stages that runs share; survey is scan of older runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +204,7 @@ class ArmRun:
 class Found:
     """What one trick gained; ``p`` is corrected by Holm's rule over all ``tests`` contrasts."""
 
-    contrast: Contrast
+    contrast: ArmContrast
     comparison: Comparison
     p: float
     verdict: Verdict
@@ -266,7 +269,7 @@ def read_arm(folder: Path, metric: Metric) -> ArmRun:
     return ArmRun(scored(predictions, metric), right, -negative_loss, own)
 
 
-def judge(design: Design, runs: Mapping[str, Sequence[ArmRun]], metric: Metric) -> list[Found]:
+def compare_arms(design: Design, runs: Mapping[str, Sequence[ArmRun]], metric: Metric) -> list[Found]:
     """Compare the arms of each contrast in ``runs`` over their seeds, corrected for all; the largest gain first."""
     there = [one for one in design.contrasts if one.without in runs and one.with_it in runs]
     pairs = [(runs[one.without], runs[one.with_it]) for one in there]

@@ -40,21 +40,17 @@ from etude.study.run.sources import read_sources
 from etude.training.probe import ProbeResult, probe_modes
 
 SIZES = (128, 160, 224)
-GPU_RATIO = (15.0, 50.0)
-"""How many times faster than two processor cores a GPU trains, by published figures."""
-
+GPU_RATIO = (15.0, 50.0)  # how many times faster than two processor cores a GPU trains, by published figures
 _SCANNED = 256  # images, of however many there are
 _DECODED = 256
 _CAMERA_SIDE = 768
 _BY_NETWORK = frozenset({"features", "fine-tune", "predict test"})
-
 _MEGABYTE = 1_000_000
 _DISK_MEGABYTES = 64
 _DISK_ROOM = 256 << 20
 _BLOCK = 4 * _MEGABYTE
 _PICTURES = 96
 _DECODE_SECONDS = 3.0
-
 _BUSY_SHARE = 0.25  # of the cores that others may use unnoticed
 _LITTLE_MEMORY = 2 << 30
 _LITTLE_DISK = 5 << 30

@@ -19,8 +19,7 @@ from etude.study.run.network import Candidate
 from etude.study.run.prepare import Prepared
 from etude.study.run.session import Session
 
-TRAINED_ON = "trained_on.json"
-"""Holds the content hashes of the images that a run was trained on."""
+TRAINED_ON = "trained_on.json"  # content hashes of the images that a run was trained on
 
 
 def finish(session: Session, kept: list[Candidate], prepared: Prepared) -> list[Candidate]:

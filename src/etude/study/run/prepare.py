@@ -23,7 +23,7 @@ from etude.recipe.timeline import timeline_warnings
 from etude.study.run.frozen import FrozenFeatures, build_frozen, compute_features, trainable_backbone
 from etude.study.run.plan import Plan, measure_speed, refuse_single_images, settle_mode, show_plan, stored_size
 from etude.study.run.session import Session
-from etude.study.run.sources import Sources, check_asked, make_folds, planned_split, scan_sources, store_sources
+from etude.study.run.sources import Sources, check_submission, make_folds, planned_split, scan_sources, store_sources
 from etude.timeline import Pace
 
 
@@ -45,7 +45,7 @@ class Prepared:
 
 def prepare(session: Session, sources: Sources) -> Prepared:
     """Scan the images, print the plan, decode them into the store, split them, and compute the frozen features."""
-    with session.stage("survey"):
+    with session.stage("scan"):
         scans = scan_sources(sources, session.screen)
     scanned = scans["labelled"]
     session.keep_inputs({"images": scanned.fingerprint})
@@ -160,7 +160,7 @@ def warn_of_known(session: Session, data: Dataset, test: Dataset) -> None:
 def _check_submission(session: Session, test: Dataset, classes: tuple[str, ...]) -> None:
     """Say and record what the submission will hold; its warnings have been given when the images were listed."""
     unreadable = [bad.id for bad in test.build.bad]
-    holds = check_asked(session.request, test.images, classes, session.context.quiet(), unreadable)
+    holds = check_submission(session.request, test.images, classes, session.context.quiet(), unreadable)
     if holds is not None:
         session.screen.say(f"submission: {holds}")
         session.record.set("submission", {"sample": session.request.sample_submission, "holds": holds})

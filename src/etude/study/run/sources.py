@@ -56,7 +56,7 @@ def read_sources(request: Request, recipe: Recipe, context: Context) -> Sources:
             "another name for that column, or leave out --probabilities"
         )
     if "test" in others:
-        check_asked(request, others["test"], train.classes, context)
+        check_submission(request, others["test"], train.classes, context)
     if request.unlabeled is not None:
         others["unlabelled"] = read_unlabelled(request.unlabeled)
     return Sources(request, recipe, labelled, len(train), others)
@@ -164,7 +164,7 @@ def _warn_of_groups(images: ImageSet, split: Split, context: Context) -> None:
             )
 
 
-def check_asked(
+def check_submission(
     request: Request, test: ImageSet, classes: tuple[str, ...], context: Context, unreadable: Sequence[str] = ()
 ) -> str | None:
     """Refuse a sample submission that does not fit these images and classes; return what it will hold."""

@@ -19,7 +19,7 @@ from etude.study.unlabelled.pool import Pool
 
 Array = NDArray[np.float64]
 
-_THUMBNAIL = 16  # side in pixels at which two files of a picture are the same, whatever was done to the file
+_THUMBNAIL = 16  # side in pixels at which two files of a picture are the same, however the file was changed
 _SAME_PICTURE = 0.99  # cosine of centred thumbnails
 _CONFIRMED = 0.9  # that of near-duplicates which features propose
 _MOST_PAIRS = 1_000_000
@@ -32,7 +32,7 @@ _COMMON = 0.02  # share from which on a class is expected to show
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluated:
+class EvaluatedModel:
     """A model's predictions of the validation images and the pool, both calibrated on the first."""
 
     valid: Predictions
@@ -40,7 +40,7 @@ class Evaluated:
     losses: Array  # (N,) mean log loss of each validation image over the views by which it is evaluated
 
     @classmethod
-    def calibrated(cls, valid: Predictions, pool: Predictions) -> Evaluated:
+    def calibrated(cls, valid: Predictions, pool: Predictions) -> EvaluatedModel:
         """Return predictions at the temperature that fits ``valid`` best, whose first views are ``pool``'s."""
         same = replace(valid, logits=valid.logits[: len(pool.logits)])
         fitted = Temperature().fit(same)
@@ -144,7 +144,7 @@ def apart_from_validation(
     return np.setdiff1d(np.arange(len(pool)), sorted(found))
 
 
-def label_shift(evaluated: Evaluated, labels: np.ndarray, rng: np.random.Generator) -> LabelShift:
+def label_shift(evaluated: EvaluatedModel, labels: np.ndarray, rng: np.random.Generator) -> LabelShift:
     """Return how the class shares of the pool differ from those of the labelled training images, ``labels`` (N,)."""
     classes = len(evaluated.valid.classes)
     shares = np.maximum(np.bincount(labels, minlength=classes) / len(labels), _LEAST_SHARE)
@@ -154,7 +154,9 @@ def label_shift(evaluated: Evaluated, labels: np.ndarray, rng: np.random.Generat
     return LabelShift(shares, em_prior(pool, shares), p_value)
 
 
-def compare_student(before: Evaluated, after: Evaluated, expected: Array, *, keep_at: float, seed: int) -> Decision:
+def compare_student(
+    before: EvaluatedModel, after: EvaluatedModel, expected: Array, *, keep_at: float, seed: int
+) -> Decision:
     """Return whether the student that made ``after`` may take the place of the teacher that made ``before``.
 
     By the paired bootstrap of the log loss over validation images, or the exact test: with few of them a difference

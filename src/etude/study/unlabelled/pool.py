@@ -22,7 +22,7 @@ from etude.study.run.session import Session
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class PoolPart:
     """Images of the pool that one store holds."""
 
     name: str  # unlabeled or test
@@ -35,7 +35,7 @@ class Part:
 class Pool:
     """Unlabelled images; positions count over all parts, from the first image of the first."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[PoolPart, ...]
 
     def __len__(self) -> int:
         return sum(len(part.rows) for part in self.parts)
@@ -45,7 +45,7 @@ class Pool:
         """A name for each image, unique over the parts."""
         return tuple(f"{part.name}/{part.data.images.ids[row]}" for part in self.parts for row in part.rows)
 
-    def of_parts(self, chosen: np.ndarray) -> Iterator[tuple[Part, np.ndarray, np.ndarray]]:
+    def of_parts(self, chosen: np.ndarray) -> Iterator[tuple[PoolPart, np.ndarray, np.ndarray]]:
         """Yield each part, the rows of its store, and where they are in ``chosen`` (ascending positions)."""
         start = 0
         for part in self.parts:
@@ -132,7 +132,7 @@ def pool_of(session: Session, prepared: Prepared) -> Pool | None:
     if not recipe.unlabeled.is_on and not request.teachers:
         return None
     known = set(prepared.data.build.content_hashes)
-    parts: list[Part] = []
+    parts: list[PoolPart] = []
     test = prepared.test if recipe.unlabeled.use_test else None
     for name, data in (("unlabeled", prepared.unlabelled), ("test", test)):
         if data is None:
@@ -143,7 +143,7 @@ def pool_of(session: Session, prepared: Prepared) -> Pool | None:
                 known.add(content)
                 rows.append(row)
         near = None if prepared.on_device is None else on_device(session, recipe, data)
-        parts.append(Part(name, data, np.array(rows, np.int64), near))
+        parts.append(PoolPart(name, data, np.array(rows, np.int64), near))
     pool = Pool(tuple(part for part in parts if len(part.rows)))
     if not len(pool) and not request.teachers:
         raise EtudeError(
@@ -152,10 +152,12 @@ def pool_of(session: Session, prepared: Prepared) -> Pool | None:
         )
     fingerprint = digest_of(*(part.data.build.content_hashes[row] for part in pool.parts for row in part.rows))
     session.keep_inputs({"unlabelled images": fingerprint})
-    copies = sum(len(part.data) - len(part.rows) for part in parts)
+    repeated = sum(len(part.data) - len(part.rows) for part in parts)
     counts = {part.name: len(part.rows) for part in parts}
-    session.record.set("unlabelled", {"images": len(pool), "of": counts, "copies": copies, "fingerprint": fingerprint})
+    session.record.set(
+        "unlabelled", {"images": len(pool), "of": counts, "copies": repeated, "fingerprint": fingerprint}
+    )
     given = " and ".join(f"{count:,} of --{name}" for name, count in counts.items())
-    left = f"; {copies:,} copies of other images are left out" if copies else ""
+    left = f"; {repeated:,} copies of other images are left out" if repeated else ""
     session.screen.say(f"unlabelled images: {given}{left}")
     return pool if len(pool) else None

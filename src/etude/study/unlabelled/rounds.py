@@ -29,7 +29,7 @@ from etude.study.run.prepare import Prepared
 from etude.study.run.session import Session
 from etude.study.unlabelled.guards import (
     Decision,
-    Evaluated,
+    EvaluatedModel,
     apart_from_validation,
     compare_student,
     label_shift,
@@ -110,7 +110,7 @@ class Rounds:
             kept, before = student, after
         return kept
 
-    def _selected(self, teacher: Evaluated, prior: np.ndarray | None) -> Selected:
+    def _selected(self, teacher: EvaluatedModel, prior: np.ndarray | None) -> Selected:
         settings = self.prepared.recipe.unlabeled
         quotas = None if settings.quota is None else [settings.quota] * len(teacher.pool.classes)
         return PseudoLabelRule(
@@ -174,7 +174,7 @@ class Rounds:
         )
         return head_candidate(prepared, fold, head, self.session.context, name)
 
-    def _evaluated(self, candidate: Candidate) -> Evaluated:
+    def _evaluated(self, candidate: Candidate) -> EvaluatedModel:
         """Return the candidate's calibrated predictions of validation images and pool, with the recipe's views."""
         recipe, context = self.prepared.recipe.predict, self.session.context
         candidate = replace(candidate, card=replace(candidate.card, policy=self.policy))
@@ -188,7 +188,7 @@ class Rounds:
             self.tta = 1 if recipe.tta_if == "harmless" and gain_by_views(asked).harm else recipe.tta
         if self.tta < recipe.tta:
             valid = replace(valid, logits=valid.logits[:1])
-        return Evaluated.calibrated(
+        return EvaluatedModel.calibrated(
             valid, self.pool.predictions(candidate, self.chosen, self.tta, context, self.features)
         )
 
