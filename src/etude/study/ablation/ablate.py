@@ -78,7 +78,7 @@ def ablate(
     plan = _planned(request, screen, asked, limit)
     if folder is not None and begun:
         refuse_other_inputs(folder, begun.get, plan.inputs)
-    folder = folder or claim_run_folder(_folder_name(request.train))
+    folder = folder or claim_run_folder(Path(f"ablate-{data_name(request.train)}"))
     with working_on(folder, screen.warn), naming_resume(folder):
         record = open_record(folder, request, load_recipe(request.recipe, request.settings), kind="ablate")
         session = Session(request, record, screen)
@@ -137,7 +137,11 @@ def _begun(request: Request) -> tuple[Path | None, dict[str, Any]]:
         return request.out, {}
     finished = request.out is not None and (request.out / FILE_NAME).is_file() and is_complete(read_run(request.out))
     # One that has finished can have more seeds, or another metric.
-    folder = request.out if finished else resumable_folder(replace(request, train=_folder_name(request.train)))
+    folder = (
+        request.out
+        if finished
+        else resumable_folder(replace(request, train=Path(f"ablate-{data_name(request.train)}")))
+    )
     assert folder is not None
     record = read_run(folder)
     if record.get(_SECTION) is None:
@@ -156,10 +160,6 @@ def _section(plan: AblationPlan) -> dict[str, Any]:
         "fingerprint": plan.inputs["images"],
         "arms": dict(plan.design.arms),
     }
-
-
-def _folder_name(train: Path) -> Path:
-    return Path(f"ablate-{data_name(train)}")
 
 
 def _seconds_of(budget: str | None) -> float | None:
@@ -238,7 +238,6 @@ def write_best(
     return recipe
 
 
-SCHEMA_VERSION = 1
 HEADINGS: dict[AblationMode, str] = {
     "leave-one-out": "what each trick adds to all the others",
     "add-one-in": "what each trick adds alone",
@@ -263,7 +262,7 @@ class Outcome:
 
     def as_dict(self) -> dict[str, Any]:
         return {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": 1,
             "folder": str(self.folder),
             "metric": self.plan.metric.name,
             "level": LEVEL,
