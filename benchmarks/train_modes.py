@@ -1,13 +1,13 @@
-"""Whether the probe finds the fastest mode: its choice beside an exhaustive timing of every mode, and what it costs.
+"""Whether the likely mode, which training takes without a race, is the fastest: every mode timed in turns.
 
     make bench-train-modes
     make bench-train-modes ARGS='--networks resnet18 --sizes 128 --repeats 7'
     make bench-train-modes ARGS='--networks tf_efficientnet_lite0 --sizes 128 --compile'
 
 Every mode is timed at the whole batch, and the modes take turns, so that a slow minute of the machine meets all of
-them; medians count. The probe works at a batch of its own choice and has no cache. ``--compile`` also measures
-``torch.compile`` in the chosen mode, its compilation apart. Networks are built as fine-tuning builds them:
-tf_efficientnet_lite0 with its pretrained weights, folded and partly frozen, the others from random weights.
+them; medians count. ``--compile`` also measures ``torch.compile`` in the likely mode, its compilation by itself.
+Networks are built as fine-tuning builds them: tf_efficientnet_lite0 with its pretrained weights, folded and partly
+frozen, the others from random weights.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
+
     from etude.models.backbones import Backbone
     from etude.models.modes import Mode
-    from etude.training.probe import ProbeResult
 
 NETWORKS = ("tf_efficientnet_lite0", "resnet18", "mobilenetv3_large_100", "convnext_atto")
 SIZES = (128, 224)
-WITHIN, SECONDS = 0.05, 15.0
+WITHIN = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +37,14 @@ class Compared:
 
     Args:
         seconds: of each timed step, by mode.
-        probes: results of the probe, one a repeat.
+        likely: the mode that training takes.
         compiled: seconds of compilation, and of a step afterwards; None without it.
     """
 
     network: str
     size: int
     seconds: dict[Mode, list[float]]
-    probes: list[ProbeResult]
+    likely: Mode
     compiled: tuple[float, float] | None
 
     @property
@@ -54,10 +55,10 @@ class Compared:
         )
 
     @property
-    def ratios(self) -> list[float]:
-        """Speed of each probe's choice as a share of the best mode's."""
+    def ratio(self) -> float:
+        """Speed of the likely mode as a share of the best mode's."""
         medians = self.medians
-        return [min(medians.values()) / medians[probe.mode] for probe in self.probes]
+        return min(medians.values()) / medians[self.likely]
 
 
 def network(name: str) -> Backbone:
@@ -74,74 +75,79 @@ def network(name: str) -> Backbone:
 
 
 def compare(name: str, size: int, batch_size: int, repeats: int, *, compiled: bool) -> Compared:
-    """Run the probe and time every mode, in turns."""
+    """Time every mode, in turns."""
     from etude.models.device import best_device
-    from etude.models.modes import AskedMode, Mode
-    from etude.training.probe import Steps, candidate_formats, candidate_threads, probe_modes
+    from etude.models.modes import candidate_modes, likely_mode
 
-    device, asked = best_device(), AskedMode()
+    device = best_device()
     backbone = network(name)
-    module = backbone.module.to(device)
-    steps = Steps(module, size, backbone.in_channels, device, train=True, clock=time.perf_counter)
-    modes = [
-        Mode(precision, layout, threads)
-        for precision, layout in candidate_formats(device, asked)
-        for threads in candidate_threads(device, asked)
-    ]
+    module = backbone.module.to(device).train()
+    modes = candidate_modes(device)
     seconds: dict[Mode, list[float]] = {mode: [] for mode in modes}
-    probes: list[ProbeResult] = []
     for turn in range(repeats):
-        probes.append(probe_modes(module, size, batch_size, backbone.in_channels, device))
-        with steps.left_as_found():
-            for mode in modes[:: -1 if turn % 2 else 1]:  # so that a drift of the machine cancels
-                seconds[mode].append(steps.seconds(mode, batch_size))
-    found = compilation(backbone, size, batch_size, probes[-1].mode, repeats) if compiled else None
-    return Compared(name, size, seconds, probes, found)
+        for mode in modes[:: -1 if turn % 2 else 1]:  # so that a drift of the machine cancels
+            seconds[mode].append(step_seconds(module, backbone.in_channels, size, batch_size, mode))
+    likely = likely_mode(device)
+    found = compilation(backbone, size, batch_size, likely, repeats) if compiled else None
+    return Compared(name, size, seconds, likely, found)
+
+
+def step_seconds(module: torch.nn.Module, channels: int, size: int, count: int, mode: Mode) -> float:
+    """Return the seconds of a training step, the second of two."""
+    import torch
+
+    from etude.models.device import best_device
+    from etude.models.features import autocast
+    from etude.models.modes import applied, lay_out, lay_out_images
+
+    device = best_device()
+    images = lay_out_images(torch.randn(count, channels, size, size, device=device), mode)
+    lay_out(module, mode)
+    start = 0.0
+    with applied(mode):
+        for _ in range(2):
+            start = time.perf_counter()
+            with autocast(device, mode.precision):
+                loss = module(images).float().square().mean()
+            loss.backward()
+            loss.item()  # waits for the device
+            module.zero_grad(set_to_none=True)
+    return time.perf_counter() - start
 
 
 def compilation(backbone: Backbone, size: int, batch_size: int, mode: Mode, repeats: int) -> tuple[float, float]:
     """Return seconds until the first compiled step is done, and the median of a step afterwards."""
     import torch
 
-    from etude.models.device import best_device
-    from etude.training.probe import Steps
-
     module = torch.compile(backbone.module)
     assert isinstance(module, torch.nn.Module)
-    steps = Steps(module, size, backbone.in_channels, best_device(), train=True, clock=time.perf_counter)
-    with steps.left_as_found():
-        start = time.perf_counter()
-        first = steps.seconds(mode, batch_size)
-        compiling = time.perf_counter() - start - 2 * first
-        return compiling, statistics.median(steps.seconds(mode, batch_size) for _ in range(repeats))
+    start = time.perf_counter()
+    first = step_seconds(module, backbone.in_channels, size, batch_size, mode)
+    compiling = time.perf_counter() - start - first
+    times = [step_seconds(module, backbone.in_channels, size, batch_size, mode) for _ in range(repeats)]
+    return compiling, statistics.median(times)
 
 
 def tell(found: Sequence[Compared], batch_size: int) -> None:
-    """Print every mode's figures, and what became of the probe's choices."""
+    """Print every mode's figures, and where the likely mode stands."""
     for one in found:
-        print(f"\n{one.network}, {one.size} px, batch {batch_size}, n={len(one.probes)}: training images/s")
-        chosen = [probe.mode for probe in one.probes]
+        count = len(one.seconds[one.likely])
+        print(f"\n{one.network}, {one.size} px, batch {batch_size}, n={count}: training images/s")
         for mode, median in one.medians.items():
             spread = f"{batch_size / max(one.seconds[mode]):7.1f} to {batch_size / min(one.seconds[mode]):.1f}"
-            times = f"  chosen {chosen.count(mode)} times" if mode in chosen else ""
-            print(f"  {mode.in_words():36}{batch_size / median:8.1f} ({spread.strip()}){times}")
+            taken = "  taken" if mode == one.likely else ""
+            print(f"  {mode.in_words():36}{batch_size / median:8.1f} ({spread.strip()}){taken}")
         if one.compiled is not None:
             compiling, step = one.compiled
             print(
-                f"  torch.compile of {chosen[-1].in_words()}: {batch_size / step:.1f} images/s, "
-                f"x{one.medians[chosen[-1]] / step:.2f}, after {compiling:.0f} s of compilation"
+                f"  torch.compile of {one.likely.in_words()}: {batch_size / step:.1f} images/s, "
+                f"x{one.medians[one.likely] / step:.2f}, after {compiling:.0f} s of compilation"
             )
-    print(f"\n{'network':26}{'size':>6}{'chosen/best':>13}{'worst':>8}{'probe':>9}  verdict")
-    met = 0
+    print(f"\n{'network':26}{'size':>6}{'taken/best':>13}  verdict")
     for one in found:
-        ratio, worst = statistics.median(one.ratios), min(one.ratios)
-        cost = max(probe.seconds for probe in one.probes)
-        good = ratio >= 1 - WITHIN and cost < SECONDS
-        met += good
-        verdict = "within" if good else "MISSED"
-        print(f"{one.network:26}{one.size:6}{ratio:13.1%}{worst:8.1%}{cost:7.1f} s  {verdict}")
-    goal = f"choice within {WITHIN:.0%} of the best, median of the probes, and none above {SECONDS:.0f} s"
-    print(f"{goal}: {met} of {len(found)}")
+        print(f"{one.network:26}{one.size:6}{one.ratio:13.1%}  {'within' if one.ratio >= 1 - WITHIN else 'MISSED'}")
+    met = sum(one.ratio >= 1 - WITHIN for one in found)
+    print(f"the mode taken within {WITHIN:.0%} of the best: {met} of {len(found)}")
 
 
 def main() -> None:
@@ -162,7 +168,7 @@ def main() -> None:
     for name in given.networks:
         for size in given.sizes:
             found.append(compare(name, size, given.batch_size, given.repeats, compiled=given.compile))
-            print(f"{name} at {size} px done: {found[-1].probes[-1].in_words()}", flush=True)
+            print(f"{name} at {size} px done", flush=True)
     print(machine())
     tell(found, given.batch_size)
 

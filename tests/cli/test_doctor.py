@@ -7,7 +7,6 @@ import json
 import pytest
 
 from etude.study.doctor import doctor as study
-from etude.training import probe
 from picture_folders import write_classes
 
 SMALL = ("--set", "model.backbone=tiny", "--set", 'stages=["finetune"]', "--set", "train.threads=1")
@@ -15,7 +14,7 @@ SMALL = ("--set", "model.backbone=tiny", "--set", 'stages=["finetune"]', "--set"
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-    """Leave out the default network, and end the probe after its first looks."""
+    """Leave out the default network."""
     rates = study.network_rates
 
     def only_small(name, backbone, sizes, mode, context):
@@ -23,7 +22,6 @@ def short(monkeypatch):
 
     monkeypatch.setattr(study, "network_rates", only_small)
     monkeypatch.setattr(study, "made_up_pictures", lambda: [b"no image"] * 4)
-    monkeypatch.setattr(probe, "_ROUNDS", 2)
 
 
 def test_the_machine_alone_is_described(etude, tmp_path):
@@ -34,7 +32,7 @@ def test_the_machine_alone_is_described(etude, tmp_path):
     for word in ("cores", "memory", "torch", "disk", "decoding", "tiny", "chosen", "etude doctor TRAIN"):
         assert word in told
     assert "\x1b" not in ended.out
-    assert [path.name for path in (tmp_path / "cache").iterdir()] in ([], ["probes"])
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == []
 
 
 def test_images_are_told_their_time(etude, tmp_path):
@@ -46,20 +44,11 @@ def test_images_are_told_their_time(etude, tmp_path):
     assert "by published ratios" in ended.out
 
 
-def test_a_head_alone_is_measured_without_training(etude, tmp_path, monkeypatch):
-    seen: list[bool] = []
-    real = study.probe_modes
-
-    def noted(*given, **named):
-        seen.append(named["train"])
-        return real(*given, **named)
-
-    monkeypatch.setattr(study, "probe_modes", noted)
+def test_a_head_alone_is_measured_without_training(etude, tmp_path):
     train = write_classes(tmp_path / "train", count=6)
     words = ("--recipe", "quick", "--set", "model.feature_size=32", "--set", "train.threads=1")
     ended = etude("doctor", train, *words)
     assert ended.code == 0, ended.err
-    assert seen == [False]
     assert "Running tf_efficientnet_lite0 at 32 px" in ended.out
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from etude.core import processor
 from etude.core.processor import core_quota, cpu_model, free_memory, physical_cores, seconds_of_others, usable_cores
 from etude.models import device
-from etude.models.modes import AskedMode, Mode, applied, lay_out, lay_out_images, likely_mode
+from etude.models.modes import AskedMode, Mode, applied, candidate_modes, lay_out, lay_out_images, likely_mode
 
 CPU = torch.device("cpu")
 
@@ -166,3 +166,16 @@ def test_the_time_of_others_leaves_out_idle_time_other_cores_and_this_process(mo
     assert seconds_of_others() == pytest.approx(5.0 - 2.0)
     cores[0] = {"user": 3.0, "system": 1.0, "idle": 9.0}  # as systems other than Linux have it
     assert seconds_of_others() == pytest.approx(4.0 - 2.0)
+
+
+def test_candidates_begin_with_the_likely_mode_and_name_none_twice(monkeypatch):
+    monkeypatch.setattr("etude.models.modes.usable_cores", lambda: 4)
+    monkeypatch.setattr("etude.models.modes.physical_cores", lambda: 2)
+    monkeypatch.setattr("etude.models.device.native_bf16", lambda: True)
+    found = candidate_modes(CPU)
+    assert found[0] == likely_mode(CPU)
+    assert len(found) == len(set(found)) == 2 * 2 * 3  # precisions, formats, and 4, 2 or 1 threads
+    assert {mode.threads for mode in candidate_modes(torch.device("cuda"))} == {4}
+    assert candidate_modes(CPU, AskedMode("fp32", "contiguous", 3)) == [Mode("fp32", "contiguous", 3)]
+    monkeypatch.setattr("etude.models.device.native_bf16", lambda: False)
+    assert {mode.precision for mode in candidate_modes(CPU)} == {"fp32"}

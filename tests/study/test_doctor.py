@@ -34,7 +34,6 @@ from etude.study.doctor.doctor import (
 from etude.study.doctor.machine import MachineFacts, read_machine
 from etude.study.run.plan import Speed, measure_speed
 from etude.study.run.request import Options, Request
-from etude.training.probe import ProbeResult, Timed
 from picture_folders import write_classes
 
 GOOD = MachineFacts(
@@ -68,10 +67,10 @@ BAD = [
 
 def a_report(**changed) -> Report:
     mode, other = Mode("bf16", "channels_last", 8), Mode("fp32", "contiguous", 8)
-    table = (Timed(mode, 123.4), Timed(other, None, "left out: its loss is 3, in fp32 2"))
     report = Report(
         facts=GOOD, recipe="default", network="tf_efficientnet_lite0", size=224,
-        probe=ProbeResult(mode, 123.4, table, 5.0, 16), decode=321.0, decoded_size=224, disk=DiskSpeed(400.0, 800.0),
+        mode=mode, note="", modes=((mode, 123.4), (other, 61.7)), decode=321.0, decoded_size=224,
+        disk=DiskSpeed(400.0, 800.0),
         rates=(Rate("tf_efficientnet_lite0", 128, 80.5, 240.0), Rate("tf_efficientnet_lite0", 224, 60.0, 9.5)),
         data=DataReport("class folders, 120 images in 2 classes", 120, (("store", 3.0), ("fine-tune", 90.0)), (5., 9.)),
     )  # fmt: skip
@@ -275,7 +274,7 @@ def test_the_report_fits_80_columns_without_colour(capsys, report):
 
 def test_json_is_one_object_with_all_of_it():
     tree = json.loads(json.dumps(a_report(facts=replace(GOOD, busy_cores=3.0)).as_dict(), allow_nan=False))
-    assert tree["probe"]["mode"]["precision"] == "bf16"
+    assert tree["mode"]["precision"] == "bf16"
     assert tree["data"]["seconds"] == 93.0
     assert tree["facts"]["cache"] == "/cache"
     assert [each["about"] for each in tree["complaints"]] == ["busy"]

@@ -11,7 +11,7 @@ import torch
 from pydantic import ConfigDict, Field, TypeAdapter
 from torch import nn
 
-from etude.core.processor import usable_cores
+from etude.core.processor import physical_cores, usable_cores
 from etude.models.device import choose_precision
 
 Precision = Literal["fp32", "bf16"]
@@ -52,7 +52,7 @@ class Mode:
 
 @dataclass(frozen=True, slots=True)
 class AskedMode:
-    """What of a mode the user has fixed; None is left to measurement."""
+    """What of a mode the user has fixed; None is left to etude."""
 
     precision: Precision | None = None
     memory_format: MemoryFormat | None = None
@@ -74,10 +74,29 @@ class AskedMode:
 
 
 def likely_mode(device: torch.device, asked: AskedMode | None = None) -> Mode:
-    """Return the mode that is best on most machines, without measuring: for work too short to be worth a probe."""
+    """Return the mode that was the fastest wherever modes were timed (``benchmarks/train_modes.py``)."""
     asked = asked or AskedMode()
     precision = asked.precision or cast(Precision, choose_precision("auto", device))
     return Mode(precision, asked.memory_format or "channels_last", asked.threads or usable_cores(), asked.micro_batch)
+
+
+def candidate_modes(device: torch.device, asked: AskedMode | None = None) -> list[Mode]:
+    """Return the modes that may be the fastest somewhere and that the user has not ruled out, the likely one first."""
+    asked = asked or AskedMode()
+    likely = likely_mode(device, asked)
+    native: list[Precision] = ["bf16", "fp32"] if likely.precision == "bf16" else ["fp32"]
+    precisions: list[Precision] = [asked.precision] if asked.precision else native
+    formats = [likely.memory_format] if asked.memory_format else _FORMATS
+    threads = [likely.threads]
+    if asked.threads is None and device.type == "cpu":
+        physical = min(likely.threads, physical_cores())
+        threads = list(dict.fromkeys((likely.threads, physical, max(1, physical // 2))))
+    return [
+        Mode(precision, cast(MemoryFormat, layout), count, asked.micro_batch)
+        for count in threads
+        for precision in precisions
+        for layout in formats
+    ]
 
 
 def lay_out(module: Module, mode: Mode) -> Module:

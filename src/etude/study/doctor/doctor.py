@@ -27,7 +27,7 @@ from etude.data.value_range import ValueRange
 from etude.journal.screen import Screen
 from etude.models.backbones import Backbone, required_size
 from etude.models.device import best_device, choose_precision, keep_large_blocks
-from etude.models.modes import AskedMode, Mode, likely_mode
+from etude.models.modes import AskedMode, Mode, candidate_modes, likely_mode
 from etude.recipe import ImageFacts, Recipe, load_recipe, resolve
 from etude.recipe.resolve import DEFAULT_BACKBONE
 from etude.recipe.settings import value_range
@@ -37,7 +37,7 @@ from etude.study.run.frozen import Frozen, build_frozen, frozen_name, trainable_
 from etude.study.run.plan import Plan, Speed, measure_speed, stages_in_words, stored_size
 from etude.study.run.request import Options, Request
 from etude.study.run.sources import read_sources
-from etude.training.probe import ProbeResult, probe_modes
+from etude.training.probe import probe_mode
 
 SIZES = (128, 160, 224)
 GPU_RATIO = (15.0, 50.0)  # how many times faster than two processor cores a GPU trains, by published figures
@@ -102,7 +102,9 @@ class Report:
     recipe: str
     network: str  # whose modes were measured, at this size
     size: int
-    probe: ProbeResult
+    mode: Mode  # that training takes, and what speaks against it
+    note: str
+    modes: tuple[tuple[Mode, float], ...]  # images a second
     decode: float  # images a second, all cores together
     decoded_size: int
     disk: DiskSpeed | None  # None without room to try
@@ -116,7 +118,7 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         complaints = [{"about": about, "sentence": sentence} for about, sentence in self.complaints.items()]
-        tree = asdict(self) | {"probe": self.probe.as_dict(), "complaints": complaints}
+        tree: dict[str, Any] = asdict(self) | {"complaints": complaints}
         tree["facts"]["cache"] = str(self.facts.cache)
         if self.data is not None:
             tree["data"]["seconds"] = sum(seconds for _, seconds in self.data.stages)
@@ -161,20 +163,18 @@ def examine(subject: Subject, context: Context) -> Report:
     else:
         assert frozen is not None  # a recipe has one of the stages
         name, backbone, size = frozen_name(recipe), frozen.backbone, recipe.model.feature_size
-    probe = probe_modes(
-        backbone.module, size, train.batch_size, backbone.in_channels, best_device(),
-        asked=AskedMode.of(train.precision, train.memory_format, train.threads, train.micro_batch),
-        train=trained is not None, cache=facts.cache, progress=context,
-    )  # fmt: skip
-    rates = _rates(recipe, name, backbone, size, probe.mode, context)
+    asked = AskedMode.of(train.precision, train.memory_format, train.threads, train.micro_batch)
+    mode, note = probe_mode(backbone.module, size, train.batch_size, backbone.in_channels, best_device(), asked=asked)
+    modes = mode_rates(backbone, size, asked, context)
+    rates = _rates(recipe, name, backbone, size, mode, context)
     data = None
     if images is not None:
-        features = None if frozen is None else measure_speed(frozen.backbone, recipe.model.feature_size, probe.mode)
-        training = None if trained is None else measure_speed(trained, image_sizes(recipe).first, probe.mode)
+        features = None if frozen is None else measure_speed(frozen.backbone, recipe.model.feature_size, mode)
+        training = None if trained is None else measure_speed(trained, image_sizes(recipe).first, mode)
         stages = stage_seconds(recipe, images, 1 / max(decode, 1e-9), frozen, features, training)
         gpu = gpu_seconds(stages, facts.cores_usable) if facts.device == "cpu" else None
         data = DataReport(images.described, len(images), tuple(stages), gpu)
-    return Report(facts, recipe.name, name, size, probe, decode, decoded, disk, tuple(rates), data)
+    return Report(facts, recipe.name, name, size, mode, note, modes, decode, decoded, disk, tuple(rates), data)
 
 
 def stage_seconds(
@@ -271,6 +271,17 @@ def network_rates(name: str, backbone: Backbone, sizes: Iterable[int], mode: Mod
             found.append(Rate(name, size, 1 / max(speed.train, 1e-9), 1 / max(speed.infer, 1e-9)))
             advance()
     return found
+
+
+def mode_rates(backbone: Backbone, size: int, asked: AskedMode, context: Context) -> tuple[tuple[Mode, float], ...]:
+    """Return images a second in every mode that might be the fastest, the fastest first."""
+    found: list[tuple[Mode, float]] = []
+    modes = candidate_modes(best_device(), asked)
+    with context.bar("modes", len(modes), unit="modes") as advance:
+        for mode in modes:
+            found.append((mode, 1 / max(measure_speed(backbone, size, mode).train, 1e-9)))
+            advance()
+    return tuple(sorted(found, key=lambda one: -one[1]))
 
 
 def _rates(recipe: Recipe, name: str, backbone: Backbone, size: int, mode: Mode, context: Context) -> list[Rate]:
@@ -398,7 +409,7 @@ def show_measures(screen: Screen, subject: Subject) -> None:
         [
             ("disk", "64 MB written to the cache's disk, read again and removed"),
             ("decoding", "generated photos of 1024 × 768 px" if subject.images is None else "a sample of your images"),
-            ("modes", f"{subject.recipe.model.backbone}: each precision, memory format and threads, 10 s at most"),
+            ("modes", f"{subject.recipe.model.backbone}: each precision, memory format and number of threads"),
             ("networks", "training and inference at several image sizes"),
         ],
     )
@@ -408,15 +419,11 @@ def show_report(screen: Screen, report: Report) -> None:
     screen.say("")
     screen.plan("This machine", _machine(report))
     screen.say("")
-    timed = [(one.mode, None if (rate := one.images_per_second) is None else _rate(rate), one.note)
-             for one in report.probe.table]  # fmt: skip
-    rows = [[mode.precision, mode.memory_format, mode.threads, rate, note] for mode, rate, note in timed]
-    columns = ["precision", "memory format", "threads", "images/s", "note"]
-    if not any(row[-1] for row in rows):
-        rows, columns = [row[:-1] for row in rows], columns[:-1]
+    rows = [[mode.precision, mode.memory_format, mode.threads, _rate(rate)] for mode, rate in report.modes]
+    columns = ["precision", "memory format", "threads", "images/s"]
     doing = "Training" if any(rate.train for rate in report.rates if rate.network == report.network) else "Running"
     screen.table(f"{doing} {report.network} at {report.size} px in each mode", columns, rows)
-    screen.plan("", [("chosen", report.probe.mode.in_words() + _doubts(report))])
+    screen.plan("", [("chosen", "; ".join(filter(None, (report.mode.in_words(), report.note))))])
     screen.say("")
     screen.table("Images a second", ["network", "size", "training", "inference"], [
         [rate.network, f"{rate.size} px", None if rate.train is None else _rate(rate.train), _rate(rate.infer)]
@@ -466,14 +473,6 @@ def _cores(facts: MachineFacts) -> str:
     quota = "" if facts.core_quota is None else f", the container's limit is {facts.core_quota:g}"
     busy = "" if facts.busy_cores is None else f"; other programs use {facts.busy_cores:.1f}"
     return usable + physical + quota + busy
-
-
-def _doubts(report: Report) -> str:
-    if report.probe.cached:
-        return " (measured earlier)"
-    if report.probe.disturbed:
-        return " (other programs disturbed the measurement)"
-    return "" if report.probe.complete else " (there was no time to try every mode)"
 
 
 def _rate(images_per_second: float) -> str:

@@ -24,14 +24,13 @@ from etude.study.run.request import Request
 from etude.study.run.session import Session
 from etude.study.run.sources import Sources
 from etude.timeline import Pace, RunSize, Timeline
-from etude.training.probe import DEFAULT_BUDGET, probe_modes
+from etude.training.probe import probe_mode
 
 _BATCH = 8  # of a measurement
 _SOLVER_STEPS = 50  # of L-BFGS, as measured on features of EfficientNet-Lite0
 _FLOPS = 8e10  # a second, in float32 matrix products on two cores
 _SECONDS_A_FIT = 0.1  # besides the arithmetic
-_WORTH_PROBING = 120.0  # seconds of training: below, a probe costs more than the better mode saves
-_SHARE = 0.05  # of the training that a probe may take
+_WORTH_PROBING = 120.0  # seconds of training: below, a probe is not worth its few seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +183,7 @@ def refuse_single_images(recipe: Recipe, train: int) -> None:
 def settle_mode(session: Session, plan: Plan, backbone: Backbone, device: torch.device) -> tuple[Plan, str]:
     """Return the plan with the mode to train in and its speed, and why; a resumed run keeps the mode it began with.
 
-    A mode is measured where training takes long enough for that to pay, and on a GPU, whose memory may be too small.
+    It is probed where training takes long enough for that to pay, and on a GPU, whose memory may be too small.
     """
     recipe, train, sizes = plan.recipe, plan.recipe.train, image_sizes(plan.recipe)
     if (begun := session.begun_mode()) is not None:
@@ -193,20 +192,15 @@ def settle_mode(session: Session, plan: Plan, backbone: Backbone, device: torch.
     asked = AskedMode.of(train.precision, train.memory_format, train.threads, train.micro_batch)
     mode = likely_mode(device, asked)
     plan = replace(plan, mode=mode, training=measure_speed(backbone, sizes.first, mode))
-    expected = plan.training_seconds()
-    if expected < _WORTH_PROBING and device.type != "cuda":
+    if plan.training_seconds() < _WORTH_PROBING and device.type != "cuda":
         return plan, mode.in_words()
     largest_batch = min(plan.train, max(train.batch_size, round(maximum_of(recipe, "batch_size"))))
-    found = probe_modes(
-        backbone.module, sizes.largest, largest_batch, backbone.in_channels, device,
-        asked=asked, budget=min(DEFAULT_BUDGET, expected * _SHARE + 1.0), cache=session.context.cached(),
-        progress=session.screen,
-    )  # fmt: skip
-    session.record.set("probe", found.as_dict())
-    if found.mode != mode:
-        speed = measure_speed(backbone, sizes.first, replace(found.mode, micro_batch=None))
-        plan = replace(plan, mode=found.mode, training=speed)
-    return plan, found.in_words()
+    found, note = probe_mode(backbone.module, sizes.largest, largest_batch, backbone.in_channels, device, asked=asked)
+    session.record.set("probe", {"mode": found.as_dict(), "note": note})
+    if found != mode:
+        speed = measure_speed(backbone, sizes.first, replace(found, micro_batch=None))
+        plan = replace(plan, mode=found, training=speed)
+    return plan, "; ".join(filter(None, (found.in_words(), note)))
 
 
 def stored_size(recipe: Recipe) -> int:
