@@ -181,7 +181,7 @@ def judged(features: np.ndarray, labels: np.ndarray, rows: int, seed: int) -> Ju
     for floor in FLOORS:
         head = fit_head(
             features[train], labels[train], classes,
-            candidates=settings.inverse_regularization, folds=settings.folds, seed=seed, floor=floor,
+            candidates=settings.inverse_regularization, folds=settings.folds, context=Context(seed=seed), floor=floor,
         )  # fmt: skip
         logits = head.logits(features[rest]).astype(np.float64)
         log_p = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)

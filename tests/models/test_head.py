@@ -8,6 +8,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from etude.core.context import Context
 from etude.models.head import LinearHead, fit_head
 
 
@@ -113,7 +114,7 @@ def test_the_cross_entropy_is_the_weighted_one_of_held_out_rows():
     pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=1000))
     ours, scikit_learns = [], []
     for seed in range(5):  # the splits differ, so means are compared
-        head = fit_head(features, labels, 3, candidates=(1.0, 1.0), weights=weights, seed=seed)
+        head = fit_head(features, labels, 3, candidates=(1.0, 1.0), weights=weights, context=Context(seed=seed))
         ours.append(head.cross_entropy)
         held_out = cross_val_predict(
             pipeline, features, labels, cv=StratifiedKFold(3, shuffle=True, random_state=seed), method="predict_proba",
@@ -167,10 +168,13 @@ def test_classes_of_one_image_each_leave_nothing_to_search():
 
 def test_the_same_seed_gives_the_same_head():
     features, labels = blobs(400, 3, 1.0)
-    one, two = (fit_head(features, labels, 3, candidates=(0.01, 1.0), search_rows=150, seed=4) for _ in range(2))
+    one, two = (
+        fit_head(features, labels, 3, candidates=(0.01, 1.0), search_rows=150, context=Context(seed=4))
+        for _ in range(2)
+    )
     np.testing.assert_array_equal(one.weight, two.weight)
     assert (one.bias.tolist(), one.cross_entropy) == (two.bias.tolist(), two.cross_entropy)
-    other = fit_head(features, labels, 3, candidates=(0.01, 1.0), search_rows=150, seed=5)
+    other = fit_head(features, labels, 3, candidates=(0.01, 1.0), search_rows=150, context=Context(seed=5))
     assert other.cross_entropy != one.cross_entropy
 
 

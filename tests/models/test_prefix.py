@@ -16,7 +16,7 @@ import timm
 import torch
 from torch import nn
 
-from etude.core.context import Silent
+from etude.core.context import Context, Silent
 from etude.core.errors import EtudeError
 from etude.models import activations as activations_module
 from etude.models.activations import Split, extract_prefix, prefix_of
@@ -167,7 +167,8 @@ class Counting:
 
 
 def extract(split: Split, preprocessing: Preprocessing, place: Path, gather: Gather, **options: Any) -> np.ndarray:
-    settings = {"data": "noise", "cache": place, "progress": Silent(), "batch_size": 4, **options}
+    context = Context(options.pop("progress", Silent()), cache=place)
+    settings = {"data": "noise", "context": context, "batch_size": 4, **options}
     return extract_prefix(split, gather, ROWS, preprocessing, **settings)
 
 
@@ -213,7 +214,7 @@ def test_a_killed_extraction_goes_on_after_its_last_whole_block(
     known = np.array(extract(split, preprocessing, tmp_path / "whole", Counting()))
     with pytest.raises(KeyboardInterrupt):
         extract(split, preprocessing, tmp_path, Counting(broken_after))
-    (values,) = tmp_path.glob("*.f16")
+    (values,) = tmp_path.glob("activations/*.f16")
     values.write_bytes(values.read_bytes() + tail)
     bars: list[tuple[str, int]] = []
 
@@ -238,7 +239,7 @@ def test_a_killed_extraction_goes_on_after_its_last_whole_block(
 @pytest.mark.parametrize("damage", ["a bit in the third block", "cut short", "no values", "no record", "odd record"])
 def test_damaged_blocks_are_computed_again(split: Split, preprocessing: Preprocessing, tmp_path: Path, damage: str):
     known = np.array(extract(split, preprocessing, tmp_path, Counting()))
-    (values,), (record,) = tmp_path.glob("*.f16"), tmp_path.glob("*.json")
+    (values,), (record,) = tmp_path.glob("activations/*.f16"), tmp_path.glob("activations/*.json")
     whole = bytearray(values.read_bytes())
     row = 4 * 8 * 8 * 2
     sound = {"a bit in the third block": 14, "cut short": 21}.get(damage, 0)
@@ -272,6 +273,6 @@ def test_two_at_once_compute_once(split: Split, preprocessing: Preprocessing, tm
 
 def test_no_rows_give_no_activations(split: Split, preprocessing: Preprocessing, tmp_path: Path):
     nothing = extract_prefix(
-        split, Counting(), np.arange(0), preprocessing, data="noise", cache=tmp_path, progress=Silent()
+        split, Counting(), np.arange(0), preprocessing, data="noise", context=Context(cache=tmp_path)
     )
     assert len(nothing) == 0

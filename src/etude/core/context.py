@@ -61,19 +61,12 @@ def _nothing() -> Generator[Advance]:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What all work of a run shares; it is itself a :class:`Progress`.
-
-    Args:
-        progress: draws bars; silent by default.
-        warn: takes a sentence that a user should read.
-        cache: folder of stores and features; None for :func:`default_cache`.
-        seed: that every draw derives from.
-    """
+    """What all work of a run shares; it is itself a :class:`Progress`."""
 
     progress: Progress = field(default_factory=Silent)
     warn: Warn = warnings.warn
-    cache: Path | None = None
-    seed: int = 0
+    cache: Path | None = None  # folder of stores and features; None for :func:`default_cache`
+    seed: int = 0  # that every draw derives from
 
     def bar(self, name: str, total: int, unit: str = "images") -> BarContext:
         """Open a bar of ``total`` units; the context yields the function that advances it."""

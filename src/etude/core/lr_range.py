@@ -24,22 +24,13 @@ class NoDescentError(EtudeError):
 
 @dataclass(frozen=True, slots=True)
 class LrSuggestion:
-    """The result of a range test.
+    """The result of a range test."""
 
-    Args:
-        lr: the suggested peak learning rate.
-        steepest: rate at which the loss falls fastest against the logarithm of the rate.
-        lowest: rate at the smoothed minimum.
-        diverged_at: first rate whose smoothed loss exceeds four times the best, or is not finite; None when the
-            sweep ended before that.
-        smoothed: (N,) float64 smoothed losses, NaN from ``diverged_at`` on.
-    """
-
-    lr: float
-    steepest: float
-    lowest: float
-    diverged_at: float | None
-    smoothed: NDArray[np.float64]
+    lr: float  # the suggested peak learning rate
+    steepest: float  # rate at which the loss falls fastest against the logarithm of the rate
+    lowest: float  # rate at the smoothed minimum
+    diverged_at: float | None  # first rate whose smoothed loss exceeds four times the best, or is not finite
+    smoothed: NDArray[np.float64]  # (N,) losses, NaN from ``diverged_at`` on
 
 
 def suggest_lr(rates: ArrayLike, losses: ArrayLike) -> LrSuggestion:

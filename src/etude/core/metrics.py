@@ -90,19 +90,12 @@ def adjusted_error(accuracy: float, n: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class ClassCounts:
-    """Counts of N images by class, for one decision or, with leading axes, for many.
+    """Counts of N images by class, for one decision or, with leading axes, for many."""
 
-    Args:
-        labelled: (..., C) images whose label is the class.
-        predicted: (..., C) images for which the class was predicted.
-        hits: (..., C) images for which both are so.
-        distance: (...) sum over images of the squared distance between the positions of label and prediction.
-    """
-
-    labelled: FloatArray
-    predicted: FloatArray
-    hits: FloatArray
-    distance: FloatArray
+    labelled: FloatArray  # (..., C) images whose label is the class
+    predicted: FloatArray  # (..., C) images for which the class was predicted
+    hits: FloatArray  # (..., C) images for which both are so
+    distance: FloatArray  # (...) sum of the squared distances between the positions of label and prediction
 
     @classmethod
     def of(cls, predicted: IntArray, labels: IntArray, classes: int, counts: FloatArray | None = None) -> ClassCounts:
@@ -173,13 +166,8 @@ def _ratio(amount: FloatArray, whole: NDArray[np.generic]) -> FloatArray:
 class Metric:
     """A score of N labelled images over C classes.
 
-    Args:
-        name: by which :func:`metric_named` finds it.
-        larger_is_better: False for a loss.
-        per_image: maps log probabilities (N, C) and labels (N,) to (N,) values whose mean is the score; None when the
-            score is no such mean.
-        of_counts: computes the score from counts by class; None when it is not made of decisions.
-        prepare: maps log probabilities and labels to a :data:`Scorer`; None when one of the two above gives it.
+    ``per_image`` maps log probabilities (N, C) and labels (N,) to (N,) values whose mean is the score, if it is such a
+    mean; ``of_counts`` computes a score that is made of decisions; ``prepare`` gives the :data:`Scorer` of any other.
     """
 
     name: str

@@ -75,20 +75,12 @@ def sign_flips(shares: ArrayLike, level: float) -> SignFlips:
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """How much better one set of predictions is than another, on the same images.
+    """How much better one set of predictions is than another, on the same images, with its interval."""
 
-    Args:
-        gain: in the metric's own unit; positive is better, also for a loss.
-        low: end of its interval.
-        high: its other end.
-        probability: share of the resamples in which the gain is positive, ties counted half; where few images have
-            changed, one minus the exact p.
-    """
-
-    gain: float
+    gain: float  # in the metric's own unit; positive is better, also for a loss
     low: float
     high: float
-    probability: float
+    probability: float  # that it is positive: share of the resamples; where few images have changed, 1 - the exact p
 
     @property
     def beyond_noise(self) -> bool:
@@ -213,23 +205,14 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """How much better one way to train is than another.
+    """How much better one way to train is than another."""
 
-    Args:
-        gain: mean over seeds; positive is better.
-        error: its standard error, over seeds and images.
-        degrees: of freedom of that error.
-        seeds: that were compared.
-        images: a seed, on average.
-        exact_p: two-sided, of the exact test over images; 0 where many images have changed, and it is not needed.
-    """
-
-    gain: float
-    error: float
-    degrees: float
-    seeds: int
-    images: float
-    exact_p: float = 0.0
+    gain: float  # mean over seeds; positive is better
+    error: float  # its standard error, over seeds and images
+    degrees: float  # of freedom of that error
+    seeds: int  # that were compared
+    images: float  # a seed, on average
+    exact_p: float = 0.0  # two-sided, of the exact test over images; 0 where many have changed, and it is not needed
 
     @property
     def p(self) -> float:

@@ -22,12 +22,8 @@ def prefetch(
     """Yield ``function(item)`` for each item, in order; an error surfaces at its item.
 
     Nothing is computed before the first result is requested. A reader that stops early leaves no thread behind.
-
-    Args:
-        threads: that work at the same time.
-        ahead: results that are ready or being computed while the reader works, which bounds the memory
-            (``Executor.map`` would queue all items); None for about eight a thread.
-        name: prefix of the threads' names.
+    ``ahead`` results, by default about eight a thread, are ready or being computed while the reader works, which bounds
+    the memory (``Executor.map`` would queue all items).
 
     >>> list(prefetch(abs, [-1, 2, -3], threads=2, ahead=2))
     [1, 2, 3]

@@ -23,22 +23,14 @@ _psutil: Any = psutil  # its stubs are partial
 
 
 def cpu_model(root: Path = _ROOT) -> str:
-    """Return the processor's name, or its architecture where that is unknown.
-
-    >>> bool(cpu_model())
-    True
-    """
+    """Return the processor's name, or its architecture where that is unknown."""
     lines = (read_text(root / "proc/cpuinfo") or "").splitlines()
     models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next((model for model in models if model), None) or platform.processor() or platform.machine() or "unknown"
 
 
 def allowed_cores() -> set[int]:
-    """Return the numbers of the logical cores that this process may run on.
-
-    >>> len(allowed_cores()) >= 1
-    True
-    """
+    """Return the numbers of the logical cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return os.sched_getaffinity(0)
     return set(range(os.cpu_count() or 1))
@@ -54,11 +46,7 @@ def core_quota(root: Path = _ROOT) -> float | None:
 
 
 def usable_cores(root: Path = _ROOT) -> int:
-    """Return the number of cores whose time this process gets: those allowed, or the container's limit if lower.
-
-    >>> usable_cores() >= 1
-    True
-    """
+    """Return the number of cores whose time this process gets: those allowed, or the container's limit if lower."""
     allowed, quota = len(allowed_cores()), core_quota(root)
     return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
 
@@ -148,9 +136,7 @@ def blas_threads_for(multiplications: int) -> Generator[None]:
     Threads wait for each other at every product: where other programs use the cores too, a small fit on two of them
     takes many times as long as on one. The limit holds for the process, so one block sets and lifts it; blocks inside
     it, or in other threads meanwhile, leave it as it is.
-
-    Args:
-        multiplications: of the largest product inside, such as N D C for (N, D) features and C classes.
+    ``multiplications`` are those of the largest product inside, such as N D C for (N, D) features and C classes.
     """
     if multiplications >= _WORTH_SHARING or not _limited.acquire(blocking=False):
         yield

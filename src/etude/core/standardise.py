@@ -24,24 +24,17 @@ class Standardised:
     A column that hardly varies in the rows it is learned from may be far from their mean in another row. Divided by
     its own deviation it would then outweigh all others, so no column is divided by less than ``floor`` times the
     median deviation.
-
-    Args:
-        mean: (D,).
-        deviation: (D,), what columns are divided by.
     """
 
-    mean: Array
-    deviation: Array
+    mean: Array  # (D,)
+    deviation: Array  # (D,), what columns are divided by
 
     @classmethod
     def of(cls, table: Floats, floor: float = FLOOR, same_unit: int | None = None) -> Self:
-        """Return what standardises ``table``, (N, D).
+        """Return what standardises ``table``, (N, D) of any float type.
 
-        Args:
-            table: of any float type; sums are in float64, by blocks.
-            floor: least deviation, as a share of the median among the columns that vary; 0 for none.
-            same_unit: columns, from the first on, that share a unit; None for all. The others are divided by their own
-                deviation.
+        ``floor`` is the least deviation, as a share of the median among the columns that vary. Only the first
+        ``same_unit`` columns share a unit (None: all); the others are divided by their own deviation.
         """
         mean, deviation = _moments(table)
         varies = deviation > 1e-6 * np.abs(mean) + 1e-12  # what is below is rounding

@@ -16,17 +16,11 @@ SUFFIXES = (".csv", ".tsv", ".parquet")
 
 @dataclass(frozen=True)
 class Table:
-    """A table as text.
-
-    Args:
-        path: where it was read from.
-        columns: name to (N,) cells, "" for an empty one; a first column without a name has the name "".
-        places: (N,) where each row is in the file, such as ``"line 7"``.
-    """
+    """A table as text."""
 
     path: Path
-    columns: dict[str, list[str]]
-    places: Sequence[str]
+    columns: dict[str, list[str]]  # name to (N,) cells, "" for an empty one; a first column without a name is ""
+    places: Sequence[str]  # (N,) where each row is in the file, such as "line 7"
 
     def __len__(self) -> int:
         return len(self.places)

@@ -26,30 +26,18 @@ from etude.data.value_range import DeepValues, ValueRange, Values
 
 @dataclass(frozen=True)
 class Scan:
-    """What the files of an image set hold, before they are stored.
+    """What the files of an image set hold, before they are stored."""
 
-    Attributes:
-        kept: (R,) int64 indices into the image set of the files whose header can be read.
-        widths, heights: (R,) int32 upright, in pixels.
-        channels: 1 when all are grey, otherwise 3.
-        content_hashes: (R,) hash of each file's bytes.
-        bad: the others.
-        fingerprint: one hash over all contents in order; names do not count.
-        spare: number of images with a band that is neither colour nor transparency.
-        deep: the values of the images deeper than 8 bits, or None without any.
-        value_range: the values that become black and white in those, once it is known.
-    """
-
-    kept: np.ndarray
-    widths: np.ndarray
+    kept: np.ndarray  # (R,) int64 indices into the image set of the files whose header can be read
+    widths: np.ndarray  # (R,) int32 upright, in pixels, as the heights
     heights: np.ndarray
-    channels: int
-    content_hashes: Digests
-    bad: tuple[BadFile, ...]
-    fingerprint: str
-    spare: int = 0
-    deep: DeepValues | None = None
-    value_range: ValueRange | None = None
+    channels: int  # 1 when all are grey, otherwise 3
+    content_hashes: Digests  # (R,) of each file's bytes
+    bad: tuple[BadFile, ...]  # the other files
+    fingerprint: str  # one hash over all contents in order; names do not count
+    spare: int = 0  # images with a band that is neither colour nor transparency
+    deep: DeepValues | None = None  # the values of the images deeper than 8 bits
+    value_range: ValueRange | None = None  # the values that become black and white in those, once known
 
     def __len__(self) -> int:
         return len(self.kept)

@@ -140,27 +140,20 @@ _LABELLED_KINDS = (
 class ImageSet:
     """Images named by id, with their labels where there are any. Nothing is opened yet.
 
-    Attributes:
-        ids: (N,) unique; POSIX path relative to ``root``, or the value as the table writes it. Sorted by Unicode code
-            point, which needs no locale, so every machine has the same order.
-        paths: (N,) the file of each id; it may be missing or damaged, which the scan finds out.
-        labels: (N,) int64 index into ``classes``, or None for unlabelled images.
-        weights: (N,) float32 weight of each image in training, or None.
-        others: files in the folders that are not images or are outside the class folders; relative to ``root``.
-        split: which images validate, where a table says so.
-        groups: columns of a table whose equal cells may belong together, (N,) each.
+    Ids are unique: the POSIX path relative to ``root``, or the value as the table writes it. They are sorted by Unicode
+    code point, which needs no locale, so every machine has the same order.
     """
 
     root: Path
-    ids: Texts
-    paths: Paths
-    labels: np.ndarray | None
+    ids: Texts  # (N,)
+    paths: Paths  # (N,) the file of each id; it may be missing or damaged, which the scan finds out
+    labels: np.ndarray | None  # (N,) int64 index into ``classes``, or None for unlabelled images
     classes: tuple[str, ...]
-    weights: np.ndarray | None
+    weights: np.ndarray | None  # (N,) float32 weight of each image in training
     described: str
-    others: Texts = field(default_factory=lambda: Texts(()))
-    split: GivenSplit | None = None
-    groups: Mapping[str, Texts] = field(default_factory=dict[str, Texts])
+    others: Texts = field(default_factory=lambda: Texts(()))  # no images, or outside the class folders; below ``root``
+    split: GivenSplit | None = None  # which images validate, where a table says so
+    groups: Mapping[str, Texts] = field(default_factory=dict[str, Texts])  # (N,) each: equal cells may belong together
 
     def __len__(self) -> int:
         return len(self.ids)

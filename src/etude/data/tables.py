@@ -43,17 +43,11 @@ _SAMPLED = 50  # cells that decide about a column; the scan reads every file lat
 
 @dataclass(frozen=True)
 class GivenSplit:
-    """The validation rows that a table's column names.
-
-    Attributes:
-        column: its name.
-        fold_of: (N,) int64, the split in which each row validates, -1 for rows that train in all of them.
-        folds: what the column calls its folds; empty where it only separates training from validation.
-    """
+    """The validation rows that a table's column names."""
 
     column: str
-    fold_of: np.ndarray
-    folds: tuple[str, ...] = ()
+    fold_of: np.ndarray  # (N,) int64, the split in which each row validates, -1 for rows that train in all of them
+    folds: tuple[str, ...] = ()  # what the column calls its folds; empty where it only separates two parts
 
     def take(self, rows: np.ndarray) -> GivenSplit:
         """Return the split of the rows at these positions."""

@@ -16,7 +16,7 @@ import torch
 from filelock import FileLock
 from torch import fx, nn
 
-from etude.core.context import Advance, Progress
+from etude.core.context import Advance, Context
 from etude.core.errors import EtudeError, listed, nearest
 from etude.core.files import digest_of, explained_write, read_json, write_json
 from etude.models.classifier import Preprocessing
@@ -211,24 +211,18 @@ def extract_prefix(
     preprocessing: Preprocessing,
     *,
     data: str,
-    cache: Path,
-    progress: Progress,
+    context: Context,
     precision: str = "fp32",
     batch_size: int = 32,
 ) -> np.ndarray:
-    """Return the float16 activations (N, C, H, W) after the prefix, mapped from a file in ``cache``; read-only.
+    """Return the float16 activations (N, C, H, W) after the prefix, mapped from a file in the cache; read-only.
 
     They are written in blocks, so memory stays flat, and an extraction that was killed goes on after its last whole
     block. The file is found again by the data, the rows, the preprocessing, the numeric mode, the prefix's name, its
     structure and its weights. Blocks that were damaged on the disk are computed anew. Of two processes that want the
     same activations, one waits for the other.
 
-    Args:
-        split: see :func:`~etude.models.activations.prefix_of`; other networks' activations may be (N, T, D).
-        data: tells the store from every other.
-
-    Raises:
-        EtudeError: the disk is full, or the cache cannot be written.
+    ``data`` tells the store from every other. Activations of some networks are (N, T, D).
     """
     key = digest_of(
         f"prefix-1 {split.name} {precision}", data, weights_digest(split.prefix), str(split.prefix),
@@ -236,13 +230,13 @@ def extract_prefix(
     )  # fmt: skip
     if not len(rows):
         return np.empty((0, 0, 0, 0), np.float16)
-    file = _Activations(cache / f"{key}.f16", len(rows))
+    file = _Activations(context.cached("activations", f"{key}.f16"), len(rows))
     with explained_write(file.path):
-        cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache / f"{key}.lock"):
+        file.path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(file.path.with_suffix(".lock")):
             done = file.sound_rows()
             name = f"activations after {split.name}"
-            with progress.bar(f"{name} (resumed at {done:,})" if done else name, len(rows)) as advance:
+            with context.bar(f"{name} (resumed at {done:,})" if done else name, len(rows)) as advance:
                 advance(done)
                 if done < len(rows):
                     outputs = outputs_of(

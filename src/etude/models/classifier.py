@@ -27,16 +27,9 @@ Name = Annotated[str, Field(min_length=1)]
 class Preprocessing:
     """How an image becomes the network's input; saved with the model.
 
-    Args:
-        size: side of the square input in pixels.
-        stored_size: side at which images are decoded before they are resized to ``size``.
-        fit: how an image fills the square: squash, crop or letterbox.
-        channels: of the stored image, 1 (grey) or 3.
-        in_channels: that the backbone takes; grey images are repeated.
-        mean: of each input channel, for values in [0, 1].
-        std: of each input channel, for values in [0, 1].
-        value_range: values that become black and white in images deeper than 8 bits; None where the training images
-            have 8.
+    Images are decoded at ``stored_size`` and resized to ``size``. Grey images are repeated where the backbone takes
+    three channels. ``mean`` and ``std`` of each channel are for values in [0, 1]. ``value_range`` are the values that
+    become black and white in images deeper than 8 bits; None where the training images have 8.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -104,15 +97,8 @@ class Classifier(nn.Module):
 class ModelCard:
     """Everything besides the weights that is needed to predict again.
 
-    Args:
-        backbone: its name.
-        classes: class names, in the order of the logits.
-        preprocessing: of its input.
-        precision: numeric mode, ``fp32`` or ``bf16``.
-        tta: views averaged by default.
-        policy: augmentation policy, whose symmetries the views are.
-        levels: depths pooled into the features (stage 1).
-        folded: whether batch norm was folded into the convolutions (stage 2).
+    ``tta`` views are averaged by default: symmetries of the augmentation ``policy``. ``levels`` depths are pooled into
+    the features (stage 1); ``folded``: batch norm was folded into the convolutions (stage 2).
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")

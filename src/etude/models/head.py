@@ -11,8 +11,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 
+from etude.core.context import Context
 from etude.core.processor import blas_threads_for
-from etude.core.seeds import derive_seed, rng_for
+from etude.core.seeds import derive_seed
 from etude.core.standardise import FLOOR, Standardised
 
 _ITERATIONS = 200
@@ -42,22 +43,25 @@ def fit_head(
     search_rows: int = 5_000,
     weights: np.ndarray | None = None,
     floor: float = FLOOR,
-    seed: int = 0,
+    context: Context = Context(),
 ) -> LinearHead:
     """Fit multinomial logistic regression on standardised features; the standardisation is folded into the head.
 
     C (inverse regularisation strength) is the candidate with the lowest cross-validated cross-entropy, searched on
-    at most ``search_rows`` images, drawn by ``seed``; the last fit uses all of them. Of features (V, N, D) of V views,
+    at most ``search_rows`` images, drawn at random; the last fit uses all of them. Of features (V, N, D) of V views,
     the plain one first, each view counts for 1/V of its image, all views of an image stand in the same fold, and
     held-out images are predicted as they are.
     """
     views = features if features.ndim == 3 else features[None]
     scaling = Standardised.of(views.reshape(-1, views.shape[2]), floor)
     sample_weight = np.ones(len(labels)) if weights is None else np.asarray(weights, np.float64)
-    rows = _search_rows(labels, search_rows, seed)
+    rows = np.arange(len(labels))
+    if len(rows) > search_rows:
+        rows = np.sort(context.rng("head search").choice(rows, search_rows, replace=False))
+    splitter = StratifiedKFold(folds, shuffle=True, random_state=derive_seed(context.seed, "head folds") % 2**32)
     with blas_threads_for(views.size * num_classes):
         x = scaling.apply(views, np.float32)
-        chosen, loss = _search(x[:, rows], labels[rows], sample_weight[rows], candidates, folds, seed)
+        chosen, loss = _search(x[:, rows], labels[rows], sample_weight[rows], candidates, splitter)
         weight, bias = _fit(*_rows_of_views(x, labels, sample_weight), chosen, num_classes)
     weight = weight / scaling.deviation
     return LinearHead(weight.astype(np.float32), (bias - weight @ scaling.mean).astype(np.float32), chosen, loss)
@@ -69,23 +73,17 @@ def _rows_of_views(x: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> tu
     return x.reshape(-1, x.shape[2]), np.tile(labels, views), np.tile(weights / views, views)
 
 
-def _search_rows(labels: np.ndarray, most: int, seed: int) -> np.ndarray:
-    rows = np.arange(len(labels))
-    return rows if len(rows) <= most else np.sort(rng_for(seed, "head search").choice(rows, most, replace=False))
-
-
 def _search(
-    x: np.ndarray, labels: np.ndarray, weights: np.ndarray, candidates: Sequence[float], folds: int, seed: int
+    x: np.ndarray, labels: np.ndarray, weights: np.ndarray, candidates: Sequence[float], splitter: StratifiedKFold
 ) -> tuple[float, float]:
     """Return the candidate with the lowest cross-validated cross-entropy, and that cross-entropy."""
     present, counts = np.unique(labels, return_counts=True)
-    enough = np.isin(labels, present[counts >= folds])  # rarer classes cannot stand in every fold
+    enough = np.isin(labels, present[counts >= splitter.get_n_splits()])  # rarer classes cannot stand in every fold
     x, labels, weights = x[:, enough], labels[enough], weights[enough]
     if len(candidates) == 1 or len(np.unique(labels)) < 2:
         return float(sorted(candidates)[len(candidates) // 2]), float("nan")
     classes = np.unique(labels)
     losses = np.zeros(len(candidates))
-    splitter = StratifiedKFold(folds, shuffle=True, random_state=derive_seed(seed, "head folds") % 2**32)
     for train, held in splitter.split(labels, labels):  # of images, so no view of a held-out one is learned from
         rows = _rows_of_views(x[:, train], labels[train], weights[train])
         model = _regression(candidates[0])

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, Self, cast
 
 import torch
 from pydantic import ConfigDict, Field, TypeAdapter
-from torch import nn
 
 from etude.core.processor import physical_cores, usable_cores
-from etude.models.device import choose_precision
+from etude.models.device import Module, choose_precision
 
 Precision = Literal["fp32", "bf16"]
 MemoryFormat = Literal["channels_last", "contiguous"]
-Module = TypeVar("Module", bound=nn.Module)
 
 Count = Annotated[int, Field(ge=1, strict=True)]
 
@@ -63,14 +61,10 @@ class AskedMode:
     def of(
         cls, precision: str = "auto", memory_format: str = "auto", threads: int | None = None,
         micro_batch: int | None = None,
-    ) -> AskedMode:  # fmt: skip
+    ) -> Self:  # fmt: skip
         """Return what the settings of ``recipe.train`` ask, where ``auto`` leaves the choice."""
-        return cls(
-            None if precision == "auto" else cast(Precision, precision),
-            None if memory_format == "auto" else cast(MemoryFormat, memory_format),
-            threads,
-            micro_batch,
-        )
+        asked: Any = [None if setting == "auto" else setting for setting in (precision, memory_format)]
+        return cls(asked[0], asked[1], threads, micro_batch)
 
 
 def likely_mode(device: torch.device, asked: AskedMode | None = None) -> Mode:

@@ -31,28 +31,19 @@ from etude.data.value_range import ValueRange
 
 @dataclass(frozen=True)
 class StoreBuild:
-    """A store and how its rows belong to the images.
+    """A store and how its rows belong to the images."""
 
-    Attributes:
-        store: row i holds image ``kept[i]``.
-        kept: (N,) int64 indices into the image set.
-        bad: every image that was left out, those of the scan included.
-        content_hashes: (N,) hash of the file behind each row; equal files have equal hashes.
-        reused: whether the store was already there.
-        dull: (id, what) of the images that are nearly black, nearly white or of one colour.
-    """
-
-    store: Store
-    kept: np.ndarray
-    bad: tuple[BadFile, ...]
+    store: Store  # row i holds image ``kept[i]``
+    kept: np.ndarray  # (N,) int64 indices into the image set
+    bad: tuple[BadFile, ...]  # every image that was left out, those of the scan included
     fit: str
     fit_reason: str
     kind: str
     kind_reason: str
-    content_hashes: Digests
-    reused: bool
+    content_hashes: Digests  # (N,) of the file behind each row; equal files have equal hashes
+    reused: bool  # whether the store was already there
     value_range: ValueRange | None = None
-    dull: tuple[tuple[str, str], ...] = ()
+    dull: tuple[tuple[str, str], ...] = ()  # (id, what) of images that are nearly black or white or of one colour
 
 
 def build_store(

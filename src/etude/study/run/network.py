@@ -61,7 +61,7 @@ def fit_head_on(prepared: Prepared, fold: Fold, columns: int | None = None) -> L
         folds=settings.folds,
         search_rows=settings.search_rows,
         weights=data.weights[fold.train],
-        seed=fold.seed,
+        context=Context(seed=fold.seed),
     )
 
 
