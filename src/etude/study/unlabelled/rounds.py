@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from etude.core.context import Context
 from etude.core.seeds import rng_for
 from etude.data.order import FixedMix
 from etude.data.split import Fold
@@ -171,7 +170,7 @@ class Rounds:
             len(kept.card.classes),
             candidates=(kept.notes["C"],),  # pseudo-labels must not decide how much to trust them
             weights=np.concatenate([weights, pseudo]),
-            context=Context(seed=fold.seed),
+            context=replace(self.session.context, seed=fold.seed),
         )
         return head_candidate(prepared, fold, head, self.session.context, name)
 
