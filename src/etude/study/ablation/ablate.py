@@ -137,11 +137,8 @@ def _begun(request: Request) -> tuple[Path | None, dict[str, Any]]:
         return request.out, {}
     finished = request.out is not None and (request.out / FILE_NAME).is_file() and is_complete(read_run(request.out))
     # One that has finished can have more seeds, or another metric.
-    folder = (
-        request.out
-        if finished
-        else resumable_folder(replace(request, train=Path(f"ablate-{data_name(request.train)}")))
-    )
+    named = replace(request, train=Path(f"ablate-{data_name(request.train)}"))
+    folder = request.out if finished else resumable_folder(named)
     assert folder is not None
     record = read_run(folder)
     if record.get(_SECTION) is None:
