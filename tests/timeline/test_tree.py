@@ -195,8 +195,8 @@ def test_a_tree_holds_nothing_that_toml_cannot_say():
 
 
 class Mine:
-    def at(self, progress: float) -> float:
-        return progress
+    def at(self, t: float) -> float:
+        return t
 
 
 def test_a_curve_of_a_class_of_ones_own_cannot_be_written():

@@ -130,11 +130,11 @@ class Clock(EtudeCallback):
         """Return what holds at the step that a batch of the trainer's present epoch belongs to."""
         return self._moment(step_progress(*position(trainer, batch_idx, self._given[1])))
 
-    def _moment(self, progress: float) -> Moment:
+    def _moment(self, t: float) -> Moment:
         # Within a step every trick asks for the same moment. Kept whole, since a loader's thread asks too.
         timeline, known = self.timeline, self._known
-        if known is None or known[0] is not timeline or known[1] != progress:
-            self._known = known = (timeline, progress, timeline.at(progress))
+        if known is None or known[0] is not timeline or known[1] != t:
+            self._known = known = (timeline, t, timeline.at(t))
         return known[2]
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

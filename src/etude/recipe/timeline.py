@@ -347,16 +347,16 @@ def with_ramp(timeline: Timeline, weight: float, start: float, end: float) -> Ti
 
     >>> from etude.timeline import Phase
     >>> plan = with_ramp(Timeline((Phase("a", 0.5), Phase("b", 0.5))), 2.0, 0.25, 0.75)
-    >>> [plan.at(progress).unlabeled_weight for progress in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    >>> [plan.at(t).unlabeled_weight for t in (0.0, 0.25, 0.5, 0.75, 1.0)]
     [0.0, 0.0, 1.0, 2.0, 2.0]
     """
     if "unlabeled_weight" in timeline.quantities():
         return timeline
 
-    def risen(progress: float) -> float:
-        if progress >= end:
+    def risen(t: float) -> float:
+        if t >= end:
             return weight
-        return 0.0 if progress <= start else weight * (progress - start) / (end - start)
+        return 0.0 if t <= start else weight * (t - start) / (end - start)
 
     def piece(left: float, right: float) -> Iterator[tuple[float, Curve]]:
         inner = [point for point in (start, end) if left < point < right]

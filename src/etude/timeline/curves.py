@@ -19,10 +19,10 @@ ROUNDING = 1e-9
 
 
 class Curve(Protocol):
-    """A pure function of a phase's own progress."""
+    """A pure function of a phase's own progress ``t``, 0 to 1."""
 
-    def at(self, progress: float) -> float:
-        """Return the value at ``progress`` in [0, 1]."""
+    def at(self, t: float) -> float:
+        """Return the value at ``t`` in [0, 1]."""
         ...
 
 
@@ -98,7 +98,7 @@ class Constant(Named):
     name = "constant"
     value: float
 
-    def at(self, progress: float) -> float:
+    def at(self, t: float) -> float:
         """Return the value at any progress."""
         return self.value
 
@@ -115,9 +115,9 @@ class Linear(Named):
     start: float
     end: float
 
-    def at(self, progress: float) -> float:
-        """Return ``start + (end - start) * progress``."""
-        return self.start + (self.end - self.start) * progress
+    def at(self, t: float) -> float:
+        """Return ``start + (end - start) * t``."""
+        return self.start + (self.end - self.start) * t
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +132,9 @@ class Cosine(Named):
     start: float
     end: float
 
-    def at(self, progress: float) -> float:
-        """Return ``end + (start - end) * (1 + cos(pi * progress)) / 2``."""
-        return _half_cosine(self.start, self.end, progress)
+    def at(self, t: float) -> float:
+        """Return ``end + (start - end) * (1 + cos(pi * t)) / 2``."""
+        return _half_cosine(self.start, self.end, t)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,10 +157,10 @@ class Exponential(Named):
         if min(self.start, self.end) <= 0.0:
             raise ValueError(f"an exponential curve runs between numbers above 0, got {self.start!r} to {self.end!r}")
 
-    def at(self, progress: float) -> float:
-        """Return ``start * (end / start) ** progress``."""
+    def at(self, t: float) -> float:
+        """Return ``start * (end / start) ** t``."""
         # Written so that the ends are exact and the quotient of two far numbers cannot overflow.
-        return self.start ** (1.0 - progress) * self.end**progress
+        return self.start ** (1.0 - t) * self.end**t
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +175,7 @@ class Steps(Named):
     Raises:
         ValueError: ``factor`` is not above 0, or the milestones do not rise within [0, 1].
 
-    >>> [round(Steps(1.0, 0.1, (0.5, 0.75)).at(progress), 6) for progress in (0.4, 0.5, 0.8)]
+    >>> [round(Steps(1.0, 0.1, (0.5, 0.75)).at(t), 6) for t in (0.4, 0.5, 0.8)]
     [1.0, 0.1, 0.01]
     """
 
@@ -195,9 +195,9 @@ class Steps(Named):
         if not rising or not all(0.0 <= milestone <= 1.0 for milestone in self.milestones):
             raise ValueError(f"milestones of a steps curve must rise within [0, 1], got {list(self.milestones)}")
 
-    def at(self, progress: float) -> float:
-        """Return ``start * factor ** (number of milestones at or before progress)``."""
-        return self.start * self.factor ** bisect.bisect_right(self.milestones, progress + ROUNDING)
+    def at(self, t: float) -> float:
+        """Return ``start * factor ** (number of milestones at or before t)``."""
+        return self.start * self.factor ** bisect.bisect_right(self.milestones, t + ROUNDING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,15 +231,15 @@ class OneCycle(Named):
         if not 0.0 < self.rise < 1.0:
             raise ValueError(f"rise of a one_cycle curve must lie between 0 and 1, got {self.rise!r}")
 
-    def at(self, progress: float) -> float:
+    def at(self, t: float) -> float:
         """Return the value of the rising half before ``rise``, of the falling half from there on."""
-        if progress < self.rise:
-            return _half_cosine(self.start, self.peak, progress / self.rise)
-        return _half_cosine(self.peak, self.end, (progress - self.rise) / (1.0 - self.rise))
+        if t < self.rise:
+            return _half_cosine(self.start, self.peak, t / self.rise)
+        return _half_cosine(self.peak, self.end, (t - self.rise) / (1.0 - self.rise))
 
 
-def _half_cosine(start: float, end: float, progress: float) -> float:
-    return end + (start - end) * (1.0 + math.cos(math.pi * progress)) / 2.0
+def _half_cosine(start: float, end: float, t: float) -> float:
+    return end + (start - end) * (1.0 + math.cos(math.pi * t)) / 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,12 +290,12 @@ class Warmup(Named):
         share = steps / phase_steps if share is None else share
         return replace(self, after=resolved(self.after, phase_steps - steps, run), length=share)
 
-    def at(self, progress: float) -> float:
+    def at(self, t: float) -> float:
         """Return the line before ``length``, ``after`` from there on; ValueError where the length is not a share."""
         share = self._share(self.length)
-        if progress < share:
-            return self.start + (self.after.at(0.0) - self.start) * progress / share
-        return self.after.at((progress - share) / (1.0 - share))
+        if t < share:
+            return self.start + (self.after.at(0.0) - self.start) * t / share
+        return self.after.at((t - share) / (1.0 - share))
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,8 +337,8 @@ class Joined(Named):
             )
         )
 
-    def at(self, progress: float) -> float:
-        """Return the value of the part that ``progress`` lies in; a boundary belongs to the part it begins.
+    def at(self, t: float) -> float:
+        """Return the value of the part that ``t`` lies in; a boundary belongs to the part it begins.
 
         Raises:
             ValueError: a length is not a share; resolve the curve first.
@@ -346,11 +346,11 @@ class Joined(Named):
         start = 0.0
         for length, curve in self.parts[:-1]:
             share = self._share(length)
-            if progress < start + share - ROUNDING:
-                return curve.at(max(0.0, progress - start) / share)
+            if t < start + share - ROUNDING:
+                return curve.at(max(0.0, t - start) / share)
             start += share
         length, curve = self.parts[-1]
-        return curve.at(min(1.0, max(0.0, progress - start) / self._share(length)))
+        return curve.at(min(1.0, max(0.0, t - start) / self._share(length)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,17 +374,17 @@ class Scaled(Named):
         """Return the same curve with the lengths within it as shares."""
         return replace(self, curve=resolved(self.curve, phase_steps, run))
 
-    def at(self, progress: float) -> float:
+    def at(self, t: float) -> float:
         """Return ``factor`` times the curve's value."""
-        return self.curve.at(progress) * self.factor
+        return self.curve.at(t) * self.factor
 
 
 @dataclass(frozen=True, slots=True)
 class Triangular(Named):
     """Straight lines up from ``base`` to ``peak`` and back, again and again (Smith 2015, ``triangular``).
 
-    With c the cycle as a share of the phase and p the progress, x = |2p/c - 2 floor(1 + p/c) + 1| and the value is
-    base + (peak - base) max(0, 1 - x). Smith counts iterations and calls half a cycle the step size: p/c is his
+    With c the cycle as a share of the phase, x = |2t/c - 2 floor(1 + t/c) + 1| and the value is
+    base + (peak - base) max(0, 1 - x). Smith counts iterations and calls half a cycle the step size: t/c is his
     iteration / (2 step sizes).
 
     Args:
@@ -420,15 +420,15 @@ class Triangular(Named):
         share = length_in_steps(self.cycle, phase_steps, run) / phase_steps if share is None else share
         return replace(self, cycle=share)
 
-    def at(self, progress: float) -> float:
-        """Return the value at ``progress``; ValueError where the cycle is not a share, so the curve not resolved."""
-        cycles = progress / self._share(self.cycle)
+    def at(self, t: float) -> float:
+        """Return the value at ``t``; ValueError where the cycle is not a share, so the curve not resolved."""
+        cycles = t / self._share(self.cycle)
         number = math.floor(1.0 + cycles)
         x = abs(2.0 * cycles - 2.0 * number + 1.0)
-        return self.base + (self.peak - self.base) * max(0.0, 1.0 - x) * self.amplitude(progress, number)
+        return self.base + (self.peak - self.base) * max(0.0, 1.0 - x) * self.amplitude(t, number)
 
-    def amplitude(self, progress: float, number: int) -> float:
-        """Return the part of (peak - base) that cycle ``number``, counted from 1, reaches at ``progress``."""
+    def amplitude(self, t: float, number: int) -> float:
+        """Return the part of (peak - base) that cycle ``number``, counted from 1, reaches at ``t``."""
         return 1.0
 
 
@@ -443,7 +443,7 @@ class Triangular2(Triangular):
 
     name = "triangular2"
 
-    def amplitude(self, progress: float, number: int) -> float:
+    def amplitude(self, t: float, number: int) -> float:
         """Return 2 ** -(number - 1)."""
         return 0.5 ** (number - 1)
 
@@ -452,7 +452,7 @@ class Triangular2(Triangular):
 class ExpRange(Triangular):
     """:class:`Triangular` with an amplitude that decays exponentially (Smith 2015, ``exp_range``).
 
-    Smith multiplies the amplitude by gamma ** iteration. Here it is decay ** progress, the same with
+    Smith multiplies the amplitude by gamma ** iteration. Here it is decay ** t, the same with
     decay = gamma ** (steps of the phase), so that a longer run keeps the shape; see :meth:`from_gamma`.
 
     Args:
@@ -495,9 +495,9 @@ class ExpRange(Triangular):
             )
         return cls(base, peak, cycle, gamma**steps)
 
-    def amplitude(self, progress: float, number: int) -> float:
-        """Return decay ** progress."""
-        return self.decay**progress
+    def amplitude(self, t: float, number: int) -> float:
+        """Return decay ** t."""
+        return self.decay**t
 
 
 _SIMPLE = (Constant, Linear, Cosine, Exponential, Steps, OneCycle, Triangular, Triangular2, ExpRange)

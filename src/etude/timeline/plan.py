@@ -108,10 +108,10 @@ def moved_by(spans: tuple[Span, ...], events: Sequence[Event]) -> tuple[Span, ..
     return spans
 
 
-def scaled_lr(lr: float, events: Sequence[Event], progress: float) -> float:
-    """Return the learning rate after the ``"scale"`` events up to ``progress``; none takes it below its ``min_lr``."""
+def scaled_lr(lr: float, events: Sequence[Event], t: float) -> float:
+    """Return the learning rate after the ``"scale"`` events up to ``t``; none takes it below its ``min_lr``."""
     for event in events:
-        if event.progress > progress + SLACK:
+        if event.progress > t + SLACK:
             break
         if event.kind == "scale":
             lr = max(lr * event.factor, min(lr, event.min_lr))
@@ -237,16 +237,16 @@ class Timeline:
         run = RunSize(1, epoch_steps, pace)
         return math.fsum(steps_of(phase, run, self.size_multiple) for phase in self.phases)
 
-    def at(self, progress: float) -> Moment:
-        """Return what holds at ``progress`` of the run; a phase's first moment belongs to that phase.
+    def at(self, t: float) -> Moment:
+        """Return what holds at ``t`` of the run; a phase's first moment belongs to that phase.
 
         Beyond ``end`` it is the last moment.
 
         Raises:
-            ValueError: ``progress`` lies outside [0, 1], or the timeline is not resolved.
+            ValueError: ``t`` lies outside [0, 1], or the timeline is not resolved.
         """
-        span, progress = self._locate(progress)
-        within = min(1.0, max(0.0, (progress - span.start) / span.length))
+        span, t = self._locate(t)
+        within = min(1.0, max(0.0, (t - span.start) / span.length))
         values: dict[str, Any] = {quantity: curve.at(within) for quantity, curve in span.curves}
         if "image_size" in values:
             values["image_size"] = rounded(values["image_size"], self.size_multiple)
@@ -255,12 +255,12 @@ class Timeline:
         if "batch_size" in values:
             values["batch_size"] = _whole(values["batch_size"])
         if "lr" in values:
-            values["lr"] = scaled_lr(values["lr"] * self._batch_factor(values.get("batch_size")), self.events, progress)
-        return Moment(progress, span.phase.name, **values)
+            values["lr"] = scaled_lr(values["lr"] * self._batch_factor(values.get("batch_size")), self.events, t)
+        return Moment(t, span.phase.name, **values)
 
-    def phase_at(self, progress: float) -> Phase:
-        """Return the phase that runs at ``progress``; the same errors as ``at``."""
-        return self._locate(progress)[0].phase
+    def phase_at(self, t: float) -> Phase:
+        """Return the phase that runs at ``t``; the same errors as ``at``."""
+        return self._locate(t)[0].phase
 
     def spans(self) -> tuple[tuple[str, float, float], ...]:
         """Return (phase name, start, end) of every phase, in progress, as the events left them."""
@@ -324,14 +324,14 @@ class Timeline:
             )
         return self._spans
 
-    def _locate(self, progress: float) -> tuple[Span, float]:
-        """Return the span that runs at ``progress``, and the progress itself, at most that of the run's end."""
-        if not 0.0 <= progress <= 1.0:
-            raise ValueError(f"progress is {progress}, it must lie in [0, 1]")
+    def _locate(self, t: float) -> tuple[Span, float]:
+        """Return the span that runs at ``t``, and ``t`` itself, at most the end of the run."""
+        if not 0.0 <= t <= 1.0:
+            raise ValueError(f"progress is {t}, it must lie in [0, 1]")
         spans = self._resolved_spans()
-        progress = min(progress, spans[-1].stop)
-        begun = next((span for span in reversed(spans) if span.start <= progress + SLACK), spans[0])
-        return begun, progress
+        t = min(t, spans[-1].stop)
+        begun = next((span for span in reversed(spans) if span.start <= t + SLACK), spans[0])
+        return begun, t
 
     def _batch_factor(self, batch_size: int | None) -> float:
         if batch_size is None or self.batch_scaling == "none":

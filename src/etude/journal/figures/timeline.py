@@ -261,8 +261,8 @@ class _Drawing:
     def _rows_of(self, labels: Sequence[tuple[float, str]], color: str, size: float) -> list[list[_Flag]]:
         """Place texts at their progress in as few rows as keep them from overlapping."""
         rows: list[list[_Flag]] = []
-        for progress, label in labels:
-            flag = self._flag(progress, label, color, size)
+        for t, label in labels:
+            flag = self._flag(t, label, color, size)
             for row in rows:
                 if row[-1].right + 0.08 <= flag.left:
                     row.append(flag)
@@ -271,21 +271,21 @@ class _Drawing:
                 rows.append([flag])
         return rows
 
-    def _flag(self, progress: float, label: str, color: str, size: float) -> _Flag:
+    def _flag(self, t: float, label: str, color: str, size: float) -> _Flag:
         label = shortened(label, _LONGEST_LABEL)
-        tag = {"facecolor": self._shade_at(progress), "edgecolor": "none", "pad": 1.2}  # lines pass below the text
+        tag = {"facecolor": self._shade_at(t), "edgecolor": "none", "pad": 1.2}  # lines pass below the text
         text = write(self.figure, 0.0, 0.0, label, color=color, fontsize=size, bbox=tag)
         width = text.get_window_extent().width / DPI
-        at = _LEFT + progress * (_WIDTH - _LEFT - _RIGHT)
+        at = _LEFT + t * (_WIDTH - _LEFT - _RIGHT)
         left = at + 0.06
         if left + width > _WIDTH - 0.05:
             left = at - 0.06 - width
         text.set_x(left)
         return _Flag(text, left, left + width)
 
-    def _shade_at(self, progress: float) -> str:
-        begun = [number for number, (_, start, _) in enumerate(self.timeline.spans()) if start <= progress + 1e-9]
-        return SHADES[begun[-1] % 2] if progress < self.timeline.end - 1e-9 else _UNUSED
+    def _shade_at(self, t: float) -> str:
+        begun = [number for number, (_, start, _) in enumerate(self.timeline.spans()) if start <= t + 1e-9]
+        return SHADES[begun[-1] % 2] if t < self.timeline.end - 1e-9 else _UNUSED
 
     def _axes(self, bottom: float, height: float, **options: Any) -> Axes:
         axes = axes_at(self.figure, _LEFT, bottom, _WIDTH - _LEFT - _RIGHT, height, **options)
