@@ -59,6 +59,16 @@ def test_only_what_has_changed_is_read_again(tmp_path: Path, read: list[str]):
     assert sorted(read) == ["b", "c"]
 
 
+def test_half_an_index_goes_with_the_next_one(tmp_path: Path):
+    write_run(tmp_path / "a")
+    left, own = (tmp_path / f".{INDEX_NAME}.{pid}.tmp" for pid in (2**22 + 1, os.getpid()))
+    for half in (left, own):
+        half.write_text("{")
+    list_runs(tmp_path)
+    assert not left.exists()
+    assert (tmp_path / INDEX_NAME).exists()
+
+
 def test_a_record_written_anew_at_the_same_size_and_time_is_read_again(tmp_path: Path):
     record = opened(tmp_path / "a", recipe="one")
     list_runs(tmp_path)

@@ -45,5 +45,4 @@ def screen_for(*, as_json: bool = False, quiet: bool = False) -> Screen:
 
 
 def print_json(value: object) -> None:
-    """Print JSON values to standard output."""
     print(json.dumps(value, indent=2, allow_nan=False))

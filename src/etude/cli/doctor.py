@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from etude.cli.common import AsJson, print_json, screen_for
+from etude.core.context import Context
 from etude.core.errors import EtudeError
-from etude.study.run.request import Flag, Options, Train
+from etude.study.run.request import Flag, Options, Request, Train
 
 
 def doctor(
@@ -38,10 +40,6 @@ def doctor(
     valid
         With --data: labelled validation images, instead of a split of TRAIN.
     """
-    from dataclasses import replace
-
-    from etude.core.context import Context
-
     screen = screen_for(as_json=as_json, quiet=as_json)
     asked = options if train is None else replace(options.request(train), test=test, valid=valid)
     for name, given in (("--sample", options.sample), ("--seed", options.seed or None)):
@@ -49,7 +47,6 @@ def doctor(
             raise EtudeError(f"{name} is about images, and no TRAIN was given: etude doctor TRAIN {name} {given}")
     if data:
         from etude.study.doctor.data import examine_data, show_health
-        from etude.study.run.request import Request
 
         if not isinstance(asked, Request):
             raise EtudeError("--data examines images, and no TRAIN was given: etude doctor TRAIN --data")

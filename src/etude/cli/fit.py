@@ -30,7 +30,6 @@ _WHAT = {
 
 
 def tell_run(screen: Screen, folder: Path) -> None:
-    """Name the files of a finished run and how to go on."""
     there = [(name, what) for name, what in _WHAT.items() if (folder / name).is_file()]
     screen.plan(f"Everything is in {folder}", there)
     screen.say(f"predict other images: etude predict {folder} IMAGES --out FILE.csv")

@@ -191,8 +191,6 @@ def tag(run: Name, *tags: str, runs: Runs = _RUNS, remove: Flag = False) -> None
         Take these tags off it instead.
     """
     folder = find_run(runs, run)
-    if not tags:
-        raise EtudeError(f"no tag came for {folder}: give one or more after the run, such as baseline")
     set_tags(folder, tags, remove=remove)
     screen_for().say(f"tags of {folder}: {', '.join(read_run(folder)['tags']) or 'none'}")
 
@@ -244,8 +242,7 @@ def render(*, runs: Runs = _RUNS, out: Path | None = None) -> None:
     """
     from etude.journal.site import render_site
 
-    screen = screen_for()
-    page = render_site(runs, runs / "index.html" if out is None else out, screen.warn)
+    page = render_site(runs, runs / "index.html" if out is None else out, (screen := screen_for()).warn)
     screen.say(f"{page} shows all runs")
 
 
@@ -275,7 +272,6 @@ def send(run: Name, *, mlflow: str, runs: Runs = _RUNS) -> None:
 
 
 def _show_run(screen: Screen, folder: Path, record: dict[str, Any], parts: Sequence[RunSummary]) -> None:
-    """Show what the record of the run in ``folder`` says; ``parts`` are the runs that belong to it."""
     report = folder / REPORT_NAME
     screen.plan(str(folder), [*_facts(record), *([("report", str(report))] if report.is_file() else [])])
     _show_stages(screen, record)
@@ -290,13 +286,12 @@ def _show_run(screen: Screen, folder: Path, record: dict[str, Any], parts: Seque
 
 
 def _dated(entries: Sequence[Any]) -> list[tuple[str, str]]:
-    """Return the time and the text of entries; those that are damaged are left out."""
+    """Return the time and the text of entries that are whole."""
     known = ((one.get("at"), one.get("text")) for one in entries if isinstance(one, dict))
     return [(moment(at), text) for at, text in known if isinstance(at, str) and isinstance(text, str)]
 
 
 def _show_comparison(screen: Screen, found: Comparison) -> None:
-    """Show runs in one table; the first is number 1, and the others are compared with it."""
     columns = ["", "run", "state", "accuracy", "log loss", "time"]
     rows = [[str(number), run.path, run.state, *_scores(run)] for number, run in enumerate(found.runs, 1)]
     screen.table("Runs, each scored on all of its own validation images", columns, rows)

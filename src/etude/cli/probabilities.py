@@ -49,14 +49,12 @@ class ProbabilityOptions:
 
     @cached_property
     def screen(self) -> Screen:
-        """Where the command shows what it finds."""
         return screen_for(as_json=self.as_json, quiet=self.quiet)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "out", expanded(self.out))
 
     def check_out(self) -> None:
-        """Refuse what cannot be written, before any work."""
         only = {"--no-probabilities": self.probabilities is False, "--positive": self.positive is not None}
         checked_out(self.out, {**only, "--sample-submission": self.sample_submission is not None})
 
@@ -89,7 +87,6 @@ class ProbabilityOptions:
         return in_classes(sources, paths, self.positive)
 
     def with_labels(self, predictions: Predictions) -> Predictions:
-        """Return the predictions with the labels of ``--labels``, if it was given."""
         from etude.refine.tables import with_labels
 
         if self.labels is None:
@@ -97,10 +94,7 @@ class ProbabilityOptions:
         return with_labels(predictions, expanded(self.labels), label_column=self.label_column, warn=self.screen.warn)
 
     def write(self, source: Source, predictions: Predictions, read: Sequence[Path]) -> None:
-        """Write predictions made from ``source`` whole, or not at all; a single column is written as it was read.
-
-        Rows of a sample submission for images that the runs among ``read`` could not read are filled.
-        """
+        """Write predictions made from ``source``; a sample's rows of unreadable images are filled, by ``read``."""
         from etude.core.submission import write_submission
 
         if self.out.suffix.lower() == ".npz":

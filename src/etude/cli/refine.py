@@ -90,7 +90,6 @@ def refine(
 
 
 def _labelled_and_target(options: ProbabilityOptions, valid: Path, target: Path | None) -> tuple[Predictions, Source]:
-    """Read the labelled predictions and those to refine, their classes in the same order."""
     from etude.refine.tables import with_classes
 
     if target is None and not expanded(valid).is_dir():

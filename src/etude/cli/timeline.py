@@ -124,39 +124,30 @@ def _resolved(
 def _show(screen: Screen, recipe: Recipe, plan: Timeline, size: RunSize, *, assumed_pace: bool) -> None:
     from etude.recipe.resolve import TINY_SIDE
 
+    phases = summary_of(plan, size)
+    head = ["", *(phase["name"] for phase in phases)]
+    rows = [["share", *(f"{100 * (phase['end'] - phase['start']):.3g}%" for phase in phases)]]
+    rows.append(["steps", *(short_number(phase["steps"]) for phase in phases)])
+    if size.epoch_steps:
+        rows.append(["epochs", *(short_number(phase["steps"] / size.epoch_steps) for phase in phases)])
+    for quantity in plan.quantities():
+        name = LABELS[quantity] + (f" ({UNITS[quantity]})" if quantity in UNITS else "")
+        rows.append([name, *(_in_words(phase["quantities"].get(quantity)) for phase in phases)])
+    plateaus = {phase.name: phase.plateau for phase in plan.phases}
+    if any(plateaus.values()):
+        rows.append(["plateau", *(_plateau_in_words(plateaus[phase["name"]]) for phase in phases)])
+    if len(phases) > _MOST_COLUMNS:
+        head, *rows = (list(column) for column in zip(head, *rows, strict=True))
     epochs = f", {short_number(size.steps / size.epoch_steps)} epochs" if size.epoch_steps else ""
-    columns, rows = timeline_table(plan, size)
-    screen.table(f"Timeline of {recipe.name}, shown for a run of {size.steps:,} steps{epochs}", columns, rows)
+    screen.table(f"Timeline of {recipe.name}, shown for a run of {size.steps:,} steps{epochs}", head, rows)
     if assumed_pace:
         screen.say(f"minutes are counted as if a step took {_STEP_SECONDS:g} s; --step-seconds changes that")
     if recipe.model.backbone == "auto":
         screen.say(f"images of {TINY_SIDE} px and below get sizes and a learning rate of their own, where none are set")
 
 
-def timeline_table(timeline: Timeline, size: RunSize) -> tuple[list[str], list[list[str]]]:
-    """Return the columns and rows that describe the resolved ``timeline`` in a run of ``size``."""
-    phases = summary_of(timeline, size)
-    head = ["", *(phase["name"] for phase in phases)]
-    rows = [["share", *(f"{100 * (phase['end'] - phase['start']):.3g}%" for phase in phases)]]
-    rows.append(["steps", *(short_number(phase["steps"]) for phase in phases)])
-    if size.epoch_steps:
-        rows.append(["epochs", *(short_number(phase["steps"] / size.epoch_steps) for phase in phases)])
-    for quantity in timeline.quantities():
-        name = LABELS[quantity] + (f" ({UNITS[quantity]})" if quantity in UNITS else "")
-        rows.append([name, *(_in_words(phase["quantities"].get(quantity)) for phase in phases)])
-    plateaus = {phase.name: phase.plateau for phase in timeline.phases}
-    if any(plateaus.values()):
-        rows.append(["plateau", *(_plateau_in_words(plateaus[phase["name"]]) for phase in phases)])
-    if len(phases) > _MOST_COLUMNS:
-        head, *rows = (list(column) for column in zip(head, *rows, strict=True))
-    return head, rows
-
-
 def summary_of(timeline: Timeline, size: RunSize) -> list[dict[str, Any]]:
-    """Return what each phase does: ``name``, ``start``, ``end`` (progress), ``steps`` and ``quantities``.
-
-    A quantity has ``from``, ``to``, ``lowest``, ``highest`` and ``peaks``, its maxima within the phase.
-    """
+    """Return what each phase does: its place in the run, its steps, and by quantity its course."""
     found: list[dict[str, Any]] = []
     for name, start, end in timeline.spans():
         if end <= start:

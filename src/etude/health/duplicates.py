@@ -318,7 +318,6 @@ class Images:
         return cls(known, lambda places, size: data.build.store.gather(rows[places], size))
 
     def followed_by(self, other: Images) -> Images:
-        """Return these images and, after them, others whose pixels have as many channels."""
         count = len(self)
 
         def gather(places: np.ndarray, size: int) -> np.ndarray:
@@ -341,7 +340,6 @@ def near_duplicate_images(everything: Images, drawn: Images) -> list[dict[str, A
 
 
 def same_files(hashes: Sequence[str]) -> list[tuple[int, int]]:
-    """Return (first, other) of the files that are identical to an earlier one, in order."""
     places: dict[str, list[int]] = defaultdict(list)
     for row, content in enumerate(hashes):
         places[content].append(row)
@@ -353,7 +351,6 @@ def is_across(pair: dict[str, Any]) -> bool:
 
 
 def is_contradiction(pair: dict[str, Any]) -> bool:
-    """Whether both labels are known and differ."""
     return None not in pair["labels"] and pair["labels"][0] != pair["labels"][1]
 
 
@@ -406,7 +403,6 @@ def _whitened(rows: np.ndarray, most: int) -> NDArray[np.float32]:
 
 
 def _candidates(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return each row paired with its nearest others: (P,) and (P,), each pair once, the smaller row first."""
     count = len(rows)
     near = NeighbourIndex(rows).among_themselves(min(_NEAREST, count - 1)).positions
     own, other = np.repeat(np.arange(count), near.shape[1]), near.ravel()

@@ -96,7 +96,7 @@ def _by_tree(values: Sequence[object], labels: np.ndarray, fold: np.ndarray) -> 
 
 
 def _balanced(guessed: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Return the mean over classes of the share guessed right, and its standard error (never quite zero)."""
+    """Return the mean over classes of the share guessed right, and its standard error, never quite zero."""
     counts = np.bincount(labels)
     shares = np.bincount(labels, guessed == labels) / counts
     padded = (shares * counts + 2) / (counts + 4)

@@ -126,7 +126,6 @@ def imbalance(labels: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
 
 
 def split_names(count: int, folds: Sequence[Fold]) -> tuple[str, ...]:
-    """Return where each of the labelled images stands: ``train`` or ``valid``; ``fold 1`` and so on with several."""
     names = ["train"] * count
     for number, fold in enumerate(folds, 1):
         for row in fold.valid.tolist():

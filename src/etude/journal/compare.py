@@ -93,7 +93,6 @@ def _settings(record: dict[str, Any], resolved: bool) -> dict[str, Any]:
 
 
 def _by_name(tables: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Return by name the value of each table, None where it lacks one."""
     names = dict.fromkeys(name for table in tables for name in table)
     return {name: [table.get(name) for table in tables] for name in names}
 

@@ -23,8 +23,7 @@ from etude.core.files import explained_write, replacing
 from etude.journal.runs import FILE_NAME, KILLED, NOTES_NAME, REMAINS, is_alive, read_run, stopped_at
 
 INDEX_NAME = ".etude-index.json"
-DAMAGED = "damaged"
-"""The state of a run whose record cannot be read; ``error`` says why."""
+DAMAGED = "damaged"  # the state of a run whose record cannot be read; ``error`` says why
 
 _DEEPEST = 6  # levels of folders in which runs nest: a study, its arms, their seeds, their rounds
 _NO_RUNS = ("tb", "checkpoints")  # folders of a run that hold no others
@@ -90,8 +89,8 @@ class RunSummary:
         return self.fingerprint.startswith(words) or words in f"{self.command}\n{self.described}".casefold()
 
 
+# Of what the index holds; one of another version is built anew. Raise the 1 when a field changes its meaning.
 _VERSION = zlib.crc32(" ".join(("1", *RunSummary.__dataclass_fields__)).encode())
-"""Of what the index holds; one of another version is built anew. Raise the 1 when a field changes its meaning."""
 
 
 def list_runs(runs: Path, warn: Warn | None = None) -> list[RunSummary]:
@@ -109,6 +108,8 @@ def list_runs(runs: Path, warn: Warn | None = None) -> list[RunSummary]:
     kept = {path: (stamps[path], run.to_json()) for path, run in found.items() if run.state != DAMAGED}
     if {path: stamp for path, (stamp, _) in kept.items()} != {path: stamp for path, (stamp, _) in known.items()}:
         try:
+            for half in filter(_is_left, runs.glob(f".{INDEX_NAME}.*.tmp")):
+                half.unlink(missing_ok=True)
             with replacing(file) as temporary:
                 temporary.write_text(json.dumps({"version": _VERSION, "runs": kept}))
         except (EtudeError, OSError) as error:
@@ -119,8 +120,7 @@ def list_runs(runs: Path, warn: Warn | None = None) -> list[RunSummary]:
 
 def read_runs(runs: Path) -> list[RunSummary]:
     """Return all runs below ``runs`` in the order of their start, from their records alone: no index is kept there."""
-    found = (_read(runs, path) for path, _ in _stamps(str(runs)))
-    return sorted(found, key=lambda run: (run.started, run.path))
+    return sorted((_read(runs, path) for path, _ in _stamps(str(runs))), key=lambda run: (run.started, run.path))
 
 
 def find_run(runs: Path, name: str) -> Path:
@@ -187,7 +187,7 @@ def _read(runs: Path, path: str) -> RunSummary:
 
 @dataclass(frozen=True, slots=True)
 class Garbage:
-    """A file or folder that can go, its size in bytes with everything below it, and why."""
+    """A file or folder that can go, its bytes with everything below it, and why."""
 
     path: Path
     size: int
@@ -216,7 +216,6 @@ def find_garbage(runs: Path, unfinished: bool = False) -> list[Garbage]:
 
 
 def remove_garbage(found: Iterable[Garbage]) -> int:
-    """Remove it and return how many bytes that freed; what has gone meanwhile is left out."""
     freed = 0
     for item in found:
         with explained_write(item.path), suppress(FileNotFoundError):
@@ -246,10 +245,13 @@ def _halves(folder: Path, leaving: set[Path]) -> Iterator[Path]:
     for place, folders, files in os.walk(folder):
         here = Path(place)
         folders[:] = [name for name in folders if here / name not in leaving and not (here / name / FILE_NAME).exists()]
-        for name in files:
-            half = _HALF.fullmatch(name)
-            if half and not is_alive(int(half[1])):
-                yield here / name
+        yield from filter(_is_left, map(here.joinpath, files))
+
+
+def _is_left(path: Path) -> bool:
+    """Whether this is the half of a file whose writer was killed."""
+    half = _HALF.fullmatch(path.name)
+    return half is not None and not is_alive(int(half[1]))
 
 
 def _size(path: Path) -> int:

@@ -123,7 +123,6 @@ def plan_of(folder: Path, name: str = "") -> MlflowPlan:
 
 
 def _fold(folder: Path, number: int, stages: Entries, rounds: Entries, span: tuple[int, int]) -> MlflowPlan:
-    """Return what one fold of a cross-validation becomes, with its rounds below it; ``span`` is that of the run."""
     return MlflowPlan(
         *(folder, folder.name, "FINISHED", *_span(stages, span), {"fold": str(number)}),
         metrics=(*_stage_points(stages, span), *_curves(folder, stages, _TRAINED, span)),
@@ -133,7 +132,6 @@ def _fold(folder: Path, number: int, stages: Entries, rounds: Entries, span: tup
 
 
 def _round(folder: Path, entry: dict[str, Any], stages: Entries, span: tuple[int, int]) -> MlflowPlan:
-    """Return what a round with unlabelled images becomes: its verdict, its scores and its curves."""
     name = str(entry["name"])
     own = [stage for stage in stages if stage["name"] == name]
     place = folder / name.replace(" ", "-")
@@ -172,7 +170,6 @@ def _tags(record: Mapping[str, Any], state: str) -> dict[str, str]:
 
 
 def _stage_points(stages: Iterable[dict[str, Any]], span: tuple[int, int]) -> Iterator[Point]:
-    """Yield the seconds and the scores of each stage, as ``stages/NAME/SCORE``."""
     for stage in stages:
         place, ended = f"stages/{_clean(stage['name'])}", _span([stage], span)[1]
         values = {"seconds": stage["seconds"], **stage["scores"]}
@@ -193,7 +190,6 @@ def _curves(folder: Path, stages: Entries, trained: str, span: tuple[int, int]) 
 
 
 def _points(values: Mapping[str, Any], step: int, at: int) -> list[Point]:
-    """Return a point for each value that is a finite number."""
     return [Point(name, float(value), at, step) for name, value in values.items() if _is_number(value)]
 
 
@@ -258,7 +254,6 @@ class Sent:
 
 
 def check_server(uri: str) -> None:
-    """Refuse an MLflow server that does not answer at ``uri``."""
     with _server(uri) as client:
         client.search_experiments(max_results=1)
 
@@ -304,7 +299,6 @@ def _log(client: MlflowClient, experiment: str, plan: MlflowPlan, above: dict[st
 
 
 def _log_batches(client: MlflowClient, run_id: str, kind: str, values: Iterable[tuple[Any, ...]]) -> None:
-    """Write params, metrics or tags, as few at a time as MLflow takes."""
     from mlflow.entities import Metric, Param, RunTag
 
     made = [{"params": Param, "metrics": Metric, "tags": RunTag}[kind](*value) for value in values]
@@ -341,7 +335,9 @@ def _is_whole(run: Run, plan: MlflowPlan) -> bool:
 def _server(uri: str) -> Generator[MlflowClient]:
     """Yield a client; what MLflow and the network raise becomes one sentence."""
     _refuse_other_addresses(uri)
-    with _manners():
+    given = {name: value for name, value in _MANNERS.items() if name not in os.environ}
+    os.environ.update(given)
+    try:
         try:
             from mlflow import MlflowClient
             from mlflow.exceptions import MlflowException
@@ -356,6 +352,9 @@ def _server(uri: str) -> Generator[MlflowClient]:
                 f"no MLflow server takes runs at {uri} ({_cause(error)}): start one there with `mlflow server`, or "
                 "give another address"
             ) from error
+    finally:
+        for name in given:
+            os.environ.pop(name, None)
 
 
 def _refuse_other_addresses(uri: str) -> None:
@@ -374,17 +373,6 @@ def _refuse_other_addresses(uri: str) -> None:
             "the address of the MLflow server holds a user's name, and the record of the run would keep it: leave it "
             "out, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         )
-
-
-@contextmanager
-def _manners() -> Generator[None]:
-    given = {name: value for name, value in _MANNERS.items() if name not in os.environ}
-    os.environ.update(given)
-    try:
-        yield
-    finally:
-        for name in given:
-            os.environ.pop(name, None)
 
 
 def _cause(error: BaseException) -> str:

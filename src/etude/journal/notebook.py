@@ -22,20 +22,12 @@ from etude.core.errors import EtudeError
 from etude.core.files import write_json
 from etude.core.predictions import Predictions
 from etude.core.text import duration, percent, points, short_number
+from etude.journal.report import tables
 from etude.journal.report.charts import Figure
 from etude.journal.report.curves import curve_figures, schedule_of
 from etude.journal.report.folder import RunFolder
 from etude.journal.report.html import asset, kind_of, macro, render
 from etude.journal.report.scores import Evaluated, calibration_figure, class_rows, matrix_figure, scores_of
-from etude.journal.report.tables import (
-    Architecture,
-    architecture_of,
-    data_facts,
-    environment_facts,
-    rounds_table,
-    settings_of,
-    steps_of,
-)
 from etude.journal.runs import FILE_NAME, read_run
 
 NAME = "notebook.ipynb"
@@ -155,19 +147,21 @@ class RunView:
 
     def settings(self, only_changed: bool = False) -> Table:
         """Return every setting, as requested and as used."""
+        found = [(section, one) for section, group in tables.settings_of(self.record).items() for one in group]
         rows = [
             (one.name if section == "recipe" else f"{section}.{one.name}", one.requested, one.used)
-            for section, group in settings_of(self.record).items() for one in group if one.changed or not only_changed
-        ]  # fmt: skip
+            for section, one in found
+            if one.changed or not only_changed
+        ]
         return Table(("setting", "requested", "used"), rows)
 
     def data(self) -> Table:
         """Return what the run was trained on, and how its images were prepared."""
-        return Table(("data", ""), data_facts(self.record))
+        return Table(("data", ""), tables.data_facts(self.record))
 
     def environment(self) -> Table:
         """Return the machine, the versions, and the state of the code."""
-        return Table(("environment", ""), environment_facts(self.record))
+        return Table(("environment", ""), tables.environment_facts(self.record))
 
     def architecture(self) -> Table:
         """Return the network in numbers, with what an image goes through before it."""
@@ -187,13 +181,13 @@ class RunView:
                 *(duration(step.seconds), "" if step.accuracy is None else percent(step.accuracy, 2)),
                 *(points(step.gained), "" if step.log_loss is None else short_number(step.log_loss), step.notes),
             )
-            for step in steps_of(self.record)
+            for step in tables.steps_of(self.record)
         ]
         return Table(("stage", "state", "time", "accuracy", "gain", "log loss", "notes"), rows)
 
     def rounds(self) -> Table:
         """Return the rounds with unlabelled images."""
-        return Table(*self._made(rounds_table(self.record), "rounds with unlabelled images"))
+        return Table(*self._made(tables.rounds_table(self.record), "rounds with unlabelled images"))
 
     def timeline(self) -> Sheet:
         """Return every scheduled quantity over the run, as planned and as it ran."""
@@ -244,16 +238,14 @@ class RunView:
 
     def guesses(self, predictions: Predictions) -> Table:
         """Return the most probable classes of each image of ``predictions``."""
-        shares = predictions.probabilities()
-        order = np.argsort(-shares, axis=1, kind="stable")[:, :_MOST_GUESSES]
-        rows = [
-            (name, predictions.classes[k], percent(float(shares[row, k]), 2))
-            for row, name in enumerate(predictions.ids) for k in order[row].tolist()
-        ]  # fmt: skip
+        shares, rows = predictions.probabilities(), list[tuple[str, str, str]]()
+        for name, own in zip(predictions.ids, shares, strict=True):
+            best = np.argsort(-own, kind="stable")[:_MOST_GUESSES].tolist()
+            rows += [(name, predictions.classes[k], percent(float(own[k]), 2)) for k in best]
         return Table(("image", "class", "probability"), rows)
 
-    def _architecture(self) -> Architecture:
-        return self._made(architecture_of(self._run), "model")
+    def _architecture(self) -> tables.Architecture:
+        return self._made(tables.architecture_of(self._run), "model")
 
     def _evaluated(self) -> Evaluated:
         valid = self._run.valid

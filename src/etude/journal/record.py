@@ -102,7 +102,6 @@ class Stage:
 
     @property
     def seconds(self) -> float:
-        """How long the stage took, all attempts together; while it runs, up to the last write of the record."""
         return self._entry["seconds"]
 
     def take_time(self) -> None:
@@ -113,12 +112,10 @@ class Stage:
             self._entry["scores"][name] = _plain(value)
 
     def keep(self, kept: bool) -> None:
-        """Record whether the run goes on from what the stage made, or from what it had before."""
         with self._record.changing():
             self._entry["kept"] = kept
 
     def note(self, key: str, value: Any) -> None:
-        """Record any other fact of the stage, made of JSON values, numpy values and paths."""
         with self._record.changing():
             self._entry["notes"][key] = _plain(value)
 
@@ -157,11 +154,7 @@ class RunRecord:
         tags: Sequence[str] = (),
         began: float | None = None,
     ) -> RunRecord:
-        """Create ``folder`` and its record, in state ``running``; refuse a folder that is not empty.
-
-        ``changed`` are the settings unlike the recipe's, ``extra`` more of the environment, ``began`` its
-        ``time.monotonic()``. With ``resume`` the run in ``folder`` goes on, with its stages, sections, kind and tags.
-        """
+        """Create ``folder`` and its record, or go on with the run in it; ``changed`` are settings unlike the recipe."""
         given = {"pid": os.getpid(), "host": platform.node(), "command": list(command), "recipe": recipe, "seed": seed}
         given |= {"process": process_start(os.getpid()), "locked": is_locked(folder) is True}
         given |= {"settings": dict(settings), "changed": dict(changed)}
@@ -181,10 +174,7 @@ class RunRecord:
 
     @contextmanager
     def stage(self, name: str) -> Generator[Stage]:
-        """Time a stage. An exception in it marks it failed (a stop by hand: interrupted) and passes on.
-
-        A resumed run goes through its stages again; an earlier attempt at one gives its place and its seconds to it.
-        """
+        """Time a stage, an earlier attempt at it included; what is raised in it marks it failed or interrupted."""
         with self.changing():
             entry = self._begun(name)
             stage = Stage(self, entry)
@@ -227,7 +217,6 @@ class RunRecord:
         return entry
 
     def set(self, section: str, value: Any) -> None:
-        """Write a section of its own, such as ``data`` or ``split``, at the top level."""
         if section in OWN:
             raise ValueError(f"{section!r} is written by the record itself")
         with self.changing():
@@ -257,7 +246,6 @@ class RunRecord:
             self.artefact(path)
 
     def forget(self, paths: Sequence[Path]) -> None:
-        """Hold no hashes of files that are about to be written anew."""
         with self.changing():
             self._drop(paths)
 
@@ -281,7 +269,6 @@ class RunRecord:
 
     @contextmanager
     def changing(self) -> Generator[None]:
-        """Hold the record while it is changed, then write it."""
         with self._lock:
             yield
             self.write()

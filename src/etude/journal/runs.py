@@ -21,23 +21,18 @@ from etude.core.errors import EtudeError, listed
 from etude.core.files import digest_of, explained_write, hash_of_file, lock_file, read_json, reading
 
 FILE_NAME = "run.json"
-KILLED = "killed"
-"""What a run is that says ``running`` though its process is gone; no record says so of itself."""
+KILLED = "killed"  # what a run is that says ``running`` though its process is gone; no record says so of itself
 LOCK_NAME = ".lock"
 NOTES_NAME = "notes.jsonl"
 SCHEMA_VERSION = 2
 REPORT_NAME = "report.html"
-REMAINS = frozenset({FILE_NAME, REPORT_NAME, "bad_files.csv", LOCK_NAME})
-"""What stands in the folder of a run that ended before it made anything."""
-
+REMAINS = frozenset({FILE_NAME, REPORT_NAME, "bad_files.csv", LOCK_NAME})  # of a run that made nothing
 STATES = ("running", "finished", "failed", "interrupted")
 ID_LENGTH = 10  # of hexadecimal digits: a clash among 10,000 runs has a chance of 1 in 20,000
-
-IN_NO_STAGE = "start-up and other"
-"""What the seconds are called that a run spent in none of its stages."""
+IN_NO_STAGE = "start-up and other"  # what the seconds are called that no stage of a run took
 
 _NUMBER = (int, float)
-OWN: dict[str, type | tuple[type, ...]] = {
+OWN: dict[str, type | tuple[type, ...]] = {  # what every record holds; no section may have such a name
     **dict.fromkeys(("id", "kind", "state", "started", "recipe"), str),
     **dict.fromkeys(("schema_version", "pid", "seed"), int),
     **dict.fromkeys(("parent", "host"), (str, type(None))),
@@ -46,19 +41,15 @@ OWN: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("settings", "changed", "environment"), dict),
     "seconds": _NUMBER,
 }
-"""What every record holds, and as what; the names that no section may have."""
-
 _STAGE = {"name": str, "state": str, "started": str, "seconds": _NUMBER, "attempts": int, "scores": dict, "notes": dict}
 _SECTIONS = {"data": dict, "plan": dict, "result": dict}  # written when the run gets that far
 _SCORE = (*_NUMBER, type(None))
-_PARTS: dict[str, dict[str, Any]] = {
+_PARTS: dict[str, dict[str, Any]] = {  # what lists and comparisons read of sections, where it is there
     "data": {"folds": list},
     "environment": {"memory_bytes": _SCORE},
     "plan": {"resolved": dict},
     "result": {"accuracy": _SCORE, "log_loss": _SCORE, "validation_images": (int, type(None))},
 }
-"""What lists and comparisons read of sections, where it is there."""
-
 _TRIES, _PAUSE = 10, 0.05  # whoever only asks whether the lock is free holds it for a moment
 _SILENCE = 600.0  # seconds; a stage writes its record twenty times as often
 _TAG = re.compile(r"[\w.:/=+@-]{1,40}")
@@ -128,7 +119,6 @@ def _locked(path: Path) -> int | None:
 
 
 def state_of(folder: Path, run: Mapping[str, Any]) -> str:
-    """Return the state of the run in ``folder``: what its record ``run`` says, or :data:`KILLED`."""
     return KILLED if run["state"] == "running" and not _is_at_work(folder, run) else run["state"]
 
 
@@ -197,6 +187,8 @@ def add_note(folder: Path, text: str) -> None:
 
 def set_tags(folder: Path, tags: Sequence[str], *, remove: bool = False) -> None:
     """Give tags to a run, or take them off it; one that it does not have makes no difference."""
+    if not tags:
+        raise EtudeError(f"no tag came for {folder}: give one or more after the run, such as baseline")
     _append(folder, [{"at": now(), "untag" if remove else "tag": checked_tag(tag)} for tag in tags])
 
 
@@ -298,7 +290,6 @@ def fold_folders(folder: Path) -> list[tuple[int, Path]]:
 
 
 def models_of(record: Mapping[str, Any]) -> list[str]:
-    """Return the folders of the models that a run kept, relative to its own; none before its end."""
     return (record.get("result") or {}).get("models") or []
 
 
@@ -307,7 +298,6 @@ def model_files(names: Iterable[str]) -> list[str]:
 
 
 def failed_with_nothing(folder: Path) -> bool:
-    """Whether a run failed in ``folder`` before it made anything: the corrected command may use it again."""
     try:
         return {path.name for path in folder.iterdir()} <= REMAINS and read_record(folder)["state"] == "failed"
     except EtudeError:
@@ -323,7 +313,6 @@ def folded(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def again(earlier: dict[str, Any], stage: dict[str, Any]) -> dict[str, Any]:
-    """Return ``stage`` as one more attempt after ``earlier`` ones: their seconds and number are added."""
     return {**stage, **{key: earlier[key] + stage[key] for key in ("seconds", "attempts")}}
 
 

@@ -33,14 +33,7 @@ class _Console(Console):
 
 
 class Screen:
-    """Writes to a terminal with colours and live bars, to anything else in plain lines; a ``core.context.Progress``.
-
-    Texts are shown as they are: nothing in a file or class name acts as markup or as a terminal command. ``quiet``
-    shows warnings only; ``file`` is standard output when None; ``clock`` gives seconds for the rates of plain lines.
-
-    >>> Screen().say("2 classes [cat, dog]")
-    2 classes [cat, dog]
-    """
+    """Shows colours and live bars on a terminal, plain lines elsewhere; ``clock`` gives their seconds."""
 
     def __init__(
         self, quiet: bool = False, file: IO[str] | None = None, clock: Callable[[], float] = time.monotonic
@@ -93,11 +86,7 @@ class Screen:
         self._console.print(table)
 
     def bar(self, name: str, total: int, unit: str = "images") -> BarContext:
-        """Open a bar of ``total`` units; the context yields the function that advances it, safe to call from threads.
-
-        Bars may be nested: an inner one leaves the screen when it ends. Where there is no terminal a line comes at
-        most every 10 seconds, and one at the end of anything that took more than 2.
-        """
+        """Open a bar, safe to advance from threads; without a terminal there is a line every 10 s and at the end."""
         if self._quiet:
             return Silent().bar(name, total, unit)
         return self._live_bar(name, total, unit) if self._live else self._plain_bar(name, total, unit)
@@ -125,14 +114,9 @@ class Screen:
         """Return the one live display that all open bars share: a terminal has room for one only."""
         with self._lock:
             if self._bars is None:
-                name, done = "{task.description}", "{task.completed:,.0f}/{task.total:,.0f}"
-                columns = (
-                    TextColumn(name, markup=False),
-                    BarColumn(bar_width=24),
-                    TextColumn(done, "progress.download"),
-                )
-                left = TimeRemainingColumn(elapsed_when_finished=True)
-                self._bars = Progress(*columns, _Rate(), left, console=self._console)
+                done = TextColumn("{task.completed:,.0f}/{task.total:,.0f}", "progress.download")
+                columns = TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), done, _Rate()
+                self._bars = Progress(*columns, TimeRemainingColumn(elapsed_when_finished=True), console=self._console)
                 self._bars.start()
             self._open_bars += 1
             return self._bars
@@ -172,8 +156,6 @@ class Screen:
 
 
 class _Rate(ProgressColumn):
-    """Units a second, as in ``640 images/s``."""
-
     def render(self, task: Task) -> Text:
         speed = task.completed / task.elapsed if task.finished and task.elapsed else task.speed
         return Text(_rate(speed, task.fields["unit"]) if speed else "", style="progress.data.speed")

@@ -26,7 +26,6 @@ _MOST_POINTS = 400
 
 
 def render_site(runs: Path, out: Path, warn: Callable[[str], None] | None = None) -> Path:
-    """Write one page over all runs below ``runs`` and return its path."""
     page = out / "index.html" if out.is_dir() or not out.suffix else out
     found = list_runs(runs, warn)
     values: dict[str, Any] = {
@@ -40,7 +39,6 @@ def render_site(runs: Path, out: Path, warn: Callable[[str], None] | None = None
 
 
 def _rows(found: Sequence[RunSummary], runs: Path, start: Path) -> list[dict[str, Any]]:
-    """Return a row a run; ``words`` are searched in addition to what is shown."""
     best: dict[str, float] = {}
     for run in found:
         if run.accuracy is not None:

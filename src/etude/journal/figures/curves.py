@@ -19,7 +19,6 @@ _PANELS = {"valid_accuracy": "validation accuracy", "valid_loss": "validation lo
 
 
 def curves_figure(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
-    """Return validation accuracy and loss of several runs over their seconds of training."""
     there = {
         column: {name: points for name, rows in histories.items() if (points := _points(rows, column))}
         for column in _PANELS

@@ -35,8 +35,6 @@ class Lift:
 
 @dataclass(frozen=True, slots=True)
 class LiftPanel:
-    """Rows that were compared in the same way, under one heading."""
-
     heading: str
     rows: Sequence[Lift]
 

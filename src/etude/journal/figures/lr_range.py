@@ -37,7 +37,7 @@ def lr_range_figure(rates: ArrayLike, losses: ArrayLike, smoothed: ArrayLike, su
 
 
 def _limits(raw: NDArray[np.float64], curve: NDArray[np.float64]) -> tuple[float, float]:
-    """Return the lower and upper end of the axis: all of the descent, and only the beginning of the explosion."""
+    """Return the ends of the axis: all of the descent, and only the beginning of the explosion."""
     measured = raw[np.isfinite(curve) & np.isfinite(raw)]
     low, start = float(np.nanmin(curve)), float(np.nanmax(curve[: max(1, len(measured) // 3)]))
     room = max(start - low, 1e-12)

@@ -70,7 +70,6 @@ class Panel:
 
     @property
     def is_constant(self) -> bool:
-        """Whether the quantity never moves, to the eye."""
         low, high = self.lowest_and_highest()
         return high - low <= 1e-6 * max(abs(low), abs(high))
 

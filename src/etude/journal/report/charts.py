@@ -49,12 +49,10 @@ def bar_in_cell(share: float, described: str) -> Markup:
 
 
 def interval_in_cell(share: float, low: float, high: float, described: str) -> Markup:
-    """Return a share as a mark over [0, 1], and its interval as a bar below it, for a table's cell."""
     return macro("charts.svg.j2", "interval", share, low, high, described)
 
 
 def share_bars(names: Sequence[str], sides: Sequence[tuple[str, str, NDArray[np.float64]]], described: str) -> Markup:
-    """Return a group of horizontal bars a class; ``sides`` are name, colour and shares (C,)."""
     largest = max(float(shares.max()) for _, _, shares in sides) or 1.0
     rows = [
         (
@@ -68,7 +66,6 @@ def share_bars(names: Sequence[str], sides: Sequence[tuple[str, str, NDArray[np.
 
 
 def reliability_chart(bins: Sequence[Bin], described: str) -> Markup:
-    """Return the reliability diagram: the share that is right against the predicted probability."""
     return macro("charts.svg.j2", "reliability", bins, described)
 
 

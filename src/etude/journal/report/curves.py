@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -75,7 +74,8 @@ def _curves(title: str, columns: Sequence[str], histories: Sequence[tuple[str, S
     across = "epoch" if any("epoch" in row for _, rows in histories for row in rows) else "step"
     for folder, rows in histories:
         for column in columns:
-            found = [(row[across], row[column]) for row in rows if _are_numbers(row.get(across), row.get(column))]
+            cells = [(row.get(across), row.get(column)) for row in rows]
+            found = [(x, y) for x, y in cells if isinstance(x, float) and isinstance(y, float) and np.isfinite(x + y)]
             if found:
                 part, color = _PARTS.get(column, (f"{_title(column)[:1].lower()}{_title(column)[1:]}", "first"))
                 name = part if folder == "." else f"{part}, {folder.replace('-', ' ')}"
@@ -98,7 +98,3 @@ def _curves(title: str, columns: Sequence[str], histories: Sequence[tuple[str, S
 def _title(column: str) -> str:
     words = plain_name(column.removeprefix("valid_"))
     return f"Validation {words}" if column.startswith("valid_") else f"{words[:1].upper()}{words[1:]}"
-
-
-def _are_numbers(*cells: Any) -> bool:
-    return all(isinstance(cell, float) and np.isfinite(cell) for cell in cells)

@@ -49,7 +49,6 @@ class RunFolder:
 
     @classmethod
     def read(cls, path: Path) -> RunFolder:
-        """Read the folder; files that are absent are None, those that are damaged are named in ``problems``."""
         record, problems = read_run(path), list[str]()
 
         def whole(name: str, read: Callable[[Path], T]) -> T | None:
@@ -96,7 +95,6 @@ def read_history(path: Path) -> tuple[Row, ...]:
 
 
 def read_shapes(path: Path) -> dict[str, list[int]]:
-    """Return the weights' shapes by name; buffers such as batch norm statistics are left out."""
     with reading(path, "a readable safetensors file"), safe_open(path, "np") as file:
         shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no dict)
     return {name: shape for name, shape in shapes.items() if not name.endswith(_BUFFERS)}

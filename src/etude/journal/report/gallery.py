@@ -65,8 +65,6 @@ class Gallery:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A thumbnail with what is known of its image."""
-
     source: str  # a data URI, or empty where the page has no room for it
     id: str
     label: str
@@ -113,7 +111,6 @@ class Album:
         return [[self._picture(row) for row in group] for group in self._gallery.groups.get(section, [])]
 
     def of(self, name: str, split: str) -> Picture | None:
-        """Return the picture of the image with that id in a split, or None where the gallery lacks it."""
         row = self._places.get((name, split == "test"))
         return None if row is None else self._picture(row, with_neighbours=False)
 
@@ -208,7 +205,6 @@ def _shift(shift: Mapping[str, Any]) -> str:
 
 
 def _leak(leak: Mapping[str, Any]) -> str:
-    """Return the leak's summary, with its figures where it lacks them."""
     text, accuracy = _summary(leak), leak.get("accuracy")
     if accuracy is None or "%" in text:
         return text

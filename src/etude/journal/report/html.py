@@ -31,7 +31,6 @@ def render_page(template: str, values: Mapping[str, Any], script: str = "") -> s
 
 
 def render(template: str, values: Mapping[str, Any]) -> str:
-    """Return what a template makes of ``values``; texts are escaped, but for those of ``Markup``."""
     return _environment().get_template(template).render(values)
 
 

@@ -14,36 +14,11 @@ from etude.core.errors import EtudeError
 from etude.core.metrics import metric_named
 from etude.core.text import duration, plain_name, points, signed
 from etude.journal.index import DAMAGED, RunSummary
+from etude.journal.report import scores, tables
 from etude.journal.report.curves import curve_figures, schedule_of
 from etude.journal.report.folder import RunFolder
 from etude.journal.report.gallery import Album, health_of
 from etude.journal.report.html import data_uri, render_page, write_page
-from etude.journal.report.scores import (
-    Evaluated,
-    balance_figure,
-    calibration_figure,
-    class_rows,
-    confident_errors,
-    confused_pairs,
-    matrix_figure,
-    recall_bar,
-    scores_of,
-)
-from etude.journal.report.tables import (
-    FOLD,
-    Stages,
-    architecture_of,
-    builds_up,
-    data_facts,
-    environment_facts,
-    last_words,
-    planned_against_taken,
-    recipe_to_reproduce,
-    rounds_table,
-    settings_of,
-    state_of_all,
-    steps_of,
-)
 from etude.journal.runs import REPORT_NAME
 
 _ROUND = re.compile(r"(round \d+|online)( \(fold \d+/\d+\))?")
@@ -109,16 +84,16 @@ def _of_run(run: RunFolder, child: RunSummary) -> Part:
 
 
 def _folds(record: Mapping[str, Any]) -> Iterator[Part]:
-    """Yield a part for each fold, with the scores of the stage that was kept of it."""
     stages: dict[int, list[Mapping[str, Any]]] = {}
     for stage in record["stages"]:
-        if found := FOLD.search(stage["name"]):
+        if found := tables.FOLD.search(stage["name"]):
             stages.setdefault(int(found[1]), []).append(stage)
     kept = [plain_name(str(name)) for name in (record.get("result") or {}).get("kept") or []]
     for number, group in sorted(stages.items()):
         own = kept[number - 1] if number <= len(kept) else ""
         scored = [stage for stage in group if stage["scores"]]
-        best = next((stage for stage in scored if own and FOLD.sub("", stage["name"]) == own), (scored or group)[-1])
+        named = [stage for stage in scored if own and tables.FOLD.sub("", stage["name"]) == own]
+        best = (named or (scored or group)[-1:])[0]
         yield _of_stages(record, group, f"fold {number}", "fold", best["scores"], f"kept: {own}" if own else "")
 
 
@@ -130,9 +105,9 @@ def _rounds(record: Mapping[str, Any]) -> Iterator[Part]:
 
 
 def _of_stages(
-    record: Mapping[str, Any], stages: Stages, name: str, kind: str, scores: Mapping[str, Any], note: str
+    record: Mapping[str, Any], stages: tables.Stages, name: str, kind: str, scores: Mapping[str, Any], note: str
 ) -> Part:
-    seconds, state = sum(float(stage["seconds"]) for stage in stages), state_of_all(stages, record["state"])
+    seconds, state = sum(float(stage["seconds"]) for stage in stages), tables.state_of_all(stages, record["state"])
     return Part(name, kind, state, seconds, scores.get("accuracy"), scores.get("log_loss"), note)
 
 
@@ -155,7 +130,7 @@ def render_report(run: RunFolder) -> str:
 
     known = [one for one in (run.valid, run.test) if one is not None]
     classes = list((record.get("data") or {}).get("classes") or {})
-    valid = whole("scores", lambda: None if run.valid is None else Evaluated.of(run.valid), None)
+    valid = whole("scores", lambda: None if run.valid is None else scores.Evaluated.of(run.valid), None)
     album = whole("pictures", lambda: None if run.gallery is None else Album(run.gallery, known, classes), None)
     schedule = whole("timeline", lambda: schedule_of(run), None)
     shown_png = run.timeline_png if schedule is None else None
@@ -163,22 +138,22 @@ def render_report(run: RunFolder) -> str:
         "name": run.path.resolve().name,
         **_entries(record),
         **whole("headline", lambda: _headline(run, valid), {}),
-        "steps": whole("steps", lambda: steps_of(record), []),
+        "steps": whole("steps", lambda: tables.steps_of(record), []),
         "parts": whole("parts", lambda: parts_of(run), []),
-        "rounds": whole("rounds", lambda: rounds_table(record), None),
+        "rounds": whole("rounds", lambda: tables.rounds_table(record), None),
         "lift": whole("tricks", lambda: lift_of(run), None),
         "schedule": schedule,
         "timeline_png": "" if shown_png is None else data_uri(shown_png),
         "curves": whole("curves", lambda: curve_figures(run.models), []),
-        "balance": whole("balance of the classes", lambda: balance_figure(record, valid, run.test), None),
+        "balance": whole("balance of the classes", lambda: scores.balance_figure(record, valid, run.test), None),
         **whole("classes", lambda: _classes(valid), {}),
         "health": whole("health", lambda: None if run.health is None else health_of(run.health, album), None),
         **whole("pictures", lambda: _pictures(album, valid), {}),
-        "data": whole("data", lambda: data_facts(record), []),
-        "architecture": whole("network", lambda: architecture_of(run), None),
-        "settings": whole("settings", lambda: settings_of(record), {}),
-        "environment": whole("environment", lambda: environment_facts(record), []),
-        "reproduce": whole("command", lambda: recipe_to_reproduce(record), ""),
+        "data": whole("data", lambda: tables.data_facts(record), []),
+        "architecture": whole("network", lambda: tables.architecture_of(run), None),
+        "settings": whole("settings", lambda: tables.settings_of(record), {}),
+        "environment": whole("environment", lambda: tables.environment_facts(record), []),
+        "reproduce": whole("command", lambda: tables.recipe_to_reproduce(record), ""),
         "left_out": 0 if album is None else album.left_out,
         "problems": problems,
     }
@@ -189,41 +164,41 @@ def _entries(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the record says in lists of texts; entries that are damaged say nothing."""
 
     def entries(key: str, *names: str) -> list[tuple[Any, ...]]:
-        tables = [one for one in record[key] if isinstance(one, Mapping) and set(names) <= one.keys()]
-        return [tuple(one[name] for name in names) for one in tables]
+        held = [one for one in record[key] if isinstance(one, Mapping) and set(names) <= one.keys()]
+        return [tuple(one[name] for name in names) for one in held]
 
     lists = {"notes": entries("notes", "text", "at"), "files": entries("artefacts", "name", "bytes", "blake2b")}
-    stated = {"record": record, "state": record["state"], "stopped": last_words(record), "builds_up": builds_up(record)}
+    stated = {"record": record, "state": record["state"], "stopped": tables.last_words(record)}
     warnings, version = [text for (text,) in entries("warnings", "text")], record["environment"].get("etude") or ""
-    return {**lists, **stated, "warnings": warnings, "version": version}
+    return {**lists, **stated, "builds_up": tables.builds_up(record), "warnings": warnings, "version": version}
 
 
-def _headline(run: RunFolder, valid: Evaluated | None) -> dict[str, Any]:
+def _headline(run: RunFolder, valid: scores.Evaluated | None) -> dict[str, Any]:
     kept = dict.fromkeys(plain_name(str(one)) for one in (run.record.get("result") or {}).get("kept") or [])
     backbones = dict.fromkeys(str(model.card["backbone"]) for model in run.models if "backbone" in model.card)
-    scores = {} if valid is None else {"scores": scores_of(valid), "images": len(valid.labels)}
+    scored = {} if valid is None else {"scores": scores.scores_of(valid), "images": len(valid.labels)}
     words = {"kept": " and ".join(kept), "backbone": " and ".join(backbones)}
-    return {**words, "planned": planned_against_taken(run.record), **scores}
+    return {**words, "planned": tables.planned_against_taken(run.record), **scored}
 
 
-def _classes(valid: Evaluated | None) -> dict[str, Any]:
+def _classes(valid: scores.Evaluated | None) -> dict[str, Any]:
     if valid is None:
         return {}
-    rows = class_rows(valid)
-    named = [(valid.classes[label], valid.classes[guess], often) for label, guess, often in confused_pairs(valid)]
+    rows = scores.class_rows(valid)
+    pairs = scores.confused_pairs(valid)[:_MOST_PAIRS]
     return {
-        "matrix": matrix_figure(valid),
-        "pairs": named[:_MOST_PAIRS],
-        "rows": [(row, recall_bar(row)) for row in rows[:_MOST_CLASSES]],
+        "matrix": scores.matrix_figure(valid),
+        "pairs": [(valid.classes[label], valid.classes[guess], often) for label, guess, often in pairs],
+        "rows": [(row, scores.recall_bar(row)) for row in rows[:_MOST_CLASSES]],
         "more_rows": max(0, len(rows) - _MOST_CLASSES),
-        "calibration": calibration_figure(valid),
+        "calibration": scores.calibration_figure(valid),
     }
 
 
-def _pictures(album: Album | None, valid: Evaluated | None) -> dict[str, Any]:
+def _pictures(album: Album | None, valid: scores.Evaluated | None) -> dict[str, Any]:
     errors = [] if album is None else [picture for group in album.shown("confident_errors") for picture in group]
     if not errors and valid is not None:
-        errors = confident_errors(valid, _MOST_ERRORS)
+        errors = scores.confident_errors(valid, _MOST_ERRORS)
     shown: dict[str, Any] = {"errors": errors[:_MOST_ERRORS]}
     if album is not None:
         shown["pair_pictures"] = album.shown("confused_pairs")

@@ -68,7 +68,6 @@ class Evaluated:
 
     @classmethod
     def of(cls, predictions: Predictions) -> Evaluated | None:
-        """Return what is labelled of ``predictions``, or None where nothing is."""
         if predictions.labels is None or not (predictions.labels >= 0).any():
             return None
         known = predictions if (predictions.labels >= 0).all() else predictions.take(predictions.labels >= 0)
@@ -83,13 +82,7 @@ class Evaluated:
 
 
 def wilson(hits: float, images: float) -> tuple[float, float]:
-    """Return the 95% interval of a share of ``hits`` in ``images`` (Wilson 1927); (0, 1) without an image.
-
-    >>> [round(end, 4) for end in wilson(788, 800)]
-    [0.974, 0.9914]
-    >>> wilson(0, 0)
-    (0.0, 1.0)
-    """
+    """Return the 95% interval of a share of ``hits`` in ``images`` (Wilson 1927); (0, 1) without an image."""
     if images <= 0:
         return 0.0, 1.0
     share, spread = hits / images, _Z**2 / images
@@ -99,7 +92,6 @@ def wilson(hits: float, images: float) -> tuple[float, float]:
 
 
 def scores_of(valid: Evaluated) -> list[Score]:
-    """Return accuracy with its Wilson interval, and the other scores with bootstrap intervals over the images."""
     hits, images = int((valid.guesses == valid.labels).sum()), len(valid.labels)
     accuracy = Score("accuracy", hits / images, *wilson(hits, images), "Wilson")
     two = len(valid.classes) == 2 and len(np.unique(valid.labels)) == 2
@@ -171,7 +163,6 @@ def calibration_error(bins: Sequence[Bin]) -> float:
 
 
 def matrix_figure(valid: Evaluated) -> Figure:
-    """Return the confusion matrix; of many classes those that take part in the most errors."""
     pairs, count = confused_pairs(valid), len(valid.classes)
     errors = np.zeros(count, np.int64)
     for label, guess, often in pairs:
@@ -212,7 +203,6 @@ def calibration_figure(valid: Evaluated) -> Figure:
 
 
 def balance_figure(record: Mapping[str, Any], valid: Evaluated | None, test: Predictions | None) -> Figure | None:
-    """Return each class's share of the labels, of the validation predictions and of the test predictions."""
     counts: Mapping[str, int] = (record.get("data") or {}).get("classes") or {}
     if not counts or sum(counts.values()) == 0:
         return None

@@ -27,8 +27,6 @@ Stages = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One setting: as requested and as used; ``changed`` from what the recipe says."""
-
     name: str
     requested: str
     used: str
@@ -278,10 +276,8 @@ def _fold_of(stage: Mapping[str, Any]) -> int:
 
 
 def _share_bar(seconds: float | None, whole: float) -> Markup:
-    if seconds is None:
-        return Markup("")
-    share = seconds / whole if whole else 0.0
-    return bar_in_cell(share, f"{percent(share, 0)} of the time")
+    share = (seconds or 0.0) / (whole or 1.0)
+    return Markup("") if seconds is None else bar_in_cell(share, f"{percent(share, 0)} of the time")
 
 
 def builds_up(record: Mapping[str, Any]) -> bool:
@@ -290,15 +286,13 @@ def builds_up(record: Mapping[str, Any]) -> bool:
 
 
 def last_words(record: Mapping[str, Any]) -> str:
-    """Return where a run stands that has not finished; empty for one that has."""
+    """Return where a run stands that has not finished."""
     state, where = record["state"], stopped_at(record["stages"])
-    if state == "finished":
-        return ""
     if state == "running":
         return f"It was running when this page was written, {duration(record['seconds'])} after its start: {where}."
     how = {"failed": "failed", "interrupted": "was interrupted"}.get(state, "was killed")
     cause = f": {record['error']}" if record["error"] else "."
-    return f"It {how} {where}{cause}"
+    return "" if state == "finished" else f"It {how} {where}{cause}"
 
 
 def _seconds(group: Stages) -> float | None:
@@ -322,15 +316,13 @@ def state_of_all(group: Stages, run: str) -> str:
 
 
 def _notes(group: Stages) -> str:
-    """Return the facts that all folds share, and how often a stage was begun."""
     facts: dict[str, str] = {}
     for stage in group:
         for key, value in stage["notes"].items():
             text = _in_a_note(key, value)
             facts[key] = text if facts.get(key, text) == text else f"{plain_name(key)} differs by fold"
     begun = max((int(stage.get("attempts") or 1) for stage in group), default=1)
-    notes = [text for text in facts.values() if text]
-    return "; ".join([*notes, *([f"begun {begun} times"] if begun > 1 else [])])
+    return "; ".join(filter(None, [*facts.values(), f"begun {begun} times" if begun > 1 else ""]))
 
 
 def _in_a_note(key: str, value: Any) -> str:
