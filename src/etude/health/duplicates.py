@@ -220,10 +220,9 @@ def coarse(relief: np.ndarray) -> np.ndarray:
 
 
 def differences(pictures: np.ndarray, relief: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return how much pairs of pictures differ, (P,) from 0 to 2: 1 - the correlation of their reliefs.
+    """Return 1 - the correlation of the reliefs of each pair, (P,) from 0 to 2; 1 where the colours are others.
 
-    Where that is small, the second relief is laid onto the first by an affine movement (Evangelidis & Psarakis 2008,
-    enhanced correlation coefficient), and the smaller difference counts. Pictures of other colours differ by 1.
+    Close ones are laid onto each other by an affine movement (Evangelidis & Psarakis 2008, enhanced correlation).
     """
     found = _plain(relief, first, second)
     found[_other_tints(pictures, first, second)] = 1.0

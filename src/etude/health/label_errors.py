@@ -60,11 +60,10 @@ def landmark_features(z: Floats, most: int, width: float, context: Context = Con
 
 
 def leave_one_out(z: Floats, targets: Array) -> Array:
-    """Return what ridge regression predicts for each row when all rows but it are fitted, (N, C) float64.
+    """Return what ridge regression, its penalty that of the least error, predicts for each row from the others, (N, C).
 
-    ŷ_i = y_i - (y_i - f(z_i)) / (1 - h_i), where f is fitted to all rows and h_i is the row's own leverage: exact, and
-    no fold is drawn. The penalty is the one of the least squared error. scikit-learn's RidgeCV decomposes the rows
-    rather than their products, and keeps the predictions of all penalties: 11 N C numbers.
+    ŷ_i = y_i - (y_i - f(z_i)) / (1 - h_i), where f is fitted to all rows and h_i is the row's own leverage: exact.
+    RidgeCV decomposes the rows rather than their products, and keeps 11 N C predictions.
     """
     with blas_threads_for(z.size * z.shape[1]):
         centred = z.astype(np.float64) - z.mean(axis=0, dtype=np.float64)
@@ -87,26 +86,15 @@ def leave_one_out(z: Floats, targets: Array) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class LabelSuspects:
-    """How likely each of N labels is wrong.
+    """How likely each of N labels is wrong."""
 
-    Args:
-        scores: (N,) float64 from 0 to 1, to rank by: (1 + p(suggested) - p(given)) / 2; 0 where a class has too few
-            images.
-        suggested: (N,) int64 the most probable class other than the given one.
-        rows: (S,) int64 the rows under suspicion, the most suspect first; not more of them than can be wrong.
-        probabilities: (N, C) float64, each row's from the other rows alone.
-        doubted: rows that another class fits better, wrong labels and hard images together.
-        most: how many labels can be wrong, or too many of them would be doubted; see :func:`most_wrong`.
-        agreement: share of the labels that are the most probable class.
-    """
-
-    scores: Array
-    suggested: Labels
-    rows: Labels
-    probabilities: Array
-    doubted: int
-    most: float
-    agreement: float
+    scores: Array  # (N,) from 0 to 1, to rank by: (1 + p(suggested) - p(given)) / 2; 0 where a class is too small
+    suggested: Labels  # (N,) the most probable class other than the given one
+    rows: Labels  # (S,) the rows under suspicion, the most suspect first; not more of them than can be wrong
+    probabilities: Array  # (N, C), each row's from the other rows alone
+    doubted: int  # rows that another class fits better, wrong labels and hard images together
+    most: float  # how many labels can be wrong, or too many of them would be doubted; see most_wrong
+    agreement: float  # share of the labels that are the most probable class
 
 
 def suspect_labels(
@@ -166,13 +154,9 @@ def suspect_labels(
 def most_wrong(probabilities: Array, labels: Labels, context: Context) -> float:
     """Return about how many labels can be wrong, such that chance explains that no more of them are doubted.
 
-    A wrong label is doubted by a height t or more with a probability P(t), which is known: a row's probabilities do not
-    depend on its own label, so other rows' labels are tried in its place. With U(t) labels that are doubted so,
-    (sqrt(U(t) + 1) + z / 2)² / P(t) can be wrong, and the t that allows the fewest decides. Where features show little,
-    right labels are doubted as wrong ones would be, and many can be wrong.
-
-    Source: the mixture proportion of Blanchard, Lee & Scott 2010, "Semi-Supervised Novelty Detection", with the
-    square-root bound of a Poisson count.
+    A wrong label is doubted by a height t or more with a probability P(t), known from other rows' labels in its place.
+    With U(t) doubted so, (sqrt(U(t) + 1) + z / 2)² / P(t) can be wrong, at the t that allows the fewest. Source: the
+    mixture proportion of Blanchard, Lee & Scott 2010, with the square-root bound of a Poisson count.
     """
     heights = -np.sort(-doubts(probabilities, labels[:, None])[:, 0])
     tried = labels[context.rng("wrong labels").integers(len(labels), size=(len(labels), _DRAWS))]

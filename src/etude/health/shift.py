@@ -26,18 +26,12 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Shift:
-    """How well a classifier recognises which of two sets an image is from.
+    """How well a classifier recognises which of two sets an image is from."""
 
-    Args:
-        auc: area under the ROC curve on held-out images: 0.5 where nothing differs, 1 where all are recognised.
-        low, high: its 95% interval.
-        images: how many of each set were used.
-    """
-
-    auc: float
-    low: float
+    auc: float  # area under the ROC curve on held-out images: 0.5 where nothing differs, 1 where all are recognised
+    low: float  # ends of its 95% interval
     high: float
-    images: tuple[int, int]
+    images: tuple[int, int]  # how many of each set were used
 
     @property
     def beyond_noise(self) -> bool:

@@ -53,7 +53,11 @@ def examine_health(
         tests = ["test"] * len(test)
         everything = everything.followed_by(Images.of(test, np.arange(len(test)), tests))
         drawn = drawn.followed_by(Images.of(test, _drawn(len(test), (), shared, context), tests))
-    notes = _notes(data, test, len(rows), len(drawn) - len(rows))
+    notes: list[str] = []
+    if len(rows) < len(data):
+        notes.append(f"{len(rows):,} of {len(data):,} labelled images were examined")
+    if test is not None and shared < len(test):
+        notes.append(f"{shared:,} of {len(test):,} test images were searched for near-duplicates")
     if features is None:
         notes.append("label errors and a shift need features of a pretrained network, and this run has none")
     elif test is not None and test_features is None:
@@ -61,10 +65,9 @@ def examine_health(
     bad = [*data.build.bad, *(test.build.bad if test is not None else ())]
     facts = read_facts([data.images.paths[row] for row in rows], context)
     ids, labels, classes = [data.images.ids[row] for row in rows], data.labels[rows], data.images.classes
+    drawn_features = None if features is None else features[rows]
     with ThreadPoolExecutor(1, thread_name_prefix="etude-labels") as second:  # the two that take longest, at once
-        checking = second.submit(
-            _label_errors, None if features is None else features[rows], ids, labels, classes, notes, context
-        )
+        checking = second.submit(_label_errors, drawn_features, ids, labels, classes, notes, context)
         pairs = near_duplicate_images(everything, drawn)
         errors, agreement = checking.result()
     found: dict[str, list[Any]] = {
@@ -143,15 +146,6 @@ def _drawn(count: int, folds: Sequence[Fold], most: int, context: Context) -> np
         held[folds[0].valid] = True
     first = order[held[order]][: most // 2]
     return np.sort(np.concatenate([first, order[~held[order]][: most - len(first)]]))
-
-
-def _notes(data: Dataset, test: Dataset | None, rows: int, test_rows: int) -> list[str]:
-    notes: list[str] = []
-    if rows < len(data):
-        notes.append(f"{rows:,} of {len(data):,} labelled images were examined")
-    if test is not None and test_rows < len(test):
-        notes.append(f"{test_rows:,} of {len(test):,} test images were searched for near-duplicates")
-    return notes
 
 
 def _label_errors(
