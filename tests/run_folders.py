@@ -151,7 +151,7 @@ def write_health(folder: Path, valid: Predictions, classes: Sequence[str]) -> No
             "tiny": [{"id": "small.png", "width": 8, "height": 9}],
             "near_duplicates": [{**pair, "labels": [classes[0], classes[1]]}],
             "label_errors": [suspect],
-            "imbalance": {"classes": {}, "told": f"there are few images of {classes[2]}"},
+            "imbalance": {"classes": {}, "summary": f"there are few images of {classes[2]}"},
             "shift": shift,
             "leaks": [leak],
             "counts": {"label_errors": 7, "near_duplicates": 1, "across_splits": 1, "corrupt": 1, "tiny": 1},

@@ -229,7 +229,7 @@ def test_data_of_several_folds():
 
 
 def test_rounds_are_a_table_in_words():
-    first = {"name": "round 1", "kept": True, "told": "kept: better", "pseudo_labels": "16 of 20 images"}
+    first = {"name": "round 1", "kept": True, "verdict": "kept: better", "pseudo_labels": "16 of 20 images"}
     first |= {"changed": 0.0512345, "from_prior": 5.3e-7, "histogram": [20, 0], "gain": {"log_loss": 0.1}}
     online = {"name": "online", "kept": False, "told": "thrown away", "pseudo_labels": None}
     columns, rows = rounds_table(record_of(rounds=[first, online])) or ([], [])

@@ -117,7 +117,7 @@ class Decision:
         names = ("accuracy", "log_loss")
         return {
             "kept": self.keeps,
-            "told": self.text,
+            "verdict": self.text,
             "before": dict(zip(names, self.before, strict=True)),
             "after": dict(zip(names, self.after, strict=True)),
             "gain": {"log_loss": self.gain.gain, "low": self.gain.low, "high": self.gain.high},
