@@ -71,6 +71,8 @@ def test_json_is_the_only_thing_on_standard_output(etude, tmp_path):
         (("doctor", "train", "--recipe", "nothing"), "nothing"),
         (("doctor", "train", "--set", "train.threads=0"), "train.threads"),
         (("doctor", "--set", "model.backbone=resnet1888"), "resnet1888"),
+        (("doctor", "--sample", "10%"), "etude doctor TRAIN --sample 10%"),
+        (("doctor", "--seed", "3"), "etude doctor TRAIN --data --seed 3"),
     ],
 )
 def test_mistakes_are_told_in_one_sentence(etude, tmp_path, words, told):

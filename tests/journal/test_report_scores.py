@@ -16,6 +16,7 @@ from etude.journal.report.scores import (
     calibration_error,
     class_rows,
     confused_pairs,
+    matrix_figure,
     scores_of,
     wilson,
 )
@@ -92,6 +93,15 @@ def test_classes_and_confusions_agree_with_scikit_learn():
         assert row.images == images[k]
         assert row.low < recall[k] < row.high
     assert [row.f1 for row in class_rows(one)] == pytest.approx(sorted(f1))
+
+
+def test_one_class_alone_has_a_matrix_without_a_warning(recwarn: pytest.WarningsRecorder):
+    alone = Evaluated.of(
+        Predictions(("a", "b"), ("c0", "c1"), np.zeros((1, 2, 2), np.float32), labels=np.array([0, 0]))
+    )
+    assert alone is not None
+    assert "2 validation images, 0 of them wrong" in str(matrix_figure(alone).svg)
+    assert list(recwarn) == []
 
 
 def test_confused_pairs_are_the_matrix_without_its_diagonal():

@@ -42,9 +42,9 @@ def doctor(
     """
     screen = screen_for(as_json=as_json, quiet=as_json)
     asked = options if train is None else replace(options.request(train), test=test, valid=valid)
-    for name, given in (("--sample", options.sample), ("--seed", options.seed or None)):
-        if given is not None and train is None:
-            raise EtudeError(f"{name} is about images, and no TRAIN was given: etude doctor TRAIN {name} {given}")
+    if train is None and (options.sample or options.seed):
+        given = f"--sample {options.sample}" if options.sample else f"--data --seed {options.seed}"
+        raise EtudeError(f"no TRAIN was given with the images that are meant: etude doctor TRAIN {given}")
     if data:
         from etude.study.doctor.data import examine_data, show_health
 
