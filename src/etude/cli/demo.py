@@ -23,7 +23,7 @@ def demo(*, out: Path | None = None, recipe: str = "default", seed: int = 0, cac
     cache
         Folder of decoded images and features; by default ~/.cache/etude.
     """
-    from etude.cli.fit import tell_run
+    from etude.cli.fit import show_files
     from etude.core.context import default_cache
     from etude.core.metrics import accuracy, standard_error
     from etude.core.predictions import Predictions
@@ -45,4 +45,4 @@ def demo(*, out: Path | None = None, recipe: str = "default", seed: int = 0, cac
     right = accuracy(predictions.predicted(), labels)
     error = standard_error(right, len(labels))
     screen.say(f"test accuracy: {right:.2%} ± {error:.2%} (standard error) on {len(labels):,} digits never seen before")
-    tell_run(screen, folder)
+    show_files(screen, folder)

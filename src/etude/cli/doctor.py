@@ -41,16 +41,16 @@ def doctor(
         With --data: labelled validation images, instead of a split of TRAIN.
     """
     screen = screen_for(as_json=as_json, quiet=as_json)
-    asked = options if train is None else replace(options.request(train), test=test, valid=valid)
+    request = options if train is None else replace(options.request(train), test=test, valid=valid)
     if train is None and (options.sample or options.seed):
         given = f"--sample {options.sample}" if options.sample else f"--data --seed {options.seed}"
         raise EtudeError(f"no TRAIN was given with the images that are meant: etude doctor TRAIN {given}")
     if data:
         from etude.study.doctor.data import examine_data, show_health
 
-        if not isinstance(asked, Request):
+        if not isinstance(request, Request):
             raise EtudeError("--data examines images, and no TRAIN was given: etude doctor TRAIN --data")
-        health = examine_data(asked, screen)
+        health = examine_data(request, screen)
         if as_json:
             print_json({**health, "warnings": screen.warnings})
         else:
@@ -62,7 +62,7 @@ def doctor(
 
     from etude.study.doctor.doctor import choose_subject, examine, show_measures, show_report
 
-    subject = choose_subject(asked, screen)
+    subject = choose_subject(request, screen)
     show_measures(screen, subject)
     report = examine(subject, Context(screen, screen.warn, options.cache))
     if as_json:

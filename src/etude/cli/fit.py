@@ -29,7 +29,7 @@ _WHAT = {
 }
 
 
-def tell_run(screen: Screen, folder: Path) -> None:
+def show_files(screen: Screen, folder: Path) -> None:
     there = [(name, what) for name, what in _WHAT.items() if (folder / name).is_file()]
     screen.plan(f"Everything is in {folder}", there)
     screen.say(f"predict other images: etude predict {folder} IMAGES --out FILE.csv")
@@ -44,4 +44,4 @@ def fit(train: Train, *, options: Annotated[FitOptions, Parameter(name="*")] = F
     from etude.study.run.job import fit as run_job
 
     screen = Screen(quiet=options.quiet)
-    tell_run(screen, run_job(options.request(train, ("etude", *sys.argv[1:])), screen))
+    show_files(screen, run_job(options.request(train, ("etude", *sys.argv[1:])), screen))

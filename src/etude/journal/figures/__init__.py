@@ -107,7 +107,7 @@ def inline_svg(figure: Figure, described: str, titles: Mapping[str, Sequence[str
 
 
 def _plain_attributes(part: ElementTree.Element) -> None:
-    """Give an element attributes in place of a style, which the page forbids, and drop what its style sheet says."""
+    """Give an element attributes in place of a style, which the page forbids, and drop those of its style sheet."""
     style = dict(rule.split(": ", 1) for rule in part.get("style", "").rstrip("; ").split("; ") if rule)
     attributes = {name.rpartition("}")[2]: value for name, value in part.attrib.items()}
     part.attrib.clear()

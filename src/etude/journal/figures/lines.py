@@ -50,7 +50,7 @@ def line_chart(
     y_format: Callable[[float], str] = short_number,
     log: bool = False,
 ) -> Markup:
-    """Return lines over one axis of whole numbers; later ones lie on top, and each point tells its values."""
+    """Return lines over one axis of whole numbers; later ones lie on top, and each point shows its values."""
     figure, axes = _small_chart(x_label)
     titles: dict[str, list[str]] = {}
     for number, one in enumerate(series):

@@ -40,7 +40,7 @@ class Gallery:
         arrays, sections = load_arrays(path, "thumbnails", _ARRAYS), read_json(path.with_suffix(".json"))
         kinds = {"ids": "U", "thumb_bytes": "u"}
         if any(array.ndim != 1 or array.dtype.kind not in kinds.get(name, "iu") for name, array in arrays.items()):
-            raise EtudeError(f"{path} is no gallery: its arrays have other types")
+            raise EtudeError(f"{path} is not a gallery: its arrays have other types")
         count, offsets, pixels = len(arrays["ids"]), arrays["thumb_offsets"], arrays["thumb_bytes"].tobytes()
         lengths = {len(arrays["split"]), len(arrays["labels"]), len(offsets) - 1}
         rising = len(offsets) > 0 and offsets[0] >= 0 and (np.diff(offsets) > 0).all() and offsets[-1] <= len(pixels)
@@ -84,7 +84,7 @@ class Picture:
 
 
 class Album:
-    """Hands out pictures until the page is full; what had to be left out is counted."""
+    """The pictures of a page until it is full; those that were left out are counted."""
 
     def __init__(self, gallery: Gallery, known: Sequence[Predictions], classes: Sequence[str]) -> None:
         self._gallery = gallery
@@ -151,7 +151,7 @@ def _groups_of(sections: Any, count: int) -> tuple[dict[str, list[list[int]]], d
 
 
 def health_of(found: Mapping[str, Any], album: Album | None) -> dict[str, Any]:
-    """Return what ``health.json`` says, as the page shows it; lists are cut to what a page can hold."""
+    """Return ``health.json`` as the page shows it; lists are cut to what a page can hold."""
     try:
         lists = {name: list(found.get(name) or []) for name in ("corrupt", "tiny", "near_duplicates", "label_errors")}
         across = sum(pair["splits"][0] != pair["splits"][1] for pair in lists["near_duplicates"])
@@ -217,5 +217,5 @@ def _sentence(found: Mapping[str, Any] | None) -> str:
 
 
 def _summary(found: Mapping[str, Any]) -> str:
-    """Return what is said of a finding; an etude before 0.3 wrote it as ``told``."""
+    """Return the summary of a finding; an etude before 0.3 wrote it as ``told``."""
     return str(found.get("summary") or found.get("told") or "")

@@ -56,7 +56,7 @@ def parts_of(run: RunFolder) -> list[Part]:
 
 
 def lift_of(run: RunFolder) -> dict[str, Any] | None:
-    """Return what ``ablation.json`` says of the tricks; None where the run is no ablation that has ended."""
+    """Return the tricks of ``ablation.json`` as a table; None for a run that is not a finished ablation."""
     if run.ablation is None:
         return None
     found, shares = run.ablation, metric_named(str(run.ablation["metric"])).larger_is_better
@@ -112,7 +112,7 @@ def _of_stages(
 
 
 def write_report(folder: Path) -> Path:
-    """Write ``report.html`` into a run's folder, from what the folder holds, whatever state the run is in."""
+    """Write ``report.html`` into a run's folder from the folder alone, in any state of the run."""
     return write_page(folder / REPORT_NAME, render_report(RunFolder.read(folder)))
 
 
@@ -161,7 +161,7 @@ def render_report(run: RunFolder) -> str:
 
 
 def _entries(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the record says in lists of texts; entries that are damaged say nothing."""
+    """Return the record's lists of texts, without damaged entries."""
 
     def entries(key: str, *names: str) -> list[tuple[Any, ...]]:
         held = [one for one in record[key] if isinstance(one, Mapping) and set(names) <= one.keys()]
