@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
@@ -89,8 +89,6 @@ def _version(package: str) -> str | None:
 
 
 class Stage:
-    """One timed stage of a run, made by :meth:`RunRecord.stage`."""
-
     def __init__(self, record: RunRecord, entry: dict[str, Any]) -> None:
         self._record, self._entry = record, entry
         self._before, self._start = float(entry["seconds"]), time.perf_counter()
@@ -120,6 +118,16 @@ class Stage:
             self._entry["notes"][key] = _plain(value)
 
 
+class Stated(TypedDict):
+    """What a run is to do; ``changed`` are the settings unlike the recipe's."""
+
+    command: Sequence[str]
+    recipe: str
+    settings: Mapping[str, Any]
+    changed: Mapping[str, Any]
+    seed: int
+
+
 class RunRecord:
     """The record of one run; every call writes ``run.json`` anew, whole, so that a killed run leaves a valid one."""
 
@@ -134,7 +142,6 @@ class RunRecord:
 
     @property
     def id(self) -> str:
-        """The run's id, which stays when its folder is moved; the ``parent`` of the runs below it."""
         return self._content["id"]
 
     @classmethod
@@ -142,22 +149,17 @@ class RunRecord:
         cls,
         folder: Path,
         *,
-        command: Sequence[str],
-        recipe: str,
-        settings: Mapping[str, Any],
-        changed: Mapping[str, Any],
-        seed: int,
         extra: Mapping[str, Any] | None = None,
         resume: bool = False,
         kind: str = "fit",
         parent: str | None = None,
         tags: Sequence[str] = (),
         began: float | None = None,
+        **stated: Unpack[Stated],
     ) -> RunRecord:
-        """Create ``folder`` and its record, or go on with the run in it; ``changed`` are settings unlike the recipe."""
-        given = {"pid": os.getpid(), "host": platform.node(), "command": list(command), "recipe": recipe, "seed": seed}
+        """Create ``folder`` and its record, or go on with the run in it."""
+        given = {"pid": os.getpid(), "host": platform.node(), **stated}
         given |= {"process": process_start(os.getpid()), "locked": is_locked(folder) is True}
-        given |= {"settings": dict(settings), "changed": dict(changed)}
         given["environment"] = {**describe_environment(), **(extra or {})}
         named = {"kind": kind, "parent": parent, "tags": [checked_tag(tag) for tag in tags]}
         content = _content_to_go_on_with(folder, resume, named)
@@ -223,7 +225,6 @@ class RunRecord:
             self._content[section] = _plain(value)
 
     def get(self, section: str) -> Any:
-        """Return a section, or None; a resumed run finds those that were written before it was stopped."""
         return self._content.get(section)
 
     def warn(self, text: str) -> None:
@@ -312,7 +313,6 @@ def _content_to_go_on_with(folder: Path, resume: bool, named: Mapping[str, Any])
 
 
 def _plain(value: Any) -> Any:
-    """Return ``value`` made of what JSON holds; a number that is not finite becomes None."""
     if isinstance(value, np.generic | np.ndarray):
         return _plain(value.tolist())
     if isinstance(value, float):
