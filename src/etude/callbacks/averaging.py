@@ -192,14 +192,12 @@ class _Averaging(EtudeCallback, WeightAveraging):
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._take_up()
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        super().on_exception(trainer, pl_module, exception)
+    def undo(self) -> None:
         self._take_up()  # a validation may have broken off
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._take_up()
-        self._kept, self._fitting = None, False
         super().teardown(trainer, pl_module, stage)
+        self._kept, self._fitting = None, False
 
     def state_dict(self) -> dict[str, Any]:
         counts = {"latest_update_step": self._latest_update_step, "pending": self._pending}

@@ -133,11 +133,16 @@ class EtudeCallback(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         check_schedulers(trainer)
 
+    def undo(self) -> None:
+        """Undo at the end of training, also one that fails, what was changed outside the callback."""
+
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         tear_down(self)
+        self.undo()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         tear_down(self)
+        self.undo()
 
 
 def callbacks_of(trainer: pl.Trainer) -> list[pl.Callback]:

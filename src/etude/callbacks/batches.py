@@ -68,6 +68,11 @@ class BatchContext:
         """The run's progress in [0, 1]."""
         return self.moment.progress if self.moment else step_progress(*position(self.trainer, self.batch_idx))
 
+    def scheduled(self, quantity: str, own: float) -> float:
+        """Return the present value of a quantity: the timeline's where it schedules one, else the trick's own."""
+        value = getattr(self.moment, quantity) if self.moment else None
+        return own if value is None else value
+
     def rng(self, seed: int, name: str) -> np.random.Generator:
         """Return the generator of this batch's draw, the same again in a resumed run, another in each process."""
         return rng_for(seed, f"{name}/{self.batch_idx}/{self.trainer.global_rank}", self.step)
@@ -109,19 +114,11 @@ class BatchTransform(EtudeCallback):
             run_size(trainer, type(self).__name__)  # refuses a run without an end
         self._restore = _install(trainer, pl_module)
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        super().teardown(trainer, pl_module, stage)
-        self._remove()
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        super().on_exception(trainer, pl_module, exception)
-        self._remove()
-
     def is_on(self, context: BatchContext) -> bool:
         """Whether the present phase is one that it is confined to."""
         return self.phases is None or (context.moment is not None and context.moment.phase in self.phases)
 
-    def _remove(self) -> None:
+    def undo(self) -> None:
         while self._restore:
             self._restore.pop()()
 

@@ -195,14 +195,6 @@ class Clock(EtudeCallback):
         self.timeline = self.timeline.with_event(event)
         self._stop_at_the_end(trainer, batches)
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        super().on_exception(trainer, pl_module, exception)
-        self._give_back()
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        super().teardown(trainer, pl_module, stage)
-        self._give_back()
-
     def state_dict(self) -> dict[str, Any]:
         return {
             "steps": self.steps,
@@ -308,7 +300,7 @@ class Clock(EtudeCallback):
                 elif "momentum" in group:
                     group["momentum"] = momentum
 
-    def _give_back(self) -> None:
+    def undo(self) -> None:
         _write(self._dropouts, "p", None, relative=False)
         _write(self._drop_paths, "drop_prob", None, relative=True)
 

@@ -135,13 +135,9 @@ class TrainingProgress(EtudeCallback):
             self._advance(self.batch_size)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._close()
+        self.undo()
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        super().on_exception(trainer, pl_module, exception)
-        self._close()
-
-    def _close(self) -> None:
+    def undo(self) -> None:
         if self._context:
             self._context.__exit__(None, None, None)
             self._context = self._advance = None

@@ -82,10 +82,7 @@ class _Mixing(BatchTransform):
 
     def alpha_at(self, context: BatchContext) -> float:
         """Return the present alpha: the timeline's where it schedules one, else this callback's own; 0 is off."""
-        if not self.is_on(context):
-            return 0.0
-        scheduled = getattr(context.moment, self.quantity) if context.moment else None
-        return self.alpha if scheduled is None else scheduled
+        return context.scheduled(self.quantity, self.alpha) if self.is_on(context) else 0.0
 
     def _is_drawn(self, context: BatchContext) -> bool:
         rivals = [
@@ -235,8 +232,7 @@ class LabelSmoothing(BatchTransform):
         self.amount, self.num_classes = amount, num_classes
 
     def changed(self, batch: ImageBatch, context: BatchContext) -> ImageBatch:
-        scheduled = context.moment.label_smoothing if context.moment else None
-        amount = self.amount if scheduled is None else scheduled
+        amount = context.scheduled("label_smoothing", self.amount)
         if amount <= 0.0 or not self.is_on(context):
             return batch
         targets = class_targets(batch.target, self.num_classes, context.module, type(self).__name__)

@@ -144,7 +144,8 @@ class PseudoLabels(BatchTransform):
         known = batch.target if batch.target.is_floating_point() else batch.target.clamp_min(0)
         target = class_targets(known, self.num_classes, context.module, type(self).__name__).clone()
         weight = torch.ones_like(target[:, 0]) if batch.weight is None else batch.weight.clone()
-        image, share, labelled = batch.image, self.weight_at(context), float((~unlabelled).sum())
+        image, share = batch.image, context.scheduled("unlabeled_weight", self.weight)
+        labelled = float((~unlabelled).sum())
         if share > 0.0:  # with several processes also without images: all add up their statistics together
             probabilities = self._predicted(batch.image[unlabelled], target.shape[1], context)
             labels, sure = self._made(probabilities, context.trainer)
@@ -157,11 +158,6 @@ class PseudoLabels(BatchTransform):
             weight = weight * (len(weight) / max(1.0, labelled))  # a loss's mean over all is then one over the labelled
             return replace(batch, image=image, target=target * weight[:, None])
         return replace(batch, image=image, target=target, weight=weight)
-
-    def weight_at(self, context: BatchContext) -> float:
-        """Return the present weight of the unlabelled images: the timeline's where it schedules one, else its own."""
-        scheduled = context.moment.unlabeled_weight if context.moment else None
-        return self.weight if scheduled is None else scheduled
 
     def state_dict(self) -> dict[str, Any]:
         teacher, seen = self._average.state_dict(), self.confidence
