@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -77,7 +77,7 @@ def write_killed_run(folder: Path, stage: str = "fine-tune") -> None:
         with opened(folder).stage(stage):
             os._exit(0)
 
-    os.waitpid(forked(work), 0)
+    code_of(forked(work))
 
 
 def edit_record(folder: Path, **changes: object) -> None:
@@ -122,12 +122,28 @@ def forked_etude(*words: object, output: Path) -> int:
     return forked(work)
 
 
+def code_of(pid: int, seconds: float = 120.0) -> int:
+    """Wait until a child ends and return its exit code, -N after signal N; it is killed and fails after ``seconds``."""
+    until = time.monotonic() + seconds
+    while (ended := os.waitpid(pid, os.WNOHANG))[0] == 0:
+        if time.monotonic() > until:
+            kill_late(pid, seconds)
+        time.sleep(0.01)
+    return os.waitstatus_to_exitcode(ended[1])
+
+
 def wait_for(there: Callable[[], object], pid: int, seconds: float = 120.0) -> None:
     """Wait until ``there()`` is true; fail when the child ends before, or is killed when the time is over."""
     until = time.monotonic() + seconds
     while not there():
         assert os.waitpid(pid, os.WNOHANG)[0] == 0, f"process {pid} has ended"
         if time.monotonic() > until:
-            os.kill(pid, signal.SIGKILL)
-            pytest.fail(f"process {pid} takes more than {seconds:g} seconds")
+            kill_late(pid, seconds)
         time.sleep(0.01)
+
+
+def kill_late(pid: int, seconds: float) -> NoReturn:
+    """Kill a child that takes too long, and fail."""
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    pytest.fail(f"process {pid} takes more than {seconds:g} seconds")

@@ -24,7 +24,7 @@ from etude.study.ablation.runs import Cost
 from etude.study.run.request import Request
 from etude.training.task import DivergedError
 from picture_folders import picture, write_classes
-from recorded_runs import forked
+from recorded_runs import code_of, forked
 
 SMALL = ("--set", 'stages=["finetune"]', "--set", "train.epochs=1", "--set", "predict.tta=1")
 TWO = ("--tricks", "mixup,ema", "--seeds", "2", *SMALL)
@@ -204,7 +204,7 @@ def test_two_ablations_in_one_folder(etude, images, tmp_path, pretended, monkeyp
     def plan(*given: object) -> None:
         for words in (("--out", "abl"), ("--out", "abl", "--resume")):
             child = forked(lambda words=words: os._exit(etude("ablate", images, *TWO, *words).code))
-            codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+            codes.append(code_of(child))
 
     monkeypatch.setattr("etude.study.ablation.ablate.show_design", plan)
     assert etude("ablate", images, *TWO, "--out", "abl").code == 0

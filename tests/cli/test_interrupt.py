@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from picture_folders import write_classes
-from recorded_runs import forked_etude, wait_for
+from recorded_runs import code_of, forked_etude, wait_for
 
 WORDS = ("--set", "train.epochs=10000", "--set", "model.feature_size=32", "--set", "train.threads=1")
 
@@ -34,7 +34,7 @@ def sent(number: int, tmp_path: Path, own_process: bool) -> tuple[int, str]:
     wait_for(lambda: [*(tmp_path / "run" / "tb").glob("events*")], pid)
     time.sleep(0.3)
     os.kill(pid, number)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), said.read_text()
+    return code_of(pid), said.read_text()
 
 
 @pytest.mark.slow

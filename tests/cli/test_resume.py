@@ -20,7 +20,7 @@ from safetensors.torch import save
 from etude.journal.runs import is_locked, working_on
 from etude.models.backbones import TinyNet
 from picture_folders import picture, write_classes, write_flat
-from recorded_runs import forked, forked_etude, wait_for
+from recorded_runs import code_of, forked, forked_etude, wait_for
 
 SMALL = (
     "train.epochs=4",
@@ -173,7 +173,7 @@ def test_killed_and_resumed(etude, whole, tmp_path):
     pid = forked_etude(*run, "--out", "run", output=tmp_path / "said.txt")
     wait_for((tmp_path / "run" / "checkpoints" / "last.ckpt").is_file, pid)
     os.kill(pid, signal.SIGKILL)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    assert code_of(pid) == -signal.SIGKILL
     record = record_of(tmp_path / "run")
     assert record["state"] == "running"
     ended = etude(*run, "--out", "run", "--resume")
@@ -247,7 +247,7 @@ def test_a_run_that_another_process_works_on_is_refused(etude, stopped, tmp_path
         assert platform.node() in said
     assert record_of(tmp_path / "run") == before
     os.kill(other, signal.SIGKILL)
-    os.waitpid(other, 0)
+    code_of(other)
     assert etude(*stopped).code == 0
 
 

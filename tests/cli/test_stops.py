@@ -16,7 +16,7 @@ from etude.journal import record
 from etude.journal.runs import is_complete, read_run
 from etude.study.run import job
 from picture_folders import write_classes
-from recorded_runs import forked
+from recorded_runs import code_of, forked
 
 Moments = Callable[[str, Callable[[], object]], None]
 AFTER_TRAINING = ("clear_leftovers", "report", "export_run", "end of export_run")
@@ -74,7 +74,7 @@ def test_killed_after_training_the_rest_is_made_without_training_again(etude, tm
         at(moment, stop_by(signal.SIGKILL))
         etude("fit", "train", "--out", "run")
 
-    assert os.WTERMSIG(os.waitpid(forked(run), 0)[1]) == signal.SIGKILL
+    assert code_of(forked(run)) == -signal.SIGKILL
     assert read_run(tmp_path / "run")["state"] == "finished"
     assert not is_complete(read_run(tmp_path / "run"))
     assert etude("fit", "train", "--resume").code == 2  # without --out it looks below runs/
@@ -143,7 +143,7 @@ def test_the_second_of_two_starts_is_refused_and_leaves_the_first_alone(etude, t
 
     def again() -> None:
         others = [forked(lambda words=words: os._exit(etude(*words).code)) for words in (run, (*run, "--resume"))]
-        codes.extend(os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]) for other in others)
+        codes.extend(code_of(other) for other in others)
 
     run = ("fit", "train", "--out", "run")
     at("training", again)
@@ -163,7 +163,7 @@ def test_of_runs_that_start_at_once_one_works(etude, tmp_path, at, resumed):
         run = (*run, "--resume")
     at("end of check of the folder", lambda: time.sleep(2))
     children = [forked(lambda: os._exit(etude(*run).code)) for _ in range(4)]
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    codes = [code_of(child) for child in children]
     assert sorted(codes) == [0, 2, 2, 2]
     assert (tmp_path / "run" / "trained").read_text() == "once\n"
     assert is_complete(read_run(tmp_path / "run"))

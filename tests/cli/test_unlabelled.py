@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,28 @@ def images(tmp_path: Path) -> tuple[object, ...]:
     return ("fit", tmp_path / "train", "--unlabeled", tmp_path / "more", "--test", tmp_path / "test")
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The folder of runs that several tests look at, and how each ended."""
+    return tmp_path_factory.mktemp("kept"), {}
+
+
+@pytest.fixture
+def left_alone(etude, tmp_path: Path, kept) -> Callable[..., Any]:
+    """Return a function that makes a run in the folder of that name, or copies the one that another test has made."""
+    folder, ends = kept
+
+    def make(name: str, out: str, *run: object) -> Any:
+        if name not in ends:
+            ends[name] = etude(*run, "--out", out)
+            shutil.copytree(tmp_path / out, folder / name)
+        else:
+            shutil.copytree(folder / name, tmp_path / out)
+        return ends[name]
+
+    return make
+
+
 @pytest.fixture
 def decide(monkeypatch: pytest.MonkeyPatch):
     """``decide(True, False)``: the first student is kept, the second is not, whatever validation says."""
@@ -68,7 +92,7 @@ def decide(monkeypatch: pytest.MonkeyPatch):
     return settle
 
 
-def test_rounds_on_a_head(etude, images, tmp_path, decide):
+def test_rounds_on_a_head(etude, images, tmp_path, decide, left_alone):
     """Only the students that were kept count; what the run says of each round has figures."""
     decide(True, False)
     ended = etude(*images, *QUICK, "--out", "run")
@@ -83,16 +107,16 @@ def test_rounds_on_a_head(etude, images, tmp_path, decide):
     assert "round 2 thrown away: log loss 0.7000 → 0.6000" in told
     assert "30 of 30 images, mean weight" in told
     assert len(Predictions.load(tmp_path / "run" / "test.npz")) == 6
-    assert etude(*images[:2], "--recipe", "quick", "--out", "plain").code == 0
+    assert left_alone("plain", "plain", *images[:2], *images[4:], "--recipe", "quick").code == 0
     before, after = (Predictions.load(tmp_path / name / "valid.npz") for name in ("plain", "run"))
     assert before.ids == after.ids
     assert not np.array_equal(before.logits, after.logits)
 
 
-def test_a_run_whose_only_round_is_thrown_away_is_the_run_without(etude, images, tmp_path, decide):
+def test_a_run_whose_only_round_is_thrown_away_is_the_run_without(etude, images, tmp_path, decide, left_alone):
     decide(False)
     assert etude(*images, *QUICK, "--out", "run").code == 0
-    assert etude(*images[:2], *images[4:], "--recipe", "quick", "--out", "plain").code == 0
+    assert left_alone("plain", "plain", *images[:2], *images[4:], "--recipe", "quick").code == 0
     for name in ("model.safetensors", "valid.npz", "test.npz", "submission.csv"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes(), name
 
@@ -115,9 +139,9 @@ def test_rounds_of_fine_tuning_are_mixed_and_predict_again(etude, images, tmp_pa
     np.testing.assert_array_equal(first.logits, again.logits)
 
 
-def test_online_pseudo_labels(etude, images, tmp_path, decide):
+def test_online_pseudo_labels(images, tmp_path, decide, left_alone):
     decide(True)
-    ended = etude(*images, "--recipe", "consistency", *words(*SMALL), "--out", "run")
+    ended = left_alone("consistency", "run", *images, "--recipe", "consistency", *words(*SMALL))
     assert ended.code == 0, ended.err
     record = record_of(tmp_path / "run")
     assert [one["name"] for one in record["rounds"]] == ["online"]
@@ -131,11 +155,11 @@ def test_online_pseudo_labels(etude, images, tmp_path, decide):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("recipe", "steps"), [("pseudo-label", 5 + 8 + 4), ("consistency", 5 + 4)])
-def test_stopped_in_a_round_and_resumed_there(etude, images, tmp_path, decide, stop_at, recipe, steps):
+def test_stopped_in_a_round_and_resumed_there(etude, images, tmp_path, decide, stop_at, left_alone, recipe, steps):
     """Stopped in round 2: the stages before are not trained again, and the end is that of a run left alone."""
     run = (*images, "--recipe", recipe, *words(*SMALL))
     decide(True, True, True)
-    assert etude(*run, "--out", "whole").code == 0
+    assert left_alone(recipe, "whole", *run).code == 0
     decide(True, True, True)
     stop_at(steps)
     assert etude(*run, "--out", "run").code == 130
