@@ -111,3 +111,10 @@ def test_optimisers_that_go_by_norms_have_rates_of_their_own(facts: ImageFacts, 
 def test_the_size_that_was_not_given_gives_way(change: str, sizes: tuple[int, int]):
     timeline = resolve(load_recipe("default", [change]), DIGITS).timeline
     assert (timeline.start_size, timeline.final_size) == sizes
+
+
+def test_own_phases_with_lengths_in_steps_fit_a_backbone_of_one_size():
+    warmup = {"curve": "warmup", "after": 224, "start": 224, "length": "10st"}
+    phases = [{"name": "all", "length": 1.0, "lr": 0.001, "image_size": warmup}]
+    recipe = load_recipe("default", {"timeline.phases": phases, "model.backbone": "resnet18"})
+    assert resolve(recipe, ImageFacts(300, 3, count=1_000, required_size=224)).timeline.final_size == 224

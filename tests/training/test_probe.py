@@ -170,3 +170,20 @@ def test_of_a_frozen_network_no_gradient_is_computed():
     net.head.register_forward_hook(lambda module, inputs, output: grads.append(output.requires_grad))
     assert probed(net) == (LIKELY, "")
     assert not any(grads)
+
+
+@pytest.mark.each("asked", [AskedMode(), AskedMode("bf16"), AskedMode("fp32")])
+@pytest.mark.each("most", [0, 1, 2, 3])
+def test_few_images_fit(asked, most):
+    if not most:
+        with pytest.raises(EtudeError, match="not even one image"):
+            probed(Pretended(most=0), asked=asked)
+        return
+    net = Pretended(most=most)
+    assert probed(net, asked=asked)[0].micro_batch == {1: 1, 2: 2, 3: 2}[most]
+
+
+def test_no_more_images_than_the_user_allows_are_held():
+    net = Pretended(most=2)
+    assert probed(net, asked=AskedMode(micro_batch=2)) == (Mode("bf16", "channels_last", 4, 2), "")
+    assert max(count for _, count in net.seen) == 2

@@ -23,7 +23,8 @@ class ProgressiveResize(BatchTransform):
     (the defaults are Composer's). Nothing is ever enlarged. A size means the longer side; the other keeps its
     proportion, and both are rounded half up to the multiple. Resizing is antialiased.
 
-    The loader still decodes its full size: a loader that asks the timeline itself saves that time too.
+    The loader still decodes its full size: a loader that asks the timeline itself, as that of ``etude fit`` does, saves
+    that time too.
 
     Args:
         start: share of the loader's size at the start, in (0, 1].

@@ -74,8 +74,9 @@ def lock_file(path: Path, *, wait: bool = False) -> int | None:
             # The one before may have removed the file between the two calls: a lock on it would hold nobody off.
             if not lock_descriptor(handle, blocking=wait):
                 raise BlockingIOError(path)
-            if locked := os.fstat(handle).st_nlink > 0:
-                return handle
+            with suppress(FileNotFoundError):
+                if locked := os.path.samestat(os.fstat(handle), path.stat()):
+                    return handle
         except OSError as error:
             if error.errno in _NO_LOCKS:
                 return None

@@ -8,7 +8,7 @@ from typing import Any
 
 from etude.core.errors import EtudeError
 from etude.recipe.settings import Recipe, Settings
-from etude.recipe.timeline import timeline_of
+from etude.recipe.timeline import nominal_timeline
 from etude.timeline.plan import rounded
 
 TINY_SIDE = 40  # pixels; at this side and below a pretrained network sees mostly padding and strides
@@ -163,7 +163,7 @@ def _refuse_other_sizes(recipe: Recipe, given: set[str], side: int) -> None:
     by_hand = {f"timeline.{name}": getattr(recipe.timeline, name) for name in sorted(sizes)}
     if "feature_size" in recipe.model.model_fields_set:
         by_hand["model.feature_size"] = recipe.model.feature_size
-    for phase in timeline_of(recipe).phases if recipe.timeline.phases else ():
+    for phase in nominal_timeline(recipe).phases if recipe.timeline.phases else ():
         curve = phase.curve("image_size")
         by_hand |= {f"phase {phase.name!r}": round(curve.at(point)) for point in (0.0, 1.0)} if curve else {}
     for name, size in by_hand.items():

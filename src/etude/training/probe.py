@@ -50,12 +50,13 @@ def probe_mode(
     mode, note = likely_mode(device, asked), ""
     steps = Steps(module.to(device), size, channels, device)
     with steps.left_as_found():
-        if mode.precision != "fp32" and (reason := steps.disagreement(mode, min(_COMPARED, batch_size))):
+        count = asked.micro_batch or _fitting(steps, mode, batch_size, device, memory)
+        if mode.precision != "fp32" and (reason := steps.disagreement(mode, min(_COMPARED, batch_size, count))):
             note = f"{mode.precision} taken as asked, though {reason}"
             if asked.precision is None:
                 mode, note = replace(mode, precision="fp32"), f"{mode.precision} left out: {reason}"
+                count = asked.micro_batch or _fitting(steps, mode, count, device, memory)
         if asked.micro_batch is None:
-            count = _fitting(steps, mode, batch_size, device, memory)
             mode = replace(mode, micro_batch=None if count == batch_size else count)
         lay_out(module, mode)
     return mode, note
@@ -71,16 +72,11 @@ def _fitting(steps: Steps, mode: Mode, count: int, device: torch.device, memory:
             count = (count + 1) // 2
         return count
     while not steps.fits(mode, count):
-        if count <= 1:
-            raise EtudeError(
-                "not even one image a step fits into the memory: choose a smaller image size or backbone, "
-                "or free memory that other programs hold"
-            )
         count = (count + 1) // 2
     return count
 
 
-class OutOfMemory(Exception):
+class OutOfMemory(EtudeError):
     """A batch did not fit into the memory."""
 
 
@@ -104,13 +100,15 @@ class Steps:
         return "" if cosine >= _LEAST_COSINE else f"its gradients point elsewhere than in fp32 (cosine {cosine:.2f})"
 
     def fits(self, mode: Mode, count: int) -> bool:
-        """Try a step of ``count`` images next to what an optimiser and averaged weights will take."""
+        """Try a step of ``count`` images next to what an optimiser and averaged weights take; one image must fit."""
         try:
             ballast = [torch.empty_like(weight) for weight in self._trained for _ in range(3)]
             with self._ready(mode, count) as (images, targets):
                 self._step(images, targets, mode).item()  # waits for the device
             del ballast
         except OutOfMemory:
+            if count == 1:
+                raise
             return False
         return True
 
@@ -156,15 +154,18 @@ class Steps:
                 yield lay_out_images(images, mode), torch.arange(count, device=self._device)
                 return
         except MemoryError:
-            reason = "the processor's memory"
+            pass
         except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator raises it plainly
             if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
                 raise
-            reason = str(error)  # not the error itself: its traceback would hold the tensors
+        # Outside of the handlers: the error's traceback holds the tensors.
         self._module.zero_grad(set_to_none=True)
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-        raise OutOfMemory(reason)
+        raise OutOfMemory(
+            f"not even {'one image' if count == 1 else f'{count} images'} a step fit into the memory: choose a smaller "
+            "image size or backbone, or free memory that other programs hold"
+        )
 
     def _step(self, images: torch.Tensor, targets: torch.Tensor, mode: Mode) -> torch.Tensor:
         with torch.set_grad_enabled(bool(self._trained)):

@@ -84,13 +84,15 @@ class PartialStore:
     def __init__(self, folder: Path, store: type[DiskStore], begun: Begun | None) -> None:
         self.folder, self.store = folder, store
         # Replaced as a whole: an interrupt finds an image either done or not begun.
-        self.begun = begun or Begun(files={name: FileSum() for name in store.file_names})
+        self._begun = begun or Begun(files={name: FileSum() for name in store.file_names})
+        # Added before the image counts as done; a mark without its image is left out of the record.
+        self._bad, self._dull = list(self._begun.bad), list(self._begun.dull)
         self._files: dict[str, IO[bytes]] = {}
         self._closing = ExitStack()
 
     def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)
-        for name, held in self.begun.files.items():
+        for name, held in self._begun.files.items():
             path = self.folder / name
             path.touch()
             file = self._closing.enter_context(path.open("r+b"))
@@ -105,7 +107,13 @@ class PartialStore:
     @property
     def done(self) -> int:
         """Images that were read, good or bad; decoding goes on from there."""
-        return self.begun.done
+        return self._begun.done
+
+    def record(self) -> Begun:
+        """Return what is done."""
+        done = self._begun.done
+        bad, dull = (tuple(mark for mark in marks if mark[0] < done) for marks in (self._bad, self._dull))
+        return replace(self._begun, bad=bad, dull=dull)
 
     def reserve(self, rows: int, row_bytes: int) -> None:
         """Take the disk space of more ``rows`` at once: a full disk shows now, not after an hour of decoding."""
@@ -126,16 +134,18 @@ class PartialStore:
         files = {rows_name: self._written(rows_name, row)}
         for name in ends_names:
             files[name] = self._written(name, np.array(files[rows_name].bytes, ENDS_TYPE).tobytes())
-        marks = (*self.begun.dull, (self.done, dull)) if dull else self.begun.dull
-        self.begun = replace(self.begun, done=self.done + 1, files=files, dull=marks)
+        if dull:
+            self._dull.append((self.done, dull))
+        self._begun = replace(self._begun, done=self.done + 1, files=files)
 
     def skip(self, reason: str) -> None:
         """Leave the next image out."""
-        self.begun = replace(self.begun, done=self.done + 1, bad=(*self.begun.bad, (self.done, reason)))
+        self._bad.append((self.done, reason))
+        self._begun = replace(self._begun, done=self.done + 1)
 
     def save(self) -> None:
         """Write the files through to the disk, then the record of how far they have come."""
-        begun = self.begun
+        begun = self.record()
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
@@ -144,12 +154,12 @@ class PartialStore:
     def complete(self) -> Begun:
         """Cut the files to what was written, save, and return the record."""
         for name, file in self._files.items():
-            file.truncate(self.begun.files[name].bytes)
+            file.truncate(self._begun.files[name].bytes)
         self.save()
-        return self.begun
+        return self.record()
 
     def _written(self, name: str, data: bytes) -> FileSum:
-        held = self.begun.files[name]
+        held = self._begun.files[name]
         self._files[name].write(data)
         return FileSum(held.bytes + len(data), zlib.crc32(data, held.checksum))
 
@@ -171,7 +181,7 @@ def ingest(
                 with suppress(OSError, EtudeError):
                     store.save() if store.done else remove(partial_folder)
                 raise
-            bad = store.begun.bad
+            bad = store.record().bad
             if len(bad) < len(scan):
                 _record(store.complete(), scan, target).save(partial_folder / RECORD_NAME)
         if len(bad) == len(scan):

@@ -164,8 +164,10 @@ def examine(subject: Subject, context: Context) -> Report:
         assert frozen is not None  # a recipe has one of the stages
         name, backbone, size = frozen_name(recipe), frozen.backbone, recipe.model.feature_size
     asked = AskedMode.of(train.precision, train.memory_format, train.threads, train.micro_batch)
-    mode, note = probe_mode(backbone.module, size, train.batch_size, backbone.in_channels, best_device(), asked=asked)
-    modes = mode_rates(backbone, size, asked, context)
+    mode, note, device = likely_mode(best_device(), asked), "", best_device()
+    if trained is not None:
+        mode, note = probe_mode(backbone.module, size, train.batch_size, backbone.in_channels, device, asked=asked)
+    modes = mode_rates(backbone, size, asked, context, train=trained is not None)
     rates = _rates(recipe, name, backbone, size, mode, context)
     data = None
     if images is not None:
@@ -273,13 +275,16 @@ def network_rates(name: str, backbone: Backbone, sizes: Iterable[int], mode: Mod
     return found
 
 
-def mode_rates(backbone: Backbone, size: int, asked: AskedMode, context: Context) -> tuple[tuple[Mode, float], ...]:
+def mode_rates(
+    backbone: Backbone, size: int, asked: AskedMode, context: Context, *, train: bool
+) -> tuple[tuple[Mode, float], ...]:
     """Return images a second in every mode that might be the fastest, the fastest first."""
     found: list[tuple[Mode, float]] = []
     modes = candidate_modes(best_device(), asked)
     with context.bar("modes", len(modes), unit="modes") as advance:
         for mode in modes:
-            found.append((mode, 1 / max(measure_speed(backbone, size, mode).train, 1e-9)))
+            speed = measure_speed(backbone, size, mode)
+            found.append((mode, 1 / max(speed.train if train else speed.infer, 1e-9)))
             advance()
     return tuple(sorted(found, key=lambda one: -one[1]))
 
