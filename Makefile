@@ -62,7 +62,7 @@ format: $(VENV)/.installed  ## Rewrite the code in the house format.
 	$(BIN)/ruff format .
 
 bench-%: $(VENV)/.installed-bench  ## Run one benchmark: bench-small-images runs benchmarks/small_images.py.
-	$(BIN)/python benchmarks/$(subst -,_,$*).py $(ARGS)
+	$(BIN)/python $(firstword $(wildcard benchmarks/$(subst -,_,$*)/__main__.py) benchmarks/$(subst -,_,$*).py) $(ARGS)
 
 clean:  ## Remove .venv and the caches.
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist

@@ -1,0 +1,123 @@
+"""Every recipe and peer on every task of the portfolio, over seeds, in one table.
+
+    make bench-portfolio ARGS='--keep portfolio.json'          # goes on where it was stopped
+    make bench-portfolio ARGS='--tasks clip-art icons --methods quick default --seeds 3'
+    make bench-portfolio ARGS='--list'                         # tasks, with their numbers of images and classes
+
+Test labels are read after a method has ended, by this file alone. Features and stores are never shared between runs, so
+that seconds are those of a first run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+
+from common import machine, spread
+from portfolio.methods import METHODS, Figures
+from portfolio.tasks import TASKS, write_tables
+from refine_common import Kept
+
+DATA = Path.home() / ".cache" / "etude-portfolio"
+
+
+def measure(task: str, method: str, seed: int, data: Path, settings: list[str]) -> Figures:
+    """Train and predict in a fresh folder."""
+    drawn = TASKS[task].draw(data, seed)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        return METHODS[method](write_tables(drawn, folder), drawn.test, folder, seed, settings)
+
+
+def table(title: str, results: dict[str, dict[str, list[Figures]]], figure: str, form: str) -> None:
+    """Print mean ± standard deviation over seeds, a line for each task and a column for each method."""
+    methods = list(dict.fromkeys(method for runs in results.values() for method in runs))
+    print(f"\n{title}\n\n| task | n | " + " | ".join(methods) + " |\n" + "|---" * (len(methods) + 2) + "|")
+    for task, runs in results.items():
+        cells = [spread([run[figure] for run in runs[one]], form) if one in runs else "" for one in methods]
+        print(f"| {task} | {min(map(len, runs.values()))} | " + " | ".join(cells) + " |")
+
+
+def compare(results: dict[str, dict[str, list[Figures]]], methods: Sequence[str]) -> None:
+    """Print what each method has more than the first: points on average and at worst, and the ratio of errors."""
+    first = methods[0]
+    for method in methods[1:]:
+        both = {task: runs for task, runs in results.items() if first in runs and method in runs}
+        if not both:
+            continue
+        right = {
+            task: [float(np.mean([run["accuracy"] for run in runs[one]])) for one in (first, method)]
+            for task, runs in both.items()
+        }
+        gains = {task: 100 * (b - a) for task, (a, b) in right.items()}
+        errors = float(np.mean([(1 - b) / max(1 - a, 1e-9) for a, b in right.values()]))
+        worst = min(gains, key=gains.__getitem__)
+        print(
+            f"{method} against {first}: {np.mean(list(gains.values())):+.2f} points on average over {len(gains)} "
+            f"tasks, worst {gains[worst]:+.2f} ({worst}); errors × {errors:.2f} on average"
+        )
+
+
+def plans(results: dict[str, dict[str, list[Figures]]]) -> None:
+    """Print how often the plan's time held within a factor of 1.5, and how much time stands in no stage."""
+    runs = [run for by_method in results.values() for of in by_method.values() for run in of if "planned" in run]
+    if runs:
+        ratios = np.array([run["in stages"] / run["planned"] for run in runs])
+        held = float(((ratios < 1.5) & (ratios > 1 / 1.5)).mean())
+        outside = max(run["in no stage"] / run["seconds"] for run in runs)
+        print(f"plan within a factor of 1.5 in {held:.0%} of {len(runs)} runs; in no stage at most {outside:.1%}")
+
+
+def main() -> None:
+    """Run what is asked for and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS), metavar="TASK")
+    parser.add_argument("--methods", nargs="+", default=["quick", "default", "logistic"], choices=list(METHODS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--set", action="append", default=[], dest="settings", help="a setting of etude's recipes")
+    parser.add_argument("--keep", type=Path, help="JSON file of results, to go on from")
+    parser.add_argument("--data", type=Path, default=DATA, help="folder where data sets are written")
+    parser.add_argument("--list", action="store_true")
+    given = parser.parse_args()
+    if given.list:
+        for task in given.tasks:
+            drawn = TASKS[task].draw(given.data, 0)
+            print(
+                f"{task}: {len(drawn.train)} to train on, {len(drawn.unlabelled)} without labels, {len(drawn.test)} to "
+                f"test, {len(set(drawn.train.labels))} classes"
+            )
+        return
+    kept = Kept(given.keep)
+    results: dict[str, dict[str, list[Figures]]] = {}
+    for task in given.tasks:
+        for method in given.methods:
+            changed = given.settings if method not in ("logistic", "fastai") else []
+            name = ", ".join([task, method, *changed])
+            makes: list[Callable[[], Figures]] = [
+                partial(measure, task, method, seed, given.data, changed) for seed in range(given.seeds)
+            ]
+            found = [kept.of(f"{name}, {seed}", make) for seed, make in enumerate(makes)]
+            results.setdefault(task, {})[method] = found
+            print(name, {key: round(float(np.mean([run[key] for run in found])), 4) for key in found[0]}, flush=True)
+    print(f"\nPortfolio, {given.seeds} seeds, {machine()}")
+    for title, figure, form in (
+        ("Accuracy", "accuracy", ".1%"),
+        ("Log loss", "log loss", ".3f"),
+        ("Seconds", "seconds", ".0f"),
+    ):
+        table(title, results, figure, form)
+    print()
+    compare(results, given.methods)
+    plans(results)
+
+
+if __name__ == "__main__":
+    main()
