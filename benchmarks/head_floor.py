@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import gzip
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -49,13 +48,12 @@ from etude.models.features import cached, extract_features
 from etude.models.head import fit_head
 from etude.recipe import load_recipe
 from etude.study.run.frozen import build_frozen
+from portfolio.sets import CLIP_ART, fashion_arrays, require
 from refine_common import Kept
 
 SIZE = 224
 MOST = 900  # images of a data set
 FLOORS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-FASHION = Path("/usr/share/datasets/fashion-mnist")
-CLIP_ART = Path("/usr/share/openclipart/png")
 ICONS = Path("/usr/share/icons/oxygen/base/64x64")
 
 Images = tuple[np.ndarray, np.ndarray]
@@ -90,11 +88,9 @@ def digits() -> Images:
 
 def fashion() -> Images:
     """Training images of Fashion-MNIST."""
-    files = [FASHION / f"train-{name}-ubyte.gz" for name in ("images-idx3", "labels-idx1")]
-    present(files[0], "dataset-fashion-mnist")
-    pixels, labels = (np.frombuffer(gzip.decompress(file.read_bytes()), np.uint8) for file in files)
-    rows = some(labels[8:], "fashion")
-    return resized(pixels[16:].reshape(-1, 28, 28)[rows]), labels[8:][rows].astype(np.int64)
+    pixels, labels = fashion_arrays("train")
+    rows = some(labels, "fashion")
+    return resized(pixels[rows]), labels[rows].astype(np.int64)
 
 
 def elpv_cells() -> Images:
@@ -113,7 +109,7 @@ def elpv_cells() -> Images:
 
 def pictures_in(folder: Path, fewest: int, each: int, package: str) -> Images:
     """Colour pictures by folder, from those folders that hold ``fewest`` or more."""
-    present(folder, package)
+    require(folder, package)
     pixels, labels = [], []
     for place in sorted(folder.iterdir()):
         files = [file for file in sorted(place.rglob("*.png")) if not file.is_symlink()]
@@ -149,12 +145,6 @@ SETS: dict[str, Callable[[], Images]] = {
     "icons": lambda: pictures_in(ICONS, 45, 120, "oxygen-icon-theme"),
     "shapes": shapes,
 }
-
-
-def present(place: Path, package: str) -> None:
-    """End with a sentence unless the files of a Debian package are there."""
-    if not place.exists():
-        raise SystemExit(f"{place} is missing: apt-get install {package}, or leave that data set out of --sets")
 
 
 def features_of(name: str, folder: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -75,15 +75,18 @@ def digits_of_mnist(folder: Path) -> tuple[DataSet, DataSet]:
 
 def fashion(folder: Path) -> tuple[DataSet, DataSet]:
     """The 60,000 training images of Fashion-MNIST, and its 10,000 test images."""
+    train, test = (written(folder / "fashion-mnist" / part, *fashion_arrays(part)) for part in ("train", "t10k"))
+    return train, test
+
+
+def fashion_arrays(part: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return images (N, 28, 28) and labels (N,) of ``train`` or ``t10k``."""
     require(FASHION, "dataset-fashion-mnist")
-    parts = []
-    for part in ("train", "t10k"):
-        pixels, labels = (
-            np.frombuffer(gzip.decompress((FASHION / f"{part}-{name}-ubyte.gz").read_bytes()), np.uint8)
-            for name in ("images-idx3", "labels-idx1")
-        )
-        parts.append(written(folder / "fashion-mnist" / part, pixels[16:].reshape(-1, 28, 28), labels[8:]))
-    return parts[0], parts[1]
+    pixels, labels = (
+        np.frombuffer(gzip.decompress((FASHION / f"{part}-{name}-ubyte.gz").read_bytes()), np.uint8)
+        for name in ("images-idx3", "labels-idx1")
+    )
+    return pixels[16:].reshape(-1, 28, 28), labels[8:]
 
 
 def digits_of_sklearn(folder: Path) -> DataSet:
@@ -168,4 +171,4 @@ def written(folder: Path, pixels: NDArray[np.uint8], labels: NDArray[np.integer]
 def require(place: Path, package: str) -> None:
     """End with a sentence unless the files of a Debian package are there."""
     if not place.exists():
-        raise SystemExit(f"{place} is missing: apt-get install {package}, or leave its tasks out with --tasks")
+        raise SystemExit(f"{place} is missing: apt-get install {package}, or leave it out")

@@ -1,6 +1,6 @@
 """Lets timm and Lightning be imported with a torchvision whose compiled operators do not load.
 
-The torchvision wheel of the package registry is a CUDA build. Beside a CPU build of torch its operators
+The torchvision wheel of the package registry is a CUDA build. With a CPU build of torch its operators
 stay unregistered, and then ``import torchvision`` (so timm, torchmetrics and Lightning) fails on two missing
 schemas. Declaring them is enough: etude never calls them. Every room that uses timm or Lightning imports
 this module first.

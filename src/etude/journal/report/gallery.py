@@ -217,5 +217,5 @@ def _sentence(found: Mapping[str, Any] | None) -> str:
 
 
 def _summary(found: Mapping[str, Any]) -> str:
-    """Return the summary of a finding; an etude before 0.3 wrote it as ``told``."""
+    """Return the summary of a finding; an etude before 0.2 wrote it as ``told``."""
     return str(found.get("summary") or found.get("told") or "")

@@ -152,7 +152,7 @@ def rounds_table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
     rows = [
         (
             *(one.get("name", ""), one.get("pseudo_labels") or "made in training", percent(one.get("changed"))),
-            *(percent(one.get("from_prior")), one.get("verdict", one.get("told", ""))),  # told until 0.2
+            *(percent(one.get("from_prior")), one.get("verdict", one.get("told", ""))),  # told before 0.2
         )
         for one in rounds
     ]
