@@ -72,15 +72,14 @@ def outputs_of(
     *,
     precision: str,
     batch_size: int,
-    first: int = 0,
 ) -> Generator[np.ndarray]:
-    """Yield the network's float16 outputs batch by batch, from place ``first`` on.
+    """Yield the network's float16 outputs batch by batch.
 
     What is beyond float16 becomes its largest value. The network is put into evaluation mode.
     """
     device = next(backbone.parameters()).device
     channels_last(backbone).eval()
-    parts = [slice(start, min(start + batch_size, count)) for start in range(first, count, batch_size)]
+    parts = [slice(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
     for images in prefetch(fetch, parts, ahead=1, name="etude-features"):
         with torch.inference_mode(), autocast(device, precision):  # not while the reader has the batch
             batch = backbone(preprocessing.to_input(torch.from_numpy(images).to(device)))
