@@ -146,7 +146,7 @@ def test_an_unknown_recipe(name: str, sentence: str):
 
 def test_a_file_starts_from_its_base(toml):
     recipe = load_recipe(toml('base = "quick"\n[train]\nlr = 0.1\n[data]\nfit = "crop"\n'))
-    assert changed_settings(recipe, load_recipe("quick")) == {"name": "my", "train.lr": 0.1, "data.fit": "crop"}
+    assert dict(flat(recipe).items() - flat(load_recipe("quick")).items()) == {"name": "my", "train.lr": 0.1, "data.fit": "crop"}
 
 
 def test_a_file_without_base_starts_from_default_and_may_name_itself(toml):
@@ -213,7 +213,7 @@ def test_flat_holds_every_setting_once():
 def test_a_setting_back_at_its_default_is_not_changed():
     default = Recipe().train.lr
     assert changed_settings(load_recipe("default", [f"train.lr={default}"])) == {}
-    assert changed_settings(load_recipe("quick"), load_recipe("quick")) == {}
+    assert changed_settings(load_recipe("quick")).keys() == {"name", "stages", "predict.tta"}
 
 
 def test_a_recipe_never_changes():

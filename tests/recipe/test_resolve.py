@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from etude.recipe import ImageFacts, Recipe, load_recipe, resolve
+from etude.recipe import ImageFacts, Recipe, flat, load_recipe, resolve
 from etude.recipe.resolve import DEFAULT_BACKBONE, RATES_BY_NORM, TINY
 
 DIGITS, PHOTOS = ImageFacts(median_side=28, channels=1), ImageFacts(median_side=300, channels=3)
@@ -25,9 +25,7 @@ def test_photos_keep_the_recipe():
 
 def test_the_small_network_brings_its_own_settings():
     resolved = resolve(Recipe(), DIGITS)
-    for section, values in TINY.items():
-        for key, value in values.items():
-            assert getattr(getattr(resolved, section), key) == value, (section, key)
+    assert {key: value for key, value in flat(resolved).items() if key in TINY} == TINY
     assert (resolved.timeline.start_size, resolved.timeline.final_size) == (28, 28)
 
 
@@ -37,10 +35,10 @@ def test_what_the_user_set_stays_even_at_the_default():
         "default", [f"train.epochs={default_epochs}", "timeline.final_size=64", "model.feature_size=32"]
     )
     resolved = resolve(recipe, DIGITS)
-    assert resolved.train.epochs == default_epochs != TINY["train"]["epochs"]
+    assert resolved.train.epochs == default_epochs != TINY["train.epochs"]
     assert (resolved.timeline.start_size, resolved.timeline.final_size) == (28, 64)
     assert resolved.model.feature_size == 32
-    assert resolved.train.lr == TINY["train"]["lr"]
+    assert resolved.train.lr == TINY["train.lr"]
 
 
 def test_what_a_file_set_stays(tmp_path: Path):
@@ -61,7 +59,7 @@ def test_a_backbone_by_name_is_kept_on_any_images():
         assert resolve(load_recipe("default", ["model.backbone=resnet18"]), facts).model.backbone == "resnet18"
     large = resolve(load_recipe("default", ["model.backbone=tiny"]), ImageFacts(64, 3))
     assert large.timeline.final_size == 64
-    assert large.train.lr == TINY["train"]["lr"]
+    assert large.train.lr == TINY["train.lr"]
 
 
 @pytest.mark.parametrize(

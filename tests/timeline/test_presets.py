@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from etude.timeline import PRESETS, Event, Plateau, RunSize, Shape, Timeline, preset
+from etude.timeline.plan import rounded
 
 PROGRESS = st.floats(0, 1)
 NAMES = ["default", "cyclic", "cyclic-decay", "cyclic-exp", "one-cycle", "plateau"]
@@ -158,7 +159,7 @@ def test_moments_stay_in_bounds(name: str, shape: Shape, progress: float):
     moment, first, last = plan.at(progress), plan.at(0.0), plan.at(1.0)
     assert -1e-15 <= lr_at(plan, progress) <= peak_of(name, shape) * (1 + 1e-9)
     sizes = [first.image_size or 0, moment.image_size or 0, last.image_size or 0]
-    assert 0 < sizes[0] <= sizes[1] <= sizes[2] == plan.rounded_size(shape.final_size)
+    assert 0 < sizes[0] <= sizes[1] <= sizes[2] == rounded(shape.final_size, shape.size_multiple)
     assert sizes[1] % shape.size_multiple == 0
     assert moment.augment is not None
     assert 0.0 <= moment.augment <= shape.augment
@@ -195,7 +196,7 @@ def test_every_preset_finishes_clean(name: str, shape: Shape, progress: float):
     start = plan.spans()[-1][1]
     moment = plan.at(start + (1.0 - start) * progress)
     assert moment.phase == "finish"
-    assert moment.image_size == plan.rounded_size(shape.final_size)
+    assert moment.image_size == rounded(shape.final_size, shape.size_multiple)
     assert (moment.mixup, moment.cutmix) == (0.0, 0.0)
     assert moment.augment == pytest.approx(shape.augment * (1.0 - progress) if shape.fade else 0.0, abs=1e-6)
     assert lr_at(plan, 1.0) == pytest.approx(peak_of(name, shape) * shape.min_lr_share)

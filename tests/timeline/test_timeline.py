@@ -18,6 +18,7 @@ from etude.timeline import (
     Timeline,
     step_progress,
 )
+from etude.timeline.plan import rounded
 
 PROGRESS = st.floats(0, 1)
 ASCENT = Timeline(
@@ -70,18 +71,20 @@ def test_at_is_pure(one: float, other: float):
     assert [again.at(other), again.at(one)] == first[::-1]
 
 
-@pytest.mark.parametrize(("size", "rounded"), [(144, 160), (176, 192), (143.9, 128), (175.9, 160), (160, 160), (3, 32)])
-def test_sizes_are_rounded_half_up(size: float, rounded: int):
-    assert Timeline((flat("all", 1.0),), size_multiple=32).rounded_size(size) == rounded
-    assert Timeline((flat("all", 1.0, size),), size_multiple=32).at(0.5).image_size == rounded
+@pytest.mark.parametrize(
+    ("size", "expected"), [(144, 160), (176, 192), (143.9, 128), (175.9, 160), (160, 160), (3, 32)]
+)
+def test_sizes_are_rounded_half_up(size: float, expected: int):
+    assert rounded(size, 32) == expected
+    assert Timeline((flat("all", 1.0, size),), size_multiple=32).at(0.5).image_size == expected
 
 
 @given(st.floats(1, 2048), st.integers(1, 256))
 def test_a_rounded_size_is_the_nearest_multiple(size: float, multiple: int):
-    rounded = Timeline((flat("all", 1.0),), size_multiple=multiple).rounded_size(size)
-    assert rounded % multiple == 0
-    assert rounded >= multiple
-    assert rounded == multiple or abs(rounded - size) <= multiple / 2 + 1e-9
+    nearest = rounded(size, multiple)
+    assert nearest % multiple == 0
+    assert nearest >= multiple
+    assert nearest == multiple or abs(nearest - size) <= multiple / 2 + 1e-9
 
 
 def test_augmentation_is_clipped_to_a_strength():

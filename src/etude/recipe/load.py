@@ -108,14 +108,14 @@ def validate(tree: Mapping[str, Any], origin: str) -> Recipe:
     return recipe
 
 
-def changed_settings(recipe: Recipe, base: Recipe | None = None) -> dict[str, Any]:
-    """Return the settings that differ from ``base`` (by default: the recipe ``default``), by dotted name.
+def changed_settings(recipe: Recipe) -> dict[str, Any]:
+    """Return the settings that differ from those of the recipe ``default``, by dotted name.
 
     >>> changed_settings(load_recipe("default", ["train.lr=0.01"]))
     {'train.lr': 0.01}
     """
-    own, defaults = flat(recipe), flat(base or load_recipe("default"))
-    return {key: value for key, value in own.items() if defaults.get(key) != value}
+    defaults = flat(load_recipe("default"))
+    return {key: value for key, value in flat(recipe).items() if defaults.get(key) != value}
 
 
 def flat(settings: Settings, prefix: str = "") -> dict[str, Any]:

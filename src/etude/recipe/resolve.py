@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from etude.core.errors import EtudeError
-from etude.recipe.settings import Recipe, Settings
+from etude.recipe.settings import Recipe, changed
 from etude.recipe.timeline import nominal_timeline
 from etude.timeline.plan import rounded
 
@@ -15,31 +15,26 @@ TINY_SIDE = 40  # pixels; at this side and below a pretrained network sees mostl
 DEFAULT_BACKBONE = "tf_efficientnet_lite0"
 MANY_IMAGES = 20_000  # above it the last depth alone is pooled: a few thousand features an image would fill the memory
 
-FROM_SCRATCH: dict[str, dict[str, Any]] = {
-    "train": {
-        "epochs": 30,
-        "lr": 1e-3,
-        "weight_decay": 0.05,
-        "layer_decay": 1.0,
-        "batchnorm": "train",
-        "freeze": 0.0,
-        "freeze_depthwise": False,
-    }
+FROM_SCRATCH: dict[str, Any] = {
+    "train.epochs": 30,
+    "train.lr": 1e-3,
+    "train.weight_decay": 0.05,
+    "train.layer_decay": 1.0,
+    "train.batchnorm": "train",
+    "train.freeze": 0.0,
+    "train.freeze_depthwise": False,
 }
 """Random weights have no statistics and no layers worth keeping."""
 
-TINY: dict[str, dict[str, Any]] = {
-    "model": {"feature_size": 64},
-    "train": {
-        **FROM_SCRATCH["train"],
-        "batch_size": 64,
-        "lr": 4e-3,
-        "ema": 0.99,
-        "dropout": 0.0,
-    },
-    "timeline": {"size_multiple": 4},
+TINY: dict[str, Any] = {
+    **FROM_SCRATCH,
+    "model.feature_size": 64,
+    "train.batch_size": 64,
+    "train.lr": 4e-3,
+    "train.ema": 0.99,
+    "train.dropout": 0.0,
+    "timeline.size_multiple": 4,
 }
-
 
 RATES_BY_NORM = {"lamb": 5e-3, "lars": 0.3}
 """Learning rates of optimisers that move each layer by a share of its own norm, so that one suits any network.
@@ -80,44 +75,42 @@ def resolve(recipe: Recipe, facts: ImageFacts, warn: Callable[[str], object] = l
     """
     backbone, given = recipe.model.backbone, set(recipe.timeline.model_fields_set)
     tiny = backbone == "tiny" or (backbone == "auto" and facts.median_side <= TINY_SIDE)
-    recipe = _with(recipe, "model", backbone="tiny" if tiny else DEFAULT_BACKBONE if backbone == "auto" else backbone)
+    chosen = "tiny" if tiny else DEFAULT_BACKBONE if backbone == "auto" else backbone
+    recipe = changed(recipe, {"model.backbone": chosen})
     if (rate := RATES_BY_NORM.get(recipe.train.optimizer)) is not None:
-        recipe = _with_unset(recipe, "train", {"lr": rate})
+        recipe = changed(recipe, {"train.lr": rate}, unset_only=True)
     if tiny:
         side = max(8, 4 * ((facts.median_side + 3) // 4))  # the small network halves the side three times
-        overrides = {**TINY, "timeline": {**TINY["timeline"], "start_size": side, "final_size": side}}
-        for section, values in overrides.items():
-            recipe = _with_unset(recipe, section, values)
+        recipe = changed(recipe, TINY | _sizes(side, side), unset_only=True)
     elif recipe.model.weights == "none":
-        recipe = _with_unset(recipe, "train", FROM_SCRATCH["train"])
-    start, final = recipe.timeline.growing_sizes(given)
-    if (start, final) != (recipe.timeline.start_size, recipe.timeline.final_size):
-        recipe = _with(recipe, "timeline", start_size=start, final_size=final)
+        recipe = changed(recipe, FROM_SCRATCH, unset_only=True)
+    recipe = changed(recipe, _sizes(*recipe.timeline.growing_sizes(given)))
     if facts.required_size is not None:
         side = facts.required_size
         _refuse_other_sizes(recipe, given, side)
-        recipe = _with(recipe, "model", feature_size=side)
-        recipe = _with(recipe, "timeline", start_size=side, final_size=side, size_multiple=side)
+        recipe = changed(recipe, {"model.feature_size": side, "timeline.size_multiple": side, **_sizes(side, side)})
     if facts.count > MANY_IMAGES:
-        recipe = _with_unset(recipe, "model", {"levels": 0})
-    if recipe.augment.policy == "auto":
-        recipe = _with(recipe, "augment", policy="digits" if tiny and facts.channels == 1 else "auto")
+        recipe = changed(recipe, {"model.levels": 0}, unset_only=True)
+    if recipe.augment.policy == "auto" and tiny and facts.channels == 1:
+        recipe = changed(recipe, {"augment.policy": "digits"})
     return _at_trained_sizes(recipe, warn)
+
+
+def _sizes(start: int, final: int) -> dict[str, Any]:
+    return {"timeline.start_size": start, "timeline.final_size": final}
 
 
 def _at_trained_sizes(recipe: Recipe, warn: Callable[[str], object]) -> Recipe:
     multiple = recipe.timeline.size_multiple
-    sizes = {name: getattr(recipe.timeline, name) for name in ("start_size", "final_size")}
-    trained = {name: rounded(size, multiple) for name, size in sizes.items()}
-    changes = [
-        f"timeline.{name} {size} becomes {trained[name]}" for name, size in sizes.items() if size != trained[name]
-    ]
+    asked = _sizes(recipe.timeline.start_size, recipe.timeline.final_size)
+    trained = {name: rounded(size, multiple) for name, size in asked.items()}
+    changes = [f"{name} {size} becomes {trained[name]}" for name, size in asked.items() if size != trained[name]]
     if changes and "finetune" in recipe.stages:
         warn(
             f"training takes multiples of {multiple} px, so {' and '.join(changes)}; "
             "--set timeline.size_multiple=1 allows any size"
         )
-    return _with(recipe, "timeline", **trained)
+    return changed(recipe, trained)
 
 
 def labelled_share(recipe: Recipe, labelled: int, unlabelled: int) -> float:
@@ -147,14 +140,13 @@ def share_caution(recipe: Recipe) -> str | None:
 def mixed_recipe(recipe: Recipe) -> Recipe:
     """Return the recipe of a training with unlabelled images: their own length and batch size in place of the usual."""
     own = recipe.unlabeled
-    if own.batch_size is not None:
-        recipe = _with(recipe, "train", batch_size=own.batch_size)
-    return recipe if own.length is None else _with(recipe, "timeline", length=own.length)
+    wanted = {"train.batch_size": own.batch_size, "timeline.length": own.length}
+    return changed(recipe, {key: value for key, value in wanted.items() if value is not None})
 
 
 def supervised_recipe(recipe: Recipe) -> Recipe:
     """Return the recipe of a training on the labelled images alone."""
-    return _with(recipe, "unlabeled", method="off")
+    return changed(recipe, {"unlabeled.method": "off"})
 
 
 def _refuse_other_sizes(recipe: Recipe, given: set[str], side: int) -> None:
@@ -172,13 +164,3 @@ def _refuse_other_sizes(recipe: Recipe, given: set[str], side: int) -> None:
                 f"{name} asks for images of {size} px, and backbone {recipe.model.backbone!r} takes {side} px alone: "
                 f"leave it out, or give {side}"
             )
-
-
-def _with(recipe: Recipe, section: str, **values: Any) -> Recipe:
-    return recipe.model_copy(update={section: getattr(recipe, section).model_copy(update=values)})
-
-
-def _with_unset(recipe: Recipe, section: str, values: dict[str, Any]) -> Recipe:
-    """Change only what neither the recipe file nor ``--set`` names."""
-    given: Settings = getattr(recipe, section)
-    return _with(recipe, section, **{key: value for key, value in values.items() if key not in given.model_fields_set})

@@ -35,39 +35,30 @@ def setting(default: Any, description: str, **limits: Any) -> Any:
     return Field(default=default, description=description, **limits)
 
 
-FIXED = "epochs '3ep', steps '500st' or time '10m' or '90s'"
-
-
 def refused(sentence: str) -> PydanticCustomError:
     """Return the error that makes pydantic refuse a value; ``sentence`` begins with ``Input``, as pydantic's do."""
     return PydanticCustomError("refused", "{sentence}", {"sentence": sentence})  # braces in it stay as they are
 
 
-def _length(value: Any, accepted: str, *units: str) -> Any:
-    """A length in one of the units; a share must be below 1."""
-    try:
-        amount, unit = parse_length(value)
-    except ValueError:
-        amount, unit = 0.0, ""
-    if unit not in units or (unit == "share" and amount >= 1):
-        raise refused(f"Input must be {accepted}")
-    return amount if unit == "share" else value.strip()
+def _none_in_words(value: Any) -> Any:
+    return None if value == "none" else value  # TOML has no word for it
 
 
-def _part(value: Any) -> float | str:
-    return _length(value, f"a share between 0 and 1, such as 0.25 or '25%', or {FIXED}", "share", "ep", "st", "s")
+def _length(accepted: str, *units: str, words: Sequence[str | None] = ()) -> BeforeValidator:
+    """Return what reads a length in one of ``units``, or one of ``words``; a share must be below 1."""
 
+    def read(value: Any) -> Any:
+        if value in words:
+            return _none_in_words(value)
+        try:
+            amount, unit = parse_length(value)
+        except ValueError:
+            amount, unit = 0.0, ""
+        if unit not in units or (unit == "share" and amount >= 1):
+            raise refused(f"Input must be {accepted}")
+        return amount if unit == "share" else value.strip()
 
-def _run_length(value: Any) -> str | None:
-    return None if value in (None, "none") else _length(value, f"{FIXED}, or 'none'", "ep", "st", "s")
-
-
-def _interval(value: Any) -> float | str:
-    return "auto" if value == "auto" else _part(value)
-
-
-def _time(value: Any) -> str:
-    return _length(value, "a time, such as '60s' or '10m'", "s")
+    return BeforeValidator(read)
 
 
 def _disk_space(value: Any) -> int | None:
@@ -108,20 +99,19 @@ def value_range(text: str) -> tuple[float, float] | None:
     return float(low), float(high)
 
 
-def _none_in_words(value: Any) -> Any:
-    return None if value == "none" else value  # TOML has no word for it
+_FIXED = "epochs '3ep', steps '500st' or time '10m' or '90s'"
+_PART = f"a share between 0 and 1, such as 0.25 or '25%', or {_FIXED}"
 
-
-Part = Annotated[float | str, BeforeValidator(_part)]
+Part = Annotated[float | str, _length(_PART, "share", "ep", "st", "s")]
 """A share in (0, 1), or ``"3ep"``, ``"500st"``, ``"90s"``, ``"10m"``."""
 
-Interval = Annotated[float | str, BeforeValidator(_interval)]
+Interval = Annotated[float | str, _length(_PART, "share", "ep", "st", "s", words=["auto"])]
 """A :data:`Part` of the run, or ``"auto"``."""
 
-RunLength = Annotated[str | None, BeforeValidator(_run_length)]
+RunLength = Annotated[str | None, _length(f"{_FIXED}, or 'none'", "ep", "st", "s", words=[None, "none"])]
 """``"3ep"``, ``"500st"``, ``"90s"`` or ``"10m"``, or None."""
 
-Time = Annotated[str, BeforeValidator(_time)]
+Time = Annotated[str, _length("a time, such as '60s' or '10m'", "s")]
 """``"90s"`` or ``"10m"``."""
 
 DiskSpace = Annotated[int | None, BeforeValidator(_disk_space)]
@@ -438,3 +428,18 @@ class Recipe(Settings):
         if stages not in (["head"], ["finetune"], ["head", "finetune"]):
             raise refused("Input must be head, finetune or head,finetune")
         return tuple(stages)
+
+
+def changed(recipe: Recipe, changes: Mapping[str, Any], *, unset_only: bool = False) -> Recipe:
+    """Return the recipe with settings changed by dotted name; with ``unset_only`` those given by hand stay.
+
+    >>> changed(Recipe(), {"train.ema": 0.0}).train.ema
+    0.0
+    """
+    for key, value in changes.items():
+        section, _, leaf = key.rpartition(".")
+        owner: Any = getattr(recipe, section) if section else recipe
+        if not unset_only or leaf not in owner.model_fields_set:
+            made = owner.model_copy(update={leaf: tuple(value) if isinstance(value, list) else value})
+            recipe = recipe.model_copy(update={section: made}) if section else made
+    return recipe

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, cast
 
 from etude.core.errors import EtudeError, listed
-from etude.recipe.settings import PlateauSettings, Recipe, Settings
+from etude.recipe.settings import PlateauSettings, Recipe, Settings, changed
 from etude.timeline import (
     QUANTITIES,
     Constant,
@@ -28,6 +28,8 @@ from etude.timeline import (
     preset,
     step_progress,
 )
+from etude.timeline.curves import lengths_in
+from etude.timeline.plan import rounded
 from etude.timeline.tree import phase_from_tree
 
 METRICS = ("valid_loss", "valid_accuracy")
@@ -46,9 +48,6 @@ def timeline_of(recipe: Recipe) -> Timeline:
 
     Raises:
         EtudeError: the settings make no timeline.
-
-    >>> [phase.name for phase in timeline_of(Recipe()).phases]
-    ['warmup', 'grow', 'finish']
     """
     try:
         timeline = _of_own_phases(recipe) if recipe.timeline.phases else _of_preset(recipe)
@@ -162,17 +161,13 @@ def _completed(timeline: Timeline, recipe: Recipe) -> Timeline:
 
 
 def needs_pace(recipe: Recipe) -> bool:
-    """Return whether a step must be timed before the run's steps are known: some length is in minutes or seconds.
-
-    >>> needs_pace(Recipe())
-    False
-    """
+    """Return whether a step must be timed before the run's steps are known: some length is in minutes or seconds."""
     if "finetune" not in recipe.stages:
         return False
-    lengths = [recipe.timeline.length, *_lengths(timeline_of(recipe).phases)]
-    if recipe.train.validate_every != "auto":
-        lengths.append(recipe.train.validate_every)
-    return any(parse_length(length)[1] == "s" for length in lengths if length is not None)
+    lengths = [recipe.timeline.length, recipe.train.validate_every]
+    for phase in timeline_of(recipe).phases:
+        lengths += lengths_in((phase.length, *phase.curves().values()))
+    return any(parse_length(length)[1] == "s" for length in lengths if length not in (None, "auto"))
 
 
 def resolved_run(recipe: Recipe, images: int, pace: Pace | None = None) -> tuple[Timeline, RunSize]:
@@ -231,22 +226,10 @@ def nominal_timeline(recipe: Recipe) -> Timeline:
 def timeline_warnings(
     recipe: Recipe, median_side: int | None = None, timeline: Timeline | None = None, given: Recipe | None = None
 ) -> list[str]:
-    """Return what is allowed but seldom meant, a sentence each.
+    """Return what is allowed but seldom meant, a sentence each: a last phase that ends with images still changed, image
+    sizes above the images' own (``median_side``, pixels), learning rates that jump, and settings that change nothing.
 
-    These are: a last phase that ends with images still changed, image sizes above the images' own, learning rates that
-    jump, and settings that change nothing.
-
-    Args:
-        recipe: the recipe.
-        median_side: median of the images' shorter sides in pixels, where it is known.
-        timeline: resolved for the run, where its size is known.
-        given: the recipe before its open settings were decided, which shows what was set by hand.
-
-    Raises:
-        EtudeError: the settings make no timeline.
-
-    >>> timeline_warnings(Recipe(), median_side=300)
-    []
+    ``given`` is the recipe before its open settings were decided, which shows what was set by hand.
     """
     plan, found = timeline or nominal_timeline(recipe), list[str]()
     end = plan.at(1.0)
@@ -263,7 +246,7 @@ def timeline_warnings(
     if median_side is not None and by_hand and size - plan.size_multiple >= median_side:
         found.append(
             f"the timeline takes images to {size:,} px, above their own median side of {median_side:,} px: enlarging "
-            f"takes time and brings no detail; about {plan.rounded_size(median_side):,} px show all there is"
+            f"takes time and brings no detail; about {rounded(median_side, plan.size_multiple):,} px show all there is"
         )
     return [*found, *_idle(recipe), *plan.jumps()]
 
@@ -277,8 +260,7 @@ def _idle(recipe: Recipe) -> Iterator[str]:
         settings: Settings = getattr(recipe, section)
         for name in sorted(settings.model_fields_set & set(names)):
             value, default = getattr(settings, name), type(settings).model_fields[name].default
-            without = recipe.model_copy(update={section: settings.model_copy(update={name: default})})
-            if value != default and timeline_of(without) == plan:
+            if value != default and timeline_of(changed(recipe, {f"{section}.{name}": default})) == plan:
                 yield f"{section}.{name}={value} changes nothing in {kind}"
 
 
@@ -326,29 +308,11 @@ def _length_in_words(recipe: Recipe, timeline: Timeline) -> str:
     return f"the run's length is train.epochs={recipe.train.epochs:g}"
 
 
-def _lengths(tree: object) -> Iterator[str]:
-    """Yield every length written with a unit in phases and the curves within them."""
-    if isinstance(tree, Phase):
-        yield from _lengths((tree.length, *tree.curves().values()))
-    elif isinstance(tree, str):
-        yield tree
-    elif isinstance(tree, tuple):
-        for part in cast(tuple[object, ...], tree):
-            yield from _lengths(part)
-    elif is_dataclass(tree):
-        yield from _lengths(tuple(getattr(tree, field.name) for field in fields(tree)))
-
-
 def with_ramp(timeline: Timeline, weight: float, start: float, end: float) -> Timeline:
     """Return a resolved timeline whose ``unlabeled_weight`` rises from 0 to ``weight`` between two shares of the run.
 
     Phases count their own progress, so each gets its piece of the rise. A timeline that schedules the weight by itself
     stays as it is.
-
-    >>> from etude.timeline import Phase
-    >>> plan = with_ramp(Timeline((Phase("a", 0.5), Phase("b", 0.5))), 2.0, 0.25, 0.75)
-    >>> [plan.at(t).unlabeled_weight for t in (0.0, 0.25, 0.5, 0.75, 1.0)]
-    [0.0, 0.0, 1.0, 2.0, 2.0]
     """
     if "unlabeled_weight" in timeline.quantities():
         return timeline
@@ -383,23 +347,13 @@ class ImageSizes:
 
 
 def image_sizes(recipe: Recipe) -> ImageSizes:
-    """Return the first, last and largest image size of the recipe's timeline.
-
-    >>> from etude.recipe import load_recipe
-    >>> image_sizes(load_recipe("progressive"))
-    ImageSizes(first=128, final=224, largest=224)
-    """
+    """Return the first, last and largest image size of the recipe's timeline."""
     sizes = [moment.image_size or recipe.timeline.final_size for moment in _moments(recipe)]
     return ImageSizes(sizes[0], sizes[-1], max(sizes))
 
 
 def maximum_of(recipe: Recipe, quantity: str) -> float:
-    """Return the largest value of a quantity in the recipe's timeline; 0 where it is not scheduled.
-
-    >>> from etude.recipe import load_recipe
-    >>> maximum_of(load_recipe("default"), "drop_path")
-    0.0
-    """
+    """Return the largest value of a quantity in the recipe's timeline; 0 where it is not scheduled."""
     return max(getattr(moment, quantity) or 0.0 for moment in _moments(recipe))
 
 

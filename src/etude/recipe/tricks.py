@@ -8,7 +8,7 @@ from typing import Any
 
 from etude.core.errors import EtudeError, listed, nearest
 from etude.recipe.load import flat
-from etude.recipe.settings import Recipe
+from etude.recipe.settings import Recipe, changed
 from etude.recipe.timeline import timeline_of
 
 Changes = dict[str, Any]
@@ -28,7 +28,7 @@ class Trick:
 
     def is_on(self, recipe: Recipe) -> bool:
         """Whether a resolved recipe has it."""
-        own = _plain(recipe)
+        own = {key: list(value) if isinstance(value, tuple) else value for key, value in flat(recipe).items()}
         if self.is_choice:
             return all(own[key] == value for key, value in self.on.items())
         return any(own[key] != value for key, value in self.off.items())
@@ -168,22 +168,3 @@ def switched(recipe: Recipe, tricks: Sequence[Trick], on: Collection[str]) -> Ch
             "time"
         )
     return changes
-
-
-def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
-    """Return the recipe with settings changed by dotted name.
-
-    >>> changed(Recipe(), {"train.ema": 0.0}).train.ema
-    0.0
-    """
-    for key, value in changes.items():
-        section, _, leaf = key.rpartition(".")
-        if section:
-            recipe = recipe.model_copy(update={section: getattr(recipe, section).model_copy(update={leaf: value})})
-        else:
-            recipe = recipe.model_copy(update={leaf: tuple(value) if isinstance(value, list) else value})
-    return recipe
-
-
-def _plain(recipe: Recipe) -> Changes:
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in flat(recipe).items()}

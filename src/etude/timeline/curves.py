@@ -8,11 +8,21 @@ from __future__ import annotations
 
 import bisect
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from numbers import Real
-from typing import Any, ClassVar, Protocol, Self, cast, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self, cast
 
-from etude.timeline.lengths import Length, RunSize, check_shares, divided, length_in_steps, parse_length, share_of
+from etude.timeline.lengths import (
+    Length,
+    RunSize,
+    as_share,
+    check_shares,
+    divided,
+    length_in_steps,
+    parse_length,
+    share_of,
+)
 
 # Arithmetic on shares errs by parts in 1e16; it must not delay a boundary by a step.
 ROUNDING = 1e-9
@@ -23,20 +33,6 @@ class Curve(Protocol):
 
     def at(self, t: float) -> float:
         """Return the value at ``t`` in [0, 1]."""
-        ...
-
-
-@runtime_checkable
-class Resolvable(Protocol):
-    """A curve that holds a length, or curves that may: it must know the run's size before it can be read."""
-
-    @property
-    def is_resolved(self) -> bool:
-        """Whether every length in it is a share."""
-        ...
-
-    def resolved(self, phase_steps: float, run: RunSize) -> Curve:
-        """Return the same curve with every length a share of a phase of ``phase_steps`` steps."""
         ...
 
 
@@ -51,12 +47,22 @@ def resolved(curve: Curve, phase_steps: float, run: RunSize) -> Curve:
     Raises:
         ValueError: a length is longer than the phase allows, or ``run`` does not say what it takes to resolve it.
     """
-    return curve.resolved(phase_steps, run) if isinstance(curve, Resolvable) else curve
+    return curve.resolved(phase_steps, run) if isinstance(curve, Named) else curve
 
 
 def is_resolved(curve: Curve) -> bool:
     """Return whether ``curve`` can be read without knowing the run's size."""
-    return bool(getattr(curve, "is_resolved", True))
+    return all(share_of(length) is not None for length in lengths_in(curve))
+
+
+def lengths_in(held: object) -> Iterator[str]:
+    """Yield the lengths written as text in a curve and the curves within it, or in a tuple of both."""
+    if isinstance(held, str):
+        yield held
+    elif isinstance(held, Named):
+        held = tuple(getattr(held, field.name) for field in fields(cast(Any, held)))
+    for part in cast(tuple[object, ...], held) if isinstance(held, tuple) else ():
+        yield from lengths_in(part)
 
 
 def check_numbers(curve: str, **values: object) -> None:
@@ -75,6 +81,10 @@ class Named:
     def __post_init__(self) -> None:
         found = [field.name for field in fields(cast(Any, self)) if field.type == "float"]
         check_numbers(self.name, **{field: getattr(self, field) for field in found})
+
+    def resolved(self, phase_steps: float, run: RunSize) -> Self:
+        """Return the curve with every length in it as a share of a phase of ``phase_steps`` steps."""
+        return self
 
     def _share(self, length: Length) -> float:
         """Return ``length`` as the share it is; ValueError where it is none before the run's size is known."""
@@ -99,7 +109,6 @@ class Constant(Named):
     value: float
 
     def at(self, t: float) -> float:
-        """Return the value at any progress."""
         return self.value
 
 
@@ -116,7 +125,6 @@ class Linear(Named):
     end: float
 
     def at(self, t: float) -> float:
-        """Return ``start + (end - start) * t``."""
         return self.start + (self.end - self.start) * t
 
 
@@ -133,8 +141,11 @@ class Cosine(Named):
     end: float
 
     def at(self, t: float) -> float:
-        """Return ``end + (start - end) * (1 + cos(pi * t)) / 2``."""
         return _half_cosine(self.start, self.end, t)
+
+
+def _half_cosine(start: float, end: float, t: float) -> float:
+    return end + (start - end) * (1.0 + math.cos(math.pi * t)) / 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,14 +169,13 @@ class Exponential(Named):
             raise ValueError(f"an exponential curve runs between numbers above 0, got {self.start!r} to {self.end!r}")
 
     def at(self, t: float) -> float:
-        """Return ``start * (end / start) ** t``."""
-        # Written so that the ends are exact and the quotient of two far numbers cannot overflow.
+        # Not start * (end / start) ** t: the ends are exact, and the quotient of two far numbers cannot overflow.
         return self.start ** (1.0 - t) * self.end**t
 
 
 @dataclass(frozen=True, slots=True)
 class Steps(Named):
-    """Constant pieces: multiplied by ``factor`` at every milestone (torch's ``MultiStepLR``).
+    """Constant pieces: ``start``, multiplied by ``factor`` at every milestone (torch's ``MultiStepLR``).
 
     Args:
         start: value before the first milestone.
@@ -196,7 +206,6 @@ class Steps(Named):
             raise ValueError(f"milestones of a steps curve must rise within [0, 1], got {list(self.milestones)}")
 
     def at(self, t: float) -> float:
-        """Return ``start * factor ** (number of milestones at or before t)``."""
         return self.start * self.factor ** bisect.bisect_right(self.milestones, t + ROUNDING)
 
 
@@ -232,14 +241,9 @@ class OneCycle(Named):
             raise ValueError(f"rise of a one_cycle curve must lie between 0 and 1, got {self.rise!r}")
 
     def at(self, t: float) -> float:
-        """Return the value of the rising half before ``rise``, of the falling half from there on."""
         if t < self.rise:
             return _half_cosine(self.start, self.peak, t / self.rise)
         return _half_cosine(self.peak, self.end, (t - self.rise) / (1.0 - self.rise))
-
-
-def _half_cosine(start: float, end: float, t: float) -> float:
-    return end + (start - end) * (1.0 + math.cos(math.pi * t)) / 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,25 +277,17 @@ class Warmup(Named):
                 "steps '500st' or time '1m'"
             )
 
-    @property
-    def is_resolved(self) -> bool:
-        """Whether the length is a share and ``after`` is resolved."""
-        return share_of(self.length) is not None and is_resolved(self.after)
-
-    def resolved(self, phase_steps: float, run: RunSize) -> Warmup:
-        """Return the same curve with its lengths as shares; ValueError when the warmup leaves nothing of the phase."""
+    def resolved(self, phase_steps: float, run: RunSize) -> Self:
         steps = length_in_steps(self.length, phase_steps, run)
         if steps >= phase_steps:
             raise ValueError(
                 f"a warmup of {self.length!r} takes {steps:,.10g} of the {phase_steps:,.10g} steps it is part of and "
                 "leaves nothing after it: shorten the warmup or make the run longer"
             )
-        share = share_of(self.length)
-        share = steps / phase_steps if share is None else share
-        return replace(self, after=resolved(self.after, phase_steps - steps, run), length=share)
+        after = resolved(self.after, phase_steps - steps, run)
+        return replace(self, after=after, length=as_share(self.length, phase_steps, run))
 
     def at(self, t: float) -> float:
-        """Return the line before ``length``, ``after`` from there on; ValueError where the length is not a share."""
         share = self._share(self.length)
         if t < share:
             return self.start + (self.after.at(0.0) - self.start) * t / share
@@ -300,7 +296,7 @@ class Warmup(Named):
 
 @dataclass(frozen=True, slots=True)
 class Joined(Named):
-    """Curves one after the other, each over its own part of the phase.
+    """Curves one after the other, each over its own part of the phase; a boundary belongs to the part it begins.
 
     Args:
         parts: pairs of length and curve; epochs, steps and time come first, shares divide what they leave and sum to 1.
@@ -322,27 +318,13 @@ class Joined(Named):
             raise ValueError("a joined curve needs at least one part: a length and a curve")
         check_shares([length for length, _ in self.parts])
 
-    @property
-    def is_resolved(self) -> bool:
-        """Whether all lengths are shares and all parts are resolved."""
-        return all(share_of(length) is not None and is_resolved(curve) for length, curve in self.parts)
-
-    def resolved(self, phase_steps: float, run: RunSize) -> Joined:
-        """Return the same curve with its lengths as shares; ValueError when they exceed or do not fill the phase."""
+    def resolved(self, phase_steps: float, run: RunSize) -> Self:
         shares = divided([length for length, _ in self.parts], phase_steps, run)
-        curves = (curve for _, curve in self.parts)
-        return Joined(
-            tuple(
-                (share, resolved(curve, share * phase_steps, run)) for share, curve in zip(shares, curves, strict=True)
-            )
-        )
+        curves = [curve for _, curve in self.parts]
+        parts = zip(shares, curves, strict=True)
+        return replace(self, parts=tuple((share, resolved(curve, share * phase_steps, run)) for share, curve in parts))
 
     def at(self, t: float) -> float:
-        """Return the value of the part that ``t`` lies in; a boundary belongs to the part it begins.
-
-        Raises:
-            ValueError: a length is not a share; resolve the curve first.
-        """
         start = 0.0
         for length, curve in self.parts[:-1]:
             share = self._share(length)
@@ -365,17 +347,10 @@ class Scaled(Named):
     curve: Curve
     factor: float
 
-    @property
-    def is_resolved(self) -> bool:
-        """Whether the curve within is resolved."""
-        return is_resolved(self.curve)
-
-    def resolved(self, phase_steps: float, run: RunSize) -> Scaled:
-        """Return the same curve with the lengths within it as shares."""
+    def resolved(self, phase_steps: float, run: RunSize) -> Self:
         return replace(self, curve=resolved(self.curve, phase_steps, run))
 
     def at(self, t: float) -> float:
-        """Return ``factor`` times the curve's value."""
         return self.curve.at(t) * self.factor
 
 
@@ -409,19 +384,10 @@ class Triangular(Named):
         Named.__post_init__(self)
         parse_length(self.cycle)
 
-    @property
-    def is_resolved(self) -> bool:
-        """Whether the cycle is a share."""
-        return share_of(self.cycle) is not None
-
     def resolved(self, phase_steps: float, run: RunSize) -> Self:
-        """Return the same curve with the cycle as a share."""
-        share = share_of(self.cycle)
-        share = length_in_steps(self.cycle, phase_steps, run) / phase_steps if share is None else share
-        return replace(self, cycle=share)
+        return replace(self, cycle=as_share(self.cycle, phase_steps, run))
 
     def at(self, t: float) -> float:
-        """Return the value at ``t``; ValueError where the cycle is not a share, so the curve not resolved."""
         cycles = t / self._share(self.cycle)
         number = math.floor(1.0 + cycles)
         x = abs(2.0 * cycles - 2.0 * number + 1.0)
@@ -444,7 +410,6 @@ class Triangular2(Triangular):
     name = "triangular2"
 
     def amplitude(self, t: float, number: int) -> float:
-        """Return 2 ** -(number - 1)."""
         return 0.5 ** (number - 1)
 
 
@@ -496,7 +461,6 @@ class ExpRange(Triangular):
         return cls(base, peak, cycle, gamma**steps)
 
     def amplitude(self, t: float, number: int) -> float:
-        """Return decay ** t."""
         return self.decay**t
 
 

@@ -101,11 +101,7 @@ def parse_length(length: Length) -> tuple[float, str]:
 
 
 def share_of(length: Length) -> float | None:
-    """Return the share that ``length`` is, or None if it is given in epochs, steps or time.
-
-    >>> share_of("50%"), share_of("3ep")
-    (0.5, None)
-    """
+    """Return the share that ``length`` is, or None if it is given in epochs, steps or time."""
     if isinstance(length, float):
         return length
     amount, unit = parse_length(length)
@@ -145,6 +141,12 @@ def length_in_steps(length: Length, whole_steps: float, run: RunSize, mean_size:
             "give RunSize(pace=Pace(seconds)), or a share, epochs or steps instead"
         )
     return amount / run.pace.at(mean_size)
+
+
+def as_share(length: Length, whole_steps: float, run: RunSize) -> float:
+    """Return the part of ``whole_steps`` that ``length`` is."""
+    share = share_of(length)
+    return length_in_steps(length, whole_steps, run) / whole_steps if share is None else share
 
 
 def check_shares(lengths: Sequence[Length]) -> None:

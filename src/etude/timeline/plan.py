@@ -284,9 +284,7 @@ class Timeline:
         A jump is a change by more than a factor 2, or from or to zero by more than 1% of the highest rate.
         """
         spans = planned_spans(self.phases) if self._resolved_spans() else ()
-        starts = [self._planned_lr(span, 0.0) for span in spans]
-        stops = [self._planned_lr(span, 1.0) for span in spans]
-        middles = [self._planned_lr(span, 0.5) for span in spans]
+        starts, middles, stops = ([self._planned_lr(span, within) for span in spans] for within in (0.0, 0.5, 1.0))
         peak = max((lr for lr in (*starts, *middles, *stops) if lr is not None), default=0.0)
         return tuple(
             f"the learning rate jumps from {before:g} to {after:g} where phase {span.phase.name!r} begins; "
@@ -311,10 +309,6 @@ class Timeline:
         if not sizes:
             raise ValueError("this timeline schedules no image_size, so it needs none in particular")
         return max(sizes)
-
-    def rounded_size(self, size: float) -> int:
-        """Round half up to the multiple: Python's ``round`` would send 144 and 176 in different directions."""
-        return rounded(size, self.size_multiple)
 
     def _resolved_spans(self) -> tuple[Span, ...]:
         if not self._spans:

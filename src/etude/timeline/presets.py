@@ -9,7 +9,18 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from etude.timeline.curves import Constant, Cosine, Curve, ExpRange, Joined, Linear, OneCycle, Triangular, Triangular2
+from etude.timeline.curves import (
+    Constant,
+    Cosine,
+    Curve,
+    ExpRange,
+    Joined,
+    Linear,
+    OneCycle,
+    Triangular,
+    Triangular2,
+    is_resolved,
+)
 from etude.timeline.lengths import Length, share_of
 from etude.timeline.phase import Phase
 from etude.timeline.plan import Timeline
@@ -149,7 +160,7 @@ def _one_cycle(shape: Shape) -> Timeline:
 def _cyclic(kind: type[Triangular], shape: Shape) -> Timeline:
     curve = kind(shape.peak_lr * shape.knee, shape.peak_lr, shape.cycle)
     cycles = _middle(shape, "cycles", curve, warmed_up=False)
-    if not curve.is_resolved:  # where in a cycle the phase will end is not known yet
+    if not is_resolved(curve):  # where in a cycle the phase will end is not known yet
         return _timeline(shape, cycles, jump=True)
     return _timeline(shape, cycles, finish_from=curve.at(1.0))
 

@@ -54,12 +54,8 @@ def timeline_from_tree(value: object) -> Timeline:
 def phase_from_tree(value: object, where: str = "phase") -> Phase:
     """Return the phase that a table describes: its name, length, quantities, plateau and jump.
 
-    Args:
-        value: what was read from TOML or JSON.
-        where: names the place in messages for as long as the phase's own name is not known.
-
     Raises:
-        ValueError: one sentence that says where, what was received and what is accepted.
+        ValueError: one sentence that says where (``where``, or the phase's name), what was received, what is accepted.
 
     >>> phase_from_tree({"name": "finish", "length": 0.2, "lr": {"curve": "cosine", "start": 1e-3, "end": 0}}).lr
     Cosine(start=0.001, end=0.0)
@@ -72,10 +68,6 @@ def curve_from_tree(value: object, where: str = "curve") -> Curve:
 
     The other keys are the curve's own fields. A curve inside another is written the same way: ``after`` of a warmup,
     ``of`` of a scaled curve, and ``parts`` of a joined one, a list of ``{length = ..., of = ...}``.
-
-    Args:
-        value: what was read from TOML or JSON.
-        where: names the place in messages.
 
     Raises:
         ValueError: one sentence that says where, what was received and what is accepted.
