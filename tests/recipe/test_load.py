@@ -146,7 +146,8 @@ def test_an_unknown_recipe(name: str, sentence: str):
 
 def test_a_file_starts_from_its_base(toml):
     recipe = load_recipe(toml('base = "quick"\n[train]\nlr = 0.1\n[data]\nfit = "crop"\n'))
-    assert dict(flat(recipe).items() - flat(load_recipe("quick")).items()) == {"name": "my", "train.lr": 0.1, "data.fit": "crop"}
+    own = dict(flat(recipe).items() - flat(load_recipe("quick")).items())
+    assert own == {"name": "my", "train.lr": 0.1, "data.fit": "crop"}
 
 
 def test_a_file_without_base_starts_from_default_and_may_name_itself(toml):
