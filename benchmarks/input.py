@@ -93,7 +93,7 @@ def batches_of(dataset: Any, size: int, steps: int, strength: float = 1.0, polic
         TrainingRows(store.gather, rows, dataset.labels, dataset.weights, store.source_size,
             num_classes=len(dataset.images.classes),
         ),
-        steps=steps, batch_size=BATCH, plan=lambda step: moment, seed=0,
+        steps=steps, batch_size=BATCH, plan=lambda step: moment, context=Context(),
         augment=lambda images, strength, rng, size: augment(images, chosen, strength, rng, size),
     )  # fmt: skip
 

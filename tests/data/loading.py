@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from etude.core.context import Context
 from etude.data.loader import StepBatches, TrainingRows
 
 
@@ -52,7 +53,7 @@ def unchanged(images: np.ndarray, strength: float, rng: np.random.Generator, siz
 
 def batches(data: TrainingRows, batch_size: int = 4, steps: int = 5, seed: int = 0, **options: Any) -> StepBatches:
     options = {"plan": lambda step: Step(), "augment": unchanged, **options}
-    return StepBatches(data, steps=steps, batch_size=batch_size, seed=seed, **options)
+    return StepBatches(data, steps=steps, batch_size=batch_size, context=Context(seed=seed), **options)
 
 
 def parts(loader: StepBatches) -> list[list[int]]:

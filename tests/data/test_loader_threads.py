@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from data.loading import Images, Step, batches, parts, training_rows
 from etude.core.errors import EtudeError
-from etude.data.batches import shares
 from etude.data.loader import OrderedBatches, StepBatches, TrainingRows, default_threads
 
 
@@ -159,14 +158,6 @@ def test_a_step_of_fewer_images_than_parts_is_refused():
     with pytest.raises(EtudeError, match=r"a step's 3 images cannot come in 4 parts: raise train\.micro_batch"):
         list(batches(training_rows(3), 3, 2, parts=4))
     assert loader_threads() == []
-
-
-@given(st.integers(0, 50), st.integers(1, 9))
-def test_shares_cover_everything_in_order(count: int, number: int):
-    covered = [list(range(count))[share] for share in shares(count, number)]
-    assert [place for share in covered for place in share] == list(range(count))
-    assert len(covered) == number
-    assert max(map(len, covered)) - min(map(len, covered)) <= 1
 
 
 def test_a_fixed_batch_asks_the_plan_for_no_earlier_step():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from data.storing import build, flat, smooth, write_images
-from etude.core.context import Silent
+from etude.core.context import Context, Silent
 from etude.core.errors import EtudeError
 from etude.core.text import file_size
 from etude.data.scan import scan_images
@@ -15,6 +15,7 @@ from etude.data.sources import ImageSet
 from etude.data.stores import choose
 from etude.data.stores.choose import Room, choose_kind
 from etude.data.stores.formats import Blosc2Store, bytes_per_second
+from etude.data.stores.partial import Decoding
 
 COUNT, SIDE = 20, 32
 RAW = COUNT * SIDE * SIDE * 3
@@ -38,9 +39,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choose, "SMALL", 0)
 
 
+def decoding(images: ImageSet) -> Decoding:
+    return Decoding(images, scan_images(images, Silent()), SIDE, "squash", Context(), threads=1)
+
+
 def chosen(images: ImageSet, *, asked: str = "auto", free: int = PLENTY, limit: int | None = None) -> tuple[str, str]:
-    room = Room(free, limit, Path("/cache/stores"))
-    return choose_kind(images, scan_images(images, Silent()), SIDE, fit="squash", asked=asked, room=room, threads=1)
+    return choose_kind(decoding(images), asked, Room(free, limit, Path("/cache/stores")))
 
 
 def test_photos_stay_raw(photos: ImageSet) -> None:
@@ -142,9 +146,9 @@ def test_no_sampled_image_can_be_decoded(photos: ImageSet) -> None:
 def test_few_images_are_sampled(photos: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
     counts: list[int] = []
 
-    def counting(images, scan, target, threads, most):
+    def counting(work, most):
         counts.append(most)
-        return sample(images, scan, target, threads, most)
+        return sample(work, most)
 
     sample = choose.sample_rows
     monkeypatch.setattr(choose, "sample_rows", counting)
@@ -154,13 +158,13 @@ def test_few_images_are_sampled(photos: ImageSet, monkeypatch: pytest.MonkeyPatc
     assert counts == [16, 64]
 
 
-def test_the_estimate_is_near(drawings: ImageSet, photos: ImageSet, tmp_path: Path) -> None:
+def test_the_estimate_is_near(
+    drawings: ImageSet, photos: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choose, "_LEAST_SAMPLED", COUNT)
     for images, kind in ((drawings, "blosc2"), (photos, "encoded"), (photos, "blosc2")):
         built = build(images, tmp_path / "cache" / images.root.name, SIDE, kind=kind)
-        sample = choose.sample_rows(
-            images, scan_images(images, Silent()), choose.Target(Blosc2Store, SIDE, "squash"), 1, COUNT
-        )
-        expected = choose.Sizes(COUNT, SIDE, RAW, sample).expected(type(built.store))
+        expected = choose.Sizes(decoding(images)).expected(type(built.store))
         assert expected == built.store.record.total_bytes
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from data.storing import KINDS, build, contents, write_images
+from etude.data.stores import formats
 from etude.data.stores.disk import DamagedStoreError
-from etude.data.stores.formats import open_store
 
 
 def shorten(path: Path) -> None:
@@ -73,13 +73,13 @@ def test_damage_is_told_and_the_store_built_again(kind: str, tmp_path: Path) -> 
 @pytest.mark.parametrize("kind", KINDS)
 def test_opening_what_is_no_store(kind: str, tmp_path: Path) -> None:
     with pytest.raises(DamagedStoreError, match=r"is damaged .*; delete it and run again"):
-        open_store(tmp_path)
+        formats.KINDS[kind](tmp_path)
     images = write_images(tmp_path / "in", 2, 12)
     folder = build(images, tmp_path / "cache", 12, kind=kind).store.folder
     for changed in ({"kind": "zip"}, {"kind": "raw" if kind != "raw" else "encoded"}, {"version": 1}):
         record = json.loads((folder / "store.json").read_text())
         (folder / "store.json").write_text(json.dumps({**record, **changed}))
         with pytest.raises(DamagedStoreError) as told:
-            open_store(folder)
+            formats.KINDS[kind](folder)
         assert pickle.loads(pickle.dumps(told.value)).args == told.value.args
         (folder / "store.json").write_text(json.dumps(record))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -158,10 +157,3 @@ def placed(batch: Batch, device: torch.device, pin: bool) -> Batch:
     if device.type != "cpu":
         return {key: tensor.to(device, non_blocking=True) for key, tensor in batch.items()}
     return {key: tensor.pin_memory() for key, tensor in batch.items()} if pin else batch
-
-
-def shares(count: int, parts: int) -> list[slice]:
-    """Return ``parts`` slices that follow each other and cover ``count``, as equal as possible."""
-    small, larger = divmod(count, parts)
-    ends = [number * small + min(number, larger) for number in range(parts + 1)]
-    return [slice(start, stop) for start, stop in pairwise(ends)]

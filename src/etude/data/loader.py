@@ -9,17 +9,18 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
+from etude.core.context import Context
 from etude.core.errors import EtudeError
 from etude.core.prefetch import prefetch
 from etude.core.processor import usable_cores
-from etude.core.seeds import rng_for
-from etude.data.batches import Augment, Batch, StepNeeds, TrainingRows, plain_batch, shares, training_batch
-from etude.data.order import Epochs, FixedMix, Order
+from etude.core.text import counted
+from etude.data.batches import Augment, Batch, StepNeeds, TrainingRows, plain_batch, training_batch
+from etude.data.order import FixedMix, MixedOrder, Order
 
 _LARGEST_SIDE = 1 << 20  # asked for more than it has, a store names the side of its own images
 
@@ -71,38 +72,26 @@ class _Stores:
 
     def gather(self, positions: np.ndarray, size: int) -> np.ndarray:
         """Return the images at ``positions``, uint8 (B, size, size, channels)."""
-        pieces = [(where, part.gather(rows, size)) for where, part, rows in self._by_part(positions)]
-        _refuse_other_shapes({images.shape[1:] for _, images in pieces})
-        together = np.empty((len(positions), *pieces[0][1].shape[1:]), np.uint8)
-        for where, images in pieces:
-            together[where] = images
-        return together
+        return self._together(positions, lambda part, rows: part.gather(rows, size))
 
     def gather_tensor(self, positions: np.ndarray, size: int) -> torch.Tensor:
         """Return the images at ``positions``, uint8 (B, size, size, channels), on their device."""
-        pieces = [
-            (where, part.gather_tensor(rows, size))
-            for where, part, rows in self._by_part(positions)
-            if part.gather_tensor is not None
-        ]
-        _refuse_other_shapes({tuple(images.shape[1:]) for _, images in pieces})
-        first = pieces[0][1]
-        together = torch.empty((len(positions), *first.shape[1:]), dtype=torch.uint8, device=first.device)
-        for where, images in pieces:
-            together[torch.from_numpy(where).to(first.device)] = images
-        return together
+        return self._together(positions, lambda part, rows: part.gather_tensor and part.gather_tensor(rows, size))
 
-    def _by_part(self, positions: np.ndarray) -> Iterator[tuple[np.ndarray, TrainingRows, np.ndarray]]:
-        """Yield for each part that is asked for: where its images go, the part, and the rows of its store."""
+    def _together(self, positions: np.ndarray, read: Callable[[TrainingRows, np.ndarray], Any]) -> Any:
         owner = np.searchsorted(self.ends, positions, side="right")
+        together: Any = None
         for number in np.unique(owner):
             where, part = np.flatnonzero(owner == number), self.parts[number]
-            yield where, part, part.rows[positions[where] - (self.ends[number] - len(part))]
-
-
-def _refuse_other_shapes(shapes: set[tuple[int, ...]]) -> None:
-    if len(shapes) > 1:
-        raise ValueError(f"stores give images of shapes {sorted(shapes)}: store them with the same channels")
+            images = read(part, part.rows[positions[where] - (self.ends[number] - len(part))])
+            if together is None:
+                shape = (len(positions), *images.shape[1:])
+                together = np.empty(shape, np.uint8) if isinstance(images, np.ndarray) else images.new_empty(shape)
+            elif images.shape[1:] != together.shape[1:]:
+                shapes = sorted({tuple(images.shape[1:]), tuple(together.shape[1:])})
+                raise ValueError(f"stores give images of shapes {shapes}: store them with the same channels")
+            together[where] = images
+        return together
 
 
 _MAX_THREADS = 4  # more of them only take turns at Python's lock
@@ -144,18 +133,17 @@ class StepBatches:
         plan: maps a step to its size, strength and images. Where its answer changes, prefetched batches of the old plan
             are dropped and made anew.
         augment: samples images to the step's size.
+        context: its seed.
         start: the first step to yield, of a resumed run.
         threads: that make batches; one for each two cores, from one to four.
         prefetch: steps whose batches are ready or in the making, which bounds the memory; two more than threads.
         part: (which, of how many) processes share each batch.
-        parts: batches that each step's images come in, one after the other: for gradients that are accumulated. The
-            images are those of the whole step.
+        parts: batches that each step's images come in, one after the other: for gradients that are accumulated.
         fixed_batch: whether every step of the plan has ``batch_size`` images; a run that is resumed late then need not
             ask it for each step before.
         pin: page-locked memory, from which a GPU fetches while it works.
         mix: the share of labelled images in every batch; None draws from all rows equally.
-        strong: makes the batch's ``strong``, a second view of its unlabelled images, at strength 1. Labelled images
-            have their first view there.
+        strong: makes the batch's ``strong``, a second view of its unlabelled images, at strength 1.
     """
 
     def __init__(
@@ -166,7 +154,7 @@ class StepBatches:
         batch_size: int,
         plan: Callable[[int], StepPlan],
         augment: Augment,
-        seed: int,
+        context: Context,
         start: int = 0,
         threads: int | None = None,
         prefetch: int | None = None,
@@ -177,18 +165,16 @@ class StepBatches:
         mix: FixedMix | None = None,
         strong: Augment | None = None,
     ) -> None:
-        self.data, self.steps, self.plan = data, steps, plan
-        self.seed, self.start, self.part, self.parts, self.fixed_batch = seed, start, part, parts, fixed_batch
+        self.data, self.steps, self.plan, self.context = data, steps, plan, context
+        self.start, self.part, self.parts, self.fixed_batch = start, part, parts, fixed_batch
         self.threads = default_threads() if threads is None else threads
         self.prefetch = self.threads + 2 if prefetch is None else prefetch
         self.batch_size = min(batch_size, len(data.rows))
         self.augment, self.strong, self.pin = augment, strong, pin
-        self._order: Order
-        if mix is None:
-            self._order = Epochs(len(data), seed, part)
-        else:
-            labels = data.class_indices if mix.balanced else None
-            self._order = mix.order(data.is_labelled(np.arange(len(data))), seed, labels=labels, part=part)
+        self._order = Order(len(data), context, part)
+        if mix is not None:
+            labelled = data.is_labelled(np.arange(len(data)))
+            self._order = MixedOrder(mix, labelled, data.class_indices, context, part)
 
     def __len__(self) -> int:
         return self.steps * self.parts
@@ -232,7 +218,7 @@ class StepBatches:
     def _made(self, step: int, first: np.ndarray, needs: StepNeeds) -> Batch:
         # Drawing the rows and the generator belongs to the thread too: it takes half a millisecond from a cold cache.
         chosen = self._order.chosen(first, needs.images)
-        rng = rng_for(self.seed, f"augment/{self.part[0]}" if self.part[0] else "augment", step)
+        rng = self.context.rng(f"augment/{self.part[0]}" if self.part[0] else "augment", step)
         return training_batch(self.data, chosen, needs, rng, self.augment, self.strong, self.pin)
 
     def _needs(self, step: int) -> StepNeeds:
@@ -253,11 +239,11 @@ class StepBatches:
         images = len(batch["image"])
         if images < self.parts:
             raise EtudeError(
-                f"a step's {images} image{'s' if images != 1 else ''} cannot come in {self.parts} parts: raise "
-                "train.micro_batch, or the batch size"
+                f"a step's {counted(images, 'image')} cannot come in {self.parts} parts: raise train.micro_batch, or "
+                "the batch size"
             )
-        for share in shares(images, self.parts):
-            yield {key: value[share] for key, value in batch.items()}
+        for part in zip(*(value.tensor_split(self.parts) for value in batch.values()), strict=True):
+            yield dict(zip(batch, part, strict=True))
 
 
 def default_threads() -> int:
@@ -305,7 +291,7 @@ class OrderedBatches:
         return min(-(-self._largest_share // self.batch_size), len(self._positions))
 
     def __iter__(self) -> Iterator[Mapping[str, torch.Tensor]]:
-        chosen = [self._positions[share] for share in shares(len(self._positions), len(self))] if len(self) else []
+        chosen = np.array_split(self._positions, len(self)) if len(self) else []
         make: Callable[[np.ndarray], Batch] = lambda rows: plain_batch(self.data, rows, self.size, self.pin)  # noqa: E731
         if self.data.gather_tensor is not None:
             return map(make, chosen)

@@ -6,49 +6,26 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch.distributed
 from torch.utils.data import Sampler
 
+from etude.core.context import Context
 from etude.core.errors import EtudeError
-from etude.core.seeds import rng_for
 from etude.data.split import by_class
 
 
-class Stream(Protocol):
-    """An endless stream of positions."""
-
-    def take(self, first: int, count: int) -> np.ndarray:
-        """Return ``count`` positions of the stream from its place ``first`` on, int (count,)."""
-        ...
-
-
-class Order(Protocol):
-    """What each step of a run draws, of one or several streams, as this process' share; threads may use it together."""
-
-    def taken(self, images: int) -> np.ndarray:
-        """Return how many images of each stream a step of ``images`` takes over all processes, int64 (streams,)."""
-        ...
-
-    def chosen(self, first: np.ndarray, images: int) -> np.ndarray:
-        """Return the positions of this process' images in a step of ``images`` (over all processes).
-
-        ``first`` int64 (streams,) are the images that the steps before took of each stream.
-        """
-        ...
-
-
 class Shuffled:
-    """All positions up to ``count``, shuffled anew for each epoch; every position comes once an epoch."""
+    """An endless stream of all positions up to ``count``, shuffled anew for each epoch."""
 
-    def __init__(self, count: int, seed: int, name: str = "order") -> None:
-        self.count, self.seed, self.name = count, seed, name
+    def __init__(self, count: int, context: Context, name: str = "order") -> None:
+        self.count, self.context, self.name = count, context, name
         self._epochs: dict[int, np.ndarray] = {}
 
     def take(self, first: int, count: int) -> np.ndarray:
-        """As :meth:`Stream.take`."""
+        """Return ``count`` positions of the stream from its place ``first`` on, int (count,)."""
         pieces = [np.empty(0, np.int64)]
         while count > 0:
             epoch, place = divmod(first, self.count)
@@ -60,7 +37,7 @@ class Shuffled:
         epochs = self._epochs  # replaced as a whole, since several threads ask
         if epoch not in epochs:
             kept = {known: order for known, order in epochs.items() if abs(known - epoch) <= 1}
-            order = rng_for(self.seed, self.name, epoch).permutation(self.count)
+            order = self.context.rng(self.name, epoch).permutation(self.count)
             epochs = {**kept, epoch: order.astype(np.min_scalar_type(self.count))}  # half the memory, or less
             self._epochs = epochs
         return epochs[epoch]
@@ -72,18 +49,18 @@ class Balanced:
     Any C places in a row that begin with a round hold each of the C classes that occur once, however rare it is.
     """
 
-    def __init__(self, labels: np.ndarray, seed: int, name: str = "order") -> None:
-        self.seed, self.name = seed, name
+    def __init__(self, labels: np.ndarray, context: Context, name: str) -> None:
+        self.context, self.name = context, name
         codes = np.unique(labels, return_inverse=True)[1]
         self._members = by_class(np.arange(len(codes)), codes) if len(codes) else []
-        self._streams = [Shuffled(len(own), seed, f"{name}/{code}") for code, own in enumerate(self._members)]
+        self._streams = [Shuffled(len(own), context, f"{name}/{code}") for code, own in enumerate(self._members)]
 
     def take(self, first: int, count: int) -> np.ndarray:
-        """As :meth:`Stream.take`."""
+        """As :meth:`Shuffled.take`."""
         drawn: list[int] = []
         while count > 0:
             cycle, place = divmod(first, len(self._members))
-            turns = rng_for(self.seed, f"{self.name}/turns", cycle).permutation(len(self._members))
+            turns = self.context.rng(f"{self.name}/turns", cycle).permutation(len(self._members))
             classes = turns[place : place + count]
             # A class has had one turn in each round before, so this round's is its image number ``cycle``.
             drawn += [int(self._members[code][self._streams[code].take(cycle, 1)[0]]) for code in classes]
@@ -91,18 +68,24 @@ class Balanced:
         return np.array(drawn, dtype=np.int64)
 
 
-class Epochs:
-    """One stream of shuffled epochs that follow each other without a gap; ``part``: (which, of how many) processes."""
+class Order:
+    """What each step of a run draws, as the share of one process (``part``: which, of how many); threads may share it.
 
-    def __init__(self, count: int, seed: int, part: tuple[int, int] = (0, 1)) -> None:
-        self.part, self._stream = part, Shuffled(count, seed)
+    Here from one stream of shuffled epochs that follow each other without a gap.
+    """
+
+    def __init__(self, count: int, context: Context, part: tuple[int, int] = (0, 1)) -> None:
+        self.part, self._stream = part, Shuffled(count, context)
 
     def taken(self, images: int) -> np.ndarray:
-        """As :meth:`Order.taken`."""
+        """Return how many images of each stream a step of ``images`` takes over all processes, int64 (streams,)."""
         return np.array([images])
 
     def chosen(self, first: np.ndarray, images: int) -> np.ndarray:
-        """As :meth:`Order.chosen`."""
+        """Return the positions of this process' images in a step of ``images`` (over all processes).
+
+        ``first`` int64 (streams,) are the images that the steps before took of each stream.
+        """
         which, processes = self.part
         return self._stream.take(int(first[0]), images)[which::processes]
 
@@ -143,12 +126,10 @@ def epoch_images(labelled: int, unlabelled: int, share: float) -> int:
 
 @dataclass(frozen=True, slots=True)
 class FixedMix:
-    """How labelled and unlabelled images share every batch.
+    """How labelled and unlabelled images share every batch; ``share`` in [0, 1] is that of the labelled ones.
 
-    Args:
-        share: of labelled images, in [0, 1].
-        balanced: whether the labelled images come class by class in turns, so that rare classes are seen as often as
-            common ones; otherwise every labelled image comes once before any comes again.
+    ``balanced``: labelled images come class by class in turns, so that rare classes are seen as often as common ones;
+    otherwise every labelled image comes once before any comes again.
     """
 
     share: float = 0.7
@@ -157,35 +138,33 @@ class FixedMix:
     def __post_init__(self) -> None:
         _checked(self.share)
 
-    def order(
-        self, labelled: np.ndarray, seed: int, *, labels: np.ndarray | None = None, part: tuple[int, int] = (0, 1)
-    ) -> MixedOrder:
-        """Return the order in which images are drawn; a balanced mix needs the classes ``labels`` (N,)."""
-        return MixedOrder(self, labelled, seed, labels, part)
 
-
-class MixedOrder:
+class MixedOrder(Order):
     """Two streams, each shuffled on its own and endless, of which every batch has the exact share.
 
     That holds for the batch of every process too, and no two processes draw the same place of a stream. Within a
     batch the kinds alternate evenly, so that its parts (for accumulated gradients) have the share to within one image.
     What a step draws depends on the seed and on the images that the steps before it took, on nothing else.
+    Only a balanced mix needs the classes ``labels`` (N,).
     """
 
     def __init__(
-        self, mix: FixedMix, labelled: np.ndarray, seed: int, labels: np.ndarray | None, part: tuple[int, int]
+        self,
+        mix: FixedMix,
+        labelled: np.ndarray,
+        labels: np.ndarray | None,
+        context: Context,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         self.mix, self.part = mix, part
-        self._members = np.flatnonzero(labelled), np.flatnonzero(~labelled)
-        _refuse_empty(len(self._members[0]), len(self._members[1]), mix.share)
-        names = "order/labeled", "order/unlabeled"
-        if not mix.balanced:
-            known: Stream = Shuffled(len(self._members[0]), seed, names[0])
-        elif labels is None:
-            raise ValueError("a balanced mix needs the labels")
+        known, unknown = self._members = np.flatnonzero(labelled), np.flatnonzero(~labelled)
+        _refuse_empty(len(known), len(unknown), mix.share)
+        name = "order/labeled"
+        if mix.balanced and labels is not None:
+            first = Balanced(labels[known], context, name)
         else:
-            known = Balanced(labels[self._members[0]], seed, names[0])
-        self._streams = known, Shuffled(len(self._members[1]), seed, names[1])
+            first = Shuffled(len(known), context, name)
+        self._streams = first, Shuffled(len(unknown), context, "order/unlabeled")
 
     def taken(self, images: int) -> np.ndarray:
         """As :meth:`Order.taken`, int64 (2,): labelled and unlabelled images."""
@@ -297,7 +276,7 @@ class FixedMixSampler(Sampler[list[int]]):
         return self.batch_size * self._part()[1]
 
     def _order(self) -> MixedOrder:
-        return self.mix.order(self._labelled, self.seed, labels=self._labels, part=self._part())
+        return MixedOrder(self.mix, self._labelled, self._labels, Context(seed=self.seed), self._part())
 
 
 def evenly(count: int, total: int) -> np.ndarray:

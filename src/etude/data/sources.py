@@ -24,7 +24,15 @@ from etude.core.text import counted
 from etude.data import tables
 from etude.data.compact import Paths, Texts
 from etude.data.tables import PARTS, GivenSplit
-from etude.data.walk import find_images, is_folder, is_image_file, is_own_folder, portable_text, visible_entries
+from etude.data.walk import (
+    FoundImages,
+    find_images,
+    is_folder,
+    is_image_file,
+    is_own_folder,
+    portable_text,
+    visible_entries,
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,6 @@ def write_bad_files(path: Path, bad: Iterable[BadFile]) -> None:
         writer.writerows([left_out.id, str(left_out.path), left_out.reason] for left_out in bad)
 
 
-_SHOWN = 3  # labels named in a warning
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
 
 
@@ -107,27 +114,23 @@ def _tidied(source: Path, labels: Sequence[str], allowed: Sequence[str] | None, 
     if not renamed:
         return labels
     count = sum(label in renamed for label in labels)
-    pairs = [f"{label!r} as {name!r}" for label, name in renamed.items()]
-    more = f" and {len(pairs) - _SHOWN:,} more" if len(pairs) > _SHOWN else ""
+    pairs = listed((f"{label!r} as {name!r}" for label, name in renamed.items()), 3, str)
     context.warn(
         f"{counted(count, 'label')} of {source} differ from a class only by outer white space or Unicode form, and are "
-        f"read as that class: {', '.join(pairs[:_SHOWN])}{more} (--labels strict makes classes of them)"
+        f"read as that class: {pairs} (--labels strict makes classes of them)"
     )
     return [renamed.get(label, label) for label in labels]
 
 
 def _warn_of_similar_labels(source: Path, labels: Sequence[str], classes: Sequence[str], context: Context) -> None:
-    similar = similar_labels(classes)
-    if not similar:
-        return
     sizes = Counter(labels)
-    groups = [" and ".join(f"{name!r} ({sizes[name]:,})" for name in names) for names in similar]
-    more = f"; and {len(groups) - _SHOWN:,} more" if len(groups) > _SHOWN else ""
-    context.warn(
-        f"{source} has classes that differ only by case, white space or how a number is written: "
-        f"{'; '.join(groups[:_SHOWN])}{more}. They are kept as different classes; where they mean the same, write them "
-        "the same way"
-    )
+    groups = [" and ".join(f"{name!r} ({sizes[name]:,})" for name in names) for names in similar_labels(classes)]
+    if groups:
+        context.warn(
+            f"{source} has classes that differ only by case, white space or how a number is written: "
+            f"{listed(groups, 3, str)}. They are kept as different classes; where they mean the same, write them "
+            "the same way"
+        )
 
 
 _LABELLED_KINDS = (
@@ -233,12 +236,11 @@ def read_unlabelled(
         found = find_images(source)
         if not found.ids:
             raise EtudeError(
-                f"{source} holds no images{_others(found.others)}; give a folder of JPEG, PNG, TIFF, WebP or other "
-                "image files"
+                f"{source} holds no images{_others(found)}; give a folder of JPEG, PNG, TIFF, WebP or other image files"
             )
-        images = replace(_sorted_set(source, source, found.ids, found.names), others=Texts(sorted(found.others)))
-        left_out = _left_out(found.others, found.repeated, found.runs)
-        return replace(images, described=f"folder, {counted(len(images), 'image')}{left_out}")
+        images = _sorted_set(source, source, found.ids, found.names)
+        described = f"folder, {counted(len(images), 'image')}{_left_out(found)}"
+        return replace(images, others=Texts(sorted(found.others)), described=described)
     if is_table(source):
         columns = tables.Columns(image=image_column)
         rows = tables.read_rows(source, columns, image_root=_optional_folder(image_root), labelled=False)
@@ -253,39 +255,27 @@ def read_unlabelled(
 
 
 def _read_class_folders(root: Path, allowed: Sequence[str] | None, spelling: str, context: Context) -> ImageSet:
-    ids: list[str] = []
-    names: list[str] = []
-    labels: list[str] = []
-    empty: list[str] = []
-    others: list[str] = []
-    outside: list[str] = []
-    repeated = runs = 0
+    found = FoundImages()
+    labels, empty, outside = list[str](), list[str](), list[str]()
     for entry in sorted(visible_entries(root), key=lambda entry: portable_text(entry.name)):
         if not is_folder(entry):
-            (outside if is_image_file(entry.path, entry.name) else others).append(entry.name)
-            continue
-        if is_own_folder(entry.path):
-            runs += 1
-            continue
-        found = find_images(Path(entry.path), already_read=root)
-        label = portable_text(entry.name)
-        own = [f"{label}/{name}" for name in found.ids]
-        same = entry.name == label and found.names == found.ids  # nearly always; their texts are then held once
-        ids += own
-        names += own if same else [f"{entry.name}/{name}" for name in found.names]
-        labels.extend([label] * len(found.ids))
-        others += [f"{entry.name}/{name}" for name in found.others]
-        repeated += found.repeated
-        runs += found.runs
-        if not found.ids and not found.runs:
-            empty.append(label)
-    if not ids:
-        raise EtudeError(_nothing_labelled(root, len(outside), others, empty))
-    _refuse_parts(root, sorted({name.partition("/")[0] for name in names}))
-    images = _sorted_set(root, root, ids, names, encode_labels(root, labels, allowed, rule=spelling, context=context))
-    images = replace(images, others=Texts(sorted([*others, *outside])))
-    left_out = _left_out(others, repeated, runs, len(outside), empty)
-    return replace(images, described=f"class folders, {_size_of(images)}{left_out}")
+            (outside if is_image_file(entry.path, entry.name) else found.others).append(entry.name)
+        elif is_own_folder(entry.path):
+            found.runs += 1
+        else:
+            before = len(found.ids), found.runs
+            find_images(root, entry.name, found)
+            label = portable_text(entry.name)
+            labels += [label] * (len(found.ids) - before[0])
+            if (len(found.ids), found.runs) == before:
+                empty.append(label)
+    if not found.ids:
+        raise EtudeError(_nothing_labelled(root, outside, found, empty))
+    _refuse_parts(root, sorted({name.partition("/")[0] for name in found.names}))
+    encoded = encode_labels(root, labels, allowed, rule=spelling, context=context)
+    images = _sorted_set(root, root, found.ids, found.names, encoded)
+    described = f"class folders, {_size_of(images)}{_left_out(found, outside, empty)}"
+    return replace(images, others=Texts(sorted([*found.others, *outside])), described=described)
 
 
 def _sorted_set(
@@ -366,16 +356,15 @@ def _refuse_parts(root: Path, folders: list[str]) -> None:
     )
 
 
-def _nothing_labelled(root: Path, outside: int, others: list[str], empty: list[str]) -> str:
+def _nothing_labelled(root: Path, outside: list[str], found: FoundImages, empty: list[str]) -> str:
     hint = _tables_in(root)
     if outside:
         return (
-            f"{root} holds {counted(outside, 'image')} but no class folders: put the images of each class into a "
+            f"{root} holds {counted(len(outside), 'image')} but no class folders: put the images of each class into a "
             f"sub-folder named after the class, or give a table with an image column and a label column{hint}"
         )
-    if empty:
-        return f"the sub-folders of {root} ({listed(empty)}) hold no images{_others(others)}; {_LABELLED_KINDS}{hint}"
-    return f"{root} holds no images{_others(others)}; {_LABELLED_KINDS}{hint}"
+    where = f"the sub-folders of {root} ({listed(empty)}) hold" if empty else f"{root} holds"
+    return f"{where} no images{_others(found)}; {_LABELLED_KINDS}{hint}"
 
 
 def _tables_in(root: Path) -> str:
@@ -399,16 +388,16 @@ def _ending(name: str) -> str:
     return os.path.splitext(name)[1].lower() or "without an ending"
 
 
-def _others(names: Sequence[str]) -> str:
-    return f", only {by_ending(names)}" if names else ""
+def _others(found: FoundImages) -> str:
+    return f", only {by_ending(found.others)}" if found.others else ""
 
 
-def _left_out(others: Sequence[str], repeated: int, runs: int, outside: int = 0, empty: Sequence[str] = ()) -> str:
+def _left_out(found: FoundImages, outside: Sequence[str] = (), empty: Sequence[str] = ()) -> str:
     parts = [
-        by_ending(others) if others else "",
-        f"{counted(outside, 'image')} outside the class folders" if outside else "",
-        f"{counted(repeated, 'link')} to a folder that was already read" if repeated else "",
-        f"{counted(runs, 'folder')} of runs or caches" if runs else "",
+        by_ending(found.others) if found.others else "",
+        f"{counted(len(outside), 'image')} outside the class folders" if outside else "",
+        f"{counted(found.repeated, 'link')} to a folder that was already read" if found.repeated else "",
+        f"{counted(found.runs, 'folder')} of runs or caches" if found.runs else "",
         f"{counted(len(empty), 'class folder')} without images ({listed(empty, 3)})" if empty else "",
     ]
     text = ", ".join(part for part in parts if part)

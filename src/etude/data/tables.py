@@ -158,10 +158,6 @@ class ImageFolder:
                 return [path.parent / file_name for file_name in fitting]
         return []
 
-    def count(self, names: list[str]) -> int:
-        """Return how many of the names are found."""
-        return sum(bool(self.find(name)) for name in names)
-
     def _with_stem(self, name: str) -> list[str]:
         inner, stem = os.path.split(name)
         if inner not in self._names_by_stem:
@@ -179,21 +175,25 @@ def _image_column(table: Table, asked: str | None, taken: set[str], image_root: 
     A column qualifies when most of its cells look like image files or are found as such. Among several, a usual
     name (``image``, ``file``, ``id``, ...) decides.
     """
-    if asked is not None:
-        return asked, _only(_best_folders(table.path, _sampled(table.columns[asked]), image_root)[0], table, asked)
     fitting: dict[str, list[ImageFolder]] = {}
-    for name, cells in table.columns.items():
-        sampled = _sampled(cells)
-        if name in taken or not sampled:
-            continue
+    for name in [asked] if asked else [name for name in table.columns if name not in taken]:
+        sampled = _sampled(table.columns[name])
         folders, found = _best_folders(table.path, sampled, image_root)
-        named = sum(is_image_name(cell) for cell in sampled)
-        if named > 0.9 * len(sampled) or found > 0.5 * len(sampled):
+        named = sum(map(is_image_name, sampled))
+        if asked or named > 0.9 * len(sampled) or found > 0.5 * len(sampled):
             fitting[name] = folders
     usual = [name for name in fitting if name.strip().lower() in _IMAGE_NAMES]
     chosen = list(fitting) if len(fitting) == 1 else usual
     if len(chosen) == 1:
-        return chosen[0], _only(fitting[chosen[0]], table, chosen[0])
+        folders = fitting[chosen[0]]
+        if len(folders) == 1:
+            return chosen[0], folders[0]
+        paths = listed(sorted(str(folder.root) for folder in folders), 3)
+        example = next(cell for cell in table.columns[chosen[0]] if cell)
+        raise EtudeError(
+            f"the images that {table.path} names, such as {example!r}, are found in several folders ({paths}); "
+            "choose one with --image-root"
+        )
     if fitting:
         raise EtudeError(
             f"{table.path} has several columns that may name the images ({listed(fitting)}); "
@@ -211,26 +211,25 @@ def _best_folders(table: Path, names: list[str], image_root: Path | None) -> tup
 
     The table's own folder comes first; those next to the table are searched only when it has none of the names.
     """
+
+    def counted_in(folder: ImageFolder) -> int:
+        return sum(bool(folder.find(name)) for name in names)
+
     own = ImageFolder(image_root or table.parent)
-    found = own.count(names)
-    if found or image_root is not None:
-        return [own], found
-    others = [ImageFolder(Path(entry.path)) for entry in visible_entries(table.parent) if is_folder(entry)]
-    counts = [folder.count(names) for folder in others]
-    highest = max(counts, default=0)
-    best = [folder for folder, count in zip(others, counts, strict=True) if count == highest]
-    return (best, highest) if highest else ([own], 0)
-
-
-def _only(folders: list[ImageFolder], table: Table, column: str) -> ImageFolder:
-    if len(folders) == 1:
-        return folders[0]
-    paths = listed(sorted(str(folder.root) for folder in folders), 3)
-    example = next(cell for cell in table.columns[column] if cell)
-    raise EtudeError(
-        f"the images that {table.path} names, such as {example!r}, are found in several folders ({paths}); "
-        "choose one with --image-root"
-    )
+    found = {own: counted_in(own)}
+    if not found[own] and image_root is None:
+        others = (ImageFolder(Path(entry.path)) for entry in visible_entries(table.parent) if is_folder(entry))
+        found |= {folder: counted_in(folder) for folder in others}
+    most = max(found.values())
+    return [folder for folder, count in found.items() if count == most and (most or folder is own)], most
+    for entry in visible_entries(table.parent):
+        folder = ImageFolder(Path(entry.path))
+        count = sum(map(bool, map(folder.find, names))) if is_folder(entry) else 0
+        if count > most:
+            best, most = [folder], count
+        elif count and count == most:
+            best.append(folder)
+    return best, most
 
 
 def _sampled(cells: Sequence[str]) -> list[str]:

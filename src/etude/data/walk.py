@@ -22,7 +22,7 @@ _SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volum
 
 @dataclass
 class FoundImages:
-    """What :func:`find_images` found, all relative to the folder and not sorted."""
+    """What :func:`find_images` found, all relative to the root and not sorted."""
 
     ids: list[str] = field(default_factory=list[str])  # POSIX path of each image, Unicode in NFC
     names: list[str] = field(default_factory=list[str])  # the file of each id
@@ -64,15 +64,15 @@ def portable_text(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def find_images(folder: Path, *, already_read: Path | None = None) -> FoundImages:
-    """Find every image file below ``folder``, nested at any depth.
+def find_images(root: Path, inner: str = "", found: FoundImages | None = None) -> FoundImages:
+    """Add every image file in the folder ``inner`` of ``root``, by default in all of it, to ``found``.
 
-    Links are followed, but each real folder is read once, by its real path where it has one below ``folder``: a
-    link that leads back up cannot loop. ``already_read`` is a folder that is not entered again through a link.
+    Links are followed, but each real folder is read once, by its real path where it has one in there: a link that
+    leads back up, as far as to ``root``, cannot loop.
     """
-    found = FoundImages()
-    seen = {_identity(str(already_read))} if already_read else set[tuple[int, int]]()
-    pending = [(str(folder), "")]
+    found = FoundImages() if found is None else found
+    seen = {_identity(str(root))} if inner else set[tuple[int, int]]()
+    pending = [(str(root / inner), f"{inner}/" if inner else "")]
     linked: list[tuple[str, str]] = []
     while pending or linked:
         if not pending:  # links come last and in order, so that which of two paths wins is no accident
@@ -84,7 +84,18 @@ def find_images(folder: Path, *, already_read: Path | None = None) -> FoundImage
             found.repeated += 1
             continue
         seen.add(identity)
-        _read_folder(path, prefix, found, pending, linked)
+        for entry in visible_entries(path):
+            name = prefix + entry.name
+            if not is_folder(entry):
+                if is_image_file(entry.path, entry.name):
+                    found.ids.append(portable_text(name))
+                    found.names.append(name)
+                else:
+                    found.others.append(name)
+            elif is_own_folder(entry.path):
+                found.runs += 1
+            else:
+                (linked if entry.is_symlink() else pending).append((entry.path, f"{name}/"))
     return found
 
 
@@ -110,24 +121,6 @@ def is_own_folder(folder: Path | str) -> bool:
             with suppress(OSError), open(path, "rb") as file:
                 return key in file.read(1000)
     return False
-
-
-def _read_folder(
-    path: str, prefix: str, found: FoundImages, pending: list[tuple[str, str]], linked: list[tuple[str, str]]
-) -> None:
-    for entry in visible_entries(path):
-        if is_folder(entry):
-            if is_own_folder(entry.path):
-                found.runs += 1
-                continue
-            queue = linked if entry.is_symlink() else pending
-            queue.append((entry.path, f"{prefix}{entry.name}/"))
-        elif is_image_file(entry.path, entry.name):
-            name = prefix + entry.name
-            found.ids.append(portable_text(name))
-            found.names.append(name)
-        else:
-            found.others.append(prefix + entry.name)
 
 
 def _identity(folder: str) -> tuple[int, int]:

@@ -15,6 +15,7 @@ import torch
 
 from etude.callbacks import AugmentRamp, Clock, CutMix, Distill, LabelSmoothing, MixUp, PseudoLabels
 from etude.callbacks.mixup import ever_on
+from etude.core.context import Context
 from etude.core.errors import EtudeError
 from etude.data.loader import OrderedBatches, StepBatches
 from etude.functional.augment import Policy
@@ -113,7 +114,7 @@ def step_batches(task: FineTuneTask, clock: Clock, start: int) -> StepBatches:
         augment=change,
         mix=task.mix,
         strong=strong,
-        seed=task.seed,
+        context=Context(seed=task.seed),
         start=start,
         part=task.part,
         parts=parts_of(task, clock.timeline, clock.steps),

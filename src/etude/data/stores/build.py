@@ -25,7 +25,7 @@ from etude.data.sources import BadFile, ImageSet
 from etude.data.stores.choose import Room, check_kind, choose_kind
 from etude.data.stores.disk import STORE_VERSION, DamagedStoreError, DiskStore, Store
 from etude.data.stores.formats import KINDS, Blosc2Store, RawStore, has_blosc2
-from etude.data.stores.partial import Begun, Target, ingest, remove, undecoded
+from etude.data.stores.partial import Begun, Decoding, ingest, remove
 from etude.data.value_range import ValueRange
 
 
@@ -75,12 +75,12 @@ def build_store(
     versions = f"{STORE_VERSION}.{DECODER_VERSION}"
     values = "" if scan.deep is None else str(scan.value_range)
     key = digest_of(versions, str(size), fit, str(scan.channels) + values, *scan.content_hashes)
-    work = _Build(images, scan, size, fit, stores, key, context, threads or usable_cores())
-    store, built = work.store(kind, limit)
+    work = Decoding(images, scan, size, fit, context, threads or usable_cores())
+    store, built = _Build(work, stores, key).store(kind, limit)
     return StoreBuild(
         store=store,
         kept=np.delete(scan.kept, [position for position, _ in store.record.bad]),
-        bad=(*scan.bad, *undecoded(images, scan, store.record.bad)),
+        bad=(*scan.bad, *work.undecoded(store.record.bad)),
         fit=fit,
         fit_reason=reason,
         kind=store.kind,
@@ -104,30 +104,24 @@ def _chosen_fit(fit: str, scan: Scan) -> tuple[str, str]:
 class _Build:
     """The stores of one content key, one a kind at most, and what it takes to build one."""
 
-    images: ImageSet
-    scan: Scan
-    size: int
-    fit: str
+    work: Decoding
     stores: Path
     key: str
-    context: Context
-    threads: int
 
     def store(self, asked: str, limit: int | None) -> tuple[DiskStore, str | None]:
         """Return the store, and why it is of its kind if this run built it."""
         if (found := self._usable(asked)) is not None:
             return found, None
         # What a run holds that decodes these images, into any kind.
-        with alone(self.stores / f"{self.key}.lock", self.context) as locked:
+        with alone(self.stores / f"{self.key}.lock", self.work.context) as locked:
             if (found := self._usable(asked, discard=True)) is not None:  # built while this run waited
                 return found, None
             kind, reason = self._chosen_kind(asked, limit, locked)
             partial = self._partial(kind, locked)
             if locked:
                 self._clear(except_for=kind)
-            target = Target(KINDS[kind], self.size, self.fit)
             try:
-                ingest(self.images, self.scan, target, partial, self._folder(kind), self.context, self.threads)
+                ingest(self.work, KINDS[kind], partial, self._folder(kind))
             finally:
                 if not locked:  # nobody would find it
                     remove(partial)
@@ -152,11 +146,12 @@ class _Build:
                 continue
             try:
                 store = KINDS[kind](self._folder(kind))
-                store.check(self.context)
+                store.check(self.work.context)
                 return store
             except DamagedStoreError as problem:
                 if discard:
-                    self.context.warn(f"the image store {problem.folder} is damaged ({problem.why}): it is built again")
+                    why = f"the image store {problem.folder} is damaged ({problem.why})"
+                    self.work.context.warn(f"{why}: it is built again")
                     _discard(self._folder(kind))
         return None
 
@@ -166,11 +161,11 @@ class _Build:
         room = Room(shutil.disk_usage(self.stores).free + held, limit, self.stores)
         for kind in _readable_kinds() if asked == "auto" and locked else ():
             begun = Begun.of(self._partial(kind), KINDS[kind])
-            if begun is not None and begun.rows and (size := begun.projected_bytes(len(self.scan))) <= room.allowed:
-                return kind, f"{kind}: {file_size(size)}, as an earlier run began"
-        return choose_kind(
-            self.images, self.scan, self.size, fit=self.fit, asked=asked, room=room, threads=self.threads
-        )
+            if begun is not None and begun.rows:
+                size = begun.total_bytes / begun.rows * len(self.work.scan)  # if the others take as much
+                if size <= room.allowed:
+                    return kind, f"{kind}: {file_size(size)}, as an earlier run began"
+        return choose_kind(self.work, asked, room)
 
     def _clear(self, except_for: str) -> None:
         """Remove partial work of other kinds, which nobody would take up, and what is left of damaged stores."""

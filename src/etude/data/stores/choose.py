@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from etude.core.errors import EtudeError, listed, nearest
 from etude.core.text import counted, file_size
-from etude.data.scan import Scan
-from etude.data.sources import ImageSet
 from etude.data.stores.disk import ENDS_TYPE, DiskStore
 from etude.data.stores.formats import (
     KINDS,
@@ -22,7 +20,7 @@ from etude.data.stores.formats import (
     bytes_per_second,
     has_blosc2,
 )
-from etude.data.stores.partial import Target, sample_rows
+from etude.data.stores.partial import Decoding, sample_rows
 
 SMALL = 1 << 28
 """Bytes of pixels up to which nothing is measured: there is little to save."""
@@ -52,46 +50,18 @@ class Room:
         return self.free if self.limit is None else min(self.limit, self.free)
 
 
-def check_kind(asked: str) -> None:
-    """Refuse a kind that does not exist or is not installed."""
-    known = ("auto", *KINDS)
-    if asked not in known:
-        raise EtudeError(f"data.store is {asked!r}; choose one of {listed(known)}.{nearest(asked, known)}")
-    if asked == Blosc2Store.kind:
-        blosc2_module()
-
-
-def choose_kind(
-    images: ImageSet, scan: Scan, size: int, *, fit: str, asked: str, room: Room, threads: int
-) -> tuple[str, str]:
-    """Choose raw, blosc2 or encoded, and say why in one sentence.
-
-    Raw when it is small, or when it fits, unless Blosc2 is installed, compresses a sample twofold and reads at least
-    5,000 images of 128 px a second. When raw does not fit, Blosc2 where that fits (it loses nothing and reads faster
-    than JPEG even where it reads slowly), otherwise JPEG. Refuses where no kind, or not the one asked for, fits.
-    """
-    check_kind(asked)
-    raw = len(scan) * size * size * scan.channels
-    if asked != "auto" and raw <= room.maximum:
-        return asked, f"{asked}, as asked for" if asked != RawStore.kind else f"raw: {file_size(raw)}, as asked for"
-    if asked == "auto" and raw <= room.allowed and (raw <= SMALL or not has_blosc2()):
-        return RawStore.kind, f"raw: {file_size(raw)}"
-    count = min(_MAX_SAMPLED, max(_LEAST_SAMPLED, len(scan) // 64))  # little next to decoding all of them
-    rows = sample_rows(images, scan, Target(RawStore, size, fit), threads, count)
-    sizes = Sizes(len(scan), size, raw, rows)
-    if asked != "auto":
-        if sizes.expected(KINDS[asked]) > room.maximum:
-            raise EtudeError(_refusal(sizes, room, room.maximum))
-        return asked, f"{asked}: {file_size(sizes.expected(KINDS[asked]))}, as asked for"
-    return _by_measurement(sizes, room)
-
-
 class Sizes:
-    """What ``count`` images of ``size`` px take in each kind of store, by sampled ``rows`` (S, S, C)."""
+    """What the images take in each kind of store, by a sample."""
 
-    def __init__(self, count: int, size: int, raw: int, rows: Sequence[np.ndarray]) -> None:
-        self.count, self.size, self.raw, self.rows = count, size, raw, rows
+    def __init__(self, work: Decoding) -> None:
+        self.work, self.count = work, len(work.scan)
+        self.raw = self.count * work.size**2 * work.scan.channels
         self._chunks: dict[str, list[bytes]] = {}
+
+    @cached_property
+    def rows(self) -> list[np.ndarray]:
+        """The sampled images (S, S, C); little next to decoding all of them."""
+        return sample_rows(self.work, min(_MAX_SAMPLED, max(_LEAST_SAMPLED, self.count // 64)))
 
     def chunks(self, store: type[DiskStore]) -> list[bytes]:
         """Return the sampled images as ``store`` keeps them."""
@@ -106,21 +76,51 @@ class Sizes:
         return (sum(map(len, self.chunks(store))) / len(self.rows) + ENDS_TYPE.itemsize) * self.count
 
 
-def _by_measurement(sizes: Sizes, room: Room) -> tuple[str, str]:
+def check_kind(asked: str) -> None:
+    """Refuse a kind that does not exist or is not installed."""
+    known = ("auto", *KINDS)
+    if asked not in known:
+        raise EtudeError(f"data.store is {asked!r}; choose one of {listed(known)}.{nearest(asked, known)}")
+    if asked == Blosc2Store.kind:
+        blosc2_module()
+
+
+def choose_kind(work: Decoding, asked: str, room: Room) -> tuple[str, str]:
+    """Choose raw, blosc2 or encoded, and say why in one sentence.
+
+    Raw when it is small, or when it fits, unless Blosc2 is installed, compresses a sample twofold and reads at least
+    5,000 images of 128 px a second. When raw does not fit, Blosc2 where that fits (it loses nothing and reads faster
+    than JPEG even where it reads slowly), otherwise JPEG. Refuses where no kind, or not the one asked for, fits.
+    """
+    sizes = Sizes(work)
     raw = file_size(sizes.raw)
+    if asked != "auto":
+        if sizes.raw <= room.maximum:
+            return asked, f"{asked}, as asked for" if asked != RawStore.kind else f"raw: {raw}, as asked for"
+        if sizes.expected(KINDS[asked]) > room.maximum:
+            raise EtudeError(_refusal(sizes, room, room.maximum))
+        return asked, f"{asked}: {file_size(sizes.expected(KINDS[asked]))}, as asked for"
+    fits = sizes.raw <= room.allowed
+    if fits and (sizes.raw <= SMALL or not has_blosc2()):
+        return RawStore.kind, f"raw: {raw}"
     if not sizes.rows:
         return RawStore.kind, f"raw: {raw}, and no sampled image can be decoded"
-    if sizes.raw <= room.allowed:
-        worth, measured = _worth_compressing(sizes) if has_blosc2() else (False, "")
-        if worth:
-            expected = file_size(sizes.expected(Blosc2Store))
-            return Blosc2Store.kind, f"blosc2: {expected}, since raw would take {raw} and {measured}"
-        return RawStore.kind, f"raw: {raw}, and {measured}" if measured else f"raw: {raw}"
-    for store in (Blosc2Store, EncodedStore) if has_blosc2() else (EncodedStore,):
+    if fits:
+        worth, measured = _worth_compressing(sizes)
+        if not worth:
+            return RawStore.kind, f"raw: {raw}, and {measured}"
+        return Blosc2Store.kind, (
+            f"blosc2: {file_size(sizes.expected(Blosc2Store))}, since raw would take {raw} and {measured}"
+        )
+    for store in _compressed():
         if (expected := sizes.expected(store)) <= room.allowed:
             too_large = f"raw would take {raw} of at most {file_size(room.allowed)}"
             return store.kind, f"{store.kind}: {file_size(expected)}, since {too_large}"
     raise EtudeError(_refusal(sizes, room, room.allowed))
+
+
+def _compressed() -> tuple[type[DiskStore], ...]:
+    return (Blosc2Store, EncodedStore) if has_blosc2() else (EncodedStore,)
 
 
 def _worth_compressing(sizes: Sizes) -> tuple[bool, str]:
@@ -135,11 +135,10 @@ def _worth_compressing(sizes: Sizes) -> tuple[bool, str]:
 
 
 def _refusal(sizes: Sizes, room: Room, allowed: int) -> str:
-    stores = [RawStore, *([Blosc2Store] if has_blosc2() else []), EncodedStore]
-    needs = [f"{file_size(sizes.expected(store))} as {store.kind}" for store in stores]
+    needs = [f"{file_size(sizes.expected(store))} as {store.kind}" for store in (RawStore, *_compressed())]
     limit = "the limit" if room.limit is not None and room.limit <= room.free else "the free disk space to be used"
     return (
-        f"{counted(sizes.count, 'image')} of {sizes.size} px take {', '.join(needs)}, but {limit} in {room.folder} is "
-        f"{file_size(allowed)}: raise data.cache_limit, free some space, choose another cache folder, or smaller "
-        "images"
+        f"{counted(sizes.count, 'image')} of {sizes.work.size} px take {', '.join(needs)}, but {limit} in "
+        f"{room.folder} is {file_size(allowed)}: raise data.cache_limit, free some space, choose another cache folder, "
+        "or smaller images"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Protocol, Self
@@ -107,6 +107,19 @@ class Contents:
         """Bytes of the images on disk."""
         return sum(held.bytes for held in self.files.values())
 
+    def changed(self, folder: Path, context: Context, action: str) -> str:
+        """Return the name of a file that is not as it was written, as far as the record goes; "" where none is."""
+        with context.bar(action, self.total_bytes, "bytes") as advance:
+            for name, held in self.files.items():
+                checksum, left = 0, held.bytes
+                with (folder / name).open("rb") as file:
+                    while left > 0 and (block := file.read(min(left, _READ_AT_ONCE))):
+                        checksum, left = zlib.crc32(block, checksum), left - len(block)
+                        advance(len(block))
+                if left or checksum != held.checksum:
+                    return name
+        return ""
+
     def save(self, path: Path) -> None:
         """Write the record as JSON."""
         write_json(path, TypeAdapter(type(self)).dump_python(self))
@@ -151,17 +164,6 @@ class StoreRecord(Contents):
         return record
 
 
-def checksum_of(path: Path, count: int, advance: Callable[[int], None]) -> int:
-    """Return the CRC-32 of the first ``count`` bytes of a file, or of all it has; ``advance`` receives the bytes."""
-    checksum = 0
-    with path.open("rb") as file:
-        while count > 0 and (block := file.read(min(count, _READ_AT_ONCE))):
-            checksum = zlib.crc32(block, checksum)
-            count -= len(block)
-            advance(len(block))
-    return checksum
-
-
 ROWS_NAME, ENDS_NAME = "rows.bin", "ends.i64"
 ENDS_TYPE = np.dtype("<i8")
 
@@ -200,9 +202,17 @@ class DiskStore(ABC):
     def encode(pixels: np.ndarray) -> bytes:
         """Return what the store keeps of one image (S, S, C) uint8."""
 
-    @abstractmethod
     def gather(self, indices: np.ndarray | Sequence[int], size: int) -> np.ndarray:
         """Return rows as :meth:`Store.gather` does; DamagedStoreError where one cannot be decoded."""
+        rows = checked_rows(indices, len(self))
+        gathered = np.empty((len(rows), size, size, self.channels), dtype=np.uint8)
+        for row, target in zip(rows, gathered, strict=True):
+            self.read_into(row, target)
+        return gathered
+
+    @abstractmethod
+    def read_into(self, row: int, target: np.ndarray) -> None:
+        """Write a row into ``target`` (T, T, C), resized by :func:`~etude.core.images.resize_into`."""
 
     def source_size(self, size: int) -> int:
         """Return the side at which rows are cheapest to read: the stored one."""
@@ -210,19 +220,8 @@ class DiskStore(ABC):
 
     def check(self, context: Context) -> None:
         """Compare all files with the checksums that were taken when they were written, else DamagedStoreError."""
-        total = self.record.total_bytes
-        read = shown = 0
-        with context.bar("check store", len(self)) as advance:
-
-            def count(held: int) -> None:
-                nonlocal read, shown
-                read += held
-                advance(read * len(self) // total - shown)
-                shown = read * len(self) // total
-
-            for name, expected in self.record.files.items():
-                if checksum_of(self.folder / name, expected.bytes, count) != expected.checksum:
-                    raise DamagedStoreError(self.folder, f"{name} changed since it was written")
+        if name := self.record.changed(self.folder, context, "check store"):
+            raise DamagedStoreError(self.folder, f"{name} changed since it was written")
 
 
 class PackedStore(DiskStore):

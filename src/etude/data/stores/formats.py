@@ -15,7 +15,7 @@ import numpy as np
 
 from etude.core.errors import EtudeError
 from etude.core.images import resize_into
-from etude.data.stores.disk import DamagedStoreError, DiskStore, PackedStore, StoreRecord, checked_rows
+from etude.data.stores.disk import DamagedStoreError, DiskStore, PackedStore, checked_rows
 
 PIXELS_NAME = "pixels.u8"
 
@@ -40,14 +40,14 @@ class RawStore(DiskStore):
         return pixels.tobytes()
 
     def gather(self, indices: np.ndarray | Sequence[int], size: int) -> np.ndarray:
-        """Return rows as :meth:`Store.gather` does."""
-        rows = checked_rows(indices, len(self))
+        """Return rows as :meth:`Store.gather` does; at their own size in one copy."""
         if size == self.size:
-            return self._pixels[rows]
-        gathered = np.empty((len(rows), size, size, self.channels), dtype=np.uint8)
-        for row, target in zip(rows, gathered, strict=True):
-            resize_into(self._pixels[row], target)
-        return gathered
+            return self._pixels[checked_rows(indices, len(self))]
+        return super().gather(indices, size)
+
+    def read_into(self, row: int, target: np.ndarray) -> None:
+        """As :meth:`DiskStore.read_into`."""
+        resize_into(self._pixels[row], target)
 
 
 _SETTINGS = [
@@ -78,21 +78,16 @@ class EncodedStore(PackedStore):
         """Return the smallest side that is large enough and that the decoder can stop at."""
         return self.size // _reduction(self.size, size)
 
-    def gather(self, indices: np.ndarray | Sequence[int], size: int) -> np.ndarray:
-        """Return rows as :meth:`Store.gather` does, decoded at :meth:`source_size`, then averaged over areas."""
-        rows = checked_rows(indices, len(self))
-        reduction = _reduction(self.size, size)
-        flag = _FLAGS[reduction][self.channels == 3]
+    def read_into(self, row: int, target: np.ndarray) -> None:
+        """As :meth:`DiskStore.read_into`, decoded at :meth:`source_size`, then averaged over areas."""
+        reduction = _reduction(self.size, len(target))
         side = self.size // reduction
-        gathered = np.empty((len(rows), size, size, self.channels), dtype=np.uint8)
-        for row, target in zip(rows, gathered, strict=True):
-            pixels = cv2.imdecode(self.row_bytes(row), flag)
-            if pixels is None or pixels.shape[:2] != (side, side):
-                raise DamagedStoreError(self.folder, f"row {row} is no JPEG image of {self.size} px")
-            if self.channels == 3:
-                pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
-            resize_into(pixels.reshape(side, side, self.channels), target)
-        return gathered
+        pixels = cv2.imdecode(self.row_bytes(row), _FLAGS[reduction][self.channels == 3])
+        if pixels is None or pixels.shape[:2] != (side, side):
+            raise DamagedStoreError(self.folder, f"row {row} is no JPEG image of {self.size} px")
+        if self.channels == 3:
+            pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+        resize_into(pixels.reshape(side, side, self.channels), target)
 
 
 def _reduction(stored: int, size: int) -> int:
@@ -123,21 +118,15 @@ class Blosc2Store(PackedStore):
         """Return one image (S, S, C) uint8 as a Blosc2 chunk."""
         return blosc2_module().compress2(np.ascontiguousarray(pixels), **_settings())
 
-    def gather(self, indices: np.ndarray | Sequence[int], size: int) -> np.ndarray:
-        """Return rows as :meth:`Store.gather` does."""
-        rows = checked_rows(indices, len(self))
-        gathered = np.empty((len(rows), size, size, self.channels), dtype=np.uint8)
-        own_size = size == self.size
-        scratch = np.empty(self.record.shape[1:], dtype=np.uint8)
-        for row, target in zip(rows, gathered, strict=True):
-            pixels = target if own_size else scratch
-            try:
-                decompress(self.row_bytes(row), pixels)
-            except ValueError as error:
-                raise DamagedStoreError(self.folder, f"row {row}: {error}") from None
-            if not own_size:
-                resize_into(pixels, target)
-        return gathered
+    def read_into(self, row: int, target: np.ndarray) -> None:
+        """As :meth:`DiskStore.read_into`."""
+        pixels = target if len(target) == self.size else np.empty(self.record.shape[1:], dtype=np.uint8)
+        try:
+            decompress(self.row_bytes(row), pixels)
+        except ValueError as error:
+            raise DamagedStoreError(self.folder, f"row {row}: {error}") from None
+        if pixels is not target:
+            resize_into(pixels, target)
 
 
 @cache
@@ -193,12 +182,3 @@ def _settings() -> dict[str, Any]:
 
 KINDS: dict[str, type[DiskStore]] = {store.kind: store for store in (RawStore, Blosc2Store, EncodedStore)}
 """Quickest to read first."""
-
-
-def open_store(folder: Path | str) -> DiskStore:
-    """Open the store in ``folder``, of any kind."""
-    folder = Path(folder).absolute()
-    kind = StoreRecord.of(folder).kind
-    if kind not in KINDS:
-        raise DamagedStoreError(folder, f"its kind is {kind!r}")
-    return KINDS[kind](folder)

@@ -16,7 +16,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Self
 
 import numpy as np
 
@@ -28,16 +28,7 @@ from etude.data.compact import Digests
 from etude.data.decode import UnreadableImage, decode, dullness, read_image_file
 from etude.data.scan import Scan, none_readable
 from etude.data.sources import BadFile, ImageSet
-from etude.data.stores.disk import (
-    ENDS_TYPE,
-    RECORD_NAME,
-    Contents,
-    DiskStore,
-    FileSum,
-    Marks,
-    StoreRecord,
-    checksum_of,
-)  # fmt: skip
+from etude.data.stores.disk import ENDS_TYPE, RECORD_NAME, Contents, DiskStore, FileSum, Marks, StoreRecord
 from etude.data.stores.formats import RawStore
 
 PROGRESS_NAME = "progress.json"
@@ -46,12 +37,24 @@ SAVE_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
-class Target:
-    """What is built: the kind of store, the side in pixels, how images become squares."""
+class Decoding:
+    """Which images become squares of ``size`` pixels, and how: ``fit`` is squash, crop or letterbox."""
 
-    store: type[DiskStore]
+    images: ImageSet
+    scan: Scan
     size: int
     fit: str
+    context: Context
+    threads: int
+
+    def pixels(self, data: bytes) -> np.ndarray:
+        """Return a file's image as uint8 (size, size, channels), or raise UnreadableImage."""
+        return decode(data, self.size, self.fit, self.scan.channels, self.scan.value_range)
+
+    def undecoded(self, bad: Marks) -> list[BadFile]:
+        """Return the files behind (position in the scan, reason)."""
+        chosen = [(int(self.scan.kept[position]), reason) for position, reason in bad]
+        return [BadFile(self.images.ids[index], self.images.paths[index], reason) for index, reason in chosen]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +67,6 @@ class Begun(Contents):
     def rows(self) -> int:
         """Rows that the files hold."""
         return self.done - len(self.bad)
-
-    def projected_bytes(self, images: int) -> float:
-        """Return the size of the whole store, if the other images take as much as those that are done."""
-        return self.total_bytes / max(1, self.rows) * images
 
     @staticmethod
     def of(folder: Path, store: type[DiskStore]) -> Begun | None:
@@ -164,36 +163,28 @@ class PartialStore:
         return FileSum(held.bytes + len(data), zlib.crc32(data, held.checksum))
 
 
-def ingest(
-    images: ImageSet, scan: Scan, target: Target, partial_folder: Path, folder: Path, context: Context, threads: int
-) -> None:
-    """Decode the scanned images into ``partial_folder``, going on from what is there; when whole it becomes ``folder``.
+def ingest(work: Decoding, kind: type[DiskStore], partial_folder: Path, folder: Path) -> None:
+    """Decode the images into ``partial_folder``, going on from what is there; when whole it becomes ``folder``.
 
     Raises:
         EtudeError: no image can be decoded, or the disk is full; the partial work stays.
     """
-    begun = _verified(partial_folder, target.store, context)
+    begun = _verified(partial_folder, kind, work.context)
     with explained_write(folder):
-        with PartialStore(partial_folder, target.store, begun) as store:
+        with PartialStore(partial_folder, kind, begun) as store:
             try:
-                _fill(store, images, scan, target, context, threads)
+                _fill(store, work)
             except BaseException:  # an interrupt loses nothing; an error of the save itself matters less
                 with suppress(OSError, EtudeError):
                     store.save() if store.done else remove(partial_folder)
                 raise
             bad = store.record().bad
-            if len(bad) < len(scan):
-                _record(store.complete(), scan, target).save(partial_folder / RECORD_NAME)
-        if len(bad) == len(scan):
+            if len(bad) < len(work.scan):
+                _record(store, work).save(partial_folder / RECORD_NAME)
+        if len(bad) == len(work.scan):
             remove(partial_folder)
-            raise EtudeError(none_readable(images, [*scan.bad, *undecoded(images, scan, bad)]))
+            raise EtudeError(none_readable(work.images, [*work.scan.bad, *work.undecoded(bad)]))
         _appear(partial_folder, folder)
-
-
-def undecoded(images: ImageSet, scan: Scan, bad: Marks) -> list[BadFile]:
-    """Return the files behind (position in the scan, reason)."""
-    chosen = [(int(scan.kept[position]), reason) for position, reason in bad]
-    return [BadFile(images.ids[index], images.paths[index], reason) for index, reason in chosen]
 
 
 def remove(folder: Path) -> None:
@@ -202,17 +193,16 @@ def remove(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def sample_rows(images: ImageSet, scan: Scan, target: Target, threads: int, count: int) -> list[np.ndarray]:
+def sample_rows(work: Decoding, count: int) -> list[np.ndarray]:
     """Decode up to ``count`` images spread over the set: (S, S, C) uint8 each; those that cannot be are left out."""
 
     def decoded(position: int) -> np.ndarray | None:
         try:
-            data = read_image_file(images.paths[scan.kept[position]])
-            return decode(data, target.size, target.fit, scan.channels, scan.value_range)
+            return work.pixels(read_image_file(work.images.paths[work.scan.kept[position]]))
         except UnreadableImage:  # the store names what it cannot read
             return None
 
-    found = prefetch(decoded, scan.spread(count).tolist(), threads=threads)
+    found = prefetch(decoded, work.scan.spread(count).tolist(), threads=work.threads)
     return [pixels for pixels in found if pixels is not None]
 
 
@@ -221,36 +211,23 @@ def _verified(folder: Path, store: type[DiskStore], context: Context) -> Begun |
     if not folder.exists():
         return None
     begun = Begun.of(folder, store)
-    if begun is not None and begun.rows and _is_whole(folder, begun, context):
-        return begun
+    with suppress(OSError):
+        if begun is not None and begun.rows and not begun.changed(folder, context, "check partial work"):
+            return begun
     if (folder / PROGRESS_NAME).exists() and (begun is None or begun.rows):
         context.warn(f"the partial image store {folder} is damaged: decoding begins anew")
     remove(folder)
     return None
 
 
-def _is_whole(folder: Path, begun: Begun, context: Context) -> bool:
-    """Return whether the beginnings of the files are as they were recorded."""
-    advance: Any
-    try:
-        with context.bar("check partial work", begun.total_bytes, "bytes") as advance:
-            return all(
-                (folder / name).stat().st_size >= held.bytes
-                and checksum_of(folder / name, held.bytes, advance) == held.checksum
-                for name, held in begun.files.items()
-            )
-    except OSError:
-        return False
-
-
-def _fill(store: PartialStore, images: ImageSet, scan: Scan, target: Target, context: Context, threads: int) -> None:
-    done, total = store.done, len(scan)
-    if target.store is RawStore:
-        store.reserve(total - done, target.size**2 * scan.channels)
-    read = partial(_read_row, images=images, scan=scan, target=target)
+def _fill(store: PartialStore, work: Decoding) -> None:
+    done, total = store.done, len(work.scan)
+    if store.store is RawStore:
+        store.reserve(total - done, work.size**2 * work.scan.channels)
     saved = time.monotonic()
-    with context.bar(f"decode (resumed at {done:,})" if done else "decode", total - done) as advance:
-        for row in prefetch(read, range(done, total), threads=threads):
+    with work.context.bar(f"decode (resumed at {done:,})" if done else "decode", total - done) as advance:
+        read = partial(_read_row, work=work, kind=store.store)
+        for row in prefetch(read, range(done, total), threads=work.threads):
             if isinstance(row, str):
                 store.skip(row)
             else:
@@ -261,23 +238,25 @@ def _fill(store: PartialStore, images: ImageSet, scan: Scan, target: Target, con
                 saved = time.monotonic()
 
 
-def _read_row(at: int, images: ImageSet, scan: Scan, target: Target) -> tuple[bytes, str] | str:
+def _read_row(at: int, work: Decoding, kind: type[DiskStore]) -> tuple[bytes, str] | str:
     """Return what is kept of one file and whether it shows hardly anything, or the reason why nothing is kept."""
+    scan = work.scan
     try:
-        data = read_image_file(images.paths[scan.kept[at]])
+        data = read_image_file(work.images.paths[scan.kept[at]])
         if digest_of(data) != scan.content_hashes[at]:  # otherwise the store would be kept under another file's hash
             return "changed while it was being read"
-        pixels = decode(data, target.size, target.fit, scan.channels, scan.value_range)
-        return target.store.encode(pixels), dullness(pixels, target.fit, (scan.widths[at], scan.heights[at]))
+        pixels = work.pixels(data)
+        return kind.encode(pixels), dullness(pixels, work.fit, (scan.widths[at], scan.heights[at]))
     except UnreadableImage as problem:
         return str(problem)
 
 
-def _record(begun: Begun, scan: Scan, target: Target) -> StoreRecord:
-    hashes = Digests(np.delete(scan.content_hashes.values, [position for position, _ in begun.bad], axis=0))
-    shape = (len(hashes), target.size, target.size, scan.channels)
+def _record(store: PartialStore, work: Decoding) -> StoreRecord:
+    begun = store.complete()
+    hashes = Digests(np.delete(work.scan.content_hashes.values, [position for position, _ in begun.bad], axis=0))
+    shape = (len(hashes), work.size, work.size, work.scan.channels)
     return StoreRecord(
-        kind=target.store.kind, shape=shape, fit=target.fit, content_hashes=hashes, files=begun.files, bad=begun.bad,
+        kind=store.store.kind, shape=shape, fit=work.fit, content_hashes=hashes, files=begun.files, bad=begun.bad,
         dull=begun.dull,
     )  # fmt: skip
 
