@@ -56,9 +56,13 @@ class Refiner(ABC):
         raise NotImplementedError
 
     @property
-    @abstractmethod
     def described(self) -> str:
         """What was fitted, in a few words, such as ``"T = 1.32"``."""
+        self.require_fitted()
+        return self._described()
+
+    def _described(self) -> str:
+        raise NotImplementedError
 
     def params(self) -> dict[str, Any]:
         """Return the arguments of ``__init__`` by name."""

@@ -59,10 +59,7 @@ class Temperature(Refiner):
     def _refined(self, predictions: Predictions) -> FloatArray:
         return predictions.log_probabilities() / self.temperature_
 
-    @property
-    def described(self) -> str:
-        """Such as ``"T = 1.32"``."""
-        self.require_fitted()
+    def _described(self) -> str:
         return f"T = {self.temperature_:.2f}"
 
 
@@ -107,10 +104,7 @@ class VectorScaling(Refiner):
         z = predictions.log_probabilities() / self.temperature_
         return only_among(self.learned_, z + self.bias_, normalised(z))
 
-    @property
-    def described(self) -> str:
-        """Such as ``"T = 1.32, b from -0.40 to 0.31, none for 'cat' (no labels)"``."""
-        self.require_fitted()
+    def _described(self) -> str:
         without = [self.classes_[column] for column in np.flatnonzero(~self.learned_)]
         rest = f", none for {listed(without)} (no labels)" if without else ""
         return f"T = {self.temperature_:.2f}, b from {self.bias_.min():.2f} to {self.bias_.max():.2f}{rest}"

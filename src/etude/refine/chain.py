@@ -273,10 +273,7 @@ class Chain(Refiner):
             predictions = step.transform(predictions)
         return predictions if self.kept_ else with_log_probabilities(predictions, predictions.log_probabilities())
 
-    @property
-    def described(self) -> str:
-        """The names of the kept steps, in order."""
-        self.require_fitted()
+    def _described(self) -> str:
         return self.total_.described
 
     def as_table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

@@ -156,10 +156,7 @@ class LastLayer(OnTrainingRows):
         self.require_fitted()
         return self._head_vote(self.head_, predictions)
 
-    @property
-    def described(self) -> str:
-        """Such as ``"C = 0.01, λ = 0.50, 120 pseudo-labels, weighted to the target's prior"``."""
-        self.require_fitted()
+    def _described(self) -> str:
         if not self.weight_:
             return f"λ = 0: a new head gains {self.gain_:+.4f} ± {self.error_:.4f}, not more than noise"
         parts = [f"C = {self.strength_:g}", f"λ = {self.weight_:.2f}", f"{self.pseudo_labels_:,} pseudo-labels"]
@@ -176,9 +173,9 @@ class LastLayer(OnTrainingRows):
 
     def _rows(self, known: Predictions, target: Predictions) -> _Rows:
         features, positions, ids = self.known_rows(known)
-        columns, others = self.columns_in(known)[positions], set(known.ids)
+        columns = self.columns_in(known)[positions]
         if ids is not None:
-            alone = np.array([name not in others for name in ids])
+            alone = ~np.isin(ids, known.ids)
             if not alone.any():
                 raise EtudeError("every training image of LastLayer is a labelled one too: give other labelled images")
             features, columns = features[alone], columns[alone]

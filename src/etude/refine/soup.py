@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ class Soup:
     def save(self, path: Path | str) -> None:
         """Write the weights as a safetensors file, whole or not at all."""
         with replacing(Path(path)) as temporary:
-            _safetensors().save_file(self.weights, str(temporary))
+            import_module("safetensors.numpy").save_file(self.weights, str(temporary))
 
 
 def greedy_soup(checkpoints: Sequence[Path | str], score: Score) -> Soup:
@@ -79,13 +80,7 @@ def greedy_soup(checkpoints: Sequence[Path | str], score: Score) -> Soup:
 def _read(path: Path) -> Weights:
     hint = "give a .safetensors file of float16, float32 or float64 weights"  # bfloat16 is a KeyError
     with reading(path, "a readable safetensors file", hint):
-        return _safetensors().load(path.read_bytes())
-
-
-def _safetensors() -> Any:
-    import safetensors.numpy
-
-    return safetensors.numpy
+        return import_module("safetensors.numpy").load(path.read_bytes())
 
 
 def _matching(weights: Weights, first: Weights, path: Path, other: Path) -> Weights:

@@ -86,10 +86,7 @@ class Thresholds(Refiner):
         log_p = predictions.log_probabilities()
         return only_among(self.learned_, log_p + self.offsets_, log_p)
 
-    @property
-    def described(self) -> str:
-        """The range of the offsets."""
-        self.require_fitted()
+    def _described(self) -> str:
         if not self.offsets_.any():
             return f"no offsets: none helps {self.metric} beyond noise"
         return f"offsets {self.offsets_.min():+.2f} to {self.offsets_.max():+.2f} for {self.metric}"

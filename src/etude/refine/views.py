@@ -89,10 +89,7 @@ class ViewWeights(Refiner):
         weights = self.weights_ if self.way_.startswith("weighted") else _equal(log_p)
         return _mixed(self.way_, log_p, weights)
 
-    @property
-    def described(self) -> str:
-        """The way, and the largest weight where they differ."""
-        self.require_fitted()
+    def _described(self) -> str:
         if self.way_ == "first view":
             return "first view alone"
         if not self.way_.startswith("weighted"):

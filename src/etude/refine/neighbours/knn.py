@@ -206,10 +206,7 @@ class KNN(OnTrainingRows):
         self.require_fitted()
         return self.index_.neighbours_of(require_features(predictions, "KNN"), k, predictions.ids)
 
-    @property
-    def described(self) -> str:
-        """Such as ``"k = 16, T = 0.1, λ = 0.30"``."""
-        self.require_fitted()
+    def _described(self) -> str:
         if not self.weight_:
             return f"λ = 0: neighbours gain {self.gain_:+.4f} ± {self.error_:.4f}, not more than noise"
         return f"k = {self.k_}, T = {self.temperature_:g}, λ = {self.weight_:.2f}"

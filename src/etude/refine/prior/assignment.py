@@ -321,10 +321,7 @@ class BalancedAssignment(Refiner):
         shifted[rows[near], assigned[rows[near]]] = np.nextafter(best[near], np.float32(np.inf))
         return shifted.astype(np.float64)
 
-    @property
-    def described(self) -> str:
-        """Such as ``"340 classes of 329 to 330 images, offsets from -1.20 to 0.84"``."""
-        self.require_fitted()
+    def _described(self) -> str:
         counts = np.bincount(self.labels_, minlength=len(self.classes_))
         finite = self.offsets_[np.isfinite(self.offsets_)]
         return (

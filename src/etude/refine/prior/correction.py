@@ -292,10 +292,7 @@ class PriorCorrection(Refiner):
             return predictions.log_probabilities()
         return correct(self._calibrated(predictions).log_probabilities(), self.source_, self.prior_)
 
-    @property
-    def described(self) -> str:
-        """What was found, such as ``"no shift worth correcting (p = 0.41)"``."""
-        self.require_fitted()
+    def _described(self) -> str:
         moved = int(np.argmax(np.abs(np.log(np.maximum(self.prior_, _SMALLEST_SHARE) / self.source_)) * self.prior_))
         change = f"{self.classes_[moved]!r} from {self.source_[moved]:.1%} to {self.prior_[moved]:.1%}"
         found = f"p = {self.p_value_:.2g}" if self.p_value_ is not None else "not tested"
