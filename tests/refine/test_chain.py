@@ -50,17 +50,17 @@ class Told(Refiner):
         assert labelled is not None
         assert labelled.labels is not None
         self.known_ = dict(zip(labelled.ids, labelled.labels.tolist(), strict=True))
+        self.classes_ = labelled.classes
         return self
 
-    def transform(self, predictions: Predictions) -> Predictions:
+    def _refined(self, predictions: Predictions) -> np.ndarray:
         log_p = predictions.log_probabilities()
         for row, name in enumerate(predictions.ids):
             if name in self.known_:
                 log_p[row, self.known_[name]] += 50
-        return with_log_probabilities(predictions, log_p)
+        return log_p
 
-    @property
-    def described(self) -> str:
+    def _described(self) -> str:
         return "labels by heart"
 
 
@@ -73,14 +73,14 @@ class Halved(Refiner):
         self.by = by
 
     def fit(self, labelled: Predictions | None = None, target: Predictions | None = None) -> Self:
-        self.done_ = True
+        assert labelled is not None
+        self.classes_ = labelled.classes
         return self
 
-    def transform(self, predictions: Predictions) -> Predictions:
-        return with_log_probabilities(predictions, predictions.log_probabilities() / self.by)
+    def _refined(self, predictions: Predictions) -> np.ndarray:
+        return predictions.log_probabilities() / self.by
 
-    @property
-    def described(self) -> str:
+    def _described(self) -> str:
         return f"divided by {self.by}"
 
 

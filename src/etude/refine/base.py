@@ -51,9 +51,9 @@ class Refiner(ABC):
         require_classes(self.classes_, predictions, type(self).__name__)
         return with_log_probabilities(predictions, self._refined(predictions))
 
+    @abstractmethod
     def _refined(self, predictions: Predictions) -> FloatArray:
-        """Return the log probabilities, (N, C), of :meth:`transform`; a refiner has one of the two."""
-        raise NotImplementedError
+        """Return the log probabilities, (N, C), that :meth:`transform` makes predictions of."""
 
     @property
     def described(self) -> str:
@@ -61,8 +61,8 @@ class Refiner(ABC):
         self.require_fitted()
         return self._described()
 
-    def _described(self) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def _described(self) -> str: ...
 
     def params(self) -> dict[str, Any]:
         """Return the arguments of ``__init__`` by name."""

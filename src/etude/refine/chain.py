@@ -27,7 +27,6 @@ from etude.refine.base import (
     labels_of,
     require_classes,
     require_labelled,
-    with_log_probabilities,
     without_labels,
 )
 from etude.refine.cross_fit import FEWEST_ROWS, fold_numbers
@@ -271,7 +270,10 @@ class Chain(Refiner):
         require_classes(self.classes_, predictions, "Chain")
         for _, step in self.kept_:
             predictions = step.transform(predictions)
-        return predictions if self.kept_ else with_log_probabilities(predictions, predictions.log_probabilities())
+        return predictions if self.kept_ else super().transform(predictions)
+
+    def _refined(self, predictions: Predictions) -> FloatArray:
+        return predictions.log_probabilities()  # of the plain mean over views, where no step is kept
 
     def _described(self) -> str:
         return self.total_.described
