@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import TypeVar
 
 import etude.compat  # noqa: F401  (before lightning)
@@ -16,7 +15,7 @@ from etude.callbacks.batches import BatchContext, BatchTransform, ImageBatch
 from etude.core.errors import EtudeError
 from etude.functional.augment import Policy, augment, policy_named
 from etude.functional.augment_tensor import augment_tensor
-from etude.timeline import Linear, Phase, Timeline
+from etude.timeline.plan import SLACK
 
 Images = TypeVar("Images", np.ndarray, torch.Tensor)
 
@@ -86,11 +85,7 @@ class AugmentRamp(BatchTransform):
         scheduled = context.moment.augment if context.moment else None
         if scheduled is not None:
             return scheduled
-        return own_strengths(self.strength, self.rise, self.finish).at(context.progress).augment or 0.0
-
-
-@lru_cache(maxsize=64)
-def own_strengths(strength: float, rise: float, finish: float) -> Timeline:
-    """Return the strengths of a run without a Clock that schedules them; the arguments are AugmentRamp's."""
-    phases = (("rise", rise, Linear(0.0, strength)), ("full", 1.0 - rise - finish, strength), ("finish", finish, 0.0))
-    return Timeline(tuple(Phase(name, length, augment=value) for name, length, value in phases if length > 1e-9))
+        progress = context.progress
+        if progress >= 1.0 - self.finish - SLACK:
+            return 0.0
+        return self.strength * (min(1.0, progress / self.rise) if self.rise else 1.0)

@@ -103,16 +103,6 @@ def check_order(callbacks: Sequence[pl.Callback]) -> None:
             )
 
 
-def check_schedulers(trainer: pl.Trainer) -> None:
-    """Refuse a learning rate scheduler next to a Clock that schedules the learning rate, once fit has started."""
-    if trainer.lr_scheduler_configs and _rate_clock(callbacks_of(trainer)):
-        name = type(trainer.lr_scheduler_configs[0].scheduler).__name__
-        raise EtudeError(
-            f"configure_optimizers returns the scheduler {name}, and the Clock's timeline schedules the learning rate "
-            "too: return the optimiser alone, or leave lr out of the timeline's phases"
-        )
-
-
 def _rate_clock(callbacks: Sequence[pl.Callback]) -> bool:
     clocks = (callback for callback in callbacks if place_of(callback) == "Clock")
     return any("lr" in cast(Any, clock).timeline.quantities() for clock in clocks)
@@ -128,48 +118,38 @@ class EtudeCallback(pl.Callback):
     """A callback that checks its place among the others before training starts."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        set_up(self, trainer)
+        callbacks = callbacks_of(trainer)
+        check_order(callbacks)
+        # Lightning calls all hooks of a step of every callback, at 2 to 3 microseconds each, unless they are not
+        # callable. A callback that another one calls keeps them.
+        for name in _STEP_HOOKS if any(self is one for one in callbacks) else ():
+            if getattr(type(self), name) is getattr(pl.Callback, name) and name not in vars(self):
+                setattr(self, name, None)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        check_schedulers(trainer)
+        if trainer.lr_scheduler_configs and _rate_clock(callbacks_of(trainer)):
+            name = type(trainer.lr_scheduler_configs[0].scheduler).__name__
+            raise EtudeError(
+                f"configure_optimizers returns the scheduler {name}, and the Clock's timeline schedules the learning "
+                "rate too: return the optimiser alone, or leave lr out of the timeline's phases"
+            )
 
     def undo(self) -> None:
         """Undo at the end of training, also one that fails, what was changed outside the callback."""
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        tear_down(self)
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        for name in _STEP_HOOKS:
+            if vars(self).get(name, self) is None:
+                delattr(self, name)
         self.undo()
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        tear_down(self)
-        self.undo()
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        EtudeCallback.teardown(self, trainer, pl_module, "fit")
 
 
 def callbacks_of(trainer: pl.Trainer) -> list[pl.Callback]:
     """Return the trainer's callbacks, an attribute that Lightning sets without declaring it."""
     return cast(list[pl.Callback], cast(Any, trainer).callbacks)
-
-
-def set_up(callback: pl.Callback, trainer: pl.Trainer) -> None:
-    """Check the order of the callbacks, and let Lightning pass over the hooks of a step that ``callback`` leaves empty.
-
-    It calls all six of every callback, at 2 to 3 microseconds each; what is not callable it passes over. A callback
-    that another one calls keeps its hooks, and :func:`tear_down` gives them back after training.
-    """
-    callbacks = callbacks_of(trainer)
-    check_order(callbacks)
-    if not any(callback is one for one in callbacks):
-        return
-    for name in _STEP_HOOKS:
-        if getattr(type(callback), name) is getattr(pl.Callback, name) and name not in vars(callback):
-            setattr(callback, name, None)
-
-
-def tear_down(callback: pl.Callback) -> None:
-    """Give a callback back the empty hooks that :func:`set_up` took from it."""
-    for name in _STEP_HOOKS:
-        if vars(callback).get(name, callback) is None:
-            delattr(callback, name)
 
 
 def ends_step(trainer: pl.Trainer, batch_idx: int) -> bool:

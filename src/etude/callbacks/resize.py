@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
 
 import etude.compat  # noqa: F401  (before lightning)
 
@@ -11,8 +10,7 @@ from etude.callbacks.batches import BatchContext, BatchTransform, ImageBatch
 from etude.callbacks.clock import clock_of
 from etude.core.errors import EtudeError
 from etude.functional.augment_tensor import shrink
-from etude.timeline import Linear, Phase, Timeline
-from etude.timeline.plan import rounded
+from etude.timeline.plan import SLACK, rounded
 
 
 class ProgressiveResize(BatchTransform):
@@ -69,18 +67,8 @@ class ProgressiveResize(BatchTransform):
         clock = clock_of(context.trainer)
         if clock and context.moment and context.moment.image_size is not None:
             return context.moment.image_size, clock.timeline.size_multiple
-        moment = own_sizes(self.start, self.hold, self.finish, full, self.multiple).at(context.progress)
-        # A loader's size need not be a multiple, and at the end it is what counts.
-        return full if moment.phase == "full" else moment.image_size or full, self.multiple
-
-
-@lru_cache(maxsize=64)
-def own_sizes(start: float, hold: float, finish: float, full: int, multiple: int) -> Timeline:
-    """Return the sizes of a run without a Clock that schedules them; the arguments are ProgressiveResize's."""
-    phases = (
-        ("hold", hold, start * full),
-        ("grow", 1.0 - hold - finish, Linear(start * full, full)),
-        ("full", finish, float(full)),
-    )
-    kept = tuple(Phase(name, length, image_size=size) for name, length, size in phases if length > 1e-9)
-    return Timeline(kept, size_multiple=multiple)
+        progress, grown, smallest = context.progress, 1.0 - self.finish, self.start * full
+        if progress >= grown - SLACK:
+            return full, self.multiple  # it need not be a multiple, and at the end it is what counts
+        share = max(0.0, progress - self.hold) / (grown - self.hold) if grown > self.hold else 0.0
+        return rounded(smallest + (full - smallest) * share, self.multiple), self.multiple
