@@ -207,16 +207,15 @@ def test_decoding_counts_every_picture_and_stops_in_time(tmp_path, ticking):
     assert decode_rate(pictures, 32, 3, Context()) == pytest.approx(2 / 6.0)
 
 
-def test_rates_are_the_inverse_of_seconds(monkeypatch):
+def test_rates_are_the_inverse_of_seconds():
     asked: list[int] = []
 
     def measure(backbone, size, mode):
         asked.append(size)
         return Speed(size, infer=1 / size, train=4 / size)
 
-    monkeypatch.setattr(doctor, "measure_speed", measure)
     backbone = build_backbone("tiny", "none", 1)
-    found = network_rates("tiny", backbone, [16, 32], Mode("fp32", "contiguous", 1), Context())
+    found = network_rates("tiny", backbone, [16, 32], Mode("fp32", "contiguous", 1), Context(), measure)
     assert found == [Rate("tiny", 16, 4.0, 16.0), Rate("tiny", 32, 8.0, 32.0)]
     assert asked == [16, 32]
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ from etude.study.run.plan import Plan, Speed, measure_speed, stages_in_words, st
 from etude.study.run.request import Options, Request
 from etude.study.run.sources import read_sources
 from etude.training.probe import probe_mode
+
+Measure = Callable[[Backbone, int, Mode], Speed]
 
 SIZES = (128, 160, 224)
 GPU_RATIO = (15.0, 50.0)  # how many times faster than two processor cores a GPU trains, by published figures
@@ -167,12 +170,14 @@ def examine(subject: Subject, context: Context) -> Report:
     mode, note, device = likely_mode(best_device(), asked), "", best_device()
     if trained is not None:
         mode, note = probe_mode(backbone.module, size, train.batch_size, backbone.in_channels, device, asked=asked)
-    modes = mode_rates(backbone, size, asked, context, train=trained is not None)
-    rates = _rates(recipe, name, backbone, size, mode, context)
+    measure = cache(measure_speed)  # of each network, size and mode once
+    modes = mode_rates(backbone, size, asked, context, measure, train=trained is not None)
+    timed = replace(mode, micro_batch=train.micro_batch)  # one of those modes
+    rates = _rates(recipe, name, backbone, size, timed, context, measure)
     data = None
     if images is not None:
-        features = None if frozen is None else measure_speed(frozen.backbone, recipe.model.feature_size, mode)
-        training = None if trained is None else measure_speed(trained, image_sizes(recipe).first, mode)
+        features = None if frozen is None else measure(frozen.backbone, recipe.model.feature_size, timed)
+        training = None if trained is None else measure(trained, image_sizes(recipe).first, timed)
         stages = stage_seconds(recipe, images, 1 / max(decode, 1e-9), frozen, features, training)
         gpu = gpu_seconds(stages, facts.cores_usable) if facts.device == "cpu" else None
         data = DataReport(images.described, len(images), tuple(stages), gpu)
@@ -264,42 +269,46 @@ def made_up_pictures(count: int = _PICTURES) -> list[bytes]:
     return [different[number % len(different)] for number in range(count)]
 
 
-def network_rates(name: str, backbone: Backbone, sizes: Iterable[int], mode: Mode, context: Context) -> list[Rate]:
+def network_rates(
+    name: str, backbone: Backbone, sizes: Iterable[int], mode: Mode, context: Context, measure: Measure
+) -> list[Rate]:
     found: list[Rate] = []
     ascending = sorted(sizes)
     with context.bar(name, len(ascending), unit="sizes") as advance:
         for size in ascending:
-            speed = measure_speed(backbone, size, mode)
+            speed = measure(backbone, size, mode)
             found.append(Rate(name, size, 1 / max(speed.train, 1e-9), 1 / max(speed.infer, 1e-9)))
             advance()
     return found
 
 
 def mode_rates(
-    backbone: Backbone, size: int, asked: AskedMode, context: Context, *, train: bool
+    backbone: Backbone, size: int, asked: AskedMode, context: Context, measure: Measure, *, train: bool
 ) -> tuple[tuple[Mode, float], ...]:
     """Return images a second in every mode that might be the fastest, the fastest first."""
     found: list[tuple[Mode, float]] = []
     modes = candidate_modes(best_device(), asked)
     with context.bar("modes", len(modes), unit="modes") as advance:
         for mode in modes:
-            speed = measure_speed(backbone, size, mode)
+            speed = measure(backbone, size, mode)
             found.append((mode, 1 / max(speed.train if train else speed.infer, 1e-9)))
             advance()
     return tuple(sorted(found, key=lambda one: -one[1]))
 
 
-def _rates(recipe: Recipe, name: str, backbone: Backbone, size: int, mode: Mode, context: Context) -> list[Rate]:
+def _rates(
+    recipe: Recipe, name: str, backbone: Backbone, size: int, mode: Mode, context: Context, measure: Measure
+) -> list[Rate]:
     """Return the rates of the recipe's network, and of the default one where that is another."""
-    if "finetune" not in recipe.stages:
-        own = [replace(rate, train=None) for rate in network_rates(name, backbone, {size}, mode, context)]
-    elif name == DEFAULT_BACKBONE:
-        return network_rates(name, backbone, {size, image_sizes(recipe).first, *SIZES}, mode, context)
-    else:
-        own = network_rates(name, backbone, {size, image_sizes(recipe).first}, mode, context)
+    trains, is_default = "finetune" in recipe.stages, name == DEFAULT_BACKBONE
+    sizes = {size, *([image_sizes(recipe).first] if trains else []), *(SIZES if trains and is_default else ())}
+    own = network_rates(name, backbone, sizes, mode, context, measure)
+    if trains and is_default:
+        return own
     usual = resolve(load_recipe("default"), ImageFacts(_CAMERA_SIDE, 3, count=1_000))
     default = trainable_backbone(usual, 3, choose_precision("auto", best_device()))
-    return own + network_rates(DEFAULT_BACKBONE, default, SIZES, likely_mode(best_device()), context)
+    others = network_rates(DEFAULT_BACKBONE, default, SIZES, likely_mode(best_device()), context, measure)
+    return [rate if trains else replace(rate, train=None) for rate in own] + others
 
 
 def _processor_use(facts: MachineFacts) -> dict[str, str]:
