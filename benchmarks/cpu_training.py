@@ -32,7 +32,7 @@ def measure(measures: int, size: int, batch_size: int) -> float:
     import torch
 
     from etude.models.backbones import build_backbone
-    from etude.models.device import channels_last, keep_large_blocks
+    from etude.models.device import keep_large_blocks
     from etude.models.features import autocast
     from etude.models.optimize import fold_batchnorm, use_fast_depthwise
     from etude.training.optimizer import freeze_depthwise, freeze_first_layers
@@ -47,7 +47,7 @@ def measure(measures: int, size: int, batch_size: int) -> float:
     )
     for apply in steps[: max(0, measures - 1)]:
         apply()
-    channels_last(network).eval()
+    network.to(memory_format=torch.channels_last).eval()
     precision = "bf16" if measures else "fp32"
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)

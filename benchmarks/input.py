@@ -50,7 +50,7 @@ from etude.data.sources import read_labelled
 from etude.functional.augment import augment, policy_named
 from etude.models.backbones import build_backbone
 from etude.models.classifier import Classifier, Preprocessing
-from etude.models.device import best_device, channels_last, choose_precision, keep_large_blocks
+from etude.models.device import best_device, choose_precision, keep_large_blocks
 from etude.models.features import autocast
 from etude.models.optimize import fold_batchnorm
 from etude.timeline import Moment
@@ -108,7 +108,8 @@ def trained(name: str, weights: str, channels: int, stored: Any, size: int) -> C
     precision = choose_precision("auto", device)
     if name != "tiny":
         fold_batchnorm(backbone.module, backbone.probe())
-    model = channels_last(Classifier(backbone.module, backbone.num_features, 2).to(device)).train(name == "tiny")
+    model = Classifier(backbone.module, backbone.num_features, 2).train(name == "tiny")
+    model.to(device, memory_format=torch.channels_last)
     preprocessing = Preprocessing.of(backbone, stored, size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
 

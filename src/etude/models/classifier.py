@@ -115,14 +115,19 @@ class ModelCard:
 
 def save_model(folder: Path, model: Classifier, card: ModelCard, name: str = "model") -> list[Path]:
     """Write ``NAME.safetensors`` and ``NAME.json`` into ``folder``, each atomically; return their paths."""
-    from safetensors.torch import save
-
     weights, described = folder / f"{name}.safetensors", folder / f"{name}.json"
-    with replacing(weights) as temporary:
-        # Not safetensors' own writing: it hides the file from other users, and a full disk is no OSError there.
-        temporary.write_bytes(save({k: tensor.detach().cpu().contiguous() for k, tensor in model.state_dict().items()}))
+    save_weights(weights, model)
     write_json(described, {"version": MODEL_VERSION, **asdict(card)})
     return [weights, described]
+
+
+def save_weights(path: Path, model: nn.Module) -> None:
+    """Write a network's tensors as a safetensors file, whole or not at all."""
+    from safetensors.torch import save
+
+    with replacing(path) as temporary:
+        # Not safetensors' own writing: it hides the file from other users, and a full disk is no OSError there.
+        temporary.write_bytes(save({k: tensor.detach().cpu().contiguous() for k, tensor in model.state_dict().items()}))
 
 
 def load_model(folder: Path, name: str = "model") -> tuple[Classifier, ModelCard]:

@@ -5,12 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from typing import TypeVar
 
 import torch
-from torch import nn
-
-Module = TypeVar("Module", bound=nn.Module)
 
 
 def best_device() -> torch.device:
@@ -37,11 +33,6 @@ def describe_device(device: torch.device, precision: str) -> str:
         return f"{torch.cuda.get_device_name(device)}, {precision}"
     count = torch.get_num_threads()
     return f"{device.type.upper()}, {count} thread{'s' if count > 1 else ''}, {precision}"
-
-
-def channels_last(module: Module) -> Module:
-    """Lay the module's convolution weights out with channels innermost, in place; faster on CPUs and GPUs."""
-    return module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (missing in torch's stubs)
 
 
 def is_first_process() -> bool:

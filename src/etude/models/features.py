@@ -17,7 +17,6 @@ from etude.core.errors import EtudeError
 from etude.core.files import digest_of
 from etude.core.prefetch import prefetch
 from etude.models.classifier import Preprocessing
-from etude.models.device import channels_last
 
 _LARGEST = float(np.finfo(np.float16).max)
 _BLOCK = 32  # rows whose augmentation is drawn together; another number would draw other views
@@ -78,7 +77,7 @@ def outputs_of(
     What is beyond float16 becomes its largest value. The network is put into evaluation mode.
     """
     device = next(backbone.parameters()).device
-    channels_last(backbone).eval()
+    backbone.to(memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]  (missing in stubs)
     parts = [slice(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
     for images in prefetch(fetch, parts, ahead=1, name="etude-features"):
         with torch.inference_mode(), autocast(device, precision):  # not while the reader has the batch

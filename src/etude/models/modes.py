@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal, Self, cast
+from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
 import torch
 from pydantic import ConfigDict, Field, TypeAdapter
+from torch import nn
 
 from etude.core.processor import physical_cores, usable_cores
-from etude.models.device import Module, choose_precision
+from etude.models.device import choose_precision
 
+Module = TypeVar("Module", bound=nn.Module)
 Precision = Literal["fp32", "bf16"]
 MemoryFormat = Literal["channels_last", "contiguous"]
 

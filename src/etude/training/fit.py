@@ -9,7 +9,6 @@ import etude.compat  # noqa: F401  (before lightning)
 
 import lightning.pytorch as pl
 import numpy as np
-import torch
 
 from etude.callbacks import EMA, SWA, Checkpoints, Clock, History, TrainingProgress, arrange
 from etude.core.context import Context
@@ -73,7 +72,12 @@ def fine_tune(
         with applied(task.mode), explained_write(task.folder), passing_interrupts(), silent_writers():
             trainer.fit(module.train(), ckpt_path=checkpoint, weights_only=True)
     _settle(module, averaging, task)
-    _refuse_divergence(model, task.recipe.train.lr, plan.steps)
+    if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
+        lr = task.recipe.train.lr
+        raise DivergedError(
+            f"training diverged: after {plan.steps} steps at train.lr={lr:g} weights are infinite or not a number; "
+            f"lower it, for example --set train.lr={lr / 3:.1g}"
+        )
     done = Finished(trainer.global_step, clock.timeline, history.rows, clock.happened)
     if is_first_process():
         kept.save_finished(model, done)
@@ -125,11 +129,3 @@ def _averaging(recipe: Recipe, timeline: Timeline) -> list[EMA | SWA]:
     if recipe.train.swa:
         return [SWA(timeline.phases[-1].name)]
     return [EMA(recipe.train.ema)] if recipe.train.ema else []
-
-
-def _refuse_divergence(model: Classifier, lr: float, steps: int) -> None:
-    if not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
-        raise DivergedError(
-            f"training diverged: after {steps} steps at train.lr={lr:g} weights are infinite or not a number; "
-            f"lower it, for example --set train.lr={lr / 3:.1g}"
-        )

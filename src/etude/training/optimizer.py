@@ -17,9 +17,6 @@ def freeze_first_layers(backbone: nn.Module, share: float) -> int:
     """Switch gradients off for the first ``share`` of the backbone's layers; return how many parameters that holds.
 
     Layers are counted as timm groups them (stem, then each block). A network without such groups stays as it is.
-
-    Args:
-        share: in [0, 1]; 0 trains everything.
     """
     if share <= 0 or not hasattr(backbone, "group_matcher"):
         return 0
@@ -54,10 +51,20 @@ def parameter_groups(model: Classifier, weight_decay: float, layer_decay: float)
 
     Norms and biases get no weight decay. The head's scale is 1; the backbone's last layer starts one step below.
     """
-    groups = _backbone_groups(model.backbone, weight_decay, layer_decay)
-    groups.append({"params": [model.head.weight], "weight_decay": weight_decay, "lr_scale": 1.0})
-    groups.append({"params": [model.head.bias], "weight_decay": 0.0, "lr_scale": 1.0})
-    return groups
+    backbone, head = model.backbone, model.head
+    if hasattr(backbone, "group_matcher"):
+        from timm.optim import param_groups_layer_decay
+
+        found = param_groups_layer_decay(backbone, weight_decay=weight_decay, layer_decay=layer_decay)
+        layers = [(group["params"], group["weight_decay"], group["lr_scale"] * layer_decay) for group in found]
+    else:
+        trained = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
+        layers = [
+            ([p for p in trained if p.ndim > 1], weight_decay, layer_decay),
+            ([p for p in trained if p.ndim <= 1], 0.0, layer_decay),
+        ]
+    layers += [([head.weight], weight_decay, 1.0), ([head.bias], 0.0, 1.0)]
+    return [{"params": params, "weight_decay": decay, "lr_scale": scale} for params, decay, scale in layers]
 
 
 def build_optimizer(model: Classifier, settings: TrainSettings) -> torch.optim.Optimizer:
@@ -74,19 +81,3 @@ def build_optimizer(model: Classifier, settings: TrainSettings) -> torch.optim.O
         return Lamb(groups, lr=settings.lr, betas=(settings.momentum, 0.999))
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
     return kind(groups, lr=settings.lr, betas=(settings.momentum, 0.999), fused=True)
-
-
-def _backbone_groups(backbone: nn.Module, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
-    if hasattr(backbone, "group_matcher"):
-        from timm.optim import param_groups_layer_decay
-
-        found = param_groups_layer_decay(backbone, weight_decay=weight_decay, layer_decay=layer_decay)
-        return [
-            {"params": g["params"], "weight_decay": g["weight_decay"], "lr_scale": g["lr_scale"] * layer_decay}
-            for g in found
-        ]
-    trained = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay, "lr_scale": layer_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0, "lr_scale": layer_decay},
-    ]

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import nn
 
 from etude.callbacks.checkpoints import FILE_NAME
-from etude.core.files import hash_of_file, read_checked_json, reading, replacing, write_checked_json
+from etude.core.files import hash_of_file, read_checked_json, reading, write_checked_json
 from etude.models.backbones import read_safetensors
-from etude.models.classifier import Classifier
+from etude.models.classifier import Classifier, save_weights
 from etude.timeline import Timeline, timeline_from_tree, timeline_to_tree
 
 
@@ -93,9 +92,7 @@ class ResumeFolder:
     def save_finished(self, model: Classifier, done: Finished) -> None:
         """Keep the trained weights; ``finished.json`` is written last, so that it vouches for them."""
         weights = self.folder / "finished.safetensors"
-        with replacing(weights) as temporary:
-            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-            temporary.write_bytes(save(tensors))
+        save_weights(weights, model)
         tree = {"steps": done.steps, "timeline": timeline_to_tree(done.timeline), "weights": hash_of_file(weights)}
         history = [{key: _json_value(value) for key, value in row.items()} for row in done.history]
         write_checked_json(self.folder / "finished.json", {**tree, "history": history, "happened": done.happened})

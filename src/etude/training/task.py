@@ -24,39 +24,22 @@ class DivergedError(EtudeError):
 
 @dataclass(frozen=True, slots=True)
 class FineTuneTask:
-    """One fine-tuning, besides the model.
-
-    Args:
-        preprocessing: of the network's input.
-        train: rows to train on.
-        valid: rows to validate on, or None.
-        recipe: resolved.
-        policy: of augmentation.
-        mode: precision, memory format, threads, and images in memory at once.
-        seed: of everything random.
-        folder: of ``history.csv``, ``tb/`` and ``checkpoints/``.
-        pace: measured seconds of a step; needed when the timeline counts in minutes.
-        resume: go on from what ``folder`` holds.
-        processes: that train together, each running this same task (DDP).
-        mix: how labelled and unlabelled rows of ``train`` share every batch; None draws from all at random.
-        prior: (C,) class shares that online pseudo-labels are aligned to, or None.
-        teachers: networks that map the batches' uint8 images to logits (B, C), for distillation.
-    """
+    """One fine-tuning, besides the model."""
 
     preprocessing: Preprocessing
     train: TrainingRows
     valid: TrainingRows | None
-    recipe: Recipe
-    policy: Policy
+    recipe: Recipe  # resolved
+    policy: Policy  # of augmentation
     mode: Mode
     seed: int
-    folder: Path
-    pace: Pace | None = None
-    resume: bool = False
-    processes: int = 1
-    mix: FixedMix | None = None
-    prior: np.ndarray | None = None
-    teachers: tuple[torch.nn.Module, ...] = ()
+    folder: Path  # of history.csv, tb/ and checkpoints/
+    pace: Pace | None = None  # needed when the timeline counts in minutes
+    resume: bool = False  # go on from what the folder holds
+    processes: int = 1  # that train together, each running this same task (DDP)
+    mix: FixedMix | None = None  # of labelled and unlabelled rows in every batch; None draws from all at random
+    prior: np.ndarray | None = None  # (C,) class shares that online pseudo-labels are aligned to
+    teachers: tuple[torch.nn.Module, ...] = ()  # map the batches' uint8 images to logits (B, C), for distillation
 
     @property
     def batch_size(self) -> int:
