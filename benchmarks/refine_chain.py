@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from common import machine
-from etude.core.context import Silent
+from etude.core.context import Context, Silent
 from etude.core.metrics import metric_named
 from etude.core.predictions import Predictions
 from etude.refine import KNN, Chain, Ensemble, LastLayer, ViewWeights, gain_by_views, standard_steps
@@ -132,7 +132,9 @@ def refined(network: Seen, head: Seen, seed: int) -> Iterator[Arm]:
     ensemble = Ensemble("auto", "accuracy", seed=seed).fit(models)
     yield Arm("blend of two models", (tests[better], tests[1 - better]), ensemble.transform(tests), ensemble.described)
     for metric in METRICS:
-        steps = standard_steps(network.valid, None, network.test, metric=metric, train=network.train, seed=seed)
+        steps = standard_steps(
+            network.valid, None, network.test, metric=metric, train=network.train, context=Context(seed=seed)
+        )
         chain = Chain(steps, metric, seed=seed).fit(network.valid, without_labels(network.test))
         after = chain.transform(network.test)
         yield Arm(f"whole chain, by {metric}", (test,), after, chain.described)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from etude.core.context import Context
 from etude.core.errors import EtudeError
 from etude.core.metrics import log_loss
 from etude.core.predictions import Predictions
@@ -52,7 +53,7 @@ def test_each_way_is_what_it_says():
     likelihood = Ensemble("likelihood").fit(models)
     np.testing.assert_allclose(likelihood.weights_, mixture_weights(p[:, np.arange(150), labels]), atol=1e-5)
     selection = Ensemble("selection", "accuracy", size=9, bags=3, seed=5).fit(models)
-    expected = select_ensemble(list(p), labels, metric="accuracy", size=9, bags=3, seed=5)
+    expected = select_ensemble(list(p), labels, metric="accuracy", size=9, bags=3, context=Context(seed=5))
     np.testing.assert_allclose(selection.weights_, expected)
     weighted = average(models, selection.weights_.tolist())
     losses = [log_loss(one, labels) for one in p]

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize
 
+from etude.core.context import Context
 from etude.core.errors import EtudeError
 from etude.refine.ensemble import forward_selection, mixture_weights, scored, select_ensemble
 
@@ -83,9 +84,9 @@ def test_a_model_that_knows_everything_is_taken_alone():
 def test_bags_are_the_same_for_the_same_seed_and_average():
     probabilities, labels = drawn(3, models=6, images=60)
     models = list(probabilities)
-    first = select_ensemble(models, labels, bags=4, share=0.5, seed=1)
-    np.testing.assert_array_equal(first, select_ensemble(models, labels, bags=4, share=0.5, seed=1))
-    assert (first != select_ensemble(models, labels, bags=4, share=0.5, seed=2)).any()
+    first = select_ensemble(models, labels, bags=4, share=0.5, context=Context(seed=1))
+    np.testing.assert_array_equal(first, select_ensemble(models, labels, bags=4, share=0.5, context=Context(seed=1)))
+    assert (first != select_ensemble(models, labels, bags=4, share=0.5, context=Context(seed=2))).any()
     assert first.sum() == pytest.approx(1)
     assert (first >= 0).all()
     plain = select_ensemble(models, labels, bags=1)

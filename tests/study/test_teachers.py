@@ -102,7 +102,7 @@ def test_a_file_must_know_the_labelled_images_and_the_classes(etude, train, tmp_
     assert "says nothing about 1 of 24 labelled images, 'round/000.png' for one" in said
     other = save(tmp_path / "other.npz", IDS, ("round", "spotted"), even)
     said = sentence_of(etude("fit", train, "--teacher", other, *words(), "--out", "never-2"))
-    assert "lacks 'striped' and knows also 'spotted'" in said
+    assert "lacks 'striped' and has 'spotted' as well" in said
     said = sentence_of(etude("fit", train, "--teacher", short, "--recipe", "distill", *words(), "--out", "never-3"))
     assert "--set distill.views=cached" in said
     (tmp_path / "empty").mkdir()

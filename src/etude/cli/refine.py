@@ -53,10 +53,10 @@ def refine(
         raise EtudeError(f"--out is {options.out}, the name of the file with the fitted steps: choose another")
     from etude.core.metrics import metric_named
 
-    metric = metric_named(options.metric).name
-    screen = options.screen
+    screen, metric = options.screen, metric_named(options.metric).name
     labelled, source = _labelled_and_target(options, valid, target)
     unlabelled = source.predictions
+    from etude.core.context import Context
     from etude.refine.base import unlabelled_classes
     from etude.refine.chain import Chain
     from etude.refine.chain_steps import left_out, standard_steps
@@ -71,8 +71,9 @@ def refine(
     if train is not None or (expanded(valid) / "train.npz").is_file():
         file = options.file_of(valid if train is None else train, "train.npz")
         known = read_probabilities(file, warn=screen.warn)
+    seeded = Context(seed=options.seed)
     names = None if steps is None else [name.strip() for name in steps.split(",") if name.strip()]
-    chosen = standard_steps(labelled, names, unlabelled, metric=metric, prior=prior, train=known, seed=options.seed)
+    chosen = standard_steps(labelled, names, unlabelled, metric=metric, prior=prior, train=known, context=seeded)
     chain = Chain(chosen, metric, seed=options.seed).fit(labelled, unlabelled)
     refined = chain.transform(unlabelled)
     options.write(source, refined, [target or valid])

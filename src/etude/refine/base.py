@@ -149,6 +149,29 @@ def minimised(
         return optimize.minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
 
 
+def mixture_by_em(
+    likelihood: FloatArray, start: FloatArray, tolerance: float, most: int = 1000, *,
+    extra: float = 0.0, by_gain: bool = False,
+) -> FloatArray:  # fmt: skip
+    """Return the weights w (M,), of sum one, that maximise Σ_i log Σ_m w_m p_im + extra Σ_m log w_m, by EM.
+
+    ``likelihood`` is p (N, M), in any unit a row; w begins at ``start``. It ends when no weight moves by more than
+    ``tolerance``, or ``by_gain``, when no weights at all can gain more a row: at most max_m mean_i p_im / Σ w p_i - 1.
+    """
+    weights = start
+    for _ in range(most):
+        total = likelihood @ weights
+        ratio = likelihood.T @ np.divide(1.0, total, out=np.zeros_like(total), where=total > 0)
+        if by_gain and ratio.max() <= (1 + tolerance) * len(likelihood):
+            break
+        found = weights * ratio + extra
+        found /= found.sum()
+        moved, weights = np.abs(found - weights).max(), found
+        if moved < tolerance and not by_gain:
+            break
+    return weights
+
+
 def optional_package(name: str, needed_by: str, instead: str) -> Any:
     """Return a package that may be missing; the message says what needs it, and what does without."""
     try:

@@ -35,26 +35,18 @@ from etude.refine.prior.assignment import BalancedAssignment
 
 @dataclass(frozen=True, slots=True)
 class StepRow:
-    """What became of one step.
-
-    Args:
-        described: what was fitted on all labelled images.
-        seconds: of fitting, on all labelled images and on every fold.
-        gain: cross-fitted, a :class:`etude.core.paired.Gain` like the next three; None when it was not measured.
-        at_target_prior: whether labelled images were weighted to the class shares of the target to measure it.
-        reason: why a step that was not measured is left out.
-    """
+    """What became of one step."""
 
     name: str
     kept: bool
-    described: str
-    seconds: float
-    gain: float | None = None
+    described: str  # what was fitted on all labelled images
+    seconds: float  # of fitting, on all labelled images and on every fold
+    gain: float | None = None  # cross-fitted, a core.paired.Gain like the next three; None: not measured
     low: float | None = None
     high: float | None = None
     probability: float | None = None
-    at_target_prior: bool = False
-    reason: str = ""
+    at_target_prior: bool = False  # whether labelled images were weighted to the target's class shares to measure it
+    reason: str = ""  # why a step that was not measured is left out
 
     def cells(self) -> tuple[str, ...]:
         """Return texts for :data:`COLUMNS`; a star marks gains at the target's class shares."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from etude.core.context import Context
 from etude.core.errors import EtudeError, nearest
 from etude.core.metrics import metric_named
 from etude.core.predictions import Predictions
@@ -28,7 +29,7 @@ def standard_steps(
     metric: str = "accuracy",
     prior: PriorSpec | None = None,
     train: Predictions | None = None,
-    seed: int = 0,
+    context: Context = Context(),
 ) -> list[tuple[str, Refiner]]:
     """Return the steps ``names`` for :class:`~etude.refine.chain.Chain`, in its order.
 
@@ -43,7 +44,7 @@ def standard_steps(
         metric: of the chain.
         prior: of the target: ``"estimate"``, or what :func:`~etude.refine.prior.correction.parse_prior` reads.
         train: labelled images with features for ``knn`` and ``last_layer``; ``knn`` takes ``labelled`` without them.
-        seed: of the steps that draw.
+        context: with the seed of the steps that draw.
 
     Raises:
         EtudeError: a step is unknown, or cannot work on what there is.
@@ -52,7 +53,7 @@ def standard_steps(
     >>> [name for name, _ in standard_steps(one, metric="macro_f1")]
     ['temperature', 'vector_scaling', 'thresholds']
     """
-    metric = metric_named(metric).name
+    metric, seed = metric_named(metric).name, context.seed
 
     def knn() -> Refiner:
         # Without training images the labelled ones vote on each other; none votes for itself.

@@ -16,8 +16,16 @@ from etude.core.ids import match_ids, spelled_as
 from etude.core.metrics import SMALLEST, FloatArray, IntArray, log_odds, metric_named, ties
 from etude.core.paired import Gain, paired_bootstrap
 from etude.core.predictions import Predictions
-from etude.core.seeds import rng_for
-from etude.refine.base import LOG_ZERO, BoolArray, labels_of, normalised, require_classes, with_columns
+from etude.refine.base import (
+    LOG_ZERO,
+    BoolArray,
+    difference,
+    labels_of,
+    mixture_by_em,
+    normalised,
+    require_classes,
+    with_columns,
+)
 from etude.refine.cross_fit import FEWEST_ROWS, NOISE, exceeds_noise, fold_numbers, out_of_fold, standard_error_of
 
 Score = Callable[[FloatArray], float]
@@ -140,22 +148,15 @@ def shares_of(weights: Sequence[float] | None, count: int) -> FloatArray:
 
 def _aligned(other: Predictions, first: Predictions, number: int) -> Predictions:
     """Return ``other`` with the rows and columns of ``first``; ``number`` counts the models from 1, for messages."""
-    ids = match_ids(other.ids, first.ids)
-    _refuse_others("ids", ids.missing, ids.extra, number)
-    names = spelled_as(other.classes, first.classes)
-    missing = [name for name in first.classes if name not in names]
-    _refuse_others("classes", missing, sorted(set(names) - set(first.classes)), number)
+    ids, names = match_ids(other.ids, first.ids), spelled_as(other.classes, first.classes)
+    for what, parts in (("ids", difference(ids.missing, ids.extra)), ("classes", difference(first.classes, names))):
+        if parts:
+            raise EtudeError(
+                f"only predictions with the same {what} can be blended, and model {number} {parts} against the first: "
+                "predict the same images with models of the same classes"
+            )
     sorted_rows = replace(replace(other, features=None).take(ids.rows), ids=first.ids)
     return with_columns(sorted_rows, [names.index(name) for name in first.classes], first.classes)
-
-
-def _refuse_others(what: str, missing: list[str], extra: list[str], number: int) -> None:
-    parts = [f"lacks {len(missing):,} of them ({listed(missing)})"] if missing else []
-    if parts := parts + ([f"has {len(extra):,} others ({listed(extra)})"] if extra else []):
-        raise EtudeError(
-            f"only predictions with the same {what} can be blended, and model {number} {' and '.join(parts)} "
-            "against the first: predict the same images with models of the same classes"
-        )
 
 
 def common_labels(together: Sequence[Predictions]) -> IntArray | None:
@@ -251,7 +252,7 @@ def select_ensemble(
     bags: int = 10,
     share: float = 1.0,
     sorted_start: bool = True,
-    seed: int = 0,
+    context: Context = Context(),
 ) -> FloatArray:
     """Return the mean of the weights (M,) that :func:`forward_selection` finds in ``bags`` resamples of the N images.
 
@@ -262,6 +263,7 @@ def select_ensemble(
         probabilities: (N, C) of each of the M models, rows and columns in the same order.
         labels: (N,).
         metric: a name that :func:`etude.core.metrics.metric_named` knows.
+        context: with the seed of the resamples.
 
     Raises:
         EtudeError: an argument is out of range, or the metric is unknown.
@@ -274,7 +276,7 @@ def select_ensemble(
     for bag in range(bags):
         rows, some = np.arange(len(labels)), [*range(len(probabilities))]
         if bags > 1:
-            rng = rng_for(seed, "bag of models", bag)
+            rng = context.rng("bag of models", bag)
             rows = rng.integers(len(labels), size=len(labels))
             kept = np.flatnonzero(rng.random(len(probabilities)) < share)
             some = (kept if len(kept) else rng.integers(len(probabilities), size=1)).tolist()
@@ -298,8 +300,7 @@ def scored(probabilities: Sequence[FloatArray], labels: IntArray, metric: str) -
 def mixture_weights(given: FloatArray, tolerance: float = 1e-6, most: int = 10_000) -> FloatArray:
     """Return the weights w (M,) on the simplex that maximise Σ_i log Σ_m w_m p_mi: those of the least log loss.
 
-    Expectation maximisation, whose every step raises the likelihood. The problem is concave, and
-    max_m mean_i p_mi / Σ w p_i - 1 bounds what is left to gain.
+    Expectation maximisation, whose every step raises the likelihood; the problem is concave.
 
     Args:
         given: (M, N) probability that each model gives to each image's label; below 1e-15 it counts as that.
@@ -309,15 +310,8 @@ def mixture_weights(given: FloatArray, tolerance: float = 1e-6, most: int = 10_0
     >>> mixture_weights(np.array([[0.9, 0.9, 0.1], [0.1, 0.1, 0.9]])).round(3).tolist()
     [0.708, 0.292]
     """
-    given = np.maximum(given, SMALLEST)
-    weights = np.full(len(given), 1 / len(given))
-    for _ in range(most):
-        ratio = (given / (weights @ given)).mean(axis=1)
-        if ratio.max() <= 1 + tolerance:
-            break
-        weights = weights * ratio
-        weights /= weights.sum()
-    return weights
+    start = np.full(len(given), 1 / len(given))
+    return mixture_by_em(np.maximum(given, SMALLEST).T, start, tolerance, most, by_gain=True)
 
 
 def _best_together(models: Sequence[FloatArray], score: Score, size: int) -> list[int]:
@@ -420,7 +414,7 @@ class Ensemble:
         if method == "selection":
             return select_ensemble(
                 probabilities, labels, metric=self.metric, size=self.size, bags=self.bags, share=self.share,
-                seed=self.seed,
+                context=Context(seed=self.seed),
             )  # fmt: skip
         if method == "best":
             metric = metric_named(self.metric)
@@ -453,20 +447,13 @@ def _blended(method: str, models: Sequence[Predictions], weights: FloatArray) ->
 
 @dataclass(frozen=True)
 class PairDiversity:
-    """How two models, by name, differ on labelled images.
-
-    Args:
-        disagreement: share of the images for which they predict different classes.
-        double_fault: share for which both are wrong.
-        q: Yule's Q, (n11 n00 - n10 n01) / (n11 n00 + n10 n01) with n10 images that the first alone gets right: 1 when
-            they err together, 0 when independently, below when one is right where the other errs; NaN where it is 0/0.
-    """
+    """How two models, by name, differ on labelled images."""
 
     first: str
     second: str
-    disagreement: float
-    double_fault: float
-    q: float
+    disagreement: float  # share of the images for which they predict different classes
+    double_fault: float  # share for which both are wrong
+    q: float  # Yule's Q: 1 when they err together, 0 when independently, below when one is right where the other errs
 
 
 def diversity(models: Mapping[str, Predictions]) -> list[PairDiversity]:

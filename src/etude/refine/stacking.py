@@ -14,6 +14,7 @@ from etude.core.metrics import FloatArray, IntArray
 from etude.core.predictions import Predictions
 from etude.core.seeds import derive_seed
 from etude.refine.base import (
+    BoolArray,
     normalised,
     occurring,
     only_among,
@@ -21,7 +22,7 @@ from etude.refine.base import (
     require_classes,
     with_log_probabilities,
 )  # fmt: skip
-from etude.refine.cross_fit import choose, fold_numbers, fold_sums
+from etude.refine.cross_fit import choose, fold_numbers, fold_sums, out_of_fold
 from etude.refine.ensemble import aligned, average, geometric_mean, labelled_models
 from etude.refine.last_layer import Standardised, fit_head
 from etude.refine.neighbours.knn import mixed, row_gains
@@ -123,17 +124,17 @@ class Stacking:
 
     def _choose(self, labelled: Sequence[Predictions], columns: FloatArray, labels: IntArray) -> None:
         numbers, mean = fold_numbers(labelled[0], self.folds), average(labelled).probabilities()
-        held_out = np.empty((len(self._grid), *mean.shape))
-        for fold in range(int(numbers.max()) + 1):
-            out = numbers == fold
-            if out.all():  # a single image: nothing to learn from
-                return
-            learned = self._learned([one.take(~out) for one in labelled], columns[~out], labels[~out])
-            for number, candidate in enumerate(self._grid):
-                part = [one.take(out) for one in labelled]
-                held_out[number, out] = np.exp(self._answer(learned, part, columns[out], candidate))
+        if not numbers.any():  # a single image: nothing to learn from
+            return
+
+        def of_others(train: BoolArray, held: BoolArray) -> FloatArray:
+            learned = self._learned([one.take(train) for one in labelled], columns[train], labels[train])
+            part = [one.take(held) for one in labelled]
+            return np.exp(np.stack([self._answer(learned, part, columns[held], one) for one in self._grid], axis=1))
+
+        held_out = out_of_fold(numbers, of_others)
         gains = np.concatenate(
-            [row_gains(held_out[one], mean, labels, (1.0,), "log_loss") for one in range(len(held_out))]
+            [row_gains(held_out[:, one], mean, labels, (1.0,), "log_loss") for one in range(len(self._grid))]
         )
         choice = choose(fold_sums(gains, numbers), lambda one: gains[one], numbers)
         self.gain_, self.error_, self.stacked_ = choice.gain, choice.error, choice.best is not None

@@ -14,7 +14,16 @@ from etude.core.errors import EtudeError, listed, nearest
 from etude.core.metrics import METRICS, FloatArray, IntArray, metric_named
 from etude.core.paired import mean_gain, paired_bootstrap
 from etude.core.predictions import Predictions
-from etude.refine.base import BoolArray, Refiner, known_rows, labels_of, minimised, normalised, require_labelled
+from etude.refine.base import (
+    BoolArray,
+    Refiner,
+    known_rows,
+    labels_of,
+    minimised,
+    mixture_by_em,
+    normalised,
+    require_labelled,
+)
 from etude.refine.cross_fit import FEWEST_ROWS, fold_numbers, out_of_fold
 
 PLAIN = "mean of probabilities"
@@ -99,17 +108,13 @@ class ViewWeights(Refiner):
 
 @dataclass(frozen=True, slots=True)
 class ViewGains:
-    """Scores of the mean over the first 1 to V views, (V,) each.
-
-    Args:
-        enough: metric name -> smallest count that is within one standard error, paired, of the best count.
-        harm: the metrics in which all views together are worse than the first view alone: log loss by more than one
-            standard error, paired, or accuracy beyond noise (one-sided at 5%).
-    """
+    """Scores of the mean over the first 1 to V views, (V,) each."""
 
     accuracy: FloatArray
     log_loss: FloatArray
-    enough: dict[str, int]
+    enough: dict[str, int]  # smallest count of each metric that is within one standard error, paired, of the best count
+    # The metrics in which all views together are worse than the first view alone: log loss by more than one standard
+    # error, paired, or accuracy beyond noise (one-sided at 5%).
     harm: tuple[str, ...]
 
     @property
@@ -183,17 +188,7 @@ def _fitted_weights(way: str, views: FloatArray, labels: IntArray) -> FloatArray
 def _mixture_weights(views: FloatArray, labels: IntArray) -> FloatArray:
     """Return w that maximises Σ_i log Σ_v w_v p_iv + Σ_v log w_v by EM, p_iv the probability of the label."""
     given = views[:, np.arange(len(labels)), labels].T
-    likelihood = np.exp(given - given.max(1, keepdims=True))
-    weights = _equal(views)
-    for _ in range(1000):
-        shares = likelihood * weights
-        shares /= shares.sum(1, keepdims=True)
-        updated = (shares.sum(0) + 1.0) / (len(labels) + len(views))
-        change = np.abs(updated - weights).max()
-        weights = updated
-        if change < 1e-7:
-            break
-    return weights
+    return mixture_by_em(np.exp(given - given.max(1, keepdims=True)), _equal(views), 1e-7, extra=1.0)
 
 
 def _geometric_weights(views: FloatArray, labels: IntArray) -> FloatArray:

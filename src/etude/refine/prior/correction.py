@@ -25,6 +25,7 @@ from etude.refine.base import (
     Refiner,
     known_rows,
     labels_of,
+    mixture_by_em,
     normalised,
     require_classes,
     require_labelled,
@@ -165,16 +166,7 @@ def em_prior(p: FloatArray, source: FloatArray, tolerance: float = 1e-6, most: i
     q starts at ``source``; q ← mean over images of normalise(p q / source), until no share moves by more than
     ``tolerance``: the q of the greatest likelihood if p is calibrated (Saerens, Latinne & Decaestecker 2002).
     """
-    q = source.copy()
-    for _ in range(most):
-        weight = np.divide(q, source, out=np.zeros_like(q), where=source > 0)
-        total = p @ weight
-        step = weight * (p.T @ np.divide(1.0, total, out=np.zeros_like(total), where=total > 0))
-        step /= step.sum()
-        moved, q = np.abs(step - q).max(), step
-        if moved < tolerance:
-            break
-    return q
+    return mixture_by_em(np.divide(p, source, out=np.zeros_like(p), where=source > 0), source, tolerance, most)
 
 
 def bbse_prior(p: FloatArray, valid: FloatArray, labels: IntArray, source: FloatArray) -> FloatArray:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from etude.core.context import Context
-from etude.core.errors import EtudeError, listed
+from etude.core.errors import EtudeError
 from etude.core.files import digest_of, hash_of_file, read_json, reading
 from etude.core.ids import match_ids, spelled_as
 from etude.core.predictions import Predictions
@@ -21,6 +21,7 @@ from etude.inference.predict import predict
 from etude.journal.record import read_run
 from etude.journal.runs import model_files, models_of, verify
 from etude.models.classifier import Classifier, ModelCard, load_model
+from etude.refine.base import difference
 from etude.refine.tables import read_probabilities
 from etude.study.run.finish import TRAINED_ON
 from etude.study.run.network import Extras
@@ -149,14 +150,10 @@ def _of_file(predictions: Predictions, ids: Sequence[str], classes: tuple[str, .
 
 
 def _check_classes(path: Path, given: tuple[str, ...], wanted: tuple[str, ...]) -> None:
-    if set(given) == set(wanted):
-        return
-    lacks, more = sorted(set(wanted) - set(given)), sorted(set(given) - set(wanted))
-    differs = [f"lacks {listed(lacks)}"] if lacks else []
-    differs += [f"knows also {listed(more)}"] if more else []
-    raise EtudeError(
-        f"--teacher {path} {' and '.join(differs)}: teacher and student must have the same classes: train it on these"
-    )
+    if differs := difference(wanted, given):
+        raise EtudeError(
+            f"--teacher {path} {differs}: teacher and student must have the same classes: train it on these"
+        )
 
 
 def _warn_of_known_labels(session: Session, prepared: Prepared, path: Path) -> None:
