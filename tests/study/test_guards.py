@@ -124,7 +124,7 @@ def test_a_class_without_labels_has_some_share():
 def test_only_a_better_student_is_kept(before: float, after: float, kept: bool):
     pool = labels_of(100, 100, 100)
     old, new = seen(before, pool), seen(after, pool, seed=0 if before == after else 7)
-    decision = compare_student(old, new, EVEN, keep_at=0.8, seed=0)
+    decision = compare_student(old, new, EVEN, keep_at=0.8)
     assert decision.keeps == kept
     assert decision.text.startswith("kept:" if kept else "thrown away:")
     assert "120 validation images" in decision.text
@@ -134,9 +134,7 @@ def test_only_a_better_student_is_kept(before: float, after: float, kept: bool):
 def test_what_few_images_say_must_be_plain():
     """One more right of 15 is no evidence; with 1,500 images the same share is."""
     pool = labels_of(50, 50, 50)
-    few, many = (
-        compare_student(seen(0.2, pool, 1, n), seen(0.14, pool, 2, n), EVEN, keep_at=0.9, seed=0) for n in (5, 500)
-    )
+    few, many = (compare_student(seen(0.2, pool, 1, n), seen(0.14, pool, 2, n), EVEN, keep_at=0.9) for n in (5, 500))
     assert many.keeps
     assert 0.01 < few.gain.probability < many.gain.probability
 
@@ -148,7 +146,7 @@ def test_confidence_alone_makes_no_difference():
     bold = Predictions(valid.ids, CLASSES, 4 * valid.logits, labels=valid.labels)
     shown = predictions(pool, 3.0, known=False)
     decision = compare_student(
-        EvaluatedModel.calibrated(valid, shown), EvaluatedModel.calibrated(bold, shown), EVEN, keep_at=0.8, seed=0
+        EvaluatedModel.calibrated(valid, shown), EvaluatedModel.calibrated(bold, shown), EVEN, keep_at=0.8
     )
     assert abs(decision.gain.gain) < 0.01
 
@@ -169,8 +167,8 @@ def test_views_of_few_images_tell_what_the_images_alone_do_not():
     before, after = through_views(0.5), through_views(0.0)
     assert (before.valid.predicted() == labels).all()
     assert (after.valid.predicted() == labels).all()
-    assert compare_student(before, after, EVEN, keep_at=0.95, seed=0).keeps
-    assert not compare_student(after, before, EVEN, keep_at=0.5, seed=0).keeps
+    assert compare_student(before, after, EVEN, keep_at=0.95).keeps
+    assert not compare_student(after, before, EVEN, keep_at=0.5).keeps
 
 
 def test_only_few_images_are_judged_through_views():
@@ -196,7 +194,7 @@ def test_collapse_is_seen_without_labels(before, after, told):
 
 def test_a_collapsed_student_is_thrown_away_whatever_validation_says():
     old, new = seen(0.3, labels_of(100, 100, 100)), seen(0.02, labels_of(298, 1, 1), seed=7)
-    decision = compare_student(old, new, EVEN, keep_at=0.8, seed=0)
+    decision = compare_student(old, new, EVEN, keep_at=0.8)
     assert decision.gain.probability > 0.8
     assert not decision.keeps
     assert "thrown away: class" in decision.text

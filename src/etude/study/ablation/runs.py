@@ -299,21 +299,23 @@ class Runs:
 
     def over(self, seeds: Sequence[int]) -> dict[str, list[ArmRun]]:
         """Run every arm on every seed while time is left, and return the runs of each arm that did not diverge."""
+        arms, asked = self.plan.design.arms, self.session.request
         done: list[dict[str, ArmRun]] = []
         inner = _Inner(self.session.screen)
-        missing = sum(not _is_finished(self._folder(arm, seed)) for arm in self.plan.design.arms for seed in seeds)
+        planned = [{arm: self._request(arm, replace(asked, seed=seed)) for arm in arms} for seed in seeds]
+        missing = sum(not _is_finished(folder) for by_arm in planned for folder, _ in by_arm.values())
         with self.session.screen.bar("ablation", missing, "runs") as advance:
-            for seed in seeds:
+            for by_arm in planned:
                 if not self._has_time_for_another(done, len(seeds)):
                     break
                 done.append({})
-                for arm in self.plan.design.arms:
-                    known = _is_finished(self._folder(arm, seed))
-                    if arm not in self.failed and (run := self._run(arm, seed, inner)) is not None:
+                for arm, (folder, request) in by_arm.items():
+                    known = _is_finished(folder)
+                    if arm not in self.failed and (run := self._run(arm, folder, request, inner)) is not None:
                         done[-1][arm] = run
                     if not known:
                         advance()
-        return {arm: [by_arm[arm] for by_arm in done] for arm in self.plan.design.arms if arm not in self.failed}
+        return {arm: [by_arm[arm] for by_arm in done] for arm in arms if arm not in self.failed}
 
     def _has_time_for_another(self, done: Sequence[Mapping[str, ArmRun]], count: int) -> bool:
         """Whether another seed fits into the time limit, if it takes as long as those before did on average."""
@@ -328,27 +330,30 @@ class Runs:
         )
         return False
 
-    def _run(self, arm: str, seed: int, inner: Screen) -> ArmRun | None:
-        """Return the run of an arm on a seed, trained now unless it is there; None when its training diverged."""
-        folder = self._folder(arm, seed)
-        epochs, asked = self.plan.division.epochs, self.session.request
+    def _request(self, arm: str, asked: Request) -> tuple[Path, Request]:
+        """Return the folder of an arm's run on a seed, and the request to train it."""
+        folder = self.session.folder / "arms" / arm / f"seed-{asked.seed}"
+        epochs = self.plan.division.epochs
         length = {} if epochs is None else {"train.epochs": epochs}
         request = replace(
             asked,
             settings={**changes_of(asked.settings), **length, **self.plan.design.arms[arm]},
-            seed=seed,
             out=folder,
             resume=(folder / FILE_NAME).is_file(),
             parent=self.session.record.id,
             tags=(),  # the ablation is tagged and sent as a whole, when all of its runs have ended
             mlflow=None,
         )
-        request = replace(request, command=_as_fit(request))
+        return folder, replace(request, command=_as_fit(request))
+
+    def _run(self, arm: str, folder: Path, request: Request, inner: Screen) -> ArmRun | None:
+        """Return an arm's run, trained now unless it is there; None when its training diverged."""
+        name = f"{arm}, seed {request.seed}"
         if _is_finished(folder):
             refuse_other_settings(folder, load_recipe(request.recipe, request.settings), request)
             return read_arm(folder, self.plan.metric)
         try:
-            with self.session.stage(f"{arm}, seed {seed}") as stage:
+            with self.session.stage(name) as stage:
                 fit(request, inner)
                 result = read_run(folder)["result"]
                 stage.score("accuracy", result["accuracy"])
@@ -357,16 +362,11 @@ class Runs:
             if arm in self.plan.design.baselines:
                 raise
             self.failed[arm] = str(problem)
-            self.session.warn(f"{arm} is left out, since with seed {seed} {problem}")
+            self.session.warn(f"{arm} is left out, since with seed {request.seed} {problem}")
             return None
-        self.session.screen.say(
-            f"{arm}, seed {seed}: {result['accuracy']:.2%}, log loss {result['log_loss']:.4f}, "
-            f"{rough_duration(stage.seconds)}"
-        )
+        scores = f"{result['accuracy']:.2%}, log loss {result['log_loss']:.4f}"
+        self.session.screen.say(f"{name}: {scores}, {rough_duration(stage.seconds)}")
         return read_arm(folder, self.plan.metric)
-
-    def _folder(self, arm: str, seed: int) -> Path:
-        return self.session.folder / "arms" / arm / f"seed-{seed}"
 
 
 def _is_finished(folder: Path) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from etude.core.context import Context
 from etude.core.metrics import accuracy
 from etude.core.paired import Gain, mean_gain
 from etude.core.predictions import Predictions
@@ -155,14 +156,15 @@ def label_shift(evaluated: EvaluatedModel, labels: np.ndarray, rng: np.random.Ge
 
 
 def compare_student(
-    before: EvaluatedModel, after: EvaluatedModel, expected: Array, *, keep_at: float, seed: int
+    before: EvaluatedModel, after: EvaluatedModel, expected: Array, *, keep_at: float, context: Context = Context()
 ) -> Decision:
     """Return whether the student that made ``after`` may take the place of the teacher that made ``before``.
 
     By the paired bootstrap of the log loss over validation images, or the exact test: with few of them a difference
     must be large to count. ``expected`` (C,) are the class shares of the pool.
     """
-    gain, collapse = mean_gain(before.losses - after.losses, seed=seed), collapsed(before.pool, after.pool, expected)
+    gain = mean_gain(before.losses - after.losses, seed=context.seed)
+    collapse = collapsed(before.pool, after.pool, expected)
     return Decision(gain, before.scores, after.scores, len(before.losses), keep_at, collapse)
 
 

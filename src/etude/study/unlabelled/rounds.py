@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from etude.core.seeds import rng_for
+from etude.core.context import Context
 from etude.data.order import FixedMix
 from etude.data.split import Fold
 from etude.inference.views import many_views
@@ -56,9 +56,11 @@ class Rounds:
     features: np.ndarray | None = field(init=False, default=None)  # of the pool, where the head alone is trained
     tta: int | None = field(init=False, default=None)  # views of a prediction, settled by the first teacher
     chosen: NDArray[np.int64] = field(init=False)
+    seeded: Context = field(init=False)  # the session's, with the fold's seed
 
     def __post_init__(self) -> None:
         prepared, record = self.prepared, self.session.record
+        self.seeded = replace(self.session.context, seed=self.fold.seed)
         with self.session.stage(f"unlabelled images{self.suffix}"):
             known = None
             if prepared.recipe.stages == ("head",) and prepared.features is not None:
@@ -80,8 +82,8 @@ class Rounds:
             session.warn(caution)
         with session.stage(f"predict unlabelled{self.suffix}"):
             before = self._evaluated(kept)
-            labels, rng = self.prepared.data.labels[self.fold.train], rng_for(self.fold.seed, "unlabelled shift")
-            shift = label_shift(before, labels, rng)
+            labels = self.prepared.data.labels[self.fold.train]
+            shift = label_shift(before, labels, self.seeded.rng("unlabelled shift"))
         (session.warn if shift.is_there else session.screen.say)(shift.described(kept.card.classes))
         prior, online = shift.prior(settings.prior), settings.method == "online"
         for name in ["online"] if online else [f"round {number + 1}" for number in range(settings.rounds)]:
@@ -102,7 +104,7 @@ class Rounds:
                 session.warn(f"{name}{self.suffix} is thrown away, since {problem}")
                 break
             session.scored(stage, student.valid)
-            decision = compare_student(before, after, shift.expected, keep_at=settings.keep_at, seed=self.fold.seed)
+            decision = compare_student(before, after, shift.expected, keep_at=settings.keep_at, context=self.seeded)
             stage.keep(decision.keeps)
             self._report(name, decision, drift(before.pool, after.pool, shift.expected), selected)
             if not decision.keeps:
@@ -170,7 +172,7 @@ class Rounds:
             len(kept.card.classes),
             candidates=(kept.notes["C"],),  # pseudo-labels must not decide how much to trust them
             weights=np.concatenate([weights, pseudo]),
-            context=replace(self.session.context, seed=fold.seed),
+            context=self.seeded,
         )
         return head_candidate(prepared, fold, head, self.session.context, name)
 
