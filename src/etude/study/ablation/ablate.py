@@ -83,7 +83,18 @@ def ablate(
         record = open_record(folder, request, load_recipe(request.recipe, request.settings), kind="ablate")
         session = Session(request, record, screen)
         with recording(session):
-            record.set(_SECTION, _section(plan))
+            record.set(
+                _SECTION,
+                {
+                    "tricks": [trick.name for trick in plan.tricks],
+                    "mode": plan.mode,
+                    "metric": plan.metric.name,
+                    "seeds": plan.division.seeds,
+                    "epochs": plan.division.epochs,
+                    "fingerprint": plan.inputs["images"],
+                    "arms": dict(plan.design.arms),
+                },
+            )
             record.set("inputs", plan.inputs)
             show_design(session, plan, budget)
             outcome = _run(session, plan, begun.get("seconds", 0.0))
@@ -147,18 +158,6 @@ def _begun(request: Request) -> tuple[Path | None, dict[str, Any]]:
     return folder, record
 
 
-def _section(plan: AblationPlan) -> dict[str, Any]:
-    return {
-        "tricks": [trick.name for trick in plan.tricks],
-        "mode": plan.mode,
-        "metric": plan.metric.name,
-        "seeds": plan.division.seeds,
-        "epochs": plan.division.epochs,
-        "fingerprint": plan.inputs["images"],
-        "arms": dict(plan.design.arms),
-    }
-
-
 def _seconds_of(budget: str | None) -> float | None:
     if budget is None:
         return None
@@ -215,12 +214,11 @@ def write_recipe(path: Path, recipe: Recipe, comments: Sequence[str] = ()) -> No
         tree[section] = {**tree.get(section, {}), **{key: getattr(own, key) for key in values}} if is_section else own
     lines = [*(f"# {' '.join(comment.split())}" for comment in comments), f"base = {toml(_BASE)}"]
     lines += [f"{name} = {toml(value)}" for name, value in tree.items() if not isinstance(value, dict)]
-    for name, values in tree.items():
-        if isinstance(values, dict):
-            fields = type(getattr(recipe, name)).model_fields
-            # TOML has no word for None, and a setting that is None by default needs none.
-            given = [key for key, value in values.items() if value is not None or fields[key].default is not None]
-            lines += ["", f"[{name}]", *(f"{key} = {toml(values[key])}" for key in given)] if given else []
+    for name, values in ((name, values) for name, values in tree.items() if isinstance(values, dict)):
+        fields = type(getattr(recipe, name)).model_fields
+        # TOML has no word for None, and a setting that is None by default needs none.
+        given = [key for key, value in values.items() if value is not None or fields[key].default is not None]
+        lines += ["", f"[{name}]", *(f"{key} = {toml(values[key])}" for key in given)] if given else []
     with replacing(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 

@@ -76,19 +76,15 @@ def _rows(health: Mapping[str, Any]) -> list[tuple[str, str]]:
     counts, balance, shift, labels = (health[name] for name in ("counts", "imbalance", "shift", "labels"))
     classes = counted(len(balance["classes"]), "class", "classes")
     suspected = f"{counted(counts['label_errors'], 'label')} suspected to be wrong"
+    pairs = f"{counted(counts['near_duplicates'], 'pair')}, {counts['across_splits']:,} of them across splits"
+    ratio = f"the largest has {balance.get('ratio', 1):.1f} × the images of the smallest"
     rows = [
         ("images", f"{counted(health['images'], 'image')} in {classes}"),
         ("cannot be used", counted(counts["corrupt"], "file")),
         ("tiny", counted(counts["tiny"], "image")),
-        (
-            "near-duplicates",
-            f"{counted(counts['near_duplicates'], 'pair')}, {counts['across_splits']:,} of them across splits",
-        ),
+        ("near-duplicates", pairs),
         ("labels", suspected if labels is None else f"{suspected}: {labels['summary']}"),
-        (
-            "classes",
-            balance.get("summary", f"the largest has {balance.get('ratio', 1):.1f} × the images of the smallest"),
-        ),
+        ("classes", balance.get("summary", ratio)),
         ("leaks", ", ".join(leak["kind"] for leak in health["leaks"]) or "none found"),
     ]
     if shift is not None:

@@ -73,11 +73,11 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """Images a second of a network; ``train`` is None where it is not trained."""
+    """Images a second of a network."""
 
     network: str
     size: int
-    train: float | None
+    train: float | None  # None where it is not trained
     infer: float
 
 
@@ -272,28 +272,30 @@ def made_up_pictures(count: int = _PICTURES) -> list[bytes]:
 def network_rates(
     name: str, backbone: Backbone, sizes: Iterable[int], mode: Mode, context: Context, measure: Measure
 ) -> list[Rate]:
-    found: list[Rate] = []
-    ascending = sorted(sizes)
-    with context.bar(name, len(ascending), unit="sizes") as advance:
-        for size in ascending:
-            speed = measure(backbone, size, mode)
-            found.append(Rate(name, size, 1 / max(speed.train, 1e-9), 1 / max(speed.infer, 1e-9)))
-            advance()
-    return found
+    jobs = [(size, mode) for size in sorted(sizes)]
+    speeds = _timed(name, "sizes", backbone, jobs, context, measure)
+    return [Rate(name, speed.size, 1 / max(speed.train, 1e-9), 1 / max(speed.infer, 1e-9)) for speed in speeds]
 
 
 def mode_rates(
     backbone: Backbone, size: int, asked: AskedMode, context: Context, measure: Measure, *, train: bool
 ) -> tuple[tuple[Mode, float], ...]:
     """Return images a second in every mode that might be the fastest, the fastest first."""
-    found: list[tuple[Mode, float]] = []
     modes = candidate_modes(best_device(), asked)
-    with context.bar("modes", len(modes), unit="modes") as advance:
-        for mode in modes:
-            speed = measure(backbone, size, mode)
-            found.append((mode, 1 / max(speed.train if train else speed.infer, 1e-9)))
+    speeds = _timed("modes", "modes", backbone, [(size, mode) for mode in modes], context, measure)
+    rates = [1 / max(speed.train if train else speed.infer, 1e-9) for speed in speeds]
+    return tuple(sorted(zip(modes, rates, strict=True), key=lambda one: -one[1]))
+
+
+def _timed(
+    name: str, unit: str, backbone: Backbone, jobs: list[tuple[int, Mode]], context: Context, measure: Measure
+) -> list[Speed]:
+    found: list[Speed] = []
+    with context.bar(name, len(jobs), unit=unit) as advance:
+        for size, mode in jobs:
+            found.append(measure(backbone, size, mode))
             advance()
-    return tuple(sorted(found, key=lambda one: -one[1]))
+    return found
 
 
 def _rates(

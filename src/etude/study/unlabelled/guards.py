@@ -74,9 +74,8 @@ class LabelShift:
         """Return the class shares (C,) that pseudo-labels are aligned to by ``unlabeled.prior``; None for none."""
         if kind == "none":
             return None
-        if kind == "uniform":
-            return np.full(len(self.labelled), 1.0 / len(self.labelled))
-        prior = np.maximum(self.expected if kind == "estimate" else self.labelled, _LEAST_SHARE)
+        known = {"uniform": np.ones(len(self.labelled)), "estimate": self.expected}
+        prior = np.maximum(known.get(kind, self.labelled), _LEAST_SHARE)
         return prior / prior.sum()
 
     def described(self, classes: tuple[str, ...]) -> str:
@@ -186,11 +185,7 @@ def _shares(predictions: Predictions) -> Array:
 
 
 def views_to_compare(images: int) -> int:
-    """Return through how many views each of so many validation images is evaluated.
-
-    An image that a model barely knows, it loses in some of its views: a few images then say as much as several times as
-    many.
-    """
+    """Return through how many views each validation image is evaluated: an image barely known is lost in some views."""
     return min(_MOST_VIEWS, max(1, _SHOWN // images))
 
 

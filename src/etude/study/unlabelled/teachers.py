@@ -167,10 +167,7 @@ def _warn_of_known_labels(session: Session, prepared: Prepared, path: Path) -> N
 
 
 def known_labels(folder: Path, prepared: Prepared, fingerprint: str | None) -> int:
-    """Return how many of the validation images a run was trained on, by content, of older runs by name.
-
-    ``fingerprint`` is that of the images that validate and train here.
-    """
+    """Return how many of the validation images a run was trained on, by content, of older runs by name."""
     data, valid = prepared.data, np.unique(np.concatenate([fold.valid for fold in prepared.folds]))
     verify(folder, [TRAINED_ON, "train.npz", "valid.npz"])
     if (file := folder / TRAINED_ON).is_file():
