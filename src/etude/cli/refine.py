@@ -69,8 +69,7 @@ def refine(
         )
     known = None
     if train is not None or (expanded(valid) / "train.npz").is_file():
-        file = options.file_of(valid if train is None else train, "train.npz")
-        known = read_probabilities(file, warn=screen.warn)
+        known = read_probabilities(options.file_of(valid if train is None else train, "train.npz"), warn=screen.warn)
     seeded = Context(seed=options.seed)
     names = None if steps is None else [name.strip() for name in steps.split(",") if name.strip()]
     chosen = standard_steps(labelled, names, unlabelled, metric=metric, prior=prior, train=known, context=seeded)
