@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from etude.journal.compare import Comparison
     from etude.journal.screen import Screen
 
-app = App(name="journal", help="List, show, compare and annotate the runs that were made.")
+app = App(name="journal", help_format="markdown", help="List, show, compare and annotate the runs that were made.")
 
 Name = Annotated[str, Parameter(help="Its folder, its name below the folder of runs, or the start of its id.")]
 Runs = Annotated[Path, Parameter(name="--runs", help="The folder of runs.")]

@@ -36,11 +36,7 @@ class Progress(Protocol):
 
 
 class Silent:
-    """A :class:`Progress` that shows nothing.
-
-    >>> with Silent().bar("decode", 10) as advance:
-    ...     advance(10)
-    """
+    """A :class:`Progress` that shows nothing."""
 
     def bar(self, name: str, total: int, unit: str = "images") -> BarContext:
         """Return a context whose advance function does nothing."""

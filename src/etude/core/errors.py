@@ -18,26 +18,14 @@ class Terminated(KeyboardInterrupt):
 
 
 def error_text(problem: BaseException) -> str:
-    """Return the message of an error; with its type where the message was not written for users.
-
-    >>> error_text(EtudeError("the table has no column 'label'"))
-    "the table has no column 'label'"
-    >>> error_text(OSError(28, "No space left on device", "run.json"))
-    "[Errno 28] No space left on device: 'run.json'"
-    >>> error_text(ValueError("bad shape")), error_text(MemoryError())
-    ('ValueError: bad shape', 'MemoryError')
-    """
+    """Return the message of an error; with its type where the message was not written for users."""
     if isinstance(problem, EtudeError | OSError) and str(problem):
         return str(problem)
     return f"{type(problem).__name__}: {problem}".removesuffix(": ")
 
 
 def shown(value: object, most: int = 80) -> str:
-    """Return a value that was received as a sentence shows it: cut where it is long.
-
-    >>> shown("a"), shown([1] * 1_000, most=12), shown(10**10_000)
-    ("'a'", '[1, 1, 1,...', 'a very large int')
-    """
+    """Return a value that was received as a sentence shows it: cut where it is long."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # too many digits, or too deep
@@ -46,23 +34,13 @@ def shown(value: object, most: int = 80) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ``" Did you mean 'x'?"`` for the closest known name, or an empty string.
-
-    >>> nearest("defualt", ["default", "quick"])
-    " Did you mean 'default'?"
-    >>> nearest("zzz", ["default", "quick"])
-    ''
-    """
+    """Return ``" Did you mean 'x'?"`` for the closest known name, or an empty string."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" Did you mean {matches[0]!r}?" if matches else ""
 
 
 def listed(names: Iterable[str], most: int = 5, shown: Callable[[str], str] = repr) -> str:
-    """Join names for a sentence, quoted by default, cut after ``most``.
-
-    >>> listed(["a", "b", "c"], most=2)
-    "'a', 'b' and 1 more"
-    """
+    """Join names for a sentence, quoted by default, cut after ``most``."""
     names = list(names)
     first = ", ".join(map(shown, names[:most]))
     rest = len(names) - most

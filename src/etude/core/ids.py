@@ -25,11 +25,6 @@ def match_ids(ours: Sequence[str], wanted: Sequence[str], *, folders: bool = Tru
     One way is taken for all ids: the strictest of those that leave the fewest over. A way that makes two ids of one
     side the same is never taken. Both sides hold unique ids. With ``folders``, images in different folders may be the
     same; not where some may rightly be missing, since different images with equal names are then found instead.
-
-    >>> match_ids(["a/1.png", "a/2.png"], ["2", "1", "3"])
-    IdMatch(rows=[1, 0, -1], missing=['3'], extra=[])
-    >>> match_ids(["a/1.png", "b/1.png"], ["1"]).missing
-    ['1']
     """
     closest: IdMatch | None = None
     for own_key, wanted_key in _WAYS if folders else _WAYS[:3]:
@@ -89,11 +84,7 @@ _COUNTERPARTS = {"true": "false", "yes": "no", "positive": "negative", "pos": "n
 
 
 def tidy_label(label: str) -> str:
-    """Return a label without outer white space and with accents as single characters (NFC).
-
-    >>> tidy_label(" box ")
-    'box'
-    """
+    """Return a label without outer white space and with accents as single characters (NFC)."""
     return unicodedata.normalize("NFC", label).strip()
 
 
@@ -101,11 +92,6 @@ def spellings(labels: Iterable[str], classes: Sequence[str] | None = None) -> di
     """Return the labels that differ from another only by outer white space or Unicode form, and what they mean.
 
     ``classes`` are the texts that labels must have, where they are known; a text that is a class stays as it is.
-
-    >>> spellings(["box", "box ", " cat"])
-    {'box ': 'box'}
-    >>> spellings(["box ", "cat"], classes=["box", "cat"])
-    {'box ': 'box'}
     """
     texts: defaultdict[str, set[str]] = defaultdict(set)
     for label in sorted(set(labels if classes is None else classes)):
@@ -122,21 +108,13 @@ def spellings(labels: Iterable[str], classes: Sequence[str] | None = None) -> di
 
 
 def spelled_as(names: Sequence[str], classes: Sequence[str]) -> tuple[str, ...]:
-    """Return unique ``names`` with the texts that ``classes`` have for them, where only white space or form differ.
-
-    >>> spelled_as(["dog", "box "], ["box", "cat"])
-    ('dog', 'box')
-    """
+    """Return unique ``names`` with the texts that ``classes`` have for them, where only white space or form differ."""
     known = spellings(names, classes)
     return tuple(name if known.get(name, name) in names else known[name] for name in names)
 
 
 def similar_labels(classes: Iterable[str]) -> list[tuple[str, ...]]:
-    """Return the classes that differ only by case, white space, width of characters or how a number is written.
-
-    >>> similar_labels(["box", "Box", "polar bear", "polar  bear", "cat", "1", "1.0"])
-    [('1', '1.0'), ('Box', 'box'), ('polar  bear', 'polar bear')]
-    """
+    """Return the classes that differ only by case, white space, width of characters or how a number is written."""
     similar: defaultdict[str, list[str]] = defaultdict(list)
     for name in sorted(set(classes)):
         key = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
@@ -147,11 +125,7 @@ def similar_labels(classes: Iterable[str]) -> list[tuple[str, ...]]:
 
 
 def positive_class(classes: Sequence[str]) -> str | None:
-    """Return the class of two whose probability a single column holds: 1, true, yes or positive; None if unclear.
-
-    >>> positive_class(["0", "1"]), positive_class(["No", "Yes"]), positive_class(["cat", "dog"])
-    ('1', 'Yes', None)
-    """
+    """Return the class of two whose probability a single column holds: 1, true, yes or positive; None if unclear."""
     if len(classes) != 2:
         return None
     for positive, other in (tuple(classes), tuple(reversed(classes))):

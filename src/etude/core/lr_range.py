@@ -41,20 +41,8 @@ def suggest_lr(rates: ArrayLike, losses: ArrayLike) -> LrSuggestion:
     errors: the rate of steepest descent, whose slope is uncertain on a noisy curve, and a tenth of the rate at the
     minimum, which ignores how the loss fell. It always stays below a third of the rate at the minimum.
 
-    Args:
-        rates: (N,) learning rates, positive and rising, N at least 10.
-        losses: (N,) training losses, one a rate; those after the first that is not finite are ignored.
-
-    Raises:
-        NoDescentError: no descent stands out from the noise.
-        EtudeError: the arrays do not fit the above.
-
-    >>> import numpy as np
-    >>> rates = np.geomspace(1e-6, 1.0, 100)
-    >>> losses = 2.3 - 1.5 / (1 + (1e-3 / rates) ** 1.5) + (rates / 0.3) ** 3
-    >>> found = suggest_lr(rates, losses)
-    >>> 1e-3 < found.lr < 1e-2 < found.lowest < 0.3 < found.diverged_at
-    True
+    ``rates`` (N,) are positive and rise, N at least 10; ``losses`` (N,) after the first that is not finite are ignored.
+    NoDescentError: no descent stands out from the noise.
     """
     rate, loss = _checked(rates, losses)
     decay = 1.0 - 1.0 / max(1.0, _MEMORY * len(rate))

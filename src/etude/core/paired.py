@@ -52,9 +52,6 @@ def sign_flips(shares: ArrayLike, level: float) -> SignFlips:
     few images shows, no test can see. The distribution is computed and not drawn, so no seed takes part.
 
     The interval is the sum ± what chance alone reaches; it lies above zero where ``p`` is at most (1 - ``level``) / 2.
-
-    >>> sign_flips([1.0] * 5, 0.9), sign_flips([1.0] * 4, 0.9)
-    (SignFlips(low=2.0, high=8.0, p=0.03125), SignFlips(low=0.0, high=8.0, p=0.0625))
     """
     values = np.asarray(shares, dtype=np.float64)
     values = values[values != 0.0]
@@ -119,17 +116,7 @@ def paired_bootstrap(
     image has changed where its own score has (accuracy, log loss, map@k), its predicted class (balanced accuracy,
     macro F1, kappa), or its probabilities (AUC). Its share in a score that is no mean over images is the mean of what
     it alone brings to ``before`` and takes from ``after``: exact for balanced accuracy, and up to terms of third
-    order for the others.
-
-    Args:
-        draws: number of resamples.
-        level: share of the resamples that the interval holds.
-        weights: (N,) importance of each image; equal when None.
-
-    >>> labels = np.arange(100) % 2
-    >>> right = np.log(np.where(np.eye(2)[labels] > 0, 0.8, 0.2))
-    >>> paired_bootstrap(metric_named("accuracy"), right[:, ::-1], right, labels)
-    Gain(gain=1.0, low=1.0, high=1.0, probability=1.0)
+    order for the others. ``weights`` (N,) are the importance of the images.
     """
     _, truth = checked(before, labels)
     importance = np.ones(len(truth)) if weights is None else np.asarray(weights, np.float64)

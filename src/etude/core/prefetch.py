@@ -24,9 +24,6 @@ def prefetch(
     Nothing is computed before the first result is requested. A reader that stops early leaves no thread behind.
     ``ahead`` results, by default about eight a thread, are ready or being computed while the reader works, which bounds
     the memory (``Executor.map`` would queue all items).
-
-    >>> list(prefetch(abs, [-1, 2, -3], threads=2, ahead=2))
-    [1, 2, 3]
     """
     ahead = 8 * threads - 1 if ahead is None else ahead
     pending: deque[Future[Result]] = deque()

@@ -49,28 +49,11 @@ def write_submission(
     ``probabilities`` is set. Texts are written as they are, quoted where CSV needs it; probabilities have nine
     significant digits.
 
-    Args:
-        path: of the CSV.
-        predictions: of the images.
-        probabilities: write probabilities in place of labels.
-        id_column: name of the first column where there is no sample.
-        label_column: name of the second column where there is only one and no sample; by default ``label``, or the
-            positive class.
-        sample: a sample submission.
-        positive: the class whose probability the one column holds; by default, in a sample, the class that the column
-            is named after, or 1, true, yes or positive of two classes.
-        unreadable: fills the rows that the sample has for images that cannot be read.
-        warn: receives a sentence about rows that were filled, and about labels of the sample that are no classes.
-
-    Raises:
-        EtudeError: the sample and the predictions do not have the same ids or columns; nothing is written then.
-
-    >>> import tempfile
-    >>> one = Predictions.from_probabilities(["a.jpg"], ["cat", "dog"], [[0.25, 0.75]])
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     write_submission(f"{folder}/s.csv", one)
-    ...     Path(f"{folder}/s.csv").read_text().splitlines()
-    ['id,label', 'a.jpg,dog']
+    Without a sample, ``label_column`` is by default ``label``, or the positive class. ``positive`` is the class whose
+    probability the one column holds; by default, in a sample, the class that the column is named after, or 1, true, yes
+    or positive of two classes. ``unreadable`` fills the rows that the sample has for images that cannot be read;
+    ``warn`` receives a sentence about those, and about labels of the sample that are no classes. EtudeError where the
+    sample and the predictions do not have the same ids or columns; nothing is written then.
     """
     if sample is None:
         classes = predictions.classes if probabilities else None
@@ -115,17 +98,7 @@ def check_sample(
     unreadable: Sequence[str] = (),
     warn: Warn = warnings.warn,
 ) -> str:
-    """Check before the work what :func:`write_submission` would refuse after it; return what it will write, in words.
-
-    Raises:
-        EtudeError: the sample and the ids or classes do not fit.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     _ = Path(f"{folder}/s.csv").write_text("id,label\\na,cat\\n")
-    ...     check_sample(f"{folder}/s.csv", ["a.png"], ["cat", "dog"])
-    "column 'label' holds the predicted label"
-    """
+    """Refuse before the work what :func:`write_submission` would refuse after; return what it will write, in words."""
     wanted = _read_sample(Path(sample))
     held = _classes_of(wanted, tuple(classes), probabilities, positive, warn)
     _rows_in_order(wanted, tuple(ids), unreadable)

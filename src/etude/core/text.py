@@ -33,38 +33,22 @@ _NAMES = {"macro_f1": "macro F1", "auc": "ROC AUC", "lr": "learning rate", "fine
 
 
 def visible(text: str) -> str:
-    r"""Return ``text`` with every character that acts on a terminal as an escape; a name may hold any of them.
-
-    >>> print(visible("a\x1b[31m\u202eb\nc [bold] é"))
-    a\x1b[31m\u202eb\nc [bold] é
-    """
+    r"""Return ``text`` with every character that acts on a terminal as an escape; a name may hold any of them."""
     return _COMMANDS.sub(lambda match: repr(match.group())[1:-1], text)
 
 
 def shortened(text: str, most: int) -> str:
-    """Return ``text``, cut to ``most`` characters.
-
-    >>> shortened("defective", 16), shortened("a very long class name", 9)
-    ('defective', 'a very l…')
-    """
+    """Return ``text``, cut to ``most`` characters."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def plain_name(key: str) -> str:
-    """Return what a metric, stage or setting of the code is called.
-
-    >>> plain_name("log_loss"), plain_name("macro_f1"), plain_name("labeled_share")
-    ('log loss', 'macro F1', 'labeled share')
-    """
+    """Return what a metric, stage or setting of the code is called."""
     return _NAMES.get(key, key.replace("_", " "))
 
 
 def short_number(value: float) -> str:
-    """Return a number as a practitioner writes it, to three significant digits.
-
-    >>> [short_number(value) for value in (0, 0.5, 0.000123456, 0.001, 0.01, 224, 65536)]
-    ['0', '0.5', '1.23e-4', '1e-3', '0.01', '224', '65,536']
-    """
+    """Return a number as a practitioner writes it, to three significant digits."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     if abs(value) >= 1000:
@@ -78,11 +62,7 @@ def short_number(value: float) -> str:
 
 
 def signed(value: float | None) -> str:
-    """Return a difference as :func:`short_number` writes it, with its sign; empty where it is not known.
-
-    >>> signed(0.0968), signed(-0.00519), signed(0.0), signed(None)
-    ('+0.0968', '−5.19e-3', '0', '')
-    """
+    """Return a difference as :func:`short_number` writes it, with its sign; empty where it is not known."""
     if value is None:
         return ""
     sign = "−" if value < 0 else "+" if value > 0 else ""
@@ -90,38 +70,22 @@ def signed(value: float | None) -> str:
 
 
 def percent(share: float | None, digits: int = 1) -> str:
-    """Return a share as a percentage; a dash where it is not known.
-
-    >>> percent(0.98549), percent(None)
-    ('98.5%', '–')
-    """
+    """Return a share as a percentage; a dash where it is not known."""
     return "–" if share is None or not math.isfinite(share) else f"{100 * share:.{digits}f}%"
 
 
 def points(difference: float | None) -> str:
-    """Return a difference of shares in percentage points, with its sign.
-
-    >>> points(0.0225), points(-0.00125), points(None)
-    ('+2.25', '−0.12', '')
-    """
+    """Return a difference of shares in percentage points, with its sign."""
     return "" if difference is None else f"{100 * difference:+.2f}".replace("-", "−")
 
 
 def counted(count: int, thing: str, plural: str | None = None) -> str:
-    """Return ``count`` with the right form of ``thing``.
-
-    >>> counted(1, "image"), counted(2624, "image"), counted(2, "class", "classes")
-    ('1 image', '2,624 images', '2 classes')
-    """
+    """Return ``count`` with the right form of ``thing``."""
     return f"{count:,} {thing if count == 1 else plural or thing + 's'}"
 
 
 def duration(seconds: float | None) -> str:
-    """Return seconds in at most two units; a dash where they are not known.
-
-    >>> [duration(value) for value in (0.02, 4.25, 62.6, 600, 3725, 190000, None)]
-    ['0.02 s', '4.2 s', '1 min 3 s', '10 min', '1 h 2 min', '2 d 4 h', '–']
-    """
+    """Return seconds in at most two units; a dash where they are not known."""
     if seconds is None:
         return "–"
     if seconds < 59.95:
@@ -135,11 +99,7 @@ def duration(seconds: float | None) -> str:
 
 
 def rough_duration(seconds: float) -> str:
-    """Return an estimated time in one unit.
-
-    >>> rough_duration(0.4), rough_duration(59), rough_duration(600), rough_duration(9000)
-    ('<1 s', '59 s', '10 min', '2.5 h')
-    """
+    """Return an estimated time in one unit."""
     if seconds < 1:
         return "<1 s"
     if seconds < 90:
@@ -148,11 +108,7 @@ def rough_duration(seconds: float) -> str:
 
 
 def file_size(count: float | None) -> str:
-    """Return bytes in powers of 1000, as ``data.cache_limit`` reads them; a dash where they are not known.
-
-    >>> [file_size(count) for count in (912, 1159936, 48e6, None)]
-    ['912 B', '1.2 MB', '48 MB', '–']
-    """
+    """Return bytes in powers of 1000, as ``data.cache_limit`` reads them; a dash where they are not known."""
     if count is None:
         return "–"
     if count < 999.5:
@@ -165,11 +121,7 @@ def file_size(count: float | None) -> str:
 
 
 def moment(text: str | None) -> str:
-    """Return an ISO time as ``2026-11-22 14:17 UTC``; any other text as it is.
-
-    >>> moment("2026-11-22T14:17:22+00:00"), moment(None)
-    ('2026-11-22 14:17 UTC', '–')
-    """
+    """Return an ISO time as ``2026-11-22 14:17 UTC``; any other text as it is."""
     if not text:
         return "–"
     try:
@@ -180,11 +132,7 @@ def moment(text: str | None) -> str:
 
 
 def in_words(value: Any) -> str:
-    """Return a JSON value as text: no brackets, no quotes, floats to six significant digits.
-
-    >>> in_words({"accuracy": 1, "log_loss": [0.12345678, True]}), in_words(None), in_words([])
-    ('accuracy 1, log loss 0.123457, yes', 'none', 'none')
-    """
+    """Return a JSON value as text: no brackets, no quotes, floats to six significant digits."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
@@ -198,11 +146,7 @@ def in_words(value: Any) -> str:
 
 
 def toml(value: Any) -> str:
-    """Return a value of settings as TOML writes it; None becomes the word ``none``, which such settings accept.
-
-    >>> toml({"lr": 0.1, "stages": ("head", None)})
-    '{"lr" = 0.1, "stages" = ["head", "none"]}'
-    """
+    """Return a value of settings as TOML writes it; None becomes the word ``none``, which such settings accept."""
     if isinstance(value, Mapping):
         table = cast(Mapping[object, object], value)
         return "{" + ", ".join(f"{toml(str(key))} = {toml(item)}" for key, item in table.items()) + "}"

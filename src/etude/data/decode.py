@@ -66,19 +66,21 @@ class UnreadableImage(Exception):
     """An image file that cannot be used; the message is a short reason for ``bad_files.csv``."""
 
 
-class Layout(NamedTuple):
-    """How the pixels of an image are stored."""
+class Header(NamedTuple):
+    """What an image's header says of its size, and of how its pixels are stored."""
 
-    size: tuple[int, int]  # upright width and height, before EXIF
-    grey: bool
-    bytes: int  # of one pixel
-    alpha: bool  # the last band is transparency; of TIFF files and deep images only, Pillow knows for the others
-    spare: bool  # the last band is neither colour nor transparency
-    deep: bool  # a value has more than 8 bits
+    width: int
+    height: int
+    channels: int  # 1 (grey) or 3
+    spare: bool = False  # the last band is neither colour nor transparency
+    values: Values | None = None  # of deep images
+    alpha: bool = False  # the last band is transparency; of others than TIFF and deep images Pillow knows
+    bytes: int = 4  # of one pixel
+    deep: bool = False  # a value has more than 8 bits
     kind: str = "u"  # of a deep value, u, i or f as numpy calls them
 
 
-def tiff_directory(data: bytes) -> ImageFileDirectory_v2:
+def _tiff_directory(data: bytes) -> ImageFileDirectory_v2:
     """Read the tags of a TIFF file's first image."""
     directory = ImageFileDirectory_v2(data[:16] if data[2] == 43 else data[:8])
     file = BytesIO(data)
@@ -87,8 +89,8 @@ def tiff_directory(data: bytes) -> ImageFileDirectory_v2:
     return directory
 
 
-def tiff_layout(tags: Mapping[int, Any]) -> Layout:
-    """Return how a TIFF file's pixels are stored, or raise UnreadableImage."""
+def _tiff_header(tags: Mapping[int, Any]) -> Header:
+    """Return how a TIFF file's pixels are stored, or raise UnreadableImage; only deep ones are turned upright."""
     bands, bits = int(tags.get(_BANDS, 1)), max(tags.get(_BITS, (1,)))
     photometric, extra = tags.get(_PHOTOMETRIC, 1), tuple(tags.get(_EXTRA, ()))
     kind = _KINDS.get(max(tags.get(_FORMAT, (1,))), "u")
@@ -97,32 +99,30 @@ def tiff_layout(tags: Mapping[int, Any]) -> Layout:
     deep, alpha = bits > 8 or kind == "f", spare > 0 and any(one in (1, 2) for one in extra)
     if spare > 1:
         raise UnreadableImage(f"{bands} bands; etude reads 1, 3 or 4: save the ones to use as grey or RGB")
-    size = int(tags[_WIDTH]), int(tags[_HEIGHT])
+    width, height = int(tags[_WIDTH]), int(tags[_HEIGHT])
     if deep and tags.get(_ORIENTATION, 1) >= 5:
-        size = size[1], size[0]
-    return Layout(
-        size, colours == 1 and photometric != 3, bands * -(-bits // 8), alpha, spare > 0 and not alpha, deep, kind
-    )
+        width, height = height, width
+    channels, left_out = 1 if colours == 1 and photometric != 3 else 3, spare > 0 and not alpha
+    return Header(width, height, channels, left_out, None, alpha, bands * -(-bits // 8), deep, kind)
 
 
-def layout_of(image: Image.Image | ImageFileDirectory_v2) -> Layout:
-    """Return how the pixels are stored of an image that Pillow has opened, or of a TIFF file that it does not know."""
+def _stored_header(image: Image.Image | ImageFileDirectory_v2) -> Header:
+    """Return the header, not turned by EXIF, of what Pillow has opened, or of a TIFF file that it does not know."""
     if isinstance(image, ImageFileDirectory_v2):
-        return tiff_layout(image)
+        return _tiff_header(image)
     tags: Mapping[int, Any] | None = getattr(image, "tag_v2", None) if image.format == "TIFF" else None
-    grey = is_grey(image)
+    width, height, channels = *image.size, 1 if _is_grey(image) else 3
     tile = image.tile[:1] if isinstance(image, ImageFile.ImageFile) else []
     deep = image.mode in WIDE_GREY_MODES or any(";16" in str(args) for *_, args in tile)
     if tags is None:
         kind = "f" if image.mode == "F" else "i" if image.mode == "I" else "u"
         # The one transparent value of a deep grey image, for which there is no band, is read as any other.
         alpha = deep and image.mode not in WIDE_GREY_MODES and image.has_transparency_data
-        return Layout(image.size, grey, 8 if deep else 4, alpha, False, deep, kind)
-    return tiff_layout(tags)._replace(size=image.size, grey=grey, deep=deep)
+        return Header(width, height, channels, False, None, alpha, 8 if deep else 4, deep, kind)
+    return _tiff_header(tags)._replace(width=width, height=height, channels=channels, deep=deep)
 
 
-def is_grey(image: Image.Image) -> bool:
-    """Whether an image that Pillow has opened has no colours."""
+def _is_grey(image: Image.Image) -> bool:
     if image.mode == "P" and image.palette is not None and image.palette.mode == "RGB":
         colours = np.frombuffer(bytes(image.palette.palette), dtype=np.uint8)
         colours = colours[: len(colours) // 3 * 3].reshape(-1, 3)
@@ -130,37 +130,36 @@ def is_grey(image: Image.Image) -> bool:
     return image.mode in WIDE_GREY_MODES or image.mode in ("1", "L", "LA", "La")
 
 
-def deep_pixels(data: bytes, image: Image.Image | ImageFileDirectory_v2, layout: Layout) -> np.ndarray:
+def _deep_pixels(data: bytes, image: Image.Image | ImageFileDirectory_v2, header: Header) -> np.ndarray:
     """Return the values of a deep image: (H, W), or (H, W, 3), or with transparency (H, W, 4).
 
     TIFF comes upright; of other formats the EXIF orientation is still to be applied.
     """
     if isinstance(image, Image.Image) and image.mode in WIDE_GREY_MODES:
         pixels = np.asarray(image)
-        if image.mode == "I" and image.format == "TIFF" and layout.kind == "u":
+        if image.mode == "I" and image.format == "TIFF" and header.kind == "u":
             pixels = pixels.view(np.uint32)  # Pillow has no mode for them
     else:
-        pixels = _by_opencv(data, image, layout)
-    if layout.kind == "f" and not np.isfinite(pixels).all():
+        pixels = _by_opencv(data, image, header)
+    if header.kind == "f" and not np.isfinite(pixels).all():
         raise UnreadableImage("holds values that are no finite numbers (NaN or infinite): replace them")
     return pixels
 
 
-def _by_opencv(data: bytes, image: Image.Image | ImageFileDirectory_v2, layout: Layout) -> np.ndarray:
+def _by_opencv(data: bytes, image: Image.Image | ImageFileDirectory_v2, header: Header) -> np.ndarray:
     tags = image if isinstance(image, ImageFileDirectory_v2) else getattr(image, "tag_v2", {})
-    bands = int(tags.get(_BANDS, 0)) or (4 if layout.alpha else 1 if layout.grey else 3)
-    each = layout.bytes // bands if tags else 2
+    bands = int(tags.get(_BANDS, 0)) or (4 if header.alpha else header.channels)
+    each = header.bytes // bands if tags else 2
     pixels = None
     if tags.get(_PLANES, 1) == 1 and tags.get(_PHOTOMETRIC, 1) != 5:  # what it makes of those two is wrong
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    width, height = layout.size
-    fits = pixels is not None and pixels.shape[:2] == (height, width) and pixels.dtype.itemsize == each
-    if pixels is None or not fits or (pixels.ndim == 3) != (bands > 1 or layout.alpha):
-        raise UnreadableImage(_not_read(bands, 8 * each, layout.kind, tags))
+    fits = pixels is not None and pixels.shape[:2] == (header.height, header.width) and pixels.dtype.itemsize == each
+    if pixels is None or not fits or (pixels.ndim == 3) != (bands > 1 or header.alpha):
+        raise UnreadableImage(_not_read(bands, 8 * each, header.kind, tags))
     if pixels.ndim == 2:
         return pixels
     colours = pixels[:, :, 2::-1]
-    return np.concatenate([colours, pixels[:, :, 3:]], axis=2) if layout.alpha else colours
+    return np.concatenate([colours, pixels[:, :, 3:]], axis=2) if header.alpha else colours
 
 
 def _not_read(bands: int, bits: int, kind: str, tags: Mapping[int, Any]) -> str:
@@ -212,16 +211,6 @@ _TRANSPOSITIONS = {
 # Pillow warns of large images and damaged tags; here each file ends as pixels or as a reason, so nothing more to say.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-
-
-class Header(NamedTuple):
-    """What an image's header says: upright size, 1 (grey) or 3 channels, a band that is left out, deep values."""
-
-    width: int
-    height: int
-    channels: int
-    spare: bool = False
-    values: Values | None = None
 
 
 @cache
@@ -279,15 +268,12 @@ def read_image_file(path: Path) -> bytes:
 
 def read_header(data: bytes) -> Header:
     """Read the header of an image; pixels deeper than 8 bits are decoded, to see what values they have."""
-    with _opened(data) as (image, layout):
-        width, height = layout.size
-        if _orientation(image) >= 5:
-            width, height = height, width
-        values = None
-        if layout.deep:
-            pixels = deep_pixels(data, image, layout)
-            values = values_of(pixels[:, :, :3] if layout.alpha else pixels)
-        return Header(width, height, 1 if layout.grey else 3, layout.spare, values)
+    with _opened(data) as (image, header):
+        if header.deep:
+            pixels = _deep_pixels(data, image, header)
+            header = header._replace(values=values_of(pixels[:, :, :3] if header.alpha else pixels))
+        turned = _orientation(image) >= 5
+        return header._replace(width=header.height, height=header.width) if turned else header
 
 
 def decode(data: bytes, size: int, fit: str, channels: int, value_range: ValueRange | None = None) -> np.ndarray:
@@ -295,15 +281,15 @@ def decode(data: bytes, size: int, fit: str, channels: int, value_range: ValueRa
 
     Returns (size, size, channels) uint8, or raises UnreadableImage; a deep image needs a range.
     """
-    with _opened(data) as (image, layout):
-        if layout.deep:
-            upright = _eight_bits(deep_pixels(data, image, layout), layout, value_range)
+    with _opened(data) as (image, header):
+        if header.deep:
+            upright = _eight_bits(_deep_pixels(data, image, header), header, value_range)
         else:
             assert isinstance(image, Image.Image)  # what Pillow does not know is deep
             # The least size that a JPEG may be decoded at, so that it is never enlarged afterwards.
             image.draft(None, _letterboxed_size(image.size, size) if fit == "letterbox" else (size, size))
             image.load()
-            upright = image.convert("L" if layout.grey else "RGB") if layout.spare else image
+            upright = image.convert("L" if header.channels == 1 else "RGB") if header.spare else image
         turn = _TRANSPOSITIONS.get(_orientation(image))
         square = _fitted(_flattened(upright, "L" if channels == 1 else "RGB"), size, fit, turn)
         return np.array(square, dtype=np.uint8).reshape(size, size, channels)
@@ -330,16 +316,16 @@ def dullness(pixels: np.ndarray, fit: str, original: tuple[int, int]) -> str:
 
 
 @contextmanager
-def _opened(data: bytes) -> Iterator[tuple[Image.Image | ImageFileDirectory_v2, Layout]]:
+def _opened(data: bytes) -> Iterator[tuple[Image.Image | ImageFileDirectory_v2, Header]]:
     """Open an image and turn what its decoder raises into a reason; a TIFF that Pillow does not know gives tags."""
     try:
         # Pillow takes the memory for a WebP image as it opens it, for others as it decodes them.
         webp = _is_webp(data) and _refuse_too_large(*_webp_size(data), _BYTES_A_PIXEL)
         with _one_large if webp else _ANY_NUMBER, _known_image(data) as image:
-            layout = layout_of(image)
-            large = not webp and _refuse_too_large(*layout.size, _memory_a_pixel(image, layout))
+            header = _stored_header(image)
+            large = not webp and _refuse_too_large(header.width, header.height, _memory_a_pixel(image, header))
             with _one_large if large else _ANY_NUMBER:
-                yield image, layout
+                yield image, header
     except UnreadableImage:
         raise
     except Image.DecompressionBombError:
@@ -361,7 +347,7 @@ def _known_image(data: bytes) -> Image.Image | nullcontext[ImageFileDirectory_v2
         return Image.open(BytesIO(data), formats=_FORMATS)
     except UnidentifiedImageError:
         if data.startswith(TIFF_SIGNATURES):
-            return nullcontext(tiff_directory(data))
+            return nullcontext(_tiff_directory(data))
         if data.startswith(_SIGNATURES) or _is_webp(data):
             raise
         return Image.open(BytesIO(data), formats=other_formats())
@@ -380,9 +366,9 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     return (1 + bits % 2**14, 1 + (bits >> 14) % 2**14) if kind == b"VP8L" else (bits % 2**14, (bits >> 16) % 2**14)
 
 
-def _memory_a_pixel(image: Image.Image | ImageFileDirectory_v2, layout: Layout) -> int:
-    if layout.deep:
-        return _BYTES_A_PIXEL + 4 * layout.bytes  # the values, floats of them, and what is done with bytes
+def _memory_a_pixel(image: Image.Image | ImageFileDirectory_v2, header: Header) -> int:
+    if header.deep:
+        return _BYTES_A_PIXEL + 4 * header.bytes  # the values, floats of them, and what is done with bytes
     return _JPEG_BYTES_A_PIXEL if isinstance(image, Image.Image) and image.format == "JPEG" else _BYTES_A_PIXEL
 
 
@@ -433,12 +419,12 @@ def _flattened(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def _eight_bits(pixels: np.ndarray, layout: Layout, value_range: ValueRange | None) -> Image.Image:
+def _eight_bits(pixels: np.ndarray, header: Header, value_range: ValueRange | None) -> Image.Image:
     if value_range is None:
         raise UnreadableImage("deeper than 8 bits, unlike the training images: save it with 8 bits, or set data.range")
-    if not layout.alpha:
+    if not header.alpha:
         return Image.fromarray(to_eight_bits(pixels, value_range))
-    opaque = 1.0 if layout.kind == "f" else float(np.iinfo(pixels.dtype).max)
+    opaque = 1.0 if header.kind == "f" else float(np.iinfo(pixels.dtype).max)
     bands = to_eight_bits(pixels[:, :, :3], value_range), to_eight_bits(pixels[:, :, 3:], (0.0, opaque))
     return Image.fromarray(np.concatenate(bands, axis=2))
 

@@ -168,10 +168,6 @@ def _camera(image: Image.Image) -> str:
 
 
 def name_of(image_id: str, label: str | None = None) -> str:
-    """Return the part of an id that names the image: without its ending, and without folders named as its class.
-
-    >>> name_of("cat/garden/IMG_7.jpg", "cat"), name_of("scans/7.png", "cat")
-    ('garden/IMG_7', 'scans/7')
-    """
+    """Return the part of an id that names the image: without its ending, and without folders named as its class."""
     *folders, file = image_id.split("/")
     return "/".join([*(folder for folder in folders if folder != label), re.sub(r"(?<=.)\.[^.]*$", "", file)])

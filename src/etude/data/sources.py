@@ -66,9 +66,6 @@ def ordered_classes(labels: Iterable[str]) -> tuple[str, ...]:
     """Return the distinct labels in order: by value when all are numbers, otherwise by Unicode code point.
 
     The text of a label is never changed.
-
-    >>> ordered_classes(["10", "2", "1", "2"]), ordered_classes(["10", "2", "b"])
-    (('1', '2', '10'), ('10', '2', 'b'))
     """
     distinct = set(labels)
     if all(_NUMBER.fullmatch(label) for label in distinct):

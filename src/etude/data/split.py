@@ -23,9 +23,6 @@ def allocate(shares: np.ndarray, total: int, lower: np.ndarray, upper: np.ndarra
     """Round ``shares`` to whole numbers between the bounds that add up to ``total`` (largest remainders).
 
     When the bounds (C,) forbid the total, the result is the nearest sum that they allow.
-
-    >>> allocate(np.array([2.4, 1.6, 1.0]), 5, np.array([1, 1, 1]), np.array([9, 9, 9]))
-    array([2, 2, 1])
     """
     counts = np.clip(np.floor(shares).astype(np.int64), lower, upper)
     while (missing := total - int(counts.sum())) > 0 and (counts < upper).any():
@@ -36,11 +33,7 @@ def allocate(shares: np.ndarray, total: int, lower: np.ndarray, upper: np.ndarra
 
 
 def shares_with_least(sizes: np.ndarray, total: int, least: np.ndarray) -> np.ndarray:
-    """Divide ``total`` in proportion to ``sizes`` (C,), where no class gets less than ``least`` (C,).
-
-    >>> shares_with_least(np.array([80, 20, 2]), 22, np.array([2, 2, 2]))
-    array([16.,  4.,  2.])
-    """
+    """Divide ``total`` in proportion to ``sizes`` (C,), where no class gets less than ``least`` (C,)."""
     held = np.zeros(len(sizes), dtype=bool)
     while True:  # each class that is raised to its least leaves less for the others, which may fall below theirs
         free = sizes[~held].sum()
@@ -216,11 +209,7 @@ def sample(labels: np.ndarray, amount: str, context: Context) -> np.ndarray:
 
 
 def parse_amount(amount: str, available: int) -> int:
-    """Return the number of images that ``"10%"`` or ``"500"`` means.
-
-    >>> parse_amount("10%", 2624), parse_amount("500", 2624)
-    (262, 500)
-    """
+    """Return the number of images that ``"10%"`` or ``"500"`` means."""
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(%?)\s*", amount)
     problem = f"--sample is {amount!r}; give a percentage such as 10% or a number of images such as 500"
     if not match:
