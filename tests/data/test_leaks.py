@@ -5,9 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from etude.core.context import Context
-from etude.data.scan import FileFacts
-from etude.health.leaks import Leak, find_leaks, leaks_of
+from etude.data.scan import FileFacts, name_of
+from etude.health.leaks import Leak, find_leaks
 
 CLASSES = ("cat", "dog", "owl")
 LABELS = np.arange(300) % 3
@@ -86,13 +85,14 @@ def test_a_rare_class_counts_as_much_as_a_frequent_one():
 
 
 def test_class_folders_are_no_leak():
-    ids = [f"{CLASSES[label]}/{name}.png" for label, name in zip(LABELS, NAMES, strict=True)]
-    assert leaks_of(ids, facts(), LABELS, CLASSES, Context()) == []
-    assert (
-        leaks_of([f"all/{name}" for name in ids], facts(), LABELS, CLASSES, Context()) == []
-    )  # as a table may name them
-    coded = [f"{label}/{name}.png" for label, name in zip(LABELS, NAMES, strict=True)]
-    assert kinds(leaks_of(coded, facts(), LABELS, CLASSES, Context())) == ["folder"]
+    def leaks_of(pattern: str) -> list[Leak]:
+        ids = [pattern.format(label, CLASSES[label], name) for label, name in zip(LABELS, NAMES, strict=True)]
+        names = [name_of(one, CLASSES[label]) for one, label in zip(ids, LABELS, strict=True)]
+        return find_leaks(names, facts(), LABELS)
+
+    assert leaks_of("{1}/{2}.png") == []
+    assert leaks_of("all/{1}/{2}.png") == []  # as a table may name them
+    assert kinds(leaks_of("{0}/{2}.png")) == ["folder"]
 
 
 def test_too_few_images_tell_nothing():

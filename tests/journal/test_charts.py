@@ -17,11 +17,9 @@ from etude.journal.figures.timeline import panels_of
 from etude.journal.report.charts import (
     LEVELS,
     Bin,
-    bar_in_cell,
-    interval_in_cell,
+    chart,
     level_of,
     matrix_chart,
-    reliability_chart,
     share_bars,
 )
 from etude.journal.report.html import asset, data_uri
@@ -49,9 +47,9 @@ def charts() -> dict[str, Markup]:
         "constant": line_chart([Series("a", [1, 2], [0, 0])], HOSTILE, x_label="x"),
         "matrix": matrix_chart(matrix, [HOSTILE, "b"], HOSTILE),
         "bars": share_bars([HOSTILE, "b"], [(HOSTILE, "first", shares), ("other", "second", shares)], HOSTILE),
-        "cell": bar_in_cell(0.4, HOSTILE),
-        "interval": interval_in_cell(1.0, 0.0, 1.0, HOSTILE),
-        "reliability": reliability_chart([Bin(0.9, 1.0, 10, 0.97, 0.9, 0.6, 0.98)], HOSTILE),
+        "cell": chart("bar", 0.4, HOSTILE),
+        "interval": chart("interval", 1.0, 0.0, 1.0, HOSTILE),
+        "reliability": chart("reliability", [Bin(0.9, 1.0, 10, 0.97, 0.9, 0.6, 0.98)], HOSTILE),
     }
 
 

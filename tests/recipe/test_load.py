@@ -119,7 +119,7 @@ def test_a_setting_like_no_other_is_answered_with_all():
         ("head.inverse_regularization=[1, -1]", "head.inverse_regularization received -1, but it should be greater"),
         ("head.folds=1", "head.folds received 1, but it should be greater than or equal to 2."),
         ("predict.tta=0", "predict.tta received 0, but it should be greater than or equal to 1."),
-        ("timeline.warmup=0.9", "timeline received {'warmup': 0.9}, but it should keep warmup + finish below 1"),
+        ("timeline.warmup=0.9", "warmup 0.9 and finish 0.2 leave nothing of the run between them"),
     ],
 )
 def test_a_value_that_is_not_accepted_is_told_in_one_sentence(change: str, sentence: str):

@@ -239,10 +239,4 @@ def test_every_step_gets_its_moment():
     moments = [*plan.moments(4)]
     assert [moment.phase for moment in moments] == ["a", "a", "b", "b"]
     assert [moment.image_size for moment in moments] == [64, 64, 128, 160]  # 112 and 144 px, halfway: up
-    assert plan.largest_size(4) == 160
-    assert plan.largest_size(1) == 96
-
-
-def test_a_timeline_without_sizes_has_no_largest():
-    with pytest.raises(ValueError, match="schedules no image_size"):
-        Timeline((Phase("all", 1.0),)).largest_size(10)
+    assert [moment.image_size for moment in plan.moments(1)] == [96]

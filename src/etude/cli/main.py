@@ -10,17 +10,11 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
 
-from cyclopts import App, CycloptsError, CycloptsPanel
+from cyclopts import App, CycloptsPanel
 
 import etude
 from etude.core.errors import EtudeError, Terminated
 from etude.core.text import visible
-
-
-def _panel(problem: CycloptsError) -> object:
-    """Return what is shown of a command line that cannot be read."""
-    return CycloptsPanel("\n".join(map(visible, str(problem).splitlines())))
-
 
 _LESS = "lower train.batch_size or the image size, or free some memory, and run again"
 # What libraries say when the system gives them no memory, besides Python's own MemoryError.
@@ -28,7 +22,7 @@ _NO_MEMORY = ("allocate memory", "out of memory", "failed to map segment", "star
 
 app = App(
     name="etude",
-    error_formatter=_panel,
+    error_formatter=lambda problem: CycloptsPanel("\n".join(map(visible, str(problem).splitlines()))),
     suppress_keyboard_interrupt=False,  # main says what is kept and how to go on
     help_format="plaintext",  # the list of commands has no markup, and a reader of Markdown takes 0.1 s to load
     version=etude.__version__,

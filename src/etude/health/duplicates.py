@@ -144,7 +144,11 @@ def _by_neighbourhood(table: Floats, false_pairs: float) -> Pairs:
     if len(table) < 2:
         return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)
     found = NeighbourIndex(table).among_themselves(min(_AROUND, len(table) - 1))
-    return _mutual(found, _groups(found, np.log(false_pairs / len(table))))
+    count, around = found.positions.shape
+    near = cast("NDArray[np.bool_]", np.arange(around) < _groups(found, np.log(false_pairs / count))[:, None])
+    rows, others = np.nonzero(near)[0], found.positions[near]
+    mutual = np.isin(others * count + rows, rows * count + others) & (rows < others)
+    return rows[mutual], others[mutual], 1 - found.distances[near][mutual] ** 2 / 2
 
 
 def _groups(found: Neighbours, most: float) -> NDArray[np.int64]:
@@ -161,14 +165,6 @@ def _groups(found: Neighbours, most: float) -> NDArray[np.int64]:
         better = (probability < chance) & (probability <= most) & (gap >= -np.log(_WIDEST))
         sizes[better], chance[better] = m, probability[better]
     return np.maximum(sizes, (found.distances <= _EQUAL).sum(axis=1))
-
-
-def _mutual(found: Neighbours, sizes: NDArray[np.int64]) -> Pairs:
-    count, around = found.positions.shape
-    near = cast("NDArray[np.bool_]", np.arange(around) < sizes[:, None])
-    rows, others = np.nonzero(near)[0], found.positions[near]
-    back = np.isin(others * count + rows, rows * count + others) & (rows < others)
-    return rows[back], others[back], 1 - found.distances[near][back] ** 2 / 2
 
 
 def _above(table: Floats, threshold: float, size_a: int, most: int) -> Pairs:

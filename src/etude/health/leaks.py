@@ -11,7 +11,7 @@ from sklearn.model_selection import PredefinedSplit, cross_val_predict
 from sklearn.tree import DecisionTreeClassifier
 
 from etude.core.context import Context
-from etude.data.scan import FileFacts, name_of
+from etude.data.scan import FileFacts
 
 _FOLDS = 5
 _LEAVES = 32
@@ -69,13 +69,6 @@ def find_leaks(
     return [leak for leak in found if leak not in of_name[1:]]
 
 
-def leaks_of(
-    ids: Sequence[str], facts: Sequence[FileFacts], labels: np.ndarray, classes: Sequence[str], context: Context
-) -> list[Leak]:
-    own: list[int] = labels.tolist()
-    return find_leaks([name_of(one, classes[k]) for one, k in zip(ids, own, strict=True)], facts, labels, context)
-
-
 def _by_value(values: Sequence[object], labels: np.ndarray, fold: np.ndarray) -> np.ndarray:
     """Return the most frequent class, by its share, of the other folds' images with the same value; -1 without any."""
     codes = np.unique([repr(value) for value in values], return_inverse=True)[1]
@@ -112,17 +105,14 @@ def _number(name: str, facts: FileFacts) -> float | None:
     return float(runs[-1]) if runs else None
 
 
-def _letters(name: str, facts: FileFacts) -> str:
-    return re.sub(r"[0-9]+", "#", _stem(name).lower())
-
-
-def _first_word(name: str, facts: FileFacts) -> str:
-    return re.split(r"[^a-z]", _stem(name).lower(), maxsplit=1)[0]
-
-
 _RULES = (
-    _Rule("name pattern", "the file name", _letters, of_name=True),
-    _Rule("name beginning", "the file name", _first_word, of_name=True),
+    _Rule(
+        "name pattern", "the file name", lambda name, facts: re.sub(r"[0-9]+", "#", _stem(name).lower()), of_name=True
+    ),
+    _Rule(
+        "name beginning", "the file name",
+        lambda name, facts: re.split(r"[^a-z]", _stem(name).lower(), maxsplit=1)[0], of_name=True,
+    ),
     _Rule("first character", "the file name", lambda name, facts: _stem(name)[:1].lower(), of_name=True),
     _Rule("last character", "the file name", lambda name, facts: _stem(name)[-1:].lower(), of_name=True),
     _Rule("name length", "the length of the file name", lambda name, facts: len(_stem(name)), of_name=True),

@@ -13,11 +13,11 @@ from etude.core.context import Context
 from etude.core.errors import EtudeError, listed
 from etude.core.text import counted
 from etude.data.dataset import Dataset
-from etude.data.scan import FileFacts, read_facts
+from etude.data.scan import FileFacts, name_of, read_facts
 from etude.data.split import Fold
 from etude.health.duplicates import Images, duplicated_images, is_across, near_duplicate_images
 from etude.health.label_errors import suspect_labels
-from etude.health.leaks import leaks_of
+from etude.health.leaks import find_leaks
 from etude.health.shift import dataset_shift
 
 MOST = 5_000
@@ -65,6 +65,7 @@ def examine_health(
     bad = [*data.build.bad, *(test.build.bad if test is not None else ())]
     facts = read_facts([data.images.paths[row] for row in rows], context)
     ids, labels, classes = [data.images.ids[row] for row in rows], data.labels[rows], data.images.classes
+    names = [name_of(one, classes[label]) for one, label in zip(ids, labels.tolist(), strict=True)]
     drawn_features = None if features is None else features[rows]
     with ThreadPoolExecutor(1, thread_name_prefix="etude-labels") as second:  # the two that take longest, at once
         checking = second.submit(_label_errors, drawn_features, ids, labels, classes, notes, context)
@@ -75,7 +76,7 @@ def examine_health(
         "tiny": tiny_images(ids, facts),
         "near_duplicates": pairs,
         "label_errors": errors,
-        "leaks": [asdict(leak) for leak in leaks_of(ids, facts, labels, classes, context)],
+        "leaks": [asdict(leak) for leak in find_leaks(names, facts, labels, context)],
     }
     counts = {name: len(entries) for name, entries in found.items()}
     counts["across_splits"] = sum(map(is_across, found["near_duplicates"]))

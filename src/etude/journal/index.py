@@ -12,12 +12,13 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from etude.core.context import Warn
 from etude.core.errors import EtudeError, listed, nearest
 from etude.core.files import explained_write, replacing
 from etude.journal.runs import FILE_NAME, KILLED, NOTES_NAME, REMAINS, is_alive, read_run, stopped_at
@@ -30,8 +31,6 @@ _NO_RUNS = ("tb", "checkpoints")  # folders of a run that hold no others
 _SHORTEST_ID = 4
 _AS_RECORDED = ("id", "kind", "parent", "state", "started", "seconds", "recipe", "seed", "pid", "host")
 _HALF = re.compile(r"\..+\.(\d+)\.tmp")  # as core.files.replacing names what it writes before it is whole
-
-Warn = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,13 +202,16 @@ def find_garbage(runs: Path, unfinished: bool = False) -> list[Garbage]:
         folder = runs / run.path
         if run.state in ("running", DAMAGED):  # a damaged record does not say whether its run is at work
             continue
-        if run.path not in around and _made_nothing(run, folder):
+        is_plain = run.state in ("failed", "interrupted", KILLED) and not (run.notes or run.tags or run.path in around)
+        if is_plain and {path.name for path in folder.iterdir() if not _HALF.fullmatch(path.name)} <= REMAINS:
             found.append(Garbage(folder, _size(folder), f"{run.state}, and nothing was made"))
             continue
         leaving = set[Path]()
         if run.state == "finished" or unfinished:
             reason = "the run has finished" if run.state == "finished" else "the run could not be resumed any more"
-            leaving = {*_checkpoints(folder)}
+            kept = (folder / "checkpoints", *folder.glob("fold-*/checkpoints"))  # but not links to somewhere else
+            own = (place for place in kept if place.resolve().is_relative_to(folder.resolve()))
+            leaving = {place for place in own if place.is_dir() and not place.is_symlink()}
             found += [Garbage(place, _size(place), reason) for place in sorted(leaving)]
         found += [Garbage(half, _size(half), "its writer was killed") for half in _halves(folder, leaving)]
     return found
@@ -225,19 +227,6 @@ def remove_garbage(found: Iterable[Garbage]) -> int:
                 item.path.unlink()
             freed += item.size
     return freed
-
-
-def _made_nothing(run: RunSummary, folder: Path) -> bool:
-    if run.state not in ("failed", "interrupted", KILLED) or run.notes or run.tags:
-        return False
-    return {path.name for path in folder.iterdir() if not _HALF.fullmatch(path.name)} <= REMAINS
-
-
-def _checkpoints(folder: Path) -> Iterator[Path]:
-    """Yield the folders of checkpoints that are the run's own, and not a link to somewhere else."""
-    for place in (folder / "checkpoints", *folder.glob("fold-*/checkpoints")):
-        if place.is_dir() and not place.is_symlink() and place.resolve().is_relative_to(folder.resolve()):
-            yield place
 
 
 def _halves(folder: Path, leaving: set[Path]) -> Iterator[Path]:

@@ -118,10 +118,6 @@ def _locked(path: Path) -> int | None:
     raise at_work(path.parent, pid if isinstance(pid, int) else None, host if isinstance(host, str) else None)
 
 
-def state_of(folder: Path, run: Mapping[str, Any]) -> str:
-    return KILLED if run["state"] == "running" and not _is_at_work(folder, run) else run["state"]
-
-
 def is_complete(run: Mapping[str, Any]) -> bool:
     return run["state"] == "finished" and run.get("reported") is not False  # an older etude writes no such word
 
@@ -215,8 +211,6 @@ def read_notes(folder: Path, tags: Iterable[str] = ()) -> tuple[list[dict[str, s
                     kept[tag] = None
                 case {"untag": str(tag)}:
                     kept.pop(tag, None)
-                case _:
-                    pass
     return notes, list(kept)
 
 
@@ -239,7 +233,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     """Return a run's record in the newest schema, with its state now, and the notes and tags added since it began."""
     content = read_record(folder)
     notes, tags = read_notes(folder, content["tags"])
-    state = state_of(folder, content)
+    state = KILLED if content["state"] == "running" and not _is_at_work(folder, content) else content["state"]
     return {**content, "state": state, "notes": [*content["notes"], *notes], "tags": tags}
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 
+from etude.core.context import Warn
 from etude.core.errors import EtudeError
 from etude.core.text import percent
 from etude.journal.figures.lines import Series, line_chart
@@ -25,7 +26,7 @@ _FEWEST_POINTS = 3  # scored runs on the same images, below which there is no pr
 _MOST_POINTS = 400
 
 
-def render_site(runs: Path, out: Path, warn: Callable[[str], None] | None = None) -> Path:
+def render_site(runs: Path, out: Path, warn: Warn | None = None) -> Path:
     page = out / "index.html" if out.is_dir() or not out.suffix else out
     found = list_runs(runs, warn)
     values: dict[str, Any] = {

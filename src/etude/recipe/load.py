@@ -77,11 +77,7 @@ def load_recipe(name_or_file: str = "default", changes: Mapping[str, Any] | Iter
 
 
 def changes_of(settings: Mapping[str, Any] | Iterable[str]) -> dict[str, Any]:
-    """Return settings by dotted name from a mapping, or from texts whose values are TOML or else plain text.
-
-    >>> changes_of(["train.lr=0.001", "data.fit=crop"])
-    {'train.lr': 0.001, 'data.fit': 'crop'}
-    """
+    """Return settings by dotted name from a mapping, or from texts whose values are TOML or else plain text."""
     if isinstance(settings, Mapping):
         return {key: str(value) if isinstance(value, Path) else value for key, value in settings.items()}
     changes: dict[str, Any] = {}
@@ -109,11 +105,7 @@ def validate(tree: Mapping[str, Any], origin: str) -> Recipe:
 
 
 def changed_settings(recipe: Recipe) -> dict[str, Any]:
-    """Return the settings that differ from those of the recipe ``default``, by dotted name.
-
-    >>> changed_settings(load_recipe("default", ["train.lr=0.01"]))
-    {'train.lr': 0.01}
-    """
+    """Return the settings that differ from those of the recipe ``default``, by dotted name."""
     defaults = flat(load_recipe("default"))
     return {key: value for key, value in flat(recipe).items() if defaults.get(key) != value}
 

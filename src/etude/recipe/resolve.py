@@ -48,19 +48,12 @@ SAFE_SHARE = (0.65, 0.75)  # in pseudo-label rounds, as competitors use it; any 
 
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
-    """What the scan of the images found.
+    """What the scan of the images found."""
 
-    Args:
-        median_side: median of the shorter sides, in pixels.
-        channels: 1 when every image is grey, otherwise 3.
-        count: training images.
-        required_size: the one image side in pixels that the network takes, or None when it takes any.
-    """
-
-    median_side: int
-    channels: int
-    count: int = 0
-    required_size: int | None = None
+    median_side: int  # median of the shorter sides, in pixels
+    channels: int  # 1 when every image is grey, otherwise 3
+    count: int = 0  # training images
+    required_size: int | None = None  # the one image side in pixels that the network takes; None when it takes any
 
 
 def resolve(recipe: Recipe, facts: ImageFacts, warn: Callable[[str], object] = lambda text: None) -> Recipe:
@@ -102,9 +95,9 @@ def _sizes(start: int, final: int) -> dict[str, Any]:
 
 def _at_trained_sizes(recipe: Recipe, warn: Callable[[str], object]) -> Recipe:
     multiple = recipe.timeline.size_multiple
-    asked = _sizes(recipe.timeline.start_size, recipe.timeline.final_size)
-    trained = {name: rounded(size, multiple) for name, size in asked.items()}
-    changes = [f"{name} {size} becomes {trained[name]}" for name, size in asked.items() if size != trained[name]]
+    wanted = _sizes(recipe.timeline.start_size, recipe.timeline.final_size)
+    trained = {name: rounded(size, multiple) for name, size in wanted.items()}
+    changes = [f"{name} {size} becomes {trained[name]}" for name, size in wanted.items() if size != trained[name]]
     if changes and "finetune" in recipe.stages:
         warn(
             f"training takes multiples of {multiple} px, so {' and '.join(changes)}; "
@@ -114,12 +107,7 @@ def _at_trained_sizes(recipe: Recipe, warn: Callable[[str], object]) -> Recipe:
 
 
 def labelled_share(recipe: Recipe, labelled: int, unlabelled: int) -> float:
-    """Return the share of each batch that is labelled; ``auto`` is the images' own, within limits.
-
-    >>> from etude.recipe import load_recipe
-    >>> [labelled_share(load_recipe("consistency"), labelled, 900) for labelled in (10, 300, 9_000)]
-    [0.125, 0.25, 0.7]
-    """
+    """Return the share of each batch that is labelled; ``auto`` is the images' own, within limits."""
     share = recipe.unlabeled.labeled_share
     if isinstance(share, float):
         return share

@@ -66,24 +66,10 @@ def _of_preset(recipe: Recipe) -> Timeline:
             "they are, so lower the first or raise the second"
         )
     base = shape.base_batch_size or train.batch_size
-    plan = preset(
-        shape.preset,
-        Shape(
-            peak_lr=train.lr,
-            start_size=start,
-            final_size=final,
-            size_multiple=shape.size_multiple,
-            warmup=shape.warmup,
-            finish=shape.finish,
-            cycle=shape.cycle,
-            fade=shape.fade,
-            mixup=recipe.augment.mixup,
-            cutmix=recipe.augment.cutmix,
-            batch_size=train.batch_size,
-            base_batch_size=base,
-            plateau=_plateau(recipe.plateau),
-        ),
-    )
+    own = {name: getattr(shape, name) for name in ("size_multiple", "warmup", "finish", "cycle", "fade")}
+    own |= {"mixup": recipe.augment.mixup, "cutmix": recipe.augment.cutmix, "batch_size": train.batch_size}
+    own |= {"base_batch_size": base, "plateau": _plateau(recipe.plateau)}
+    plan = preset(shape.preset, Shape(train.lr, start, final, **own))
     scaling = shape.batch_scaling if "batch_scaling" in shape.model_fields_set else plan.batch_scaling
     changes = shape.batch_growth != 1.0 or (scaling != "none" and base != train.batch_size)
     sizes = _growing_batches(train.batch_size, shape.batch_growth, len(plan.phases))
@@ -242,7 +228,7 @@ def timeline_warnings(
     # Default sizes are left alone: a pretrained network wants the size it was trained at.
     shape = (given or recipe).timeline
     by_hand = shape.phases or {"start_size", "final_size"} & shape.model_fields_set
-    size = plan.largest_size(SAMPLES)
+    size = max(moment.image_size or 0 for moment in plan.moments(SAMPLES))
     if median_side is not None and by_hand and size - plan.size_multiple >= median_side:
         found.append(
             f"the timeline takes images to {size:,} px, above their own median side of {median_side:,} px: enlarging "

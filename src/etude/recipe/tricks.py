@@ -46,32 +46,25 @@ class Trick:
         return timeline_of(changed(recipe, self.on)) == timeline_of(changed(recipe, self.off))
 
 
+def _one(name: str, what: str, key: str, on: Any, off: Any, **more: Any) -> Trick:
+    """Return a trick that one setting switches."""
+    return Trick(name, what, {key: on}, {key: off}, **more)
+
+
+_TRIVIAL = "one random change of random strength an image, in place of the policy for these images"
 _ALL = (
-    Trick(
-        "warmup", "the learning rate climbs from 0 at the start", {"timeline.warmup": 0.1}, {"timeline.warmup": "1st"}
-    ),
-    Trick("augment", "random changes of the training images", {"augment.policy": "auto"}, {"augment.policy": "none"}),
-    Trick(
-        "trivial",
-        "one random change of random strength an image, in place of the policy for these images",
-        {"augment.policy": "trivial"},
-        {"augment.policy": "auto"},
-        is_choice=True,
-    ),
-    Trick("fade", "augmentation fades out at the end, not at once", {"timeline.fade": True}, {"timeline.fade": False}),
-    Trick("mixup", "blends of two images and their targets", {"augment.mixup": 0.2}, {"augment.mixup": 0.0}),
-    Trick("cutmix", "a box of one image in another", {"augment.cutmix": 1.0}, {"augment.cutmix": 0.0}),
-    Trick(
-        "label-smoothing",
-        "a share of each target spread over all classes",
-        {"train.label_smoothing": 0.1},
-        {"train.label_smoothing": 0.0},
-    ),
-    Trick("dropout", "features dropped before the head", {"train.dropout": 0.2}, {"train.dropout": 0.0}),
-    Trick("drop-path", "residual blocks skipped at random", {"train.drop_path": 0.1}, {"train.drop_path": 0.0}),
-    Trick("weight-decay", "weights pulled towards 0", {"train.weight_decay": 0.02}, {"train.weight_decay": 0.0}),
-    Trick("clip", "gradients kept below a norm", {"train.clip": 1.0}, {"train.clip": 0.0}),
-    Trick("ema", "a moving average of the weights", {"train.ema": 0.98}, {"train.ema": 0.0}),
+    _one("warmup", "the learning rate climbs from 0 at the start", "timeline.warmup", 0.1, "1st"),
+    _one("augment", "random changes of the training images", "augment.policy", "auto", "none"),
+    _one("trivial", _TRIVIAL, "augment.policy", "trivial", "auto", is_choice=True),
+    _one("fade", "augmentation fades out at the end, not at once", "timeline.fade", True, False),
+    _one("mixup", "blends of two images and their targets", "augment.mixup", 0.2, 0.0),
+    _one("cutmix", "a box of one image in another", "augment.cutmix", 1.0, 0.0),
+    _one("label-smoothing", "a share of each target spread over all classes", "train.label_smoothing", 0.1, 0.0),
+    _one("dropout", "features dropped before the head", "train.dropout", 0.2, 0.0),
+    _one("drop-path", "residual blocks skipped at random", "train.drop_path", 0.1, 0.0),
+    _one("weight-decay", "weights pulled towards 0", "train.weight_decay", 0.02, 0.0),
+    _one("clip", "gradients kept below a norm", "train.clip", 1.0, 0.0),
+    _one("ema", "a moving average of the weights", "train.ema", 0.98, 0.0),
     Trick(
         "swa",
         "the equal average of the weights over the last phase, in place of ema's",
@@ -79,19 +72,12 @@ _ALL = (
         {"train.swa": False},
         is_choice=True,
     ),
-    Trick(
-        "layer-decay", "lower learning rates towards the image", {"train.layer_decay": 0.93}, {"train.layer_decay": 1.0}
-    ),
-    Trick("freeze", "the first layers kept as they are", {"train.freeze": 0.35}, {"train.freeze": 0.0}),
-    Trick(
-        "freeze-depthwise",
-        "depthwise filters kept as they are",
-        {"train.freeze_depthwise": True},
-        {"train.freeze_depthwise": False},
-    ),
-    Trick("batch-growth", "larger batches at the end", {"timeline.batch_growth": 4.0}, {"timeline.batch_growth": 1.0}),
+    _one("layer-decay", "lower learning rates towards the image", "train.layer_decay", 0.93, 1.0),
+    _one("freeze", "the first layers kept as they are", "train.freeze", 0.35, 0.0),
+    _one("freeze-depthwise", "depthwise filters kept as they are", "train.freeze_depthwise", True, False),
+    _one("batch-growth", "larger batches at the end", "timeline.batch_growth", 4.0, 1.0),
     *(
-        Trick(name, what, {"timeline.preset": preset}, {"timeline.preset": "default"}, is_choice=True)
+        _one(name, what, "timeline.preset", preset, "default", is_choice=True)
         for name, preset, what in (
             ("resize", "progressive", "small images first, then growing ones"),
             ("one-cycle", "one-cycle", "one rise and one fall of the learning rate"),
@@ -105,9 +91,9 @@ _ALL = (
         {"stages": ["head", "finetune"]},
         {"stages": ["finetune"]},
     ),
-    Trick("levels", "frozen features of several depths", {"model.levels": 3}, {"model.levels": 0}, stage="head"),
-    Trick("views", "a head fitted on augmented views too", {"head.views": 4}, {"head.views": 1}, stage="head"),
-    Trick("tta", "predictions averaged over views", {"predict.tta": 4}, {"predict.tta": 1}, stage=None),
+    _one("levels", "frozen features of several depths", "model.levels", 3, 0, stage="head"),
+    _one("views", "a head fitted on augmented views too", "head.views", 4, 1, stage="head"),
+    _one("tta", "predictions averaged over views", "predict.tta", 4, 1, stage=None),
 )
 
 TRICKS = {trick.name: trick for trick in _ALL}
@@ -115,14 +101,7 @@ TRICKS = {trick.name: trick for trick in _ALL}
 
 
 def tricks_named(names: Sequence[str], recipe: Recipe) -> tuple[Trick, ...]:
-    """Return the tricks of these names, once each, for a recipe that is resolved.
-
-    Raises:
-        EtudeError: there is no such trick, or the recipe is the same with and without it.
-
-    >>> [trick.name for trick in tricks_named(["mixup", "ema", "mixup"], Recipe())]
-    ['mixup', 'ema']
-    """
+    """Return the tricks of these names, once each, for a resolved recipe that differs with and without each of them."""
     found: list[Trick] = []
     for name in dict.fromkeys(name.strip() for name in names if name.strip()):
         if name not in TRICKS:
@@ -139,22 +118,14 @@ def tricks_named(names: Sequence[str], recipe: Recipe) -> tuple[Trick, ...]:
 
 
 def tricks_of(recipe: Recipe) -> tuple[Trick, ...]:
-    """Return the tricks that a resolved recipe has.
-
-    >>> [trick.name for trick in tricks_of(changed(Recipe(), {"stages": ["head"]}))]
-    ['levels']
-    """
+    """Return the tricks that a resolved recipe has."""
     return tuple(trick for trick in TRICKS.values() if not trick.is_idle(recipe) and trick.is_on(recipe))
 
 
 def switched(recipe: Recipe, tricks: Sequence[Trick], on: Collection[str]) -> Changes:
     """Return the settings to change for a resolved recipe to have those of the ``tricks`` that ``on`` names, no others.
 
-    Raises:
-        EtudeError: two of them need different values of one setting, such as two shapes of the learning rate.
-
-    >>> switched(Recipe(), tricks_named(["ema", "mixup"], Recipe()), on={"mixup"})
-    {'train.ema': 0.0, 'augment.mixup': 0.2}
+    Two of them may need different values of one setting, such as two shapes of the learning rate: EtudeError.
     """
     changes: Changes = {}
     for trick in tricks:

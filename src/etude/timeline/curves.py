@@ -1,7 +1,7 @@
 """Curves: how one scheduled quantity moves while a phase runs from 0 to 1.
 
-Every curve is a frozen dataclass, so its settings can be printed, compared, pickled and plotted. Its numbers must be
-finite, otherwise it raises a ValueError that names the curve and the field.
+Every curve is a frozen dataclass, so its settings can be printed, compared, pickled and plotted. Numbers that are not
+finite, or outside the limits of a setting, raise a ValueError that names the curve and the setting.
 """
 
 from __future__ import annotations
@@ -150,10 +150,7 @@ def _half_cosine(start: float, end: float, t: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Exponential(Named):
-    """From ``start`` to ``end`` by the same factor in equal times: a straight line on a logarithmic axis.
-
-    Raises:
-        ValueError: an end is not above 0.
+    """From ``start`` to ``end``, both above 0, by the same factor in equal times: straight on a logarithmic axis.
 
     >>> round(Exponential(1.0, 0.01).at(0.5), 6)
     0.1
@@ -181,9 +178,6 @@ class Steps(Named):
         start: value before the first milestone.
         factor: above 0.
         milestones: progress of each change, rising, in [0, 1].
-
-    Raises:
-        ValueError: ``factor`` is not above 0, or the milestones do not rise within [0, 1].
 
     >>> [round(Steps(1.0, 0.1, (0.5, 0.75)).at(t), 6) for t in (0.4, 0.5, 0.8)]
     [1.0, 0.1, 0.01]
@@ -221,9 +215,6 @@ class OneCycle(Named):
         end: value at 1.
         rise: share of the phase until the peak, in (0, 1).
 
-    Raises:
-        ValueError: ``rise`` lies outside (0, 1).
-
     >>> curve = OneCycle(0.1, 1.0, 0.0, rise=0.25)
     >>> round(curve.at(0.0), 6), curve.at(0.25), curve.at(1.0)
     (0.1, 1.0, 0.0)
@@ -254,9 +245,6 @@ class Warmup(Named):
         after: the curve to warm up for; it runs from 0 to 1 over what the warmup leaves.
         length: of the warmup: a share of the phase below 1, or epochs, steps or time.
         start: value at the very beginning.
-
-    Raises:
-        ValueError: ``length`` is malformed or a share of 1 or more.
 
     >>> curve = Warmup(Linear(1.0, 0.0), length=0.2)
     >>> curve.at(0.1), curve.at(0.2), curve.at(0.6)
@@ -300,9 +288,6 @@ class Joined(Named):
 
     Args:
         parts: pairs of length and curve; epochs, steps and time come first, shares divide what they leave and sum to 1.
-
-    Raises:
-        ValueError: no part, a malformed length, or shares that do not sum to 1.
 
     >>> curve = Joined(((0.5, Constant(1.0)), (0.5, Linear(1.0, 0.0))))
     >>> curve.at(0.25), curve.at(0.75), curve.at(1.0)
@@ -367,9 +352,6 @@ class Triangular(Named):
         peak: value in the middle of a cycle; below ``base`` for momentum.
         cycle: length of a whole cycle: a share of the phase (above 1 for part of a cycle), or epochs, steps or time.
 
-    Raises:
-        ValueError: ``cycle`` is malformed.
-
     >>> curve = Triangular(0.1, 0.5, cycle=0.5)
     >>> curve.at(0.0), curve.at(0.25), curve.at(0.5)
     (0.1, 0.5, 0.1)
@@ -425,9 +407,6 @@ class ExpRange(Triangular):
         peak: value in the middle of the first cycle, were there no decay.
         cycle: length of a whole cycle: a share of the phase, or epochs, steps or time.
         decay: what is left of the amplitude at the end of the phase, above 0 and at most 1.
-
-    Raises:
-        ValueError: ``cycle`` is malformed, or ``decay`` is out of bounds.
 
     >>> round(ExpRange(0.0, 1.0, cycle=1.0, decay=0.25).at(0.5), 6)
     0.5

@@ -167,9 +167,6 @@ def divided(lengths: Sequence[Length], whole_steps: float, run: RunSize) -> tupl
 
     Epochs, steps and time come first; shares divide what they leave. Without shares they must fill the whole to within
     half a step; ValueError otherwise.
-
-    >>> divided(["100st", 0.75, 0.25], 500, RunSize(500))
-    (0.2, 0.6, 0.2)
     """
     check_shares(lengths)
     shares = [share_of(length) for length in lengths]

@@ -30,37 +30,21 @@ QUANTITIES: tuple[str, ...] = tuple(LIMITS)
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """What holds at one point of the run; None: not scheduled, so left as the trainer has it.
+    """What holds at one point of the run; None: not scheduled, so left as the trainer has it."""
 
-    Args:
-        progress: of the run, in [0, 1].
-        phase: name of the phase.
-        lr: learning rate of the head; layer-wise multipliers apply on top.
-        momentum: of SGD, or Adam's first beta.
-        image_size: side of the square input in pixels.
-        augment: strength of augmentation in [0, 1].
-        mixup: alpha of MixUp's Beta distribution; 0 is off.
-        cutmix: alpha of CutMix's Beta distribution; 0 is off.
-        dropout: probability in [0, 1].
-        drop_path: probability of stochastic depth in [0, 1].
-        batch_size: images a step.
-        label_smoothing: share of the target spread over all classes, in [0, 1].
-        unlabeled_weight: of the loss on unlabelled images.
-    """
-
-    progress: float
-    phase: str
-    lr: float | None = None
-    momentum: float | None = None
-    image_size: int | None = None
-    augment: float | None = None
-    mixup: float | None = None
-    cutmix: float | None = None
-    dropout: float | None = None
-    drop_path: float | None = None
-    batch_size: int | None = None
-    label_smoothing: float | None = None
-    unlabeled_weight: float | None = None
+    progress: float  # of the run, in [0, 1]
+    phase: str  # its name
+    lr: float | None = None  # learning rate of the head; layer-wise multipliers apply on top
+    momentum: float | None = None  # of SGD, or Adam's first beta
+    image_size: int | None = None  # side of the square input in pixels
+    augment: float | None = None  # strength of augmentation in [0, 1]
+    mixup: float | None = None  # alpha of MixUp's Beta distribution; 0 is off
+    cutmix: float | None = None  # alpha of CutMix's Beta distribution; 0 is off
+    dropout: float | None = None  # probability in [0, 1]
+    drop_path: float | None = None  # probability of stochastic depth in [0, 1]
+    batch_size: int | None = None  # images a step
+    label_smoothing: float | None = None  # share of the target spread over all classes, in [0, 1]
+    unlabeled_weight: float | None = None  # of the loss on unlabelled images
 
 
 def step_progress(step: int, steps: int) -> float:

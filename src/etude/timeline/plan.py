@@ -118,14 +118,6 @@ def scaled_lr(lr: float, events: Sequence[Event], t: float) -> float:
     return lr
 
 
-def jump_between(before: float, after: float, peak: float) -> bool:
-    """Whether a learning rate moves by more than a factor 2, or from or to zero by more than 1% of the peak."""
-    low, high = sorted((before, after))
-    if high <= 0.01 * peak and low == 0.0:
-        return False
-    return low == 0.0 or (high / low > 2.0 and not math.isclose(high / low, 2.0))
-
-
 BatchScaling = Literal["none", "linear", "sqrt"]
 _SCALINGS: dict[str, float] = {"none": 0.0, "linear": 1.0, "sqrt": 0.5}  # powers of the batch's ratio to the base
 
@@ -166,8 +158,7 @@ class Timeline:
     def __post_init__(self) -> None:
         object.__setattr__(self, "phases", tuple(self.phases))
         object.__setattr__(self, "events", tuple(self.events))
-        self._check_phases()
-        self._check_batches()
+        self._check()
         if all(phase.is_resolved for phase in self.phases):
             for phase in self.phases:
                 check_values(phase)
@@ -178,7 +169,7 @@ class Timeline:
         elif self.events:
             raise ValueError("events belong to a run of known size; resolve the timeline before adding them")
 
-    def _check_phases(self) -> None:
+    def _check(self) -> None:
         if not self.phases:
             raise ValueError("a timeline needs at least one phase")
         names = [phase.name for phase in self.phases]
@@ -187,8 +178,6 @@ class Timeline:
         check_shares([phase.length for phase in self.phases])
         if self.size_multiple < 1:
             raise ValueError(f"size_multiple is {self.size_multiple}; it is a number of pixels, at least 1")
-
-    def _check_batches(self) -> None:
         if self.batch_scaling not in _SCALINGS:
             raise ValueError(f"batch_scaling is {self.batch_scaling!r}; give one of {', '.join(_SCALINGS)}")
         if self.base_batch_size is not None and self.base_batch_size < 1:
@@ -227,11 +216,7 @@ class Timeline:
         return replace(self, phases=resolve_phases(self.phases, run, self.size_multiple))
 
     def fixed_steps(self, epoch_steps: float | None, pace: Pace | None = None) -> float | None:
-        """Return the steps of a timeline whose phases all have fixed lengths; None when any phase has a share.
-
-        Raises:
-            ValueError: epochs without ``epoch_steps``, or minutes without ``pace``.
-        """
+        """Return the steps of a timeline whose phases all have fixed lengths; None when any phase has a share."""
         if any(phase.is_share for phase in self.phases):
             return None
         run = RunSize(1, epoch_steps, pace)
@@ -267,11 +252,7 @@ class Timeline:
         return tuple((span.phase.name, span.start, span.stop) for span in self._resolved_spans())
 
     def with_event(self, event: Event) -> Timeline:
-        """Return the timeline after one more event.
-
-        Raises:
-            ValueError: the timeline is not resolved, the event lies before the last one, or its phase has not begun.
-        """
+        """Return the timeline, which is resolved, after one more event; ValueError where the event does not fit it."""
         return replace(self, events=(*self.events, event))
 
     def quantities(self) -> tuple[str, ...]:
@@ -286,29 +267,25 @@ class Timeline:
         spans = planned_spans(self.phases) if self._resolved_spans() else ()
         starts, middles, stops = ([self._planned_lr(span, within) for span in spans] for within in (0.0, 0.5, 1.0))
         peak = max((lr for lr in (*starts, *middles, *stops) if lr is not None), default=0.0)
+
+        def jump(before: float, after: float) -> bool:
+            low, high = sorted((before, after))
+            if low == 0.0:
+                return high > 0.01 * peak
+            return high / low > 2.0 and not math.isclose(high / low, 2.0)
+
         return tuple(
             f"the learning rate jumps from {before:g} to {after:g} where phase {span.phase.name!r} begins; "
             "make the curves meet, or set jump = true in that phase if the jump is meant"
             for span, before, after in zip(spans[1:], stops[:-1], starts[1:], strict=True)
             if before is not None and after is not None
-            if not span.phase.jump and jump_between(before, after, peak)
+            if not span.phase.jump and jump(before, after)
         )
 
     def moments(self, steps: int) -> Iterator[Moment]:
         """Yield the moment of every step of a run of ``steps`` steps."""
         for step in range(steps):
             yield self.at(step_progress(step, steps))
-
-    def largest_size(self, steps: int) -> int:
-        """Return the largest image size that any of ``steps`` steps needs.
-
-        Raises:
-            ValueError: no phase schedules the image size.
-        """
-        sizes = [moment.image_size for moment in self.moments(steps) if moment.image_size is not None]
-        if not sizes:
-            raise ValueError("this timeline schedules no image_size, so it needs none in particular")
-        return max(sizes)
 
     def _resolved_spans(self) -> tuple[Span, ...]:
         if not self._spans:

@@ -60,21 +60,13 @@ class Plateau:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A reaction to a plateau: the only state of a run that its timeline does not hold.
+    """A reaction to a plateau: the only state of a run that its timeline does not hold."""
 
-    Args:
-        progress: of the run at which it happened, in [0, 1].
-        kind: ``"scale"``: the learning rate was multiplied; ``"end"``: the phase was ended.
-        phase: name of the phase that ran.
-        factor: of the learning rate, for ``"scale"``.
-        min_lr: the learning rate below which the factor does not take it.
-    """
-
-    progress: float
-    kind: Reaction
-    phase: str
-    factor: float = 1.0
-    min_lr: float = 0.0
+    progress: float  # of the run at which it happened, in [0, 1]
+    kind: Reaction  # "scale": the learning rate was multiplied; "end": the phase was ended
+    phase: str  # name of the phase that ran
+    factor: float = 1.0  # of the learning rate, for "scale"
+    min_lr: float = 0.0  # the learning rate below which the factor does not take it
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.progress <= 1.0:

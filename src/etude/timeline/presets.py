@@ -104,9 +104,6 @@ class Preset:
 def preset(name: str, shape: Shape) -> Timeline:
     """Return the timeline of a named preset.
 
-    Raises:
-        ValueError: there is no preset of that name.
-
     >>> plan = preset("default", Shape(1e-3, 128, 224))
     >>> [phase.name for phase in plan.phases]
     ['warmup', 'grow', 'finish']

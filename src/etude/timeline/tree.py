@@ -89,17 +89,13 @@ def curve_from_tree(value: object, where: str = "curve") -> Curve:
 def timeline_to_tree(timeline: Timeline) -> dict[str, Any]:
     """Return ``timeline`` as :func:`timeline_from_tree` reads it: a table that JSON and TOML can hold.
 
-    Raises:
-        ValueError: a curve is of a class of your own, which no file can name.
+    A curve of a class of your own, which no file can name, is refused by a ValueError.
     """
     return _tree_of(timeline)
 
 
 def tree_of_curve(curve: Curve) -> float | dict[str, Any]:
     """Return ``curve`` as :func:`curve_from_tree` reads it.
-
-    Raises:
-        ValueError: the curve is of a class of your own, which no file can name.
 
     >>> tree_of_curve(CURVES["linear"](0.0, 1.0)), tree_of_curve(Constant(0.9))
     ({'curve': 'linear', 'start': 0.0, 'end': 1.0}, 0.9)

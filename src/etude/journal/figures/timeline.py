@@ -337,13 +337,9 @@ class _Drawing:
             axes = self._axes(top - height, height)
             axes.set_xticks([])
             draw_panel(axes, panel, PLAN if self._has_actual else LINE)
-            self._label(panel, top, height)
+            middle = top - height / 2
+            write(self.figure, 12 / 72, middle, LABELS[panel.quantity], fontsize=10, color=INK)
+            notes = filter(None, (UNITS.get(panel.quantity), "log scale" if panel.log else ""))
+            if not panel.is_constant and (text := ", ".join(notes)):
+                write(self.figure, 12 / 72, middle - 0.19, text, fontsize=8, color=QUIET)
             top -= height + _GAP
-
-    def _label(self, panel: Panel, top: float, height: float) -> None:
-        name, unit = LABELS[panel.quantity], UNITS.get(panel.quantity, "")
-        middle = top - height / 2
-        write(self.figure, 12 / 72, middle, name, fontsize=10, color=INK)
-        notes = [*([unit] if unit else []), *(["log scale"] if panel.log else [])]
-        if notes and not panel.is_constant:
-            write(self.figure, 12 / 72, middle - 0.19, ", ".join(notes), fontsize=8, color=QUIET)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -44,12 +45,9 @@ class Bin:
     high: float
 
 
-def bar_in_cell(share: float, described: str) -> Markup:
-    return macro("charts.svg.j2", "bar", share, described)
-
-
-def interval_in_cell(share: float, low: float, high: float, described: str) -> Markup:
-    return macro("charts.svg.j2", "interval", share, low, high, described)
+def chart(name: str, *values: Any) -> Markup:
+    """Return a chart that needs no computation: bar, interval or reliability, with its numbers and description."""
+    return macro("charts.svg.j2", name, *values)
 
 
 def share_bars(names: Sequence[str], sides: Sequence[tuple[str, str, NDArray[np.float64]]], described: str) -> Markup:
@@ -62,11 +60,7 @@ def share_bars(names: Sequence[str], sides: Sequence[tuple[str, str, NDArray[np.
         )
         for k, name in enumerate(names)
     ]
-    return macro("charts.svg.j2", "share_bars", rows, len(sides), described)
-
-
-def reliability_chart(bins: Sequence[Bin], described: str) -> Markup:
-    return macro("charts.svg.j2", "reliability", bins, described)
+    return chart("share_bars", rows, len(sides), described)
 
 
 def matrix_chart(matrix: NDArray[np.int64], names: Sequence[str], described: str) -> Markup:
@@ -88,7 +82,7 @@ def matrix_chart(matrix: NDArray[np.int64], names: Sequence[str], described: str
     room = min(120.0, 8 + 6.6 * max(len(name) for name in names))
     side = 44.0 if count <= 6 else 30.0 if count <= _NUMBERED else 16.0
     rows = [[cell(row, column) for column in range(count)] for row in range(count)]
-    return macro("charts.svg.j2", "matrix", [_fitting(name, room) for name in names], rows, side, room, described)
+    return chart("matrix", [_fitting(name, room) for name in names], rows, side, room, described)
 
 
 def level_of(share: float) -> int:

@@ -63,26 +63,12 @@ def asset(name: str) -> str:
 
 @cache
 def _environment() -> Environment:
-    style: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True}
-    environment = Environment(
-        loader=PackageLoader("etude.journal"), autoescape=True, undefined=StrictUndefined, **style
-    )
-    named: tuple[Callable[..., str], ...] = (
-        percent,
-        points,
-        signed,
-        duration,
-        file_size,
-        moment,
-        short_number,
-        in_words,
-    )
-    environment.filters.update({filter_.__name__: filter_ for filter_ in named}, count_of="{:,}".format, unit=_unit)
+    options: dict[str, Any] = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True}
+    environment = Environment(loader=PackageLoader("etude.journal"), lstrip_blocks=True, **options)
+    named: list[Callable[..., str]] = [percent, points, signed, duration, file_size, moment, short_number, in_words]
+    own = {"count_of": "{:,}".format, "unit": lambda value: f"{value:.2f}".rstrip("0").rstrip(".")}
+    environment.filters.update({one.__name__: one for one in named}, **own)
     return environment
-
-
-def _unit(value: float) -> str:
-    return f"{value:.2f}".rstrip("0").rstrip(".")
 
 
 def _hash_of(text: str) -> str:

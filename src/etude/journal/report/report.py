@@ -177,8 +177,10 @@ def _headline(run: RunFolder, valid: scores.Evaluated | None) -> dict[str, Any]:
     kept = dict.fromkeys(plain_name(str(one)) for one in (run.record.get("result") or {}).get("kept") or [])
     backbones = dict.fromkeys(str(model.card["backbone"]) for model in run.models if "backbone" in model.card)
     scored = {} if valid is None else {"scores": scores.scores_of(valid), "images": len(valid.labels)}
+    planned = sum(((run.record.get("plan") or {}).get("expected_seconds") or {}).values())
+    unbroken = duration(planned).replace(" ", "\N{NO-BREAK SPACE}")
     words = {"kept": " and ".join(kept), "backbone": " and ".join(backbones)}
-    return {**words, "planned": tables.planned_against_taken(run.record), **scored}
+    return {**words, "planned": f"planned {unbroken}" if planned else "", **scored}
 
 
 def _classes(valid: scores.Evaluated | None) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from etude.core.metrics import Metric, metric_named
 from etude.core.predictions import Predictions
 from etude.core.seeds import rng_for
 from etude.core.text import percent, plain_name
-from etude.journal.report.charts import Bin, Figure, interval_in_cell, matrix_chart, reliability_chart, share_bars
+from etude.journal.report.charts import Bin, Figure, chart, matrix_chart, share_bars
 from etude.journal.report.gallery import Picture
 
 IntArray = NDArray[np.int64]
@@ -198,7 +198,7 @@ def calibration_figure(valid: Evaluated) -> Figure:
         "Dots on the dashed line would be perfect; the lines are 95% Wilson intervals, "
         "and the bars at the foot show how many images there are."
     )
-    drawn = reliability_chart(bins, f"Reliability diagram: expected calibration error {percent(error)}; {described}")
+    drawn = chart("reliability", bins, f"Reliability diagram: expected calibration error {percent(error)}; {described}")
     return Figure("Calibration", drawn, caption)
 
 
@@ -236,7 +236,7 @@ def recall_bar(row: ClassRow) -> Markup:
     if row.recall is None:
         return Markup("")
     described = f"recall {percent(row.recall)}, 95% interval {percent(row.low)} to {percent(row.high)}"
-    return interval_in_cell(row.recall, row.low, row.high, described)
+    return chart("interval", row.recall, row.low, row.high, described)
 
 
 def confident_errors(valid: Evaluated, most: int) -> list[Picture]:

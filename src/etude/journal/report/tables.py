@@ -12,7 +12,7 @@ from typing import Any
 from markupsafe import Markup
 
 from etude.core.text import duration, file_size, in_words, moment, percent, plain_name
-from etude.journal.report.charts import bar_in_cell
+from etude.journal.report.charts import chart
 from etude.journal.report.folder import Model, RunFolder
 from etude.journal.runs import IN_NO_STAGE, KILLED, seconds_in_no_stage, stopped_at, was_kept
 
@@ -138,12 +138,6 @@ def recipe_to_reproduce(record: Mapping[str, Any]) -> str:
     return "\n".join([*lines, shlex.join(map(str, record["command"]))])
 
 
-def planned_against_taken(record: Mapping[str, Any]) -> str:
-    planned = sum(((record.get("plan") or {}).get("expected_seconds") or {}).values())
-    unbroken = duration(planned).replace(" ", "\N{NO-BREAK SPACE}")
-    return f"planned {unbroken}" if planned else ""
-
-
 def rounds_table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]] | None:
     rounds = record.get("rounds")
     if not isinstance(rounds, list) or not rounds or not all(isinstance(one, dict) for one in rounds):
@@ -161,7 +155,11 @@ def rounds_table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
 
 def _parts(model: Model) -> list[tuple[str, int, int]]:
     """Put the weights together by the first parts of their names, fewer of them while there are too many groups."""
-    shapes, groups = sorted(model.tensors.items(), key=lambda item: _natural(item[0])), dict[str, list[int]]()
+
+    def natural(name: str) -> list[tuple[bool, int, str]]:
+        return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in name.split(".")]
+
+    shapes, groups = sorted(model.tensors.items(), key=lambda item: natural(item[0])), dict[str, list[int]]()
     for depth in range(_DEPTH, 0, -1):
         groups.clear()
         for name, shape in shapes:
@@ -170,10 +168,6 @@ def _parts(model: Model) -> list[tuple[str, int, int]]:
         if len(groups) <= _MOST_PARTS:
             break
     return [(name, len(sizes), sum(sizes)) for name, sizes in groups.items()]
-
-
-def _natural(name: str) -> list[tuple[bool, int, str]]:
-    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in name.split(".")]
 
 
 def _prefixed(value: float) -> str:
@@ -277,7 +271,7 @@ def _fold_of(stage: Mapping[str, Any]) -> int:
 
 def _share_bar(seconds: float | None, whole: float) -> Markup:
     share = (seconds or 0.0) / (whole or 1.0)
-    return Markup("") if seconds is None else bar_in_cell(share, f"{percent(share, 0)} of the time")
+    return Markup("") if seconds is None else chart("bar", share, f"{percent(share, 0)} of the time")
 
 
 def builds_up(record: Mapping[str, Any]) -> bool:
