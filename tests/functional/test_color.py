@@ -12,15 +12,21 @@ from hypothesis.extra import numpy as hnp
 from etude.functional.color import LUMA, Color, Tone, chroma_matrices, color_map, tone_map
 
 
+def same_color(count: int) -> Color:
+    zeros, ones = np.zeros(count), np.ones(count)
+    return Color(ones, zeros, ones, zeros, zeros.astype(bool))
+
+
 def mapped(images: np.ndarray, **fields: Any) -> np.ndarray:
     changed = images.copy()
-    color_map(changed, dataclasses.replace(Color.identity(len(images)), **{k: np.array(v) for k, v in fields.items()}))
+    color_map(changed, dataclasses.replace(same_color(len(images)), **{k: np.array(v) for k, v in fields.items()}))
     return changed
 
 
 def toned(image: np.ndarray, **fields: Any) -> np.ndarray:
-    changed = image.copy()
-    tone_map(changed, dataclasses.replace(Tone.identity(len(image)), **{k: np.array(v) for k, v in fields.items()}))
+    changed, count = image.copy(), len(image)
+    same = Tone(np.zeros(count, bool), np.full(count, 8), np.full(count, 256.0))
+    tone_map(changed, dataclasses.replace(same, **{k: np.array(v) for k, v in fields.items()}))
     return changed
 
 
@@ -85,7 +91,7 @@ def test_saturation_blends_with_luma_and_grey_is_luma():
 
 def test_hue_turns_all_the_way_round():
     def turned(degrees: float) -> np.ndarray:
-        color = dataclasses.replace(Color.identity(1), hue=np.array([degrees]))
+        color = dataclasses.replace(same_color(1), hue=np.array([degrees]))
         return chroma_matrices(color)[0]
 
     np.testing.assert_allclose(turned(360.0), np.eye(3), atol=1e-9)

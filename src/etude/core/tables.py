@@ -50,11 +50,7 @@ def is_table(path: Path) -> bool:
 
 
 def read_table(path: Path) -> Table:
-    """Read a .csv, .tsv or .parquet file; every cell stays text, so ``007`` is not 7.
-
-    Raises:
-        EtudeError: the file is damaged, has no rows, or has rows or a header that do not fit.
-    """
+    """Read a .csv, .tsv or .parquet file; every cell stays text, so ``007`` is not 7."""
     if not is_table(path):
         raise EtudeError(f"{path} is no table that can be read: give a file that ends in {', '.join(SUFFIXES)}")
     if path.suffix.lower() == ".parquet":

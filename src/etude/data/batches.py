@@ -21,30 +21,19 @@ array of an array, a tensor of a tensor, which images on a device are."""
 
 @dataclass(frozen=True, slots=True)
 class TrainingRows:
-    """Rows of a store with their targets.
+    """Rows of a store with their targets."""
 
-    Args:
-        gather: a store's method, as the other two below.
-        rows: int (N,), positions in the store.
-        targets: float32 (N, C), or class indices int (N,) together with ``num_classes``: then a batch's dense targets
-            are made when it is, and no (N, C) array is held. A row without a label has -1, and a target of zeros.
-        weights: float32 (N,).
-        source_size: None reads rows at the size that is asked for.
-        gather_tensor: None: the images are not on a device.
-        num_classes: C of class indices; None with dense targets, which show it.
-        labelled: bool (N,), whose label is known to be right; None: all are.
-        teacher: float32 (N, C), a teacher's probabilities for distillation; None without one.
-    """
-
-    gather: Callable[[np.ndarray, int], np.ndarray]
-    rows: np.ndarray
+    gather: Callable[[np.ndarray, int], np.ndarray]  # a store's method, as source_size and gather_tensor
+    rows: np.ndarray  # int (N,), positions in the store
+    # float32 (N, C), or class indices int (N,) together with num_classes: then a batch's dense targets are made when it
+    # is, and no (N, C) array is held. A row without a label has -1, and a target of zeros.
     targets: np.ndarray
-    weights: np.ndarray
-    source_size: Callable[[int], int] | None = None
-    gather_tensor: Callable[[np.ndarray, int], torch.Tensor] | None = None
-    num_classes: int | None = None
-    labelled: np.ndarray | None = None
-    teacher: np.ndarray | None = None
+    weights: np.ndarray  # float32 (N,)
+    source_size: Callable[[int], int] | None = None  # None reads rows at the size that is asked for
+    gather_tensor: Callable[[np.ndarray, int], torch.Tensor] | None = None  # None: the images are not on a device
+    num_classes: int | None = None  # C of class indices; None with dense targets, which show it
+    labelled: np.ndarray | None = None  # bool (N,), whose label is known to be right; None: all are
+    teacher: np.ndarray | None = None  # float32 (N, C), a teacher's probabilities for distillation
 
     def __post_init__(self) -> None:
         per_row = {"targets": self.targets, "weights": self.weights, "labelled": self.labelled, "teacher": self.teacher}

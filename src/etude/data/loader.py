@@ -127,23 +127,7 @@ class StepBatches:
     uninterrupted run would have had, for any number of threads. Every image is seen once an epoch; a batch may
     begin in one and end in the next. With ``mix`` that holds for labelled and unlabelled images on their own, and every
     batch has its exact share of both. Images that are kept on a device are gathered and changed there, without threads.
-
-    Args:
-        batch_size: images a step where the plan does not say.
-        plan: maps a step to its size, strength and images. Where its answer changes, prefetched batches of the old plan
-            are dropped and made anew.
-        augment: samples images to the step's size.
-        context: its seed.
-        start: the first step to yield, of a resumed run.
-        threads: that make batches; one for each two cores, from one to four.
-        prefetch: steps whose batches are ready or in the making, which bounds the memory; two more than threads.
-        part: (which, of how many) processes share each batch.
-        parts: batches that each step's images come in, one after the other: for gradients that are accumulated.
-        fixed_batch: whether every step of the plan has ``batch_size`` images; a run that is resumed late then need not
-            ask it for each step before.
-        pin: page-locked memory, from which a GPU fetches while it works.
-        mix: the share of labelled images in every batch; None draws from all rows equally.
-        strong: makes the batch's ``strong``, a second view of its unlabelled images, at strength 1.
+    Where the plan's answer for a step changes, prefetched batches of the old plan are dropped and made anew.
     """
 
     def __init__(
@@ -151,19 +135,19 @@ class StepBatches:
         data: TrainingRows,
         *,
         steps: int,
-        batch_size: int,
-        plan: Callable[[int], StepPlan],
-        augment: Augment,
-        context: Context,
-        start: int = 0,
-        threads: int | None = None,
-        prefetch: int | None = None,
-        part: tuple[int, int] = (0, 1),
-        parts: int = 1,
-        fixed_batch: bool = False,
-        pin: bool = False,
-        mix: FixedMix | None = None,
-        strong: Augment | None = None,
+        batch_size: int,  # images a step where the plan does not say
+        plan: Callable[[int], StepPlan],  # a step's size, strength and images
+        augment: Augment,  # samples images to the step's size
+        context: Context,  # its seed
+        start: int = 0,  # the first step to yield, of a resumed run
+        threads: int | None = None,  # that make batches; one for each two cores, from one to four
+        prefetch: int | None = None,  # steps that are ready or in the making, which bounds the memory; threads and two
+        part: tuple[int, int] = (0, 1),  # (which, of how many) processes share each batch
+        parts: int = 1,  # batches that a step's images come in, one after the other: for accumulated gradients
+        fixed_batch: bool = False,  # every step has ``batch_size`` images; then no plan is asked for steps before start
+        pin: bool = False,  # page-locked memory, from which a GPU fetches while it works
+        mix: FixedMix | None = None,  # the share of labelled images in every batch; None draws from all rows equally
+        strong: Augment | None = None,  # makes the batch's ``strong``, a second view of its unlabelled images
     ) -> None:
         self.data, self.steps, self.plan, self.context = data, steps, plan, context
         self.start, self.part, self.parts, self.fixed_batch = start, part, parts, fixed_batch
@@ -272,11 +256,9 @@ def _drop(waiting: deque[_Pending]) -> None:
 class OrderedBatches:
     """All rows in order, unaugmented, at one size, for validation; the next batch is prefetched.
 
-    Args:
-        batch_size: images a batch, at most; batches are as equal as possible.
-        part: (which, of how many) processes share the rows, every row exactly once: none is repeated to fill up, which
-            would count it twice in the scores. All processes have as many batches, unless that would need empty ones.
-        pin: page-locked memory, from which a GPU fetches while it works.
+    Batches of at most ``batch_size`` images are as equal as possible. Processes (``part``: which, of how many) share
+    the rows, every row exactly once: none is repeated to fill up, which would count it twice in the scores. All have as
+    many batches, unless that would need empty ones.
     """
 
     def __init__(

@@ -199,10 +199,6 @@ def read_labelled(
 
     In a folder each direct sub-folder is a class. Columns of a table, and the folder that its file names start from,
     are found when unambiguous. ``classes`` and ``spelling`` as :func:`encode_labels` takes them.
-
-    Raises:
-        EtudeError: nothing usable is there, a column is ambiguous, a label is empty or unknown, ids repeat, or there
-            is only one class.
     """
     source = _existing(path)
     if source.is_dir():

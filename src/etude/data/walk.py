@@ -46,11 +46,6 @@ def is_image_file(path: str, name: str) -> bool:
     return not known and is_image_content(path)
 
 
-def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is left out everywhere (``.DS_Store``, ``__MACOSX``, ...)."""
-    return name.startswith(".") or name in _SYSTEM_FOLDERS
-
-
 def portable_text(name: str) -> str:
     """Return a file name as text that is the same on every machine.
 
@@ -100,10 +95,12 @@ def find_images(root: Path, inner: str = "", found: FoundImages | None = None) -
 
 
 def visible_entries(folder: Path | str) -> Iterator[os.DirEntry[str]]:
-    """Yield the entries of one folder without the hidden ones, in no particular order, as they are read."""
+    """Yield the entries of one folder in no particular order, without ``.DS_Store``, ``__MACOSX`` and their like."""
     try:
         with os.scandir(folder) as entries:
-            yield from (entry for entry in entries if not is_hidden(entry.name))
+            for entry in entries:
+                if not entry.name.startswith(".") and entry.name not in _SYSTEM_FOLDERS:
+                    yield entry
     except OSError as error:
         raise _unreadable(folder, error) from None
 

@@ -17,14 +17,7 @@ from etude.functional.warp import reduced_matrices, reduction_factors, warp_matr
 
 
 def shrink(images: torch.Tensor, height: int, width: int, *, channels_last: bool = False) -> torch.Tensor:
-    """Return images of at most ``height`` × ``width`` pixels, bilinear with antialiasing; nothing is enlarged.
-
-    Args:
-        images: (B, C, H, W), or (B, H, W, C) with ``channels_last``; float or uint8, and so is the result.
-
-    >>> shrink(torch.ones(2, 3, 8, 8), 4, 16).shape
-    torch.Size([2, 3, 4, 8])
-    """
+    """Return float or uint8 images of at most ``height`` × ``width`` pixels, antialiased; nothing is enlarged."""
     if channels_last:
         return shrink(images.permute(0, 3, 1, 2), height, width).permute(0, 2, 3, 1).contiguous()
     size = (min(height, images.shape[2]), min(width, images.shape[3]))

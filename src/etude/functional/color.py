@@ -17,27 +17,13 @@ _QUARTER = np.linalg.inv(_YIQ) @ np.array([[0.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0
 
 @dataclass(frozen=True, slots=True)
 class Color:
-    """Per-image parameters of a colour map; every array is (B,). Images that are not RGB keep to the first two.
+    """Per-image parameters of a colour map; every array is (B,). Images that are not RGB keep to the first two."""
 
-    Args:
-        contrast: factor about the image's mean; 1 keeps it.
-        brightness: change as a share of the full range; 0 keeps it.
-        saturation: factor of the distance from luma; 1 keeps it.
-        hue: rotation about the grey axis in degrees, in the plane of I and Q of the YIQ colours; 0 keeps it.
-        grey: leave only luma.
-    """
-
-    contrast: np.ndarray
-    brightness: np.ndarray
-    saturation: np.ndarray
-    hue: np.ndarray
-    grey: np.ndarray
-
-    @classmethod
-    def identity(cls, count: int) -> Color:
-        """Return parameters that change nothing."""
-        zeros, ones = np.zeros(count), np.ones(count)
-        return cls(ones, zeros, ones, zeros, zeros.astype(bool))
+    contrast: np.ndarray  # factor about the image's mean; 1 keeps it
+    brightness: np.ndarray  # change as a share of the full range; 0 keeps it
+    saturation: np.ndarray  # factor of the distance from luma; 1 keeps it
+    hue: np.ndarray  # rotation about the grey axis in degrees, in the plane of I and Q of the YIQ colours; 0 keeps it
+    grey: np.ndarray  # leave only luma
 
     @property
     def keeps_chroma(self) -> bool:
@@ -90,22 +76,11 @@ def _offset(color: Color, mean: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class Tone:
-    """Per-image parameters of tone curves; every array is (B,). They apply in this order.
+    """Per-image parameters of tone curves; every array is (B,). They apply in this order."""
 
-    Args:
-        stretch: autocontrast: stretch each channel to the full range.
-        bits: of each level that are kept, the highest ones; 8 keeps all.
-        solarize: levels from here on are inverted; 256 inverts none.
-    """
-
-    stretch: np.ndarray
-    bits: np.ndarray
-    solarize: np.ndarray
-
-    @classmethod
-    def identity(cls, count: int) -> Tone:
-        """Return parameters that change nothing."""
-        return cls(np.zeros(count, bool), np.full(count, 8), np.full(count, 256.0))
+    stretch: np.ndarray  # autocontrast: stretch each channel to the full range
+    bits: np.ndarray  # of each level that are kept, the highest ones; 8 keeps all
+    solarize: np.ndarray  # levels from here on are inverted; 256 inverts none
 
     @property
     def touched(self) -> np.ndarray:

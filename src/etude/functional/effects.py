@@ -15,23 +15,14 @@ _MASK = 0xFFFFFFFF
 
 @dataclass(frozen=True, slots=True)
 class Effects:
-    """Per-image parameters of effects; every array is (B,) but ``erase``. They apply in this order.
+    """Per-image parameters of effects; every array is (B,) but ``erase``. They apply in this order."""
 
-    Args:
-        sharpness: 0 keeps the image, 1 moves it as far from its smoothed self as -1 moves it there.
-        blur: standard deviation of a Gaussian blur as a share of the side; 0 is none.
-        noise: standard deviation of the noise as a share of the full range; 0 is none.
-        erase: (B, 4) left, top, right and bottom of the erased rectangle as shares of the side; equal ones for none.
-        seed: int64 (B,) in [0, 2³²), of the noise.
-        fill: of the erased rectangle, ``mean`` of the image or uniform ``noise``.
-    """
-
-    sharpness: np.ndarray
-    blur: np.ndarray
-    noise: np.ndarray
-    erase: np.ndarray
-    seed: np.ndarray
-    fill: str = "mean"
+    sharpness: np.ndarray  # 0 keeps the image, 1 moves it as far from its smoothed self as -1 moves it there
+    blur: np.ndarray  # standard deviation of a Gaussian blur as a share of the side; 0 is none
+    noise: np.ndarray  # standard deviation of the noise as a share of the full range; 0 is none
+    erase: np.ndarray  # (B, 4) left, top, right and bottom of the erased rectangle as shares of the side; equal: none
+    seed: np.ndarray  # int64 (B,) in [0, 2³²), of the noise
+    fill: str = "mean"  # of the erased rectangle: the image's mean, or uniform "noise"
 
     @classmethod
     def identity(cls, count: int) -> Effects:

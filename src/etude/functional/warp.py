@@ -25,32 +25,19 @@ class Geometry:
     """Per-image parameters of a warp about the image's centre; every array is (B,).
 
     They apply in this order: flip, shears, turns, rotation, zoom and aspect, shift, perspective.
-
-    Args:
-        flip: mirror left to right.
-        quarter_turns: number of turns by 90 degrees, clockwise.
-        angle: rotation in degrees, clockwise.
-        log_scale: natural logarithm of the zoom factor; 0 keeps the scale.
-        shear: horizontal shear in degrees.
-        shift_x: shift to the right as a share of the side.
-        shift_y: shift downwards as a share of the side.
-        shear_y: vertical shear in degrees.
-        log_aspect: natural logarithm of the factor by which the width grows against the height.
-        perspective_x: by how much of itself the right edge is farther away than the centre.
-        perspective_y: the same of the lower edge.
     """
 
-    flip: np.ndarray
-    quarter_turns: np.ndarray
-    angle: np.ndarray
-    log_scale: np.ndarray
-    shear: np.ndarray
-    shift_x: np.ndarray
-    shift_y: np.ndarray
-    shear_y: np.ndarray
-    log_aspect: np.ndarray
-    perspective_x: np.ndarray
-    perspective_y: np.ndarray
+    flip: np.ndarray  # mirror left to right
+    quarter_turns: np.ndarray  # number of turns by 90 degrees, clockwise
+    angle: np.ndarray  # rotation in degrees, clockwise
+    log_scale: np.ndarray  # natural logarithm of the zoom factor; 0 keeps the scale
+    shear: np.ndarray  # horizontal, in degrees
+    shift_x: np.ndarray  # to the right, as a share of the side
+    shift_y: np.ndarray  # downwards
+    shear_y: np.ndarray  # vertical, in degrees
+    log_aspect: np.ndarray  # natural logarithm of the factor by which the width grows against the height
+    perspective_x: np.ndarray  # by how much of itself the right edge is farther away than the centre
+    perspective_y: np.ndarray  # the same of the lower edge
 
     @classmethod
     def identity(cls, count: int) -> Geometry:
@@ -108,10 +95,8 @@ def reduced_matrices(matrices: np.ndarray, factors: np.ndarray) -> np.ndarray:
 def warp(images: np.ndarray, matrices: np.ndarray, border: str = "reflect", size: int | None = None) -> np.ndarray:
     """Return uint8 (B, size, size, C) warped from (B, S, S, C), bilinear, with ``border`` beyond the edge.
 
-    Args:
-        matrices: (B, 2, 3) or (B, 3, 3), from :func:`warp_matrices` for S and ``size``.
-        border: ``reflect`` mirrors the image about its edge, ``replicate`` repeats the edge pixels.
-        size: side of the results; None keeps S.
+    The matrices (B, 2, 3) or (B, 3, 3) are those of :func:`warp_matrices` for S and ``size``, by default S. The border
+    ``reflect`` mirrors the image about its edge, ``replicate`` repeats the edge pixels.
     """
     count, side, _, channels = images.shape
     size = int(side if size is None else size)

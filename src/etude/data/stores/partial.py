@@ -166,8 +166,7 @@ class PartialStore:
 def ingest(work: Decoding, kind: type[DiskStore], partial_folder: Path, folder: Path) -> None:
     """Decode the images into ``partial_folder``, going on from what is there; when whole it becomes ``folder``.
 
-    Raises:
-        EtudeError: no image can be decoded, or the disk is full; the partial work stays.
+    Where the disk is full the partial work stays.
     """
     begun = _verified(partial_folder, kind, work.context)
     with explained_write(folder):
