@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # One thread a process: pytest runs one worker a core, and torch's own threads would fight over them.
-TEST_ENV := OMP_NUM_THREADS=1
+# Compiled tests are kept whatever the shell says: to compile them anew takes each worker 15 seconds.
+TEST_ENV := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 # First: pytest-xdist's main process imports Lightning by itself, to show a warning that a worker has caught.
 import etude.compat
@@ -37,6 +39,17 @@ class Ended:
 Etude = Callable[..., Ended]
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Look for no garbage among modules and tests, which all stay: a quarter of the time of collecting them."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Make one item of all the cases of ``@pytest.mark.each``."""
     if marks := [*metafunc.definition.iter_markers("each")]:
@@ -63,8 +76,38 @@ def one_thread() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def figures() -> dict[str, bytes]:
+    """The files of figures by what they show."""
+    return {}
+
+
 @pytest.fixture
-def etude(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Etude:
+def schedules_drawn_once(monkeypatch: pytest.MonkeyPatch, figures: dict[str, bytes]) -> None:
+    """Copy the figure of a schedule that an earlier run drew, since the same schedule gives the same file."""
+    from etude.study.run import job
+
+    def drawn(*given: Any, **options: Any) -> tuple[str, Callable[[], Any]]:
+        return repr((given, options)), lambda: own_drawn(*given, **options)
+
+    def saved(figure: tuple[str, Callable[[], Any]], path: Path) -> None:
+        if figure[0] in figures:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(figures[figure[0]])
+            return
+        own_saved(figure[1](), path)
+        figures[figure[0]] = path.read_bytes()
+
+    own_drawn, own_saved = job.timeline_figure, job.save_figure
+    for user in ("etude.study.run.job", "etude.study.unlabelled.rounds"):
+        monkeypatch.setattr(f"{user}.timeline_figure", drawn)
+        monkeypatch.setattr(f"{user}.save_figure", saved)
+
+
+@pytest.fixture
+def etude(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, schedules_drawn_once: None
+) -> Etude:
     """Return a function that runs ``etude WORDS`` in ``tmp_path`` with a cache of its own."""
     monkeypatch.setenv("ETUDE_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -18,6 +19,22 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
 BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+# One interpreter runs all commands and blocks of a tutorial, since libraries take seconds to load.
+RUN = """
+import json, runpy, sys
+steps = json.loads(sys.argv[1])
+for kind, words in steps:
+    if kind == "python":
+        exec(compile(words[0], "tutorial", "exec"), {})
+        continue
+    sys.argv = words
+    try:
+        runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+    except SystemExit as stop:
+        if stop.code:
+            raise
+print(f"{len(steps)} ran")
+"""
 
 
 @dataclass(frozen=True)
@@ -66,21 +83,21 @@ def copied(tmp_path: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("tutorial", TUTORIALS, ids=lambda path: path.stem)
 def test_a_tutorial_can_be_followed(tutorial: Path, copied: Path):
-    environment = {**os.environ, "PYTHONPATH": str(copied / "src"), "ETUDE_CACHE": str(copied / "cache")}
-    ran = 0
+    steps: list[tuple[str, list[str]]] = []
     for block in blocks(tutorial.read_text(encoding="utf-8")):
         if block.title is not None:
+            assert not steps, f"{block.title} is edited after something was run"
             edit(block, copied)
-            continue
-        scripts = [["-c", block.text]] if block.kind == "python" else []
-        commands = block.text.splitlines() if block.kind == "sh" else []
-        for words in [*scripts, *(["-m", *shlex.split(line, comments=True)] for line in commands)]:
-            done = subprocess.run(
-                [sys.executable, *words], cwd=copied, env=environment, capture_output=True, text=True, check=False
-            )
-            assert done.returncode == 0, done.stderr
-            ran += 1
-    assert ran
+        elif block.kind == "python":
+            steps.append(("python", [block.text]))
+        elif block.kind == "sh":
+            steps += [("sh", shlex.split(line, comments=True)) for line in block.text.splitlines()]
+    assert steps
+    environment = {**os.environ, "PYTHONPATH": str(copied / "src"), "ETUDE_CACHE": str(copied / "cache")}
+    words = [sys.executable, "-c", RUN, json.dumps(steps)]
+    done = subprocess.run(words, cwd=copied, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"{len(steps)} ran"
 
 
 def test_there_are_tutorials():

@@ -1,8 +1,6 @@
-"""Starts several processes that fine-tune together, with torchrun's variables, for ``test_resume_processes.py``.
+"""A process that fine-tunes with others, with torchrun's variables, for ``test_resume_processes.py``.
 
-Each line of standard input is a JSON list: the variables of every process, and FOLDER, KILL_AT_STEP, whether to resume
-and whether the disk is full. The answer is a line with how each process ended. A process leaves ``RANK.json`` and
-``RANK.safetensors`` in FOLDER: what it saw and what it ended with. All are forked from here: libraries load once.
+It leaves ``RANK.json`` and ``RANK.safetensors`` in its folder: what it saw and what it ended with.
 """
 
 from __future__ import annotations
@@ -11,7 +9,6 @@ import json
 import os
 import resource
 import signal
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -96,14 +93,14 @@ def main(folder: Path, kill_at: int, resume: bool, full_disk: bool) -> None:
     (folder / f"{rank}.json").write_text(json.dumps(told))
 
 
-def started(variables: dict[str, str], folder: str, kill_at: int, resume: bool, full_disk: bool) -> int:
-    """Start one of the processes; return its number."""
+def started(variables: dict[str, str], folder: Path, kill_at: int, resume: bool, full_disk: bool) -> int:
+    """Start one of the processes; return its number. It is forked: libraries load once."""
 
     def work() -> None:
-        os.dup2(2, 1)
         os.environ.update(variables)
+        torch.set_num_threads(1)
         rank_zero_only.rank = int(variables["RANK"])  # as if Lightning were imported with these variables
-        main(Path(folder), kill_at, resume, full_disk)
+        main(folder, kill_at, resume, full_disk)
 
     return forked(work)
 
@@ -122,9 +119,3 @@ def ends_of(pids: list[int]) -> list[int | str]:
                 ends[pid] = f"still at work after {LONGEST} seconds"
         time.sleep(0.02)
     return [ends[pid] for pid in pids]
-
-
-if __name__ == "__main__":
-    for line in sys.stdin:
-        variables, *words = json.loads(line)
-        print(json.dumps(ends_of([started(one, *words) for one in variables])), flush=True)

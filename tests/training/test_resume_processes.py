@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,43 +12,22 @@ import pytest
 import torch
 
 from etude.training.resume import ResumeFolder
+from training.one_of_several import ends_of, started
 
 PROCESSES, EPOCHS, EPOCH_STEPS, KILL_AT = 2, 8, 10, 57
-HERE = Path(__file__).parent
 
 
-Run = Callable[..., list[int | str]]
-
-
-@pytest.fixture(scope="module")
-def run_processes() -> Iterator[Run]:
-    """Return a function that trains in a folder with two processes as torchrun starts them; it tells how each ended."""
-    paths = os.pathsep.join([str(HERE.parents[1] / "src"), str(HERE.parent)])
-    server = subprocess.Popen(
-        [sys.executable, str(HERE / "one_of_several.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
-    )  # fmt: skip
-    to, answers = server.stdin, server.stdout
-    assert to is not None
-    assert answers is not None
-
-    def run(folder: Path, *, kill_at: int = 0, resume: bool = False, full_disk: bool = False) -> list[int | str]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        folder.mkdir(exist_ok=True)
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
-        shared |= {"WORLD_SIZE": str(PROCESSES), "LOCAL_WORLD_SIZE": str(PROCESSES), "GROUP_RANK": "0"}
-        shared |= {"TORCHELASTIC_RUN_ID": "test"}
-        variables = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(PROCESSES)]
-        to.write(json.dumps([variables, str(folder), kill_at, resume, full_disk]) + "\n")
-        to.flush()
-        return json.loads(answers.readline())
-
-    yield run
-    to.close()
-    assert server.wait(timeout=60) == 0
-    answers.close()
+def run_processes(folder: Path, *, kill_at: int = 0, resume: bool = False, full_disk: bool = False) -> list[int | str]:
+    """Train in a folder with two processes as torchrun starts them; return how each ended."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder.mkdir(exist_ok=True)
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    shared |= {"WORLD_SIZE": str(PROCESSES), "LOCAL_WORLD_SIZE": str(PROCESSES), "GROUP_RANK": "0"}
+    shared |= {"TORCHELASTIC_RUN_ID": "test"}
+    variables = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(PROCESSES)]
+    return ends_of([started(one, folder, kill_at, resume, full_disk) for one in variables])
 
 
 def told(folder: Path) -> list[dict[str, Any]]:
@@ -65,7 +40,7 @@ def curves(one: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, run_processes: Run) -> Path:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of the uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole")
     assert run_processes(folder) == [0, 0]
@@ -93,7 +68,7 @@ def test_all_processes_judge_the_same_network(whole: Path):
 
 
 @pytest.mark.slow
-def test_killed_processes_end_as_the_uninterrupted_ones(whole: Path, tmp_path: Path, run_processes: Run):
+def test_killed_processes_end_as_the_uninterrupted_ones(whole: Path, tmp_path: Path):
     """The disk is full by the time they are resumed: that costs checkpoints, and leaves no process waiting."""
     assert run_processes(tmp_path, kill_at=KILL_AT) == [-signal.SIGKILL, -signal.SIGKILL]
     step = torch.load(ResumeFolder(tmp_path).checkpoint, weights_only=True)["global_step"]
