@@ -9,24 +9,21 @@ from PIL import Image
 
 from etude.core.errors import EtudeError
 from etude.journal.figures import save_figure
-from etude.journal.figures.lift import Lift, LiftPanel, lift_figure
+from etude.journal.figures.lift import Lift, lift_figure
 
 
 def row(name: str, gain: float, reach: float, verdict: str) -> Lift:
     return Lift(name, gain, gain - reach, gain + reach, verdict, f"{gain:+.2f}", "+3.2")
 
 
-PANELS = [
-    LiftPanel(
-        "leave-one-out: what each trick adds to all the others",
-        [
-            row("augment", 0.61, 0.2, "helps"),
-            row("ema", 0.05, 0.11, "cannot tell"),
-            row("a $name$ that is much too long", -0.3, 0.1, "hurts"),
-        ],
-    ),
-    LiftPanel("add-one-in: what each trick brings alone", [row("mixup", -1.2, 0.3, "hurts")]),
-]
+PANELS = {
+    "leave-one-out: what each trick adds to all the others": [
+        row("augment", 0.61, 0.2, "helps"),
+        row("ema", 0.05, 0.11, "cannot tell"),
+        row("a $name$ that is much too long", -0.3, 0.1, "hurts"),
+    ],
+    "add-one-in: what each trick brings alone": [row("mixup", -1.2, 0.3, "hurts")],
+}
 WORDS = {"title": "Contribution of each trick: default, 5 seeds × 800 images", "unit": "points of accuracy"}
 
 
@@ -44,7 +41,7 @@ def test_the_chart_is_written_whole_and_the_same_again(tmp_path: Path):
 def test_marks_stand_at_the_gains_and_intervals_reach_their_ends():
     first, second = lift_figure(PANELS, **WORDS).axes
     bars, marks = first.lines[0:6:2], first.lines[1:6:2]
-    for number, (bar, mark, expected) in enumerate(zip(bars, marks, PANELS[0].rows, strict=True)):
+    for number, (bar, mark, expected) in enumerate(zip(bars, marks, next(iter(PANELS.values())), strict=True)):
         assert list(mark.get_xdata()) == [expected.gain]
         assert list(mark.get_ydata()) == [number]
         np.testing.assert_allclose(bar.get_xdata(), [expected.low, expected.high])
@@ -60,7 +57,9 @@ def test_verdicts_differ_by_more_than_colour():
     assert len(set(looks)) == 3
 
 
-@pytest.mark.parametrize("panels", [PANELS, PANELS[:1], PANELS[1:]], ids=["both", "one", "single row"])
+@pytest.mark.parametrize(
+    "panels", [PANELS, dict([*PANELS.items()][:1]), dict([*PANELS.items()][1:])], ids=["both", "one", "single row"]
+)
 def test_no_text_covers_another_or_leaves_the_picture(panels):
     figure = lift_figure(panels, **WORDS)
     figure.draw_without_rendering()

@@ -278,17 +278,12 @@ def _show_run(screen: Screen, folder: Path, record: dict[str, Any], parts: Seque
     if record["changed"]:
         screen.plan("Differs from the recipe", [(name, _value(value)) for name, value in record["changed"].items()])
     for title, entries in (("Warnings", record["warnings"]), ("Notes", record["notes"])):
-        if rows := _dated(entries):
+        known = ((one.get("at"), one.get("text")) for one in entries if isinstance(one, dict))  # not the damaged ones
+        if rows := [(moment(at), text) for at, text in known if isinstance(at, str) and isinstance(text, str)]:
             screen.plan(title, rows)
     if parts:
         columns = ["run", "state", "accuracy", "log loss", "time"]
         screen.table("Its parts", columns, [[run.path, run.state, *_scores(run)] for run in parts])
-
-
-def _dated(entries: Sequence[Any]) -> list[tuple[str, str]]:
-    """Return the time and the text of entries that are whole."""
-    known = ((one.get("at"), one.get("text")) for one in entries if isinstance(one, dict))
-    return [(moment(at), text) for at, text in known if isinstance(at, str) and isinstance(text, str)]
 
 
 def _show_comparison(screen: Screen, found: Comparison) -> None:

@@ -55,8 +55,8 @@ def predict(
     """
     from etude.journal.screen import Screen
 
-    follows = {"probabilities": probabilities, "positive": positive, "sample-submission": sample_submission}
-    out = checked_out(out, {name: value for name, value in follows.items() if value not in (None, False)})
+    given = {"--positive": positive is not None, "--sample-submission": sample_submission is not None}
+    out = checked_out(out, {"--probabilities": probabilities, **given})
     if tta is not None and tta < 1:
         raise EtudeError(f"--tta is {tta}; give the number of views, 1 or more")
 

@@ -111,7 +111,9 @@ def plan_of(folder: Path, name: str = "") -> MlflowPlan:
         for number, place in fold_folders(folder)
     ]
     parts += [_round(folder, entry, stages[0], span) for entry in rounds[0]]
-    below = [plan_of(place, place.relative_to(folder).as_posix()) for place in _runs_below(folder, record["id"])]
+    inner = sorted(file.parent for file in folder.rglob(FILE_NAME) if file.parent != folder)
+    own = (place for place in inner if read_run(place)["parent"] == record["id"])
+    below = [plan_of(place, place.relative_to(folder).as_posix()) for place in own]
     result = {key: value for key, value in (record.get("result") or {}).items() if key in ("accuracy", "log_loss")}
     final = _points({**result, "seconds": record["seconds"]}, 0, ended)
     return MlflowPlan(
@@ -209,11 +211,6 @@ def _span(stages: Entries, otherwise: tuple[int, int]) -> tuple[int, int]:
     if not spans:
         return otherwise
     return min(began for began, _ in spans), round(max(began + took for began, took in spans))
-
-
-def _runs_below(folder: Path, parent: str) -> list[Path]:
-    inner = sorted(file.parent for file in folder.rglob(FILE_NAME) if file.parent != folder)
-    return [place for place in inner if read_run(place)["parent"] == parent]
 
 
 def _milliseconds(time: str) -> int:

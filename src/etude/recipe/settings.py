@@ -202,14 +202,12 @@ class DistillSettings(Settings):
     )
 
 
-Fit = Literal["auto", "squash", "crop", "letterbox"]
-Stage = Literal["head", "finetune"]
-
-
 class DataSettings(Settings):
     """How images become arrays."""
 
-    fit: Fit = setting("auto", "how an image fills the square: squash, crop, letterbox, or auto by aspect ratios")
+    fit: Literal["auto", "squash", "crop", "letterbox"] = setting(
+        "auto", "how an image fills the square: squash, crop, letterbox, or auto by aspect ratios"
+    )
     range: ValueRange = setting(
         "auto",
         "values that become black and white where images are deeper than 8 bits: 0..4095, 4095, or auto by all "
@@ -378,7 +376,9 @@ class Recipe(Settings):
     """All settings of a run."""
 
     name: str = "default"
-    stages: tuple[Stage, ...] = setting(("head", "finetune"), "the stages, in order: head, finetune, or both")
+    stages: tuple[Literal["head", "finetune"], ...] = setting(
+        ("head", "finetune"), "the stages, in order: head, finetune, or both"
+    )
     data: DataSettings = DataSettings()
     model: ModelSettings = ModelSettings()
     head: HeadSettings = HeadSettings()

@@ -45,9 +45,6 @@ def timeline_of(recipe: Recipe) -> Timeline:
 
     Every phase schedules the learning rate, the image size and the augmentation, and what any phase schedules: where
     a phase of your own leaves something out, the recipe's constant stands, so that no moment depends on the past.
-
-    Raises:
-        EtudeError: the settings make no timeline.
     """
     try:
         timeline = _of_own_phases(recipe) if recipe.timeline.phases else _of_preset(recipe)
@@ -160,19 +157,8 @@ def resolved_run(recipe: Recipe, images: int, pace: Pace | None = None) -> tuple
     """Return the recipe's timeline resolved for ``images`` training images, with the steps of the run and of an epoch.
 
     The length of the run is ``timeline.length``; else the sum of phases that all have fixed lengths; else
-    ``train.epochs``. Batches run on from epoch to epoch, so no image is left out.
-
-    Args:
-        recipe: with its open settings decided.
-        images: training images, at least 1.
-        pace: of a step at ``train.batch_size``; needed when something counts in minutes (:func:`needs_pace`).
-
-    Raises:
-        EtudeError: the lengths do not fit the run, or the pace is missing.
-
-    >>> timeline, size = resolved_run(Recipe(), images=100)
-    >>> timeline.is_resolved, size.steps
-    (True, 25)
+    ``train.epochs``. Batches run on from epoch to epoch, so no image is left out. ``pace`` is that of a step at
+    ``train.batch_size``, needed when something counts in minutes (:func:`needs_pace`).
     """
     if images < 1:
         raise ValueError(f"a run needs at least 1 training image, got {images}")

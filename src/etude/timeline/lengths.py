@@ -31,16 +31,12 @@ _FACTOR_AND_UNIT = {
 class Pace:
     """How long a training step takes.
 
-    Args:
-        seconds: of one step; above 0.
-        size: side in pixels of the images it was measured with; None if the size does not matter or is not known.
-
     >>> Pace(0.1, size=112).at(224)
     0.4
     """
 
-    seconds: float
-    size: int | None = None
+    seconds: float  # of one step; above 0
+    size: int | None = None  # side in pixels of the images it was measured with; None: it does not matter or is unknown
 
     def __post_init__(self) -> None:
         for name, value in (("seconds", self.seconds), ("size", self.size)):
@@ -56,17 +52,11 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class RunSize:
-    """How long a run is, for turning lengths into shares.
+    """How long a run is, for turning lengths into shares."""
 
-    Args:
-        steps: optimiser steps of the whole run; at least 1.
-        epoch_steps: steps of one epoch; needed for lengths in epochs only.
-        pace: duration of a step; needed for lengths in time only.
-    """
-
-    steps: int
-    epoch_steps: float | None = None
-    pace: Pace | None = None
+    steps: int  # optimiser steps of the whole run; at least 1
+    epoch_steps: float | None = None  # steps of one epoch; needed for lengths in epochs only
+    pace: Pace | None = None  # duration of a step; needed for lengths in time only
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -109,16 +99,10 @@ def share_of(length: Length) -> float | None:
 
 
 def length_in_steps(length: Length, whole_steps: float, run: RunSize, mean_size: float | None = None) -> float:
-    """Return how many steps ``length`` is; the result need not be a whole number.
+    """Return how many steps ``length`` is, a share of ``whole_steps``; the result need not be a whole number.
 
-    Args:
-        length: a share of ``whole_steps``, or epochs, steps or time.
-        whole_steps: the steps that a share is a share of.
-        run: says how many steps an epoch has and how long a step takes.
-        mean_size: mean side in pixels of the images during that time, where it is known.
-
-    Raises:
-        ValueError: ``length`` is malformed, in epochs without ``run.epoch_steps``, or in time without ``run.pace``.
+    ``mean_size`` is the mean side in pixels of the images during that time, where it is known. A ValueError says when
+    ``run`` lacks what epochs or time need.
 
     >>> length_in_steps("3ep", 1000, RunSize(1000, epoch_steps=50)), length_in_steps(0.25, 1000, RunSize(1000))
     (150.0, 250.0)

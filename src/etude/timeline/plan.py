@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate, pairwise
 from typing import Any, Literal, cast
 
 from etude.timeline.curves import Curve, is_resolved, resolved
@@ -72,14 +73,11 @@ class Span:
 
 def planned_spans(phases: Sequence[Phase]) -> tuple[Span, ...]:
     """Return the places of resolved phases, end to end from 0 to 1."""
-    spans: list[Span] = []
-    start = 0.0
-    for number, phase in enumerate(phases, 1):
-        assert isinstance(phase.length, float)
-        stop = start + phase.length if number < len(phases) else 1.0
-        spans.append(Span(phase, start, stop, stop - start, tuple(phase.curves().items())))
-        start = stop
-    return tuple(spans)
+    ends = [*accumulate((cast(float, phase.length) for phase in phases[:-1]), initial=0.0), 1.0]
+    return tuple(
+        Span(phase, start, stop, stop - start, tuple(phase.curves().items()))
+        for phase, (start, stop) in zip(phases, pairwise(ends), strict=True)
+    )
 
 
 def moved_by(spans: tuple[Span, ...], events: Sequence[Event]) -> tuple[Span, ...]:

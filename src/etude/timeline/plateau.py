@@ -16,28 +16,17 @@ class Plateau:
 
     The rules are those of ``torch.optim.lr_scheduler.ReduceLROnPlateau``, counted in validations. Each plateau
     multiplies the learning rate by ``factor`` for the rest of the run, so warmup and any curve chain with it.
-
-    Args:
-        metric: name of a logged metric.
-        mode: ``"min"`` when lower is better, ``"max"`` when higher is.
-        factor: of the learning rate, in (0, 1).
-        patience: validations without improvement that are tolerated; the next one is a plateau.
-        threshold: smallest change that counts as an improvement.
-        threshold_mode: ``"rel"``: a share of the best value; ``"abs"``: in the metric's unit.
-        cooldown: validations after a plateau that are not counted.
-        min_lr: no plateau takes the learning rate below it.
-        reductions: after so many scalings the next plateau ends the phase early; 0: the first one does; None: none.
     """
 
-    metric: str = "valid_loss"
-    mode: Literal["min", "max"] = "min"
-    factor: float = 0.1
-    patience: int = 2
-    threshold: float = 1e-4
-    threshold_mode: Literal["rel", "abs"] = "rel"
-    cooldown: int = 0
-    min_lr: float = 0.0
-    reductions: int | None = None
+    metric: str = "valid_loss"  # name of a logged metric
+    mode: Literal["min", "max"] = "min"  # "min" when lower is better, "max" when higher is
+    factor: float = 0.1  # of the learning rate, in (0, 1)
+    patience: int = 2  # validations without improvement that are tolerated; the next one is a plateau
+    threshold: float = 1e-4  # smallest change that counts as an improvement
+    threshold_mode: Literal["rel", "abs"] = "rel"  # "rel": a share of the best value; "abs": in the metric's unit
+    cooldown: int = 0  # validations after a plateau that are not counted
+    min_lr: float = 0.0  # no plateau takes the learning rate below it
+    reductions: int | None = None  # scalings after which the next plateau ends the phase; 0: the first one; None: none
 
     def __post_init__(self) -> None:
         if not self.metric:

@@ -34,45 +34,25 @@ MOMENTUM_CYCLE = (0.95, 0.85)  # highest, lowest: Smith & Topin 2017
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What the presets have in common.
+    """What the presets have in common."""
 
-    Args:
-        peak_lr: highest learning rate of the head.
-        start_size: image side in pixels at the beginning.
-        final_size: image side in pixels in the finish phase.
-        size_multiple: sizes are rounded half up to this multiple of pixels.
-        warmup: length of the warmup phase, for the presets that have one; five-minutes takes half of a share.
-        finish: length of the finish phase; the phases between take what is left.
-        cycle: length of a cycle, as a share of the phase of cycles or fixed; for the cyclic presets.
-        augment: highest strength of augmentation, in [0, 1].
-        fade: augmentation fades out over the finish phase instead of being off in it.
-        mixup: alpha of MixUp before the finish phase; 0: not scheduled there, so a callback's own alpha holds.
-        cutmix: alpha of CutMix, likewise.
-        momentum: constant momentum, or None to leave it; one-cycle cycles it always.
-        batch_size: constant batch size, or None to leave it.
-        base_batch_size: batch size that ``peak_lr`` is meant for; for large-batch.
-        plateau: what the preset plateau does when a metric stops improving.
-        knee: share of the peak at which cycles begin and end and the finish phase begins.
-        min_lr_share: share of the peak at which the run ends.
-    """
-
-    peak_lr: float
-    start_size: int = 224
-    final_size: int = 224
-    size_multiple: int = 32
-    warmup: Length = 0.1
-    finish: Length = 0.2
-    cycle: Length = 0.25
-    augment: float = 1.0
-    fade: bool = False
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    momentum: float | None = None
-    batch_size: int | None = None
-    base_batch_size: int = 256
-    plateau: Plateau = TWO_REDUCTIONS
-    knee: float = 0.2
-    min_lr_share: float = 0.0
+    peak_lr: float  # highest learning rate of the head
+    start_size: int = 224  # image side in pixels at the beginning
+    final_size: int = 224  # image side in pixels in the finish phase
+    size_multiple: int = 32  # sizes are rounded half up to this multiple of pixels
+    warmup: Length = 0.1  # length of the phase warmup, where there is one; five-minutes takes half of a share
+    finish: Length = 0.2  # length of the finish phase; the phases between take what is left
+    cycle: Length = 0.25  # length of a cycle, as a share of the phase of cycles or fixed; for the cyclic presets
+    augment: float = 1.0  # highest strength of augmentation, in [0, 1]
+    fade: bool = False  # augmentation fades out over the finish phase instead of being off in it
+    mixup: float = 0.0  # alpha of MixUp before finish; 0: not scheduled there, so a callback's own alpha holds
+    cutmix: float = 0.0  # alpha of CutMix, likewise
+    momentum: float | None = None  # constant momentum, or None to leave it; one-cycle cycles it always
+    batch_size: int | None = None  # constant batch size, or None to leave it
+    base_batch_size: int = 256  # batch size that peak_lr is meant for; for large-batch
+    plateau: Plateau = TWO_REDUCTIONS  # what the preset plateau does when a metric stops improving
+    knee: float = 0.2  # share of the peak at which cycles begin and end and the finish phase begins
+    min_lr_share: float = 0.0  # share of the peak at which the run ends
 
     def __post_init__(self) -> None:
         if not 0.0 < self.peak_lr < math.inf:

@@ -1,7 +1,8 @@
 """Timelines as plain tables, lists, numbers and text: the form that recipes (TOML), checkpoints and run.json hold.
 
 Reader and writer follow the fields of the dataclasses and their type hints, so a new curve needs no code here, but an
-entry in ``curves.CURVES``.
+entry in ``curves.CURVES``. A mistake raises a ValueError, one sentence that says in which phase and quantity (or in
+``where``), what was received and what is accepted.
 """
 
 from __future__ import annotations
@@ -42,9 +43,6 @@ _SCALARS: dict[type[Any], str] = {int: "a whole number", str: "text", bool: "tru
 def timeline_from_tree(value: object) -> Timeline:
     """Return the timeline that a table describes: ``phases``, a list of tables, and the timeline's other fields.
 
-    Raises:
-        ValueError: one sentence that says which phase and quantity, what was received and what is accepted.
-
     >>> timeline_from_tree({"phases": [{"name": "all", "length": 1.0, "lr": 0.1}]}).at(0.5).lr
     0.1
     """
@@ -53,9 +51,6 @@ def timeline_from_tree(value: object) -> Timeline:
 
 def phase_from_tree(value: object, where: str = "phase") -> Phase:
     """Return the phase that a table describes: its name, length, quantities, plateau and jump.
-
-    Raises:
-        ValueError: one sentence that says where (``where``, or the phase's name), what was received, what is accepted.
 
     >>> phase_from_tree({"name": "finish", "length": 0.2, "lr": {"curve": "cosine", "start": 1e-3, "end": 0}}).lr
     Cosine(start=0.001, end=0.0)
@@ -68,9 +63,6 @@ def curve_from_tree(value: object, where: str = "curve") -> Curve:
 
     The other keys are the curve's own fields. A curve inside another is written the same way: ``after`` of a warmup,
     ``of`` of a scaled curve, and ``parts`` of a joined one, a list of ``{length = ..., of = ...}``.
-
-    Raises:
-        ValueError: one sentence that says where, what was received and what is accepted.
 
     >>> curve_from_tree({"curve": "warmup", "after": {"curve": "cosine", "start": 1, "end": 0}, "length": "2ep"})
     Warmup(after=Cosine(start=1.0, end=0.0), length='2ep', start=0.0)
@@ -165,7 +157,11 @@ def _read(hint: Any, value: object, where: str) -> object:
         return _read(Length, part["length"], f"{where}, length"), curve_from_tree(part["of"], f"{where}, of")
     if get_origin(hint) is tuple:
         accepted, most, entry = _LISTS[options[0]]
-        entries = _list(value, where, accepted, most)
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{where} must be {accepted}, got {value!r}")
+        entries = cast(Sequence[object], value)
+        if len(entries) > most:
+            raise ValueError(f"{where} has {len(entries):,} entries, and at most {most:,} are accepted")
         return tuple(_read(options[0], one, f"{entry or where} {count}") for count, one in enumerate(entries, 1))
     if get_origin(hint) is Literal:
         if value not in options:
@@ -189,15 +185,6 @@ def _table(value: object, where: str, accepted: str) -> Mapping[str, object]:
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in cast(Mapping[object, object], value)):
         return cast(Mapping[str, object], value)
     raise ValueError(f"{where} must be {accepted}, got {value!r}")
-
-
-def _list(value: object, where: str, accepted: str, most: int) -> Sequence[object]:
-    if not isinstance(value, list | tuple):
-        raise ValueError(f"{where} must be {accepted}, got {value!r}")
-    entries = cast(Sequence[object], value)
-    if len(entries) > most:
-        raise ValueError(f"{where} has {len(entries):,} entries, and at most {most:,} are accepted")
-    return entries
 
 
 def _is_number(value: object) -> bool:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from etude.core.errors import EtudeError
-from etude.journal.figures import INK, QUIET, new_figure
+from etude.journal.figures import INK, LINE, MARK, QUIET, RULE, THIRD, new_figure
 
 # Okabe & Ito's, the strongest first; lines beyond them repeat the colours with another dash.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_COLORS = (LINE, MARK, THIRD, "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)))
 _LONGEST_NAME = 40
 _PANELS = {"valid_accuracy": "validation accuracy", "valid_loss": "validation loss"}
@@ -36,7 +35,12 @@ def curves_figure(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figur
         axes = figure.add_axes((0.08 + number * (width + 0.08), (legend + 0.55) / height, width, 2.4 / height))
         for name, points in lines.items():
             axes.plot(*zip(*points, strict=True), label=_shortened(name), marker="o", markersize=2.5, **styles[name])
-        _label(axes, _PANELS[column])
+        axes.set_title(_PANELS[column], fontsize=10, color=INK, loc="left")
+        axes.set_xlabel("seconds of training", fontsize=9, color=QUIET)
+        axes.tick_params(labelsize=8, color=QUIET, labelcolor=INK)
+        axes.grid(color=RULE, linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
     most = max(panels.values(), key=len)
     handles, names = figure.axes[[*panels.values()].index(most)].get_legend_handles_labels()
     figure.legend(handles, names, loc="lower left", bbox_to_anchor=(0.07, 0.0), frameon=False, fontsize=9)
@@ -51,15 +55,6 @@ def _points(rows: Sequence[Mapping[str, Any]], column: str) -> list[tuple[float,
 def _style(number: int) -> dict[str, Any]:
     dash = _DASHES[number // len(_COLORS) % len(_DASHES)]
     return {"color": _COLORS[number % len(_COLORS)], "linestyle": dash, "linewidth": 1.6}
-
-
-def _label(axes: Axes, title: str) -> None:
-    axes.set_title(title, fontsize=10, color=INK, loc="left")
-    axes.set_xlabel("seconds of training", fontsize=9, color=QUIET)
-    axes.tick_params(labelsize=8, color=QUIET, labelcolor=INK)
-    axes.grid(color="#E3E7EC", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _shortened(name: str) -> str:

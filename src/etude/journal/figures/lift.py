@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,15 +33,9 @@ class Lift:
     cost: str  # more seconds of a run with the trick, as text
 
 
-@dataclass(frozen=True, slots=True)
-class LiftPanel:
-    heading: str
-    rows: Sequence[Lift]
-
-
-def lift_figure(panels: Sequence[LiftPanel], *, title: str, unit: str) -> Figure:
-    """Return the gain of each trick, the largest first, 900 pixels wide; ``unit`` is that of the gains."""
-    height = _TITLE + sum(_HEADING + _ROW * len(panel.rows) + _GAP for panel in panels) + _AXIS
+def lift_figure(panels: Mapping[str, Sequence[Lift]], *, title: str, unit: str) -> Figure:
+    """Return a panel a heading with the gain of each trick, 900 pixels wide; ``unit`` is that of the gains."""
+    height = _TITLE + sum(_HEADING + _ROW * len(rows) + _GAP for rows in panels.values()) + _AXIS
     figure = new_figure(_WIDTH, height)
     write(figure, 0.2, height - 0.22, title, fontsize=12, fontweight="bold", color=INK)
     handles = [Line2D([], [], linewidth=2.0, **_marker(verdict)) for verdict in _STYLES]
@@ -50,22 +44,22 @@ def lift_figure(panels: Sequence[LiftPanel], *, title: str, unit: str) -> Figure
         ncols=len(handles), frameon=False, fontsize=8.5, labelcolor=INK, handlelength=2.4,
     )  # fmt: skip
     # The ends of the axis: zero and every interval, with room at both sides.
-    every = [row for panel in panels for row in panel.rows]
+    every = [row for rows in panels.values() for row in rows]
     low, high = min(0.0, *(row.low for row in every)), max(0.0, *(row.high for row in every))
     room = 0.06 * (high - low) or 1.0
     top = height - _TITLE
-    for panel in panels:
-        write(figure, 0.2, top - _HEADING / 2, panel.heading, fontsize=9.5, color=QUIET)
+    for number, (heading, rows) in enumerate(panels.items(), 1):
+        write(figure, 0.2, top - _HEADING / 2, heading, fontsize=9.5, color=QUIET)
         for at, name in zip(_COLUMNS, ("gain", "verdict", "seconds"), strict=True):
             write(figure, at, top - _HEADING / 2, name, fontsize=8.5, color=QUIET, ha="center")
-        rows = _ROW * len(panel.rows)
-        top -= _HEADING + rows
-        axes = axes_at(figure, _LEFT, top, _WIDTH - _LEFT - _RIGHT, rows)
+        room_of_rows = _ROW * len(rows)
+        top -= _HEADING + room_of_rows
+        axes = axes_at(figure, _LEFT, top, _WIDTH - _LEFT - _RIGHT, room_of_rows)
         axes.set_xlim(low - room, high + room)
-        _draw_rows(axes, panel.rows)
-        _label_rows(figure, panel.rows, top + rows)
+        _draw_rows(axes, rows)
+        _label_rows(figure, rows, top + room_of_rows)
         top -= _GAP
-        last = panel is panels[-1]
+        last = number == len(panels)
         axes.tick_params(colors=QUIET, labelcolor=INK, labelsize=9, length=0, labelbottom=last)
         axes.set_xlabel(unit if last else "", fontsize=9.5, color=INK)
     return figure

@@ -87,7 +87,10 @@ def panels_of(timeline: Timeline, steps: int, happened: Sequence[Mapping[str, An
     for name in quantities:
         actual = _observed(happened, name, steps) if happened else events.get(name)
         actual = actual if actual is not None and len(actual.values()) else None
-        panels.append(Panel(name, plans[name], actual, name == "lr" and _wants_logarithm(actual or plans[name])))
+        # A learning rate that spends long far below its peak shows on a logarithmic axis only.
+        values = (actual or plans[name]).values()
+        low = (values > 0) & (values < _SMALL * values.max(initial=0.0))
+        panels.append(Panel(name, plans[name], actual, name == "lr" and bool(low.any() and low.mean() > _LONG)))
     return tuple(panels)
 
 
@@ -121,13 +124,6 @@ def _observed(rows: Sequence[Mapping[str, Any]], quantity: str, steps: int) -> L
             ) from None
     points = np.array(sorted(found), dtype=np.float64).reshape(-1, 2)
     return Line(points[:, 0], points[:, 1])
-
-
-def _wants_logarithm(line: Line) -> bool:
-    """Whether the learning rate spends so long far below its peak that only a logarithmic axis shows it."""
-    values = line.values()
-    peak = values.max(initial=0.0)
-    return bool(peak > 0 and np.mean((values > 0) & (values < _SMALL * peak)) > _LONG)
 
 
 def draw_panel(axes: Axes, panel: Panel, plan_color: str) -> None:
@@ -224,7 +220,11 @@ class _Drawing:
         self, timeline: Timeline, panels: Sequence[Panel], steps: int, epochs: float | None, title: str, actual: str
     ) -> None:
         self.timeline, self.panels, self.steps, self.epoch_steps = timeline, panels, steps, epochs
-        names, events = self._names(), self._events()
+        names = [(start, name) for name, start, end in timeline.spans() if end > start]
+        if timeline.end < 1.0 - 1e-9:
+            names.append((timeline.end, f"ended early, at {100 * timeline.end:.0f}%"))
+        texts = {"scale": "plateau: lr × {0.factor:g}", "end": "plateau: {0.phase} ends"}
+        events = [(event.progress, texts[event.kind].format(event)) for event in timeline.events]
         self.figure = new_figure(_WIDTH, 1.0)  # the flags are measured before the height is known
         self._has_actual = any(panel.actual is not None for panel in panels)
         name_rows = self._rows_of(names, INK, 10)
@@ -247,15 +247,6 @@ class _Drawing:
                 flag.text.set_y(top - _ROW / 2)
             top -= _ROW
         self._draw_panels(self.height - _TITLE - header, heights)
-
-    def _names(self) -> list[tuple[float, str]]:
-        names = [(start, name) for name, start, end in self.timeline.spans() if end > start]
-        end = self.timeline.end
-        return [*names, *([(end, f"ended early, at {100 * end:.0f}%")] if end < 1.0 - 1e-9 else [])]
-
-    def _events(self) -> list[tuple[float, str]]:
-        texts = {"scale": "plateau: lr × {0.factor:g}", "end": "plateau: {0.phase} ends"}
-        return [(event.progress, texts[event.kind].format(event)) for event in self.timeline.events]
 
     def _rows_of(self, labels: Sequence[tuple[float, str]], color: str, size: float) -> list[list[_Flag]]:
         """Place texts at their progress in as few rows as keep them from overlapping."""

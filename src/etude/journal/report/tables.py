@@ -184,7 +184,7 @@ class Step:
     name: str
     state: str
     count: int  # folds it ran on
-    seconds: float | None
+    seconds: float
     planned: float | None
     accuracy: float | None
     log_loss: float | None
@@ -204,10 +204,10 @@ def steps_of(record: Mapping[str, Any]) -> list[Step]:
     planned = (record.get("plan") or {}).get("expected_seconds") or {}
     state, each_builds_up, before = record["state"], builds_up(record), _Kept(record)
     rest = seconds_in_no_stage(record)
-    whole = rest + sum(_seconds(group) or 0.0 for group in stages.values())
+    whole = rest + sum(float(stage["seconds"]) for stage in record["stages"])
     steps: list[Step] = []
     for name, group in stages.items():
-        seconds = _seconds(group)
+        seconds = sum(float(stage["seconds"]) for stage in group)
         gains = [before.gain(group, score) if each_builds_up else None for score in ("accuracy", "log_loss")]
         step = Step(
             *(name, state_of_all(group, state), len(group), seconds, planned.get(name), _mean(group, "accuracy")),
@@ -269,9 +269,9 @@ def _fold_of(stage: Mapping[str, Any]) -> int:
     return int(found[1]) if (found := FOLD.search(stage["name"])) else 0
 
 
-def _share_bar(seconds: float | None, whole: float) -> Markup:
-    share = (seconds or 0.0) / (whole or 1.0)
-    return Markup("") if seconds is None else chart("bar", share, f"{percent(share, 0)} of the time")
+def _share_bar(seconds: float, whole: float) -> Markup:
+    share = seconds / (whole or 1.0)
+    return chart("bar", share, f"{percent(share, 0)} of the time")
 
 
 def builds_up(record: Mapping[str, Any]) -> bool:
@@ -287,11 +287,6 @@ def last_words(record: Mapping[str, Any]) -> str:
     how = {"failed": "failed", "interrupted": "was interrupted"}.get(state, "was killed")
     cause = f": {record['error']}" if record["error"] else "."
     return "" if state == "finished" else f"It {how} {where}{cause}"
-
-
-def _seconds(group: Stages) -> float | None:
-    known = [float(stage["seconds"]) for stage in group if stage.get("seconds") is not None]
-    return sum(known) if known else None
 
 
 def _mean(group: Stages, score: str) -> float | None:
@@ -313,14 +308,10 @@ def _notes(group: Stages) -> str:
     facts: dict[str, str] = {}
     for stage in group:
         for key, value in stage["notes"].items():
-            text = _in_a_note(key, value)
-            facts[key] = text if facts.get(key, text) == text else f"{plain_name(key)} differs by fold"
+            name = plain_name(key)
+            text = name if value is True else f"{name} {in_words(value)}"
+            if value is None or value is False or value == []:
+                text = ""
+            facts[key] = text if facts.get(key, text) == text else f"{name} differs by fold"
     begun = max((int(stage.get("attempts") or 1) for stage in group), default=1)
     return "; ".join(filter(None, [*facts.values(), f"begun {begun} times" if begun > 1 else ""]))
-
-
-def _in_a_note(key: str, value: Any) -> str:
-    """Return a fact in words; what is not so, or not known, is not worth one."""
-    if value is None or value is False or value == []:
-        return ""
-    return plain_name(key) if value is True else f"{plain_name(key)} {in_words(value)}"

@@ -14,7 +14,7 @@ from etude.core.paired import FEWEST_SEEDS, LEVEL, Verdict, paired_metric
 from etude.core.text import rough_duration, toml
 from etude.data.scan import scan_images
 from etude.journal.figures import save_figure
-from etude.journal.figures.lift import Lift, LiftPanel, lift_figure
+from etude.journal.figures.lift import Lift, lift_figure
 from etude.journal.record import read_run
 from etude.journal.runs import FILE_NAME, is_complete, working_on
 from etude.journal.screen import Screen
@@ -284,11 +284,11 @@ def write_outcome(outcome: Outcome, session: Session) -> None:
         images = outcome.found[0].comparison.images
         title = f"Gain of each trick: {plan.recipe.name}, {len(outcome.seeds)} seeds × {images:,.0f} images"
         unit = f"{unit_of(plan.metric)}, with {LEVEL:.0%} intervals over seeds and images"
-        panels = [
-            LiftPanel(f"{mode}: {HEADINGS[mode]}", [_lift(one) for one in rows])
+        panels = {
+            f"{mode}: {HEADINGS[mode]}": [_lift(one) for one in rows]
             for mode in get_args(AblationMode)
             if (rows := outcome.of_mode(mode))
-        ]
+        }
         for name in ("lift.png", "lift.svg"):
             save_figure(lift_figure(panels, title=title, unit=unit), folder / name)
             names.append(name)
