@@ -271,7 +271,7 @@ JSON_LIKE = st.recursive(
 
 @given(JSON_LIKE)
 def test_any_value_is_written_as_standard_json(tmp_path_factory: pytest.TempPathFactory, value: Any):
-    record = RunRecord(tmp_path_factory.mktemp("json"), {"seconds": 0.0, "stages": []})
+    record = RunRecord(tmp_path_factory.mktemp("json"), {"id": "0", "seconds": 0.0, "stages": []})
     record.set("value", value)
 
     def refuse(constant: str) -> None:

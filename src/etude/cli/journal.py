@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from math import inf
 from pathlib import Path
@@ -96,7 +97,7 @@ def list_(
     found = sorted(fitting, key=_SORTS[sort])
     if as_json:
         # A run a line: thousands of them indented take as long to write as all the rest.
-        print("[", ",\n".join(json.dumps(run.to_json()) for run in found), "]", sep="\n")
+        print("[", ",\n".join(json.dumps(asdict(run)) for run in found), "]", sep="\n")
         return
     parts, shown = 0 if all_ else sum(run.parent in ids for run in known), found[:limit] if limit else found
     title = f"{counted(len(known), 'run')} in {runs}"

@@ -232,14 +232,13 @@ def differences(pictures: np.ndarray, relief: np.ndarray, first: np.ndarray, sec
 
 def _for_each(work: Callable[[int], None], places: np.ndarray) -> None:
     """Do ``work`` at each place, in threads; many places at once, as handing one over costs as much as some of them."""
-    blocks = [places[start : start + _A_BLOCK].tolist() for start in range(0, len(places), _A_BLOCK)]
 
-    def do(block: list[int]) -> None:
-        for place in block:
+    def do(start: int) -> None:
+        for place in places[start : start + _A_BLOCK].tolist():
             work(place)
 
     with ThreadPoolExecutor(usable_cores(), thread_name_prefix="etude-pairs") as pool:
-        list(pool.map(do, blocks))
+        list(pool.map(do, range(0, len(places), _A_BLOCK)))
 
 
 def _plain(relief: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -19,7 +19,6 @@ from etude.journal.runs import read_run, verify
 METRICS = ("accuracy", "log_loss")
 LEVEL = 0.95  # of the intervals
 _DRAWS, _SEED = 2000, 0
-_FILE = "valid.npz"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +43,7 @@ class Comparison:
     def to_json(self) -> dict[str, Any]:
         return {
             "level": LEVEL,
-            "runs": [run.to_json() for run in self.runs],
+            "runs": [asdict(run) for run in self.runs],
             "settings": self.settings,
             "stages": self.stages,
             "against_first": [asdict(contrast) for contrast in self.contrasts],
@@ -98,12 +97,13 @@ def _by_name(tables: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
 
 def _validation(folder: Path) -> Predictions:
-    if not (folder / _FILE).is_file():
-        raise EtudeError(f"{folder.name} holds no {_FILE}")
-    verify(folder, [_FILE])
-    found = Predictions.load(folder / _FILE)
+    file = folder / "valid.npz"
+    if not file.is_file():
+        raise EtudeError(f"{folder.name} holds no {file.name}")
+    verify(folder, [file.name])
+    found = Predictions.load(file)
     if found.labels is None or not (found.labels >= 0).any():
-        raise EtudeError(f"{folder / _FILE} holds no labels")
+        raise EtudeError(f"{file} holds no labels")
     return found.take(np.flatnonzero(found.labels >= 0))
 
 

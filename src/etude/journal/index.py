@@ -79,9 +79,6 @@ class RunSummary:
             **{key: run[key] for key in _AS_RECORDED},
         )
 
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "tags": list(self.tags), "notes": list(self.notes)}
-
     def is_about(self, data: str) -> bool:
         """Whether ``data`` is the beginning of its data's fingerprint, or part of its description or command line."""
         words = data.casefold()
@@ -104,7 +101,7 @@ def list_runs(runs: Path, warn: Warn | None = None) -> list[RunSummary]:
         if summary is None or held != stamp or summary.state == "running":  # a killed run changes nothing on the disk
             summary = _read(runs, path)
         found[path] = summary
-    kept = {path: (stamps[path], run.to_json()) for path, run in found.items() if run.state != DAMAGED}
+    kept = {path: (stamps[path], asdict(run)) for path, run in found.items() if run.state != DAMAGED}
     if {path: stamp for path, (stamp, _) in kept.items()} != {path: stamp for path, (stamp, _) in known.items()}:
         try:
             for half in filter(_is_left, runs.glob(f".{INDEX_NAME}.*.tmp")):

@@ -91,12 +91,9 @@ def _version(package: str) -> str | None:
 class Stage:
     def __init__(self, record: RunRecord, entry: dict[str, Any]) -> None:
         self._record, self._entry = record, entry
+        self.name: str = entry["name"]
         self._before, self._start = float(entry["seconds"]), time.perf_counter()
         self.over = threading.Event()
-
-    @property
-    def name(self) -> str:
-        return self._entry["name"]
 
     @property
     def seconds(self) -> float:
@@ -132,17 +129,13 @@ class RunRecord:
     """The record of one run; every call writes ``run.json`` anew, whole, so that a killed run leaves a valid one."""
 
     def __init__(self, folder: Path, content: dict[str, Any], began: float | None = None) -> None:
-        self.folder = folder
-        self._content = content
+        self.folder, self._content = folder, content
+        self.id: str = content["id"]
         self._opened: float | None = time.monotonic() if began is None else began
         self._seconds_before = float(content["seconds"])
         self._earlier = {entry["name"]: entry for entry in content.get("stages", ())}  # of the run that is resumed
         self._running: list[Stage] = []
         self._lock = threading.RLock()
-
-    @property
-    def id(self) -> str:
-        return self._content["id"]
 
     @classmethod
     def open(

@@ -52,6 +52,7 @@ def _one(name: str, what: str, key: str, on: Any, off: Any, **more: Any) -> Tric
 
 
 _TRIVIAL = "one random change of random strength an image, in place of the policy for these images"
+_BOTH = ["head", "finetune"]
 _ALL = (
     _one("warmup", "the learning rate climbs from 0 at the start", "timeline.warmup", 0.1, "1st"),
     _one("augment", "random changes of the training images", "augment.policy", "auto", "none"),
@@ -85,11 +86,8 @@ _ALL = (
             ("plateau", "plateau", "a learning rate that falls when a metric stops improving"),
         )
     ),
-    Trick(
-        "head",
-        "stage 1: a linear head on frozen features, kept where it is the better one",
-        {"stages": ["head", "finetune"]},
-        {"stages": ["finetune"]},
+    _one(
+        "head", "stage 1: a linear head on frozen features, kept where it is the better one", "stages", _BOTH, _BOTH[1:]
     ),
     _one("levels", "frozen features of several depths", "model.levels", 3, 0, stage="head"),
     _one("views", "a head fitted on augmented views too", "head.views", 4, 1, stage="head"),

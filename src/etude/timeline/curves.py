@@ -174,19 +174,14 @@ class Exponential(Named):
 class Steps(Named):
     """Constant pieces: ``start``, multiplied by ``factor`` at every milestone (torch's ``MultiStepLR``).
 
-    Args:
-        start: value before the first milestone.
-        factor: above 0.
-        milestones: progress of each change, rising, in [0, 1].
-
     >>> [round(Steps(1.0, 0.1, (0.5, 0.75)).at(t), 6) for t in (0.4, 0.5, 0.8)]
     [1.0, 0.1, 0.01]
     """
 
     name = "steps"
-    start: float
-    factor: float
-    milestones: tuple[float, ...]
+    start: float  # value before the first milestone
+    factor: float  # above 0
+    milestones: tuple[float, ...]  # progress of each change, rising, in [0, 1]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "milestones", tuple(self.milestones))
@@ -209,22 +204,16 @@ class OneCycle(Named):
 
     For momentum, which falls while the learning rate rises, ``peak`` lies below ``start``.
 
-    Args:
-        start: value at 0.
-        peak: value at ``rise``.
-        end: value at 1.
-        rise: share of the phase until the peak, in (0, 1).
-
     >>> curve = OneCycle(0.1, 1.0, 0.0, rise=0.25)
     >>> round(curve.at(0.0), 6), curve.at(0.25), curve.at(1.0)
     (0.1, 1.0, 0.0)
     """
 
     name = "one_cycle"
-    start: float
-    peak: float
-    end: float
-    rise: float = 0.3
+    start: float  # value at 0
+    peak: float  # value at rise
+    end: float  # value at 1
+    rise: float = 0.3  # share of the phase until the peak, in (0, 1)
 
     def __post_init__(self) -> None:
         Named.__post_init__(self)
@@ -241,20 +230,15 @@ class OneCycle(Named):
 class Warmup(Named):
     """A straight line up to where ``after`` begins, then ``after`` over the rest (Goyal et al. 2017).
 
-    Args:
-        after: the curve to warm up for; it runs from 0 to 1 over what the warmup leaves.
-        length: of the warmup: a share of the phase below 1, or epochs, steps or time.
-        start: value at the very beginning.
-
     >>> curve = Warmup(Linear(1.0, 0.0), length=0.2)
     >>> curve.at(0.1), curve.at(0.2), curve.at(0.6)
     (0.5, 1.0, 0.5)
     """
 
     name = "warmup"
-    after: Curve
-    length: Length = 0.1
-    start: float = 0.0
+    after: Curve  # the curve to warm up for; it runs from 0 to 1 over what the warmup leaves
+    length: Length = 0.1  # of the warmup: a share of the phase below 1, or epochs, steps or time
+    start: float = 0.0  # value at the very beginning
 
     def __post_init__(self) -> None:
         Named.__post_init__(self)
@@ -286,8 +270,7 @@ class Warmup(Named):
 class Joined(Named):
     """Curves one after the other, each over its own part of the phase; a boundary belongs to the part it begins.
 
-    Args:
-        parts: pairs of length and curve; epochs, steps and time come first, shares divide what they leave and sum to 1.
+    Lengths in epochs, steps and time come first; shares divide what they leave and sum to 1.
 
     >>> curve = Joined(((0.5, Constant(1.0)), (0.5, Linear(1.0, 0.0))))
     >>> curve.at(0.25), curve.at(0.75), curve.at(1.0)
@@ -347,20 +330,15 @@ class Triangular(Named):
     base + (peak - base) max(0, 1 - x). Smith counts iterations and calls half a cycle the step size: t/c is his
     iteration / (2 step sizes).
 
-    Args:
-        base: value where a cycle begins and ends.
-        peak: value in the middle of a cycle; below ``base`` for momentum.
-        cycle: length of a whole cycle: a share of the phase (above 1 for part of a cycle), or epochs, steps or time.
-
     >>> curve = Triangular(0.1, 0.5, cycle=0.5)
     >>> curve.at(0.0), curve.at(0.25), curve.at(0.5)
     (0.1, 0.5, 0.1)
     """
 
     name = "triangular"
-    base: float
-    peak: float
-    cycle: Length = 0.5
+    base: float  # value where a cycle begins and ends
+    peak: float  # value in the middle of a cycle; below base for momentum
+    cycle: Length = 0.5  # of a whole cycle: a share of the phase (above 1: part of a cycle), or epochs, steps or time
 
     def __post_init__(self) -> None:
         Named.__post_init__(self)
@@ -401,19 +379,14 @@ class ExpRange(Triangular):
 
     Smith multiplies the amplitude by gamma ** iteration. Here it is decay ** t, the same with
     decay = gamma ** (steps of the phase), so that a longer run keeps the shape; see :meth:`from_gamma`.
-
-    Args:
-        base: value where a cycle begins and ends.
-        peak: value in the middle of the first cycle, were there no decay.
-        cycle: length of a whole cycle: a share of the phase, or epochs, steps or time.
-        decay: what is left of the amplitude at the end of the phase, above 0 and at most 1.
+    ``peak`` would be reached in the first cycle, were there no decay.
 
     >>> round(ExpRange(0.0, 1.0, cycle=1.0, decay=0.25).at(0.5), 6)
     0.5
     """
 
     name = "exp_range"
-    decay: float = 0.1
+    decay: float = 0.1  # what is left of the amplitude at the end of the phase, above 0 and at most 1
 
     def __post_init__(self) -> None:
         Triangular.__post_init__(self)  # super() finds no class where slots=True has made a new one

@@ -68,10 +68,8 @@ class RunSize:
 def parse_length(length: Length) -> tuple[float, str]:
     """Return the amount and its unit: ``"share"``, ``"ep"`` (epochs), ``"st"`` (steps) or ``"s"`` (seconds).
 
-    A share above 1 passes, because a cycle may be longer than its phase; who takes a part of a whole refuses it.
-
-    Raises:
-        ValueError: ``length`` cannot be read, or is not a finite number above 0.
+    A share above 1 passes, because a cycle may be longer than its phase; who takes a part of a whole refuses it. What
+    cannot be read, or is not a finite number above 0, is a ValueError.
 
     >>> parse_length("3ep"), parse_length("10m"), parse_length("25%"), parse_length(0.1)
     ((3.0, 'ep'), (600.0, 's'), (0.25, 'share'), (0.1, 'share'))

@@ -65,21 +65,14 @@ class Phase:
     A quantity may be given as a number, which becomes a :class:`Constant`, or be left out (None): it is then not
     scheduled in this phase and stays as the trainer has it. See :class:`Moment` for the meaning of each quantity.
 
-    Args:
-        name: such as ``"warmup"``, ``"grow"``, ``"finish"``.
-        length: a share of what the fixed lengths leave of the run, in (0, 1], or a fixed length: ``"3ep"`` epochs,
-            ``"500st"`` steps, ``"10m"`` minutes, ``"90s"`` seconds.
-        plateau: what to do when a metric stops improving in this phase.
-        jump: the learning rate may jump where this phase begins.
-
-    Raises:
-        ValueError: an empty name, a length that is none, or a quantity that is neither a number nor a curve.
+    Its length is a share of what the fixed lengths leave of the run, in (0, 1], or a fixed length: ``"3ep"`` epochs,
+    ``"500st"`` steps, ``"10m"`` minutes, ``"90s"`` seconds.
 
     >>> Phase("warmup", "3ep", lr=0.1).lr
     Constant(value=0.1)
     """
 
-    name: str
+    name: str  # such as "warmup", "grow", "finish"
     length: Length
     lr: Curve | float | None = None
     momentum: Curve | float | None = None
@@ -92,8 +85,8 @@ class Phase:
     batch_size: Curve | float | None = None
     label_smoothing: Curve | float | None = None
     unlabeled_weight: Curve | float | None = None
-    plateau: Plateau | None = None
-    jump: bool = False
+    plateau: Plateau | None = None  # what to do when a metric stops improving in this phase
+    jump: bool = False  # the learning rate may jump where this phase begins
 
     def __post_init__(self) -> None:
         if not self.name:

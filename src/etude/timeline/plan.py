@@ -125,19 +125,11 @@ class Timeline:
     """Phases in order. ``at`` is pure: the same progress always gives the same :class:`Moment`.
 
     Fixed lengths (``"3ep"``, ``"500st"``, ``"10m"``) come first; shares divide what they leave and sum to 1. A
-    timeline that holds a fixed length has to be resolved for a run of known size before ``at`` can be called.
+    timeline that holds a fixed length has to be resolved for a run of known size before ``at`` can be called. Phases
+    that do not fit each other, values out of their limits, and events of other phases raise a ValueError.
 
-    Args:
-        phases: at least one, with names that differ.
-        size_multiple: image sizes are rounded half up to this multiple of pixels.
-        batch_scaling: how the learning rate follows a scheduled batch size: ``"none"``, ``"linear"`` (times the
-            ratio to the base, Goyal et al. 2017) or ``"sqrt"`` (times the ratio's root).
-        base_batch_size: batch size for which the learning rates are meant; default: the first moment's.
-        events: what plateaus did to this run, in order; they hold progress, so the timeline must be resolved.
-
-    Raises:
-        ValueError: no phase, a name used twice, shares that do not sum to 1, a batch size scheduled in some phases
-            only although the learning rate follows it, a value out of its limits, or events that do not fit.
+    The learning rate follows a scheduled batch size by ``batch_scaling``: ``"none"``, ``"linear"`` (times the ratio to
+    the base, Goyal et al. 2017) or ``"sqrt"`` (times the ratio's root).
 
     >>> from etude.timeline import Linear
     >>> plan = Timeline((Phase("warmup", 0.5, lr=Linear(0, 1)), Phase("finish", 0.5, lr=Linear(1, 0), image_size=96)))
@@ -145,11 +137,11 @@ class Timeline:
     (0.5, 'finish', 96)
     """
 
-    phases: tuple[Phase, ...]
-    size_multiple: int = 32
+    phases: tuple[Phase, ...]  # at least one, with names that differ
+    size_multiple: int = 32  # image sizes are rounded half up to this multiple of pixels
     batch_scaling: BatchScaling = "none"
-    base_batch_size: int | None = None
-    events: tuple[Event, ...] = ()
+    base_batch_size: int | None = None  # batch size that the learning rates are meant for; default: the first moment's
+    events: tuple[Event, ...] = ()  # what plateaus did to this run, in order; they hold progress of a resolved timeline
     _spans: tuple[Span, ...] = field(init=False, repr=False, compare=False, default=())
     _base: float = field(init=False, repr=False, compare=False, default=1.0)
 
@@ -223,10 +215,7 @@ class Timeline:
     def at(self, t: float) -> Moment:
         """Return what holds at ``t`` of the run; a phase's first moment belongs to that phase.
 
-        Beyond ``end`` it is the last moment.
-
-        Raises:
-            ValueError: ``t`` lies outside [0, 1], or the timeline is not resolved.
+        Beyond ``end`` it is the last moment. A timeline that is not resolved, or a ``t`` outside [0, 1]: ValueError.
         """
         span, t = self._locate(t)
         within = min(1.0, max(0.0, (t - span.start) / span.length))

@@ -27,7 +27,18 @@ def lr_range_figure(rates: ArrayLike, losses: ArrayLike, smoothed: ArrayLike, su
     axes.plot(rate, raw, color=PLAN, linewidth=0.9, label="loss of each step")
     axes.plot(rate, curve, color=LINE, linewidth=2.6, label="smoothed")
     _mark_findings(axes, rate, curve, suggestion)
-    _style(axes)
+    low, high = axes.get_xlim()
+    if np.log10(high / low) < _DECADES_WITH_ALL_TICKS:
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("learning rate", fontsize=10, color=INK)
+    axes.set_ylabel("training loss", fontsize=10, color=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(QUIET)
+    axes.tick_params(colors=QUIET, labelcolor=INK, labelsize=9)
+    axes.grid(axis="y", color="#E6E8EB", linewidth=0.8)
+    axes.set_axisbelow(True)
     figure.text(0.085, 0.955, "Learning-rate range test", fontsize=12, fontweight="bold", color=INK, va="center")
     # Above the axes: inside them no corner is empty for every curve.
     figure.legend(
@@ -56,18 +67,3 @@ def _mark_findings(axes: Axes, rate: NDArray[np.float64], curve: NDArray[np.floa
     if found.diverged_at is not None:
         label = f"diverged from {short_number(found.diverged_at)}"
         axes.axvspan(found.diverged_at, rate[-1], color="#F1F1F1", linewidth=0, zorder=0, label=label)
-
-
-def _style(axes: Axes) -> None:
-    low, high = axes.get_xlim()
-    if np.log10(high / low) < _DECADES_WITH_ALL_TICKS:
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("learning rate", fontsize=10, color=INK)
-    axes.set_ylabel("training loss", fontsize=10, color=INK)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(QUIET)
-    axes.tick_params(colors=QUIET, labelcolor=INK, labelsize=9)
-    axes.grid(axis="y", color="#E6E8EB", linewidth=0.8)
-    axes.set_axisbelow(True)
