@@ -37,15 +37,9 @@ class Curve(Protocol):
 
 
 def resolved(curve: Curve, phase_steps: float, run: RunSize) -> Curve:
-    """Return ``curve`` with lengths in epochs, steps and time turned into shares of its phase.
+    """Return ``curve`` with lengths in epochs, steps and time as shares of the ``phase_steps`` that it runs over.
 
-    Args:
-        curve: any curve; one without lengths comes back as it is.
-        phase_steps: the steps of the phase (or of the part of it) over which the curve runs.
-        run: says how many steps an epoch has and how long a step takes.
-
-    Raises:
-        ValueError: a length is longer than the phase allows, or ``run`` does not say what it takes to resolve it.
+    ValueError where a length is longer than these, or ``run`` does not say what it takes to resolve it.
     """
     return curve.resolved(phase_steps, run) if isinstance(curve, Named) else curve
 
@@ -395,11 +389,7 @@ class ExpRange(Triangular):
 
     @classmethod
     def from_gamma(cls, base: float, peak: float, cycle: Length, gamma: float, steps: float) -> ExpRange:
-        """Return the curve whose amplitude is multiplied by ``gamma`` at every one of a phase's ``steps`` steps.
-
-        Raises:
-            ValueError: ``gamma`` lies outside (0, 1], or so many steps of it leave an amplitude of zero.
-        """
+        """Return the curve whose amplitude is multiplied by ``gamma`` at every one of a phase's ``steps`` steps."""
         check_numbers("exp_range", gamma=gamma, steps=steps)
         if not 0.0 < gamma <= 1.0:
             raise ValueError(f"gamma of an exp_range curve must be above 0 and at most 1, got {gamma!r}")

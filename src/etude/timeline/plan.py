@@ -193,9 +193,8 @@ class Timeline:
     def resolved(self, run: RunSize) -> Timeline:
         """Return the timeline with every length as a share of a run of this size; a resolved one returns itself.
 
-        Raises:
-            ValueError: the fixed lengths do not fit into the run, do not fill it although no phase has a share, or
-                are in a unit that ``run`` does not know.
+        ValueError where the fixed lengths do not fit into the run, do not fill it although no phase has a share, or
+        are in a unit that ``run`` does not know.
 
         >>> plan = Timeline((Phase("warmup", "25st"), Phase("finish", 1.0)))
         >>> [phase.length for phase in plan.resolved(RunSize(steps=100)).phases]
