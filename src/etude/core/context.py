@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -40,19 +40,11 @@ class Silent:
 
     def bar(self, name: str, total: int, unit: str = "images") -> BarContext:
         """Return a context whose advance function does nothing."""
-        return _nothing()
+        return nullcontext(_ignore)
 
 
-def _dropped(text: str) -> None:
-    """Show no warning."""
-
-
-@contextmanager
-def _nothing() -> Generator[Advance]:
-    def advance(count: int = 1) -> None:
-        """Show nothing."""
-
-    yield advance
+def _ignore(count: object = None) -> None:
+    """Show no progress, or no warning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +72,7 @@ class Context:
 
     def quiet(self) -> Context:
         """Return a context whose warnings are dropped, for work that is done again with them."""
-        return replace(self, warn=_dropped)
+        return replace(self, warn=_ignore)
 
 
 def default_cache() -> Path:

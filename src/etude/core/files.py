@@ -12,8 +12,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
-from filelock import lock_descriptor
-
 from etude.core.errors import EtudeError
 
 _NO_PLACE = frozenset(
@@ -60,6 +58,13 @@ def explained_write(path: Path) -> Generator[None]:
                 f"{path} cannot be written ({os.strerror(error.errno)}): choose a place where you may write"
             ) from error
         raise
+
+
+def lock_descriptor(handle: int, *, blocking: bool) -> bool:
+    """As :func:`filelock.lock_descriptor`; the package takes 75 ms to load, which most commands do without."""
+    import filelock
+
+    return filelock.lock_descriptor(handle, blocking=blocking)
 
 
 def lock_file(path: Path, *, wait: bool = False) -> int | None:

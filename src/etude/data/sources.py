@@ -21,18 +21,10 @@ from etude.core.files import replacing
 from etude.core.ids import similar_labels, spellings
 from etude.core.tables import is_table
 from etude.core.text import counted
-from etude.data import tables
+from etude.data import tables, walk
 from etude.data.compact import Paths, Texts
 from etude.data.tables import PARTS, GivenSplit
-from etude.data.walk import (
-    FoundImages,
-    find_images,
-    is_folder,
-    is_image_file,
-    is_own_folder,
-    portable_text,
-    visible_entries,
-)
+from etude.data.walk import FoundImages, is_folder, is_image_file, portable_text, visible_entries
 
 
 @dataclass(frozen=True)
@@ -226,7 +218,7 @@ def read_unlabelled(
     source = _existing(path)
     if source.is_dir():
         _refuse_columns(source, image_column, None, None, image_root)
-        found = find_images(source)
+        found = walk.find_images(source)
         if not found.ids:
             raise EtudeError(
                 f"{source} holds no images{_others(found)}; give a folder of JPEG, PNG, TIFF, WebP or other image files"
@@ -253,11 +245,11 @@ def _read_class_folders(root: Path, allowed: Sequence[str] | None, spelling: str
     for entry in sorted(visible_entries(root), key=lambda entry: portable_text(entry.name)):
         if not is_folder(entry):
             (outside if is_image_file(entry.path, entry.name) else found.others).append(entry.name)
-        elif is_own_folder(entry.path):
+        elif walk.is_own_folder(entry.path):
             found.runs += 1
         else:
             before = len(found.ids), found.runs
-            find_images(root, entry.name, found)
+            walk.find_images(root, entry.name, found)
             label = portable_text(entry.name)
             labels += [label] * (len(found.ids) - before[0])
             if (len(found.ids), found.runs) == before:

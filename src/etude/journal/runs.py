@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from filelock import lock_descriptor
 
 from etude.core.errors import EtudeError, listed
-from etude.core.files import digest_of, explained_write, hash_of_file, lock_file, read_json, reading
+from etude.core.files import digest_of, explained_write, hash_of_file, lock_descriptor, lock_file, read_json, reading
 
 FILE_NAME = "run.json"
 KILLED = "killed"  # what a run is that says ``running`` though its process is gone; no record says so of itself

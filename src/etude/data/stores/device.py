@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,6 +34,7 @@ class DeviceStore:
         import torch  # the rest of the data room works without
 
         self.disk, self.device = store, torch.device(device)
+        self.size, self.channels, self.folder = store.size, store.channels, store.folder
         shape = (len(store), store.size, store.size, store.channels)
         self._images = torch.empty(shape, dtype=torch.uint8, device=self.device)
         at_once = max(1, _COPIED_AT_ONCE // int(np.prod(shape[1:])))
@@ -43,21 +43,6 @@ class DeviceStore:
                 rows = np.arange(first, min(first + at_once, len(store)))
                 self._images[first : first + len(rows)] = torch.from_numpy(store.gather(rows, store.size))
                 advance(len(rows))
-
-    @property
-    def size(self) -> int:
-        """Side of the stored images in pixels."""
-        return self.disk.size
-
-    @property
-    def channels(self) -> int:
-        """1 (grey) or 3 (RGB)."""
-        return self.disk.channels
-
-    @property
-    def folder(self) -> Path:
-        """The folder of the store on disk."""
-        return self.disk.folder
 
     def __len__(self) -> int:
         return len(self._images)

@@ -180,16 +180,7 @@ class DiskStore(ABC):
         self.record = StoreRecord.of(self.folder)
         if self.record.kind != self.kind or set(self.record.files) != set(self.file_names):
             raise DamagedStoreError(self.folder, f"its files are not those of a {self.kind} store")
-
-    @property
-    def size(self) -> int:
-        """Side of the stored images in pixels."""
-        return self.record.shape[1]
-
-    @property
-    def channels(self) -> int:
-        """1 (grey) or 3 (RGB)."""
-        return self.record.shape[3]
+        _, _, self.size, self.channels = self.record.shape
 
     def __len__(self) -> int:
         return self.record.shape[0]
