@@ -62,9 +62,6 @@ def resolve(recipe: Recipe, facts: ImageFacts, warn: Callable[[str], object] = l
     Images of at most 40 px (median of the shorter side) get the small network and its own training settings. Image
     sizes become whole multiples of the timeline's, so that validation and prediction see the size that was trained at
     last; ``warn`` is given a sentence where that changes one.
-
-    >>> resolve(Recipe(), ImageFacts(median_side=28, channels=1)).model.backbone
-    'tiny'
     """
     backbone, given = recipe.model.backbone, set(recipe.timeline.model_fields_set)
     tiny = backbone == "tiny" or (backbone == "auto" and facts.median_side <= TINY_SIDE)

@@ -101,9 +101,6 @@ def length_in_steps(length: Length, whole_steps: float, run: RunSize, mean_size:
 
     ``mean_size`` is the mean side in pixels of the images during that time, where it is known. A ValueError says when
     ``run`` lacks what epochs or time need.
-
-    >>> length_in_steps("3ep", 1000, RunSize(1000, epoch_steps=50)), length_in_steps(0.25, 1000, RunSize(1000))
-    (150.0, 250.0)
     """
     amount, unit = parse_length(length)
     if unit == "share":
