@@ -67,12 +67,7 @@ def arrange(callbacks: Iterable[pl.Callback]) -> list[pl.Callback]:
 
 
 def check_order(callbacks: Sequence[pl.Callback]) -> None:
-    """Refuse callbacks that stand in a wrong order or undo each other's work.
-
-    Raises:
-        EtudeError: an etude callback stands before one that must precede it, or a LearningRateMonitor before the Clock;
-            there are two Clocks or two averages of the weights; or a callback would overwrite the Clock's rate.
-    """
+    """Refuse callbacks that stand in a wrong order or undo each other's work."""
     placed = [(callback, place) for callback in callbacks if (place := place_of(callback)) is not None]
     for place, one in (("Clock", "one timeline runs a training"), ("averaging", "each swaps the network's weights")):
         kind = StochasticWeightAveraging if place == "averaging" else ()  # which may stand anywhere

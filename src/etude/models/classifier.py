@@ -95,11 +95,7 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """Everything besides the weights that is needed to predict again.
-
-    ``tta`` views are averaged by default: symmetries of the augmentation ``policy``. ``levels`` depths are pooled into
-    the features (stage 1); ``folded``: batch norm was folded into the convolutions (stage 2).
-    """
+    """Everything besides the weights that is needed to predict again."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -107,10 +103,10 @@ class ModelCard:
     classes: Annotated[tuple[Name, ...], Field(min_length=2)]
     preprocessing: Preprocessing
     precision: Annotated[str, Field(pattern="^(fp32|bf16)$")]
-    tta: Annotated[int, Field(ge=1, le=128, strict=True)]
-    policy: Name
-    levels: Annotated[int, Field(ge=0, le=8, strict=True)] = 0
-    folded: StrictBool = False
+    tta: Annotated[int, Field(ge=1, le=128, strict=True)]  # views averaged by default, symmetries of the policy
+    policy: Name  # of augmentation
+    levels: Annotated[int, Field(ge=0, le=8, strict=True)] = 0  # depths pooled into the features (stage 1)
+    folded: StrictBool = False  # batch norm was folded into the convolutions (stage 2)
 
 
 def save_model(folder: Path, model: Classifier, card: ModelCard, name: str = "model") -> list[Path]:

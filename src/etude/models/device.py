@@ -52,11 +52,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
 
 def keep_large_blocks(largest: int = 512 << 20) -> bool:
-    """Let glibc serve blocks of up to ``largest`` bytes from its heap; return whether the settings were taken.
-
-    A mapped block is zeroed page by page by the kernel at every step; what that costs a training step on a CPU is
-    measured by ``benchmarks/cpu_training.py``.
-    """
+    """Let glibc serve blocks of up to ``largest`` bytes from its heap; return whether the settings were taken."""
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

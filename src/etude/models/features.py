@@ -72,10 +72,7 @@ def outputs_of(
     precision: str,
     batch_size: int,
 ) -> Generator[np.ndarray]:
-    """Yield the network's float16 outputs batch by batch.
-
-    What is beyond float16 becomes its largest value. The network is put into evaluation mode.
-    """
+    """Yield the network's float16 outputs batch by batch; what is beyond float16 becomes its largest value."""
     device = next(backbone.parameters()).device
     backbone.to(memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]  (missing in stubs)
     parts = [slice(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
@@ -107,10 +104,8 @@ def extract_views(
 ) -> np.ndarray:
     """Return float16 (V, N, D) features of the rows over views: the first as they are, the others augmented in full.
 
-    Each view is kept in the cache by itself, so that asking for more views later computes the new ones only. The
-    random draws depend on (seed, view, place among the rows) alone, not on the batch size. ``policy`` and ``data`` tell
-    this change and this store from every other, ``plain`` are known features of the first view, and ``source_size``
-    is the store's method that gives the side at which images are read. ``keep``: the cache may hold them.
+    Draws depend on (seed, view, place among the rows) alone. ``policy`` and ``data`` name the change and the store in
+    the cache, ``plain`` are known features of the first view, ``source_size`` gives the side that images are read at.
     """
     size = preprocessing.size
     read = size if source_size is None else source_size(size)

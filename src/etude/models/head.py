@@ -47,10 +47,8 @@ def fit_head(
 ) -> LinearHead:
     """Fit multinomial logistic regression on standardised features; the standardisation is folded into the head.
 
-    C (inverse regularisation strength) is the candidate with the lowest cross-validated cross-entropy, searched on
-    at most ``search_rows`` images, drawn at random; the last fit uses all of them. Of features (V, N, D) of V views,
-    the plain one first, each view counts for 1/V of its image, all views of an image stand in the same fold, and
-    held-out images are predicted as they are.
+    C is the candidate with the lowest cross-validated cross-entropy on at most ``search_rows`` images. Of features
+    (V, N, D) of V views, the plain one first, each view counts for 1/V of its image.
     """
     views = features if features.ndim == 3 else features[None]
     scaling = Standardised.of(views.reshape(-1, views.shape[2]), floor)

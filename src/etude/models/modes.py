@@ -107,11 +107,7 @@ def lay_out_images(images: torch.Tensor, mode: Mode) -> torch.Tensor:
 
 @contextmanager
 def applied(mode: Mode) -> Generator[None]:
-    """Let torch use the mode's threads inside the block; what was set before comes back at its end.
-
-    In ``fp32`` a GPU may round the inputs of matrix products to TF32, as cuDNN does in convolutions by default.
-    Precision is set by autocast (``features.autocast``), around the forward pass alone.
-    """
+    """Let torch use the mode's threads inside the block; precision is set by autocast around the forward pass alone."""
     threads, tf32 = torch.get_num_threads(), torch.backends.cuda.matmul.allow_tf32
     try:
         torch.set_num_threads(mode.threads)

@@ -25,17 +25,8 @@ _PLAIN = ("Conv2d", "Conv2dSame", "DepthwiseConv2d")  # others, such as StdConv2
 def fold_batchnorm(backbone: nn.Module, probe: torch.Tensor) -> int:
     """Fold every batch norm that directly follows a convolution, in place; return how many were folded.
 
-    Which norm follows which convolution is found in one forward pass, so it works with any names of
-    modules. A convolution whose output something else uses too stays as it is, and so does a module that runs twice.
-    A norm with an activation of its own (timm's ``BatchNormAct2d``) leaves that activation behind.
-
-    Args:
-        backbone: in evaluation mode afterwards.
-        probe: any input (1, C, H, W) that the network takes.
-
-    >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
-    >>> fold_batchnorm(net, torch.zeros(1, 1, 8, 8)), type(net[1]).__name__
-    (1, 'Identity')
+    Which norm follows which is found in one forward pass of ``probe`` (1, C, H, W). A convolution whose output
+    something else uses too stays, and so does a module that runs twice. An activation of the norm's own stays behind.
     """
     names = {module: name for name, module in backbone.named_modules()}
     pairs = _followers(backbone.eval(), probe)

@@ -80,10 +80,7 @@ class Folds:
         return np.concatenate([held.log_probabilities() for _, held in self.parts])
 
     def drawn(self, predictions: Predictions, shares: FloatArray | None, size: int, name: str) -> Predictions:
-        """Return ``size`` rows drawn with replacement so that classes have ``shares``, each with an id of its own.
-
-        The rows are returned as they are when there are no shares, or they give nothing to any class that occurs.
-        """
+        """Return ``size`` rows drawn with replacement so that classes have ``shares``, as far as they occur."""
         if shares is None or not (weights := weights_of(labels_of(predictions), shares)).any():
             return predictions
         rows = rng_for(self.seed, f"chain {name}").choice(len(predictions), size, p=weights / weights.sum())

@@ -48,9 +48,8 @@ def fit_head(
 ) -> Head:  # fmt: skip
     """Return the W and b that minimise Σ_i w_i (-log p_i(label)) / Σ w + |W|² / (2 strength Σ w), by L-BFGS.
 
-    ``strength`` is scikit-learn's ``C`` (half of it with two classes); its LogisticRegression knows no ``offset``,
-    (N, C) logits that the head corrects. With one, b is drawn to zero as W is, so that no strength means no correction;
-    without, b is free and every class must occur.
+    ``strength`` is scikit-learn's ``C``; its LogisticRegression knows no ``offset``, (N, C) logits that the head
+    corrects. With one, b is drawn to zero as W is; without, every class must occur.
     """
     count, columns = rows.shape
     weight = np.ones(count) if importance is None else importance

@@ -28,16 +28,11 @@ _OFF = 1e-3  # sums farther from one than this are worth a word
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Predictions, one-hot where the file holds labels, and how the file holds them.
-
-    Args:
-        holds: a column a class, the probability of one of two classes in a single column, or predicted labels.
-        columns: names of the columns of ids and of the single one, where there is a single one.
-    """
+    """Predictions, one-hot where the file holds labels, and how the file holds them."""
 
     predictions: Predictions
-    holds: Literal["classes", "probability", "labels"] = "classes"
-    columns: tuple[str, str] | None = None
+    holds: Literal["classes", "probability", "labels"] = "classes"  # a column a class, or a single column
+    columns: tuple[str, str] | None = None  # names of the columns of ids and of the single one
 
     @property
     def positive(self) -> str | None:
@@ -48,10 +43,7 @@ class Source:
 def read_source(
     path: Path | str, *, id_column: str | None = None, label_column: str | None = None, warn: Warn = warnings.warn
 ) -> Source:
-    """Read predictions as :func:`read_probabilities`, or a table with a label for each id and no probabilities.
-
-    The classes of a single column of probabilities are ``0`` and ``1``; those of labels are the labels that occur.
-    """
+    """Read predictions as :func:`read_probabilities`, or a table with a label for each id and no probabilities."""
     path = Path(path)
     if path.suffix.lower() == ".npz":
         return Source(Predictions.load(path))
@@ -61,8 +53,7 @@ def read_source(
 def in_classes(sources: Sequence[Source], paths: Sequence[Path | str], positive: str | None = None) -> list[Source]:
     """Return the sources with the same classes, as far as those with single columns go.
 
-    A single column holds the probability of ``positive``, or of the class that it is named after, or of 1, true, yes
-    or positive, of the two classes that the other sources have.
+    A single column holds the probability of ``positive``, or of the class that it is named after, or of 1, true, yes.
     """
     whole = next((source.predictions.classes for source in sources if source.holds == "classes"), None)
     labels = [name for source in sources if source.holds == "labels" for name in source.predictions.classes]

@@ -95,8 +95,7 @@ class Thresholds(Refiner):
 def offsets_for(metric: Metric, log_probabilities: FloatArray, labels: IntArray) -> FloatArray:
     """Return offsets (C,) that maximise a metric of decisions on these (N, C) log probabilities and (N,) labels.
 
-    The search starts at zero and at minus the log of the class shares, the best offsets of true probabilities for
-    balanced accuracy. A class without labels has the offset zero, and no image is lost to it.
+    The search starts at zero and at minus the log of the class shares, the best offsets for balanced accuracy.
     """
     assert metric.of_counts is not None
     learned = occurring(labels, log_probabilities.shape[1])

@@ -32,8 +32,7 @@ _WIDER = 1.5  # times the policy's own changes of geometry
 def strong_policy(policy: Policy) -> Policy:
     """Return the policy whose changes the student of online pseudo-labels sees.
 
-    The same symmetries, half as much again of every other change of geometry, light, blur, noise, and in half of the
-    images an erased rectangle. Colours and mirror images stay as in the weak view: they may carry the class.
+    Colours and mirror images stay as in the weak view: they may carry the class.
     """
     return replace(
         policy,
@@ -133,11 +132,7 @@ def valid_batches(task: FineTuneTask) -> OrderedBatches | list[OrderedBatches]:
 
 
 def parts_of(task: FineTuneTask, timeline: Timeline, steps: int) -> int:
-    """Return the parts that each step's batch comes in, so that none exceeds the mode's micro-batch.
-
-    Raises:
-        EtudeError: the plan's smallest batch has fewer images than the largest needs parts.
-    """
+    """Return the parts that each step's batch comes in, so that none exceeds the mode's micro-batch."""
     micro = task.mode.micro_batch
     if micro is None:
         return 1

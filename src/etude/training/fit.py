@@ -34,10 +34,9 @@ _STATISTICS_IMAGES = 2_048  # seen at most to measure batch norm statistics anew
 def fine_tune(
     model: Classifier, task: FineTuneTask, *, context: Context = Context(), name: str = "fine-tune"
 ) -> Finished:
-    """Train ``model`` in place by the task's recipe; ``name`` is shown before the bar.
+    """Train ``model`` in place by the task's recipe; a resumed task goes on from its last checkpoint.
 
-    A resumed task goes on from its last checkpoint, and ends with the weights of the uninterrupted one (on a CPU with
-    as many threads: bit for bit).
+    It ends with the weights of the uninterrupted one (on a CPU with as many threads: bit for bit).
     """
     if task.processes > 1 and "RANK" not in os.environ:
         raise EtudeError(
@@ -85,11 +84,7 @@ def fine_tune(
 
 
 def validation_interval(recipe: Recipe, timeline: Timeline, steps: int, size: RunSize) -> int:
-    """Return the steps from one validation to the next.
-
-    By default ten validations draw the curve, in whole epochs: more would cost time, fewer would hide it. A plateau is
-    counted in validations, so there it is one an epoch.
-    """
+    """Return the steps from one validation to the next: by default ten in whole epochs, with a plateau one an epoch."""
     asked = recipe.train.validate_every
     least = min(2, steps)  # a checkpoint is never saved right before a validation, so there must be steps between
     if asked != "auto":

@@ -39,9 +39,8 @@ def lr_range_test(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the learning rates (S,) that were tried, and the loss (S,) of the step at each; ``model`` is used up.
 
-    A range test is a timeline of one phase, so it runs by the same clock, loader, optimiser and layer-wise multipliers
-    as the training that it is for; Lightning's own finder would set all layers to one rate. It ends early when the loss
-    has diverged.
+    A timeline of one phase, by the clock, loader and multipliers of the training that it is for; Lightning's own finder
+    would set all layers to one rate. It ends early when the loss has diverged.
     """
     timeline = Timeline(
         (Phase("range test", 1.0, lr=Exponential(lowest, highest), image_size=image_sizes(task.recipe).first),),

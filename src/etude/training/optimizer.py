@@ -14,10 +14,7 @@ from etude.recipe.settings import TrainSettings
 
 
 def freeze_first_layers(backbone: nn.Module, share: float) -> int:
-    """Switch gradients off for the first ``share`` of the backbone's layers; return how many parameters that holds.
-
-    Layers are counted as timm groups them (stem, then each block). A network without such groups stays as it is.
-    """
+    """Switch gradients off for the first ``share`` of the layers as timm groups them; return how many parameters."""
     if share <= 0 or not hasattr(backbone, "group_matcher"):
         return 0
     from timm.models import group_parameters
@@ -47,10 +44,7 @@ def freeze_depthwise(backbone: nn.Module) -> int:
 
 
 def parameter_groups(model: Classifier, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
-    """Return optimiser groups with ``lr_scale`` = ``layer_decay`` ** (distance from the head).
-
-    Norms and biases get no weight decay. The head's scale is 1; the backbone's last layer starts one step below.
-    """
+    """Return optimiser groups with ``lr_scale`` = ``layer_decay`` ** (distance from the head); norms do not decay."""
     backbone, head = model.backbone, model.head
     if hasattr(backbone, "group_matcher"):
         from timm.optim import param_groups_layer_decay

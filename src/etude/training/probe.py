@@ -42,9 +42,7 @@ def probe_mode(
     """Return the mode to train ``module`` in, and what was found against the likely or asked one, else "".
 
     A precision whose loss or gradients differ from float32's is replaced by it, unless the user asked for it. A batch
-    that does not fit into the memory is halved until it does. The module's weights, statistics and training flags stay,
-    and so do torch's threads and generators; it ends up on ``device``, in the mode's memory format. ``size`` and
-    ``batch_size`` are the largest of the run.
+    of the run's largest ``size`` and ``batch_size`` that does not fit into the memory is halved until it does.
     """
     asked = asked or AskedMode()
     mode, note = likely_mode(device, asked), ""

@@ -31,10 +31,9 @@ def build_trainer(
     processes: int = 1,
     parts: int = 1,
 ) -> pl.Trainer:
-    """Return a trainer for ``steps`` steps that Lightning sees as one epoch.
+    """Return a trainer for ``steps`` steps that Lightning sees as one epoch: epochs are the loader's.
 
-    Epochs are the loader's: a batch may begin in one and end in the next, batch sizes may change, and a resumed run
-    goes on at any step. ``start`` are its steps taken before: TensorBoard drops what the stopped run wrote after them.
+    ``start`` are its steps taken before: TensorBoard drops what the stopped run wrote after them.
     """
     logger = None if folder is None else TensorBoardLogger(folder, name="tb", version="", purge_step=start)
     return pl.Trainer(

@@ -92,11 +92,7 @@ def pair_distances(queries: Float32, rows: Float32, which: IntArray, positions: 
 
 
 def _nearest_of_block(squared: Float32, queries: Float32, rows: Float32, k: int) -> tuple[IntArray, FloatArray]:
-    """Return positions and distances (Q, k); ``squared`` (Q, N) holds infinity where a row may not be found.
-
-    Rows whose distances are equal up to float32's rounding are compared in float64 where they compete for the last
-    place or are among the first 64.
-    """
+    """Return positions and distances (Q, k); ``squared`` (Q, N) holds infinity where a row may not be found."""
     tolerance = 2 * float(np.finfo(np.float32).eps) * np.sqrt(rows.shape[1]) + 1e-6
     last = np.partition(squared, k - 1, axis=1)[:, k - 1]  # several times as fast as to partition positions
     within = squared <= last[:, None] + tolerance

@@ -140,10 +140,7 @@ _NEAR_ENOUGH = 0.002
 
 
 def balancing_offsets(log_p: Logits, low: FloatArray, high: FloatArray) -> FloatArray:
-    """Return offsets b, (C,), for which the counts of argmax(log_p + b) lie near or between ``low`` and ``high``.
-
-    A class between its bounds has b = 0; b > 0 lifts one to its lower bound and b < 0 holds one at its upper bound.
-    """
+    """Return offsets b, (C,), for which the counts of argmax(log_p + b) lie near or between ``low`` and ``high``."""
     scale = _scale(log_p)
     offsets = np.zeros(log_p.shape[1])
     part = log_p[:: -(-len(log_p) // _ENOUGH)]

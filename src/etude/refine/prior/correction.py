@@ -161,21 +161,15 @@ def _number(value: Any) -> float | None:
 
 
 def em_prior(p: FloatArray, source: FloatArray, tolerance: float = 1e-6, most: int = 1000) -> FloatArray:
-    """Return the shares q of the classes among the images of p, (C,), by expectation maximisation.
-
-    q starts at ``source``; q ← mean over images of normalise(p q / source), until no share moves by more than
-    ``tolerance``: the q of the greatest likelihood if p is calibrated (Saerens, Latinne & Decaestecker 2002).
-    """
+    """Return the shares (C,) of the classes among the images of p, by EM from ``source`` (Saerens et al. 2002)."""
     return mixture_by_em(np.divide(p, source, out=np.zeros_like(p), where=source > 0), source, tolerance, most)
 
 
 def bbse_prior(p: FloatArray, valid: FloatArray, labels: IntArray, source: FloatArray) -> FloatArray:
-    """Return the shares of the classes among the images of p, (C,), by black-box shift estimation.
+    """Return the shares of the classes among the images of p, (C,), by black-box shift estimation (Lipton et al. 2018).
 
-    w = C⁻¹ μ, where C[i, j] is the sum of valid[:, i] over the images of label j, divided by M (the soft confusion),
-    and μ the mean of p; a negative w counts as zero. The shares are w times those of the labels, (M,); a class without
-    labels keeps its share in ``source``. Where C cannot be inverted, the smallest w that fits best is taken (Lipton,
-    Wang & Smola 2018).
+    w = C⁻¹ μ, with the soft confusion C[i, j], the sum of valid[:, i] over the images of label j divided by M, and μ
+    the mean of p; a negative w counts as zero. A class without labels keeps its share in ``source``.
     """
     own = np.eye(len(source))[labels] / len(labels)
     confusion: FloatArray = valid.T @ own
@@ -189,8 +183,7 @@ def bbse_prior(p: FloatArray, valid: FloatArray, labels: IntArray, source: Float
 def shift_p_value(p: FloatArray, valid: FloatArray, rng: np.random.Generator, draws: int = 500) -> float:
     """Return how often two random parts of all images differ as much as ``p`` and ``valid``, (M, C), do.
 
-    A permutation test on the squared distance of the mean predictions, measured by the covariance of all. They differ
-    if and only if shares do, as long as the confusion can be inverted (Lipton et al. 2018).
+    A permutation test on the squared distance of the mean predictions, measured by the covariance of all.
     """
     together = np.concatenate([p, valid])
     centred = together - together.mean(axis=0)

@@ -176,8 +176,7 @@ _BASE = "default"  # what a recipe file starts from when it names nothing else
 def best_changes(recipe: Recipe, found: Sequence[Found]) -> tuple[Changes, list[str]]:
     """Return the settings to change in a resolved recipe, and a sentence for each trick that helps but is left out.
 
-    A trick that helps is switched on and one that hurts off. One without a clear verdict, or that helps with the others
-    and hurts alone, stays as the recipe has it.
+    A trick without a clear verdict, or that helps with the others and hurts alone, stays as the recipe has it.
     """
     clear: dict[str, set[Verdict]] = {one.contrast.trick: set() for one in found}
     for one in found:
@@ -203,10 +202,7 @@ def best_changes(recipe: Recipe, found: Sequence[Found]) -> tuple[Changes, list[
 
 
 def write_recipe(path: Path, recipe: Recipe, comments: Sequence[str] = ()) -> None:
-    """Write a recipe as a TOML file that :func:`etude.recipe.load_recipe` reads back to the same settings.
-
-    What the recipe leaves open stays open: only what was given by name or by hand is written.
-    """
+    """Write what a recipe was given, and leave open what it leaves open, as a TOML file that ``load_recipe`` reads."""
     tree = recipe.model_dump(exclude_unset=True, exclude={"name"})
     for section, values in NAMED[_BASE].items():  # what the base brings must not override the recipe's own
         own = getattr(recipe, section)

@@ -68,11 +68,7 @@ def modes_named(mode: str) -> tuple[AblationMode, ...]:
 
 
 def design_of(recipe: Recipe, tricks: Sequence[Trick], modes: Sequence[AblationMode]) -> Design:
-    """Return the arms for tricks of a resolved recipe; arms that come to the same are trained once.
-
-    Leave-one-out compares the recipe with all of the tricks, ``full``, with all but one; add-one-in the recipe with
-    none of them, ``bare``, with one alone.
-    """
+    """Return the arms for tricks of a resolved recipe, and their contrasts; arms that come to the same are one."""
     names = {trick.name for trick in tricks}
     arms: dict[frozenset[str], tuple[str, Changes]] = {}
 
@@ -128,10 +124,7 @@ class AblationPlan:
 
 
 def divide(costs: Mapping[str, Cost], once: float, budget: float | None, seeds: int, epochs: float | None) -> Division:
-    """Return how many epochs and seeds fit into ``budget`` seconds: epochs are cut first, to a quarter of the recipe's.
-
-    ``once`` is what all runs share; ``epochs`` is None where the length is not given by epochs, and so stays.
-    """
+    """Return how many epochs (None: fixed) and seeds fit into ``budget`` seconds, ``once`` of which all runs share."""
     fixed = sum(cost.fixed for cost in costs.values())
     training = sum(cost.training for cost in costs.values())
 

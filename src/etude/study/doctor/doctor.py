@@ -235,10 +235,7 @@ def disk_speed(folder: Path, context: Context) -> DiskSpeed:
 def decode_rate(
     pictures: Sequence[Path | bytes], size: int, channels: int, context: Context, value_range: ValueRange | None = None
 ) -> float:
-    """Return images a second that are read, decoded and resized to ``size``, on all cores; takes about three seconds.
-
-    Pictures, files or the bytes of files, that cannot be read count as well: they take their time.
-    """
+    """Return images a second that are read, decoded and resized on all cores; unreadable ones count as well."""
 
     def work(picture: Path | bytes) -> None:
         with suppress(UnreadableImage):

@@ -76,10 +76,7 @@ class MachineFacts:
 
 
 def read_machine(cache: Path, root: Path = Path("/")) -> MachineFacts:
-    """Read everything about this machine; takes half a second, in which it watches what other programs use.
-
-    ``cache`` need not exist yet; ``root`` is where ``proc``, ``sys`` and ``dev`` are.
-    """
+    """Read everything about this machine; takes half a second, in which it watches what other programs use."""
     existing = next(folder for folder in (cache.absolute(), *cache.absolute().parents) if folder.exists())
     disk = psutil.disk_usage(str(existing))
     return MachineFacts(

@@ -131,9 +131,8 @@ def apart_from_validation(
 ) -> np.ndarray:
     """Return the positions, ascending, of the pool's images that are no near-duplicates of validation images.
 
-    They are found by thumbnails of their pixels. Where features are known, those propose more, such as crops, and
-    similar pixels confirm them: images of one class may be as close in features as near-duplicates are.
-    ``valid`` are rows of ``data``; ``features`` (pool, D) and (N, D) of the same network over all labelled images.
+    They are found by thumbnails of their pixels. Where ``features`` (pool, D) and (N, D) are known, those propose more,
+    and similar pixels confirm them: images of one class may be as close in features as near-duplicates are.
     """
     shown, own = np.concatenate([_thumbnails(part.data, part.rows) for part in pool.parts]), _thumbnails(data, valid)
     found = {pair.first for pair in near_duplicates(shown, own, _SAME_PICTURE, most=_MOST_PAIRS)}
@@ -157,11 +156,7 @@ def label_shift(evaluated: EvaluatedModel, labels: np.ndarray, rng: np.random.Ge
 def compare_student(
     before: EvaluatedModel, after: EvaluatedModel, expected: Array, *, keep_at: float, context: Context = Context()
 ) -> Decision:
-    """Return whether the student that made ``after`` may take the place of the teacher that made ``before``.
-
-    By the paired bootstrap of the log loss over validation images, or the exact test: with few of them a difference
-    must be large to count. ``expected`` (C,) are the class shares of the pool.
-    """
+    """Return whether a student may take its teacher's place; ``expected`` (C,) are the class shares of the pool."""
     gain = mean_gain(before.losses - after.losses, seed=context.seed)
     collapse = collapsed(before.pool, after.pool, expected)
     return Decision(gain, before.scores, after.scores, len(before.losses), keep_at, collapse)

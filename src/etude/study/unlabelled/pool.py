@@ -76,10 +76,7 @@ class Pool:
         weights: np.ndarray | None = None,
         teacher: np.ndarray | None = None,
     ) -> list[TrainingRows]:
-        """Return the images at ``chosen`` as unlabelled training rows, a set for each part.
-
-        ``targets`` and probabilities of a ``teacher`` are float32 (M, C); without any they are made in training.
-        """
+        """Return the images at ``chosen`` as unlabelled training rows, a set for each part."""
         given = np.full(len(chosen), -1, np.int64) if targets is None else targets
         even = np.ones(len(chosen), np.float32) if weights is None else weights
         return [

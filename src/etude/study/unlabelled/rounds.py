@@ -154,8 +154,7 @@ class Rounds:
     def _head(self, name: str, kept: Candidate, selected: Selected, features: np.ndarray) -> Candidate:
         """Fit the head anew, with pseudo-labels as rows whose weights make the mix.
 
-        An image counts for each class that its soft label gives a share. The mix is an upper limit here: few unlabelled
-        images count once each, not many times.
+        The mix is an upper limit here: few unlabelled images count once each, not many times.
         """
         prepared, fold, recipe = self.prepared, self.fold, self.prepared.recipe
         assert prepared.features is not None

@@ -45,8 +45,7 @@ class Teachers:
     def distilled(self, pool: Pool | None) -> Extras:
         """Return what the student learns from its teachers, on labelled and unlabelled images.
 
-        With cached views each teacher predicts every image once, averaged over its own views; several teachers are
-        averaged; the mean is kept in the run's folder. With the same views the networks themselves take part.
+        With cached views each teacher predicts every image once; with the same views the networks themselves take part.
         """
         data = self.prepared.data
         classes = data.images.classes
