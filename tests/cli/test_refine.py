@@ -308,7 +308,7 @@ def test_steps_that_miss_something_are_named(etude, tmp_path):
         (("v.csv", "t.csv", "--out", "refine.npz"), "choose another"),
         (("v.csv", "t.csv", "--out", "r.npz", "--no-probabilities"), "give a .csv"),
         (("v.csv", "t.csv", "--out", "r.csv", "--metric", "acuracy"), "Did you mean 'accuracy'"),
-        (("v.csv", "t.csv", "--out", "r.csv", "--steps", "knn"), "needs features"),
+        (("v.csv", "t.csv", "--out", "r.csv", "--steps", "knn"), "needs the features"),
         (("v.csv", "t.csv", "--out", "r.csv", "--steps", "temprature"), "Did you mean 'temperature'"),
         (("v.csv", "t.csv", "--out", "r.csv", "--prior", "unifrom"), "Did you mean 'uniform'"),
         (("v.csv", "gone.csv", "--out", "r.csv"), "gone.csv does not exist"),

@@ -281,7 +281,7 @@ def test_a_step_of_a_stranger_cannot_be_saved(tmp_path):
     ("names", "sentence"),
     [
         (["knnn"], "Did you mean 'knn'"),
-        (["knn"], "step 'knn' needs features"),
+        (["knn"], "step 'knn' needs the features"),
         (["last_layer"], "--train FILE.npz"),
         (["assignment"], "--prior uniform"),
     ],

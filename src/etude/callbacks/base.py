@@ -113,13 +113,9 @@ class EtudeCallback(pl.Callback):
     """A callback that checks its place among the others before training starts."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        callbacks = callbacks_of(trainer)
-        check_order(callbacks)
-        # Lightning calls all hooks of a step of every callback, at 2 to 3 microseconds each, unless they are not
-        # callable. A callback that another one calls keeps them.
-        for name in _STEP_HOOKS if any(self is one for one in callbacks) else ():
-            if getattr(type(self), name) is getattr(pl.Callback, name) and name not in vars(self):
-                setattr(self, name, None)
+        check_order(callbacks_of(trainer))
+        kind = type(self)
+        self.leave_out(trainer, *(name for name in _STEP_HOOKS if getattr(kind, name) is getattr(pl.Callback, name)))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.lr_scheduler_configs and _rate_clock(callbacks_of(trainer)):
@@ -128,6 +124,16 @@ class EtudeCallback(pl.Callback):
                 f"configure_optimizers returns the scheduler {name}, and the Clock's timeline schedules the learning "
                 "rate too: return the optimiser alone, or leave lr out of the timeline's phases"
             )
+
+    def leave_out(self, trainer: pl.Trainer, *hooks: str) -> None:
+        """Spare Lightning's calls of hooks of a step, microseconds each: what is not callable it passes over.
+
+        A callback that another one calls keeps them.
+        """
+        if any(self is one for one in callbacks_of(trainer)):
+            for name in hooks:
+                if name not in vars(self):
+                    setattr(self, name, None)
 
     def undo(self) -> None:
         """Undo at the end of training, also one that fails, what was changed outside the callback."""

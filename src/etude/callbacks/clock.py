@@ -156,6 +156,8 @@ class Clock(EtudeCallback):
         done = 0 if batches >= trainer.num_training_batches else batches  # of an epoch that is resumed within
         self.moment = self.moment_of(trainer, done)
         self._stop_at_the_end(trainer, done)
+        if not self.timeline.events and not any(phase.plateau for phase in self.timeline.phases):
+            self.leave_out(trainer, "on_train_batch_end")  # nothing can end this run early
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.moment = self.moment_of(trainer, 0)

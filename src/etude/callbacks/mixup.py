@@ -233,7 +233,7 @@ class LabelSmoothing(BatchTransform):
 
     def changed(self, batch: ImageBatch, context: BatchContext) -> ImageBatch:
         amount = context.scheduled("label_smoothing", self.amount)
-        if amount <= 0.0 or not self.is_on(context):
+        if amount <= 0.0:
             return batch
         targets = class_targets(batch.target, self.num_classes, context.module, type(self).__name__)
         return replace(batch, target=smoothed(targets, amount))

@@ -106,7 +106,10 @@ def require_target(predictions: Predictions | None, who: str) -> Predictions:
 def require_features(predictions: Predictions, who: str) -> NDArray[np.float32] | NDArray[np.float16]:
     """Return the features (N, D); ``who`` asks for them."""
     if predictions.features is None:
-        raise EtudeError(f"{who} needs the features of the images, and these predictions hold none: predict with them")
+        raise EtudeError(
+            f"{who} needs the features of the images, and these predictions hold none: give an .npz of etude, which "
+            f"keeps them, or leave {who} out"
+        )
     return predictions.features
 
 

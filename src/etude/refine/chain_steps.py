@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from etude.core.context import Context
 from etude.core.errors import EtudeError, nearest
 from etude.core.metrics import metric_named
 from etude.core.predictions import Predictions
-from etude.refine.base import Refiner, known_rows, labels_of
+from etude.refine.base import Refiner, known_rows, labels_of, require_features
 from etude.refine.calibration import Temperature, VectorScaling
 from etude.refine.chain import DEFAULT_ORDER
 from etude.refine.last_layer import LastLayer
@@ -49,7 +47,7 @@ def standard_steps(
     Raises:
         EtudeError: a step is unknown, or cannot work on what there is.
 
-    >>> one = Predictions(["a", "b"], ["x", "y"], np.zeros((1, 2, 2)), labels=np.array([0, 1]))
+    >>> one = Predictions(["a", "b"], ["x", "y"], [[[0.0, 0.0], [0.0, 0.0]]], labels=[0, 1])
     >>> [name for name, _ in standard_steps(one, metric="macro_f1")]
     ['temperature', 'vector_scaling', 'thresholds']
     """
@@ -59,7 +57,7 @@ def standard_steps(
         # Without training images the labelled ones vote on each other; none votes for itself.
         rows = known_rows(labelled if train is None else train)
         return KNN(
-            _features(rows, "knn"), labels_of(rows), rows.ids, rows.classes,
+            require_features(rows, "step 'knn'"), labels_of(rows), rows.ids, rows.classes,
             metric="accuracy" if metric == "accuracy" else "log_loss",
         )  # fmt: skip
 
@@ -70,7 +68,7 @@ def standard_steps(
                 "labels (--train FILE.npz)"
             )
         rows = known_rows(train)
-        features = _features(rows, "last_layer")
+        features = require_features(rows, "step 'last_layer'")
         return LastLayer(features, labels_of(rows), rows.ids, rows.classes, prior=prior, seed=seed)
 
     def assignment() -> Refiner:
@@ -113,12 +111,3 @@ def left_out(labelled: Predictions, target: Predictions | None, train: Predictio
     if max(views) > 1 and len(set(views)) > 1:
         sentences.append(f"views is left out: there are {views[0]} of the labelled images and {views[1]} of the others")
     return sentences
-
-
-def _features(rows: Predictions, step: str) -> np.ndarray:
-    if rows.features is None:
-        raise EtudeError(
-            f"step {step!r} needs features, and these predictions hold none: give an .npz of etude, which keeps them, "
-            "or leave the step out"
-        )
-    return rows.features
