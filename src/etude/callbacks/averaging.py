@@ -142,10 +142,7 @@ class _Averaging(EtudeCallback, WeightAveraging):
         return 1
 
     def settle(self, pl_module: pl.LightningModule) -> None:
-        """Put the average in the place of the weights, once; training ends with it.
-
-        Call it after ``trainer.fit`` where a resumed run may have had no steps left: Lightning then skips the hook.
-        """
+        """Put the average in the place of the weights, once; a resumed run without steps left ends without its hook."""
         if self._settled or not self._average.steps:
             return
         kept = self._average.put_in(pl_module)

@@ -21,10 +21,7 @@ from etude.timeline import QUANTITIES, Event, Moment, PlateauWatch, RunSize, Tim
 
 
 def run_size(trainer: pl.Trainer, name: str, steps: int = 0) -> RunSize:
-    """Return the optimiser steps of the whole run and of an epoch; ``name`` is the callback that asks.
-
-    In manual optimisation a batch counts as a step, since only the module knows when it steps.
-    """
+    """Return the optimiser steps of the run and of an epoch; in manual optimisation a batch counts as a step."""
     epochs, of_epoch = trainer.max_epochs or -1, _steps_of_epoch(trainer, trainer.accumulate_grad_batches)
     limits = [trainer.max_steps] if trainer.max_steps > 0 else []
     if epochs > 0 and of_epoch < math.inf:
@@ -42,8 +39,7 @@ def run_size(trainer: pl.Trainer, name: str, steps: int = 0) -> RunSize:
 def position(trainer: pl.Trainer, batches: int, steps: int = 0) -> tuple[int, int]:
     """Return how many steps are done and how many there are, by the limit that the run is nearer to.
 
-    Where the epochs are limited, each is the same part of the run, however many batches and optimiser steps it has:
-    accumulation may change, loaders may be reloaded, and in manual optimisation a batch may be several steps or none.
+    Where the epochs are limited, each is the same part of the run, however many batches and optimiser steps it has.
     """
     limit, epochs, parts = steps or trainer.max_steps, trainer.max_epochs or -1, trainer.accumulate_grad_batches
     by_steps = (trainer.global_step, limit)
