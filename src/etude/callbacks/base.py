@@ -126,7 +126,7 @@ class EtudeCallback(pl.Callback):
             )
 
     def leave_out(self, trainer: pl.Trainer, *hooks: str) -> None:
-        """Spare Lightning's calls of hooks of a step, microseconds each; a callback that another one calls keeps them."""
+        """Spare Lightning's calls of hooks of a step; a callback that another one calls keeps them."""
         if any(self is one for one in callbacks_of(trainer)):
             for name in hooks:
                 if name not in vars(self):
