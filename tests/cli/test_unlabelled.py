@@ -83,7 +83,7 @@ def decide(monkeypatch: pytest.MonkeyPatch):
     def settle(*answers: bool) -> None:
         left = list(answers)
 
-        def compare(*_: object, keep_at: float, seed: int) -> Decision:
+        def compare(*_: object, keep_at: float, context: object) -> Decision:
             chance = 0.99 if left.pop(0) else 0.01
             return Decision(Gain(0.1, 0.0, 0.2, chance), (0.5, 0.7), (0.6, 0.6), 5, keep_at)
 
