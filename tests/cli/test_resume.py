@@ -199,7 +199,8 @@ def stopped(etude, images, tmp_path, stop_at, kept) -> tuple[str | Path, ...]:
     return (*run, "--resume")
 
 
-def test_another_command_is_refused(etude, stopped, tmp_path):
+def test_what_does_not_fit_is_refused_and_leaves_no_mark(etude, stopped, images, tmp_path):
+    """After all refusals the run goes on and ends."""
     before = record_of(tmp_path / "run")
     others = [
         (("--set", "train.epochs=5"), "train.epochs 4.0 (now 5.0)"),
@@ -213,7 +214,11 @@ def test_another_command_is_refused(etude, stopped, tmp_path):
         assert told in said, more
         assert "leave out --resume" in said, more
         assert record_of(tmp_path / "run") == before, more
+    check_changed_images_are_refused(etude, stopped, images)
+    check_another_process_at_work_is_refused(etude, stopped, tmp_path)
+    check_there_is_nothing_to_resume(etude, images, tmp_path)
     assert etude(*stopped).code == 0
+    assert "run is finished" in sentence_of(etude(*stopped))
 
 
 def test_a_run_of_a_version_that_knew_fewer_settings_is_refused(etude, stopped, tmp_path):
@@ -226,14 +231,13 @@ def test_a_run_of_a_version_that_knew_fewer_settings_is_refused(etude, stopped, 
     assert "earlier version" in sentence_of(ended)
 
 
-def test_changed_images_are_refused(etude, stopped, images, tmp_path):
+def check_changed_images_are_refused(etude, stopped, images):
     picture(0, 999, 24).save(images / "round" / "new.png")
     assert "have changed since run was begun" in sentence_of(etude(*stopped))
     (images / "round" / "new.png").unlink()
-    assert etude(*stopped).code == 0
 
 
-def test_a_run_that_another_process_works_on_is_refused(etude, stopped, tmp_path):
+def check_another_process_at_work_is_refused(etude, stopped, tmp_path):
     def work() -> None:
         with working_on(tmp_path / "run", lambda text: None):
             time.sleep(60)
@@ -248,7 +252,6 @@ def test_a_run_that_another_process_works_on_is_refused(etude, stopped, tmp_path
     assert record_of(tmp_path / "run") == before
     os.kill(other, signal.SIGKILL)
     code_of(other)
-    assert etude(*stopped).code == 0
 
 
 def test_a_number_that_now_belongs_to_another_program_is_no_obstacle(etude, stopped, tmp_path):
@@ -265,7 +268,7 @@ def test_a_dead_run_can_be_resumed_whoever_has_its_number_and_wherever_it_was(et
     assert etude(*stopped).code == 0
 
 
-def test_nothing_to_resume(etude, stopped, images, tmp_path):
+def check_there_is_nothing_to_resume(etude, images, tmp_path):
     (tmp_path / "empty").mkdir()
     for out in ("absent", "empty"):
         said = sentence_of(etude("fit", images, "--out", out, "--resume"))
@@ -273,8 +276,6 @@ def test_nothing_to_resume(etude, stopped, images, tmp_path):
     assert not (tmp_path / "absent").exists()
     assert list((tmp_path / "empty").iterdir()) == []
     assert "no unfinished run" in sentence_of(etude("fit", images, "--resume"))
-    assert etude(*stopped).code == 0
-    assert "run is finished" in sentence_of(etude(*stopped))
 
 
 @pytest.mark.slow

@@ -18,7 +18,8 @@ from etude.study.unlabelled import rounds
 from etude.study.unlabelled.guards import Decision
 from picture_folders import picture, write_classes, write_flat
 
-QUICK = ("--recipe", "quick", "--set", "unlabeled.method=rounds")
+PLAIN = ("--recipe", "quick", "--set", "model.feature_size=32")
+QUICK = (*PLAIN, "--set", "unlabeled.method=rounds")
 SMALL = (
     'stages=["finetune"]',
     "train.epochs=2",
@@ -107,7 +108,7 @@ def test_rounds_on_a_head(etude, images, tmp_path, decide, left_alone):
     assert "round 2 thrown away: log loss 0.7000 → 0.6000" in told
     assert "30 of 30 images, mean weight" in told
     assert len(Predictions.load(tmp_path / "run" / "test.npz")) == 6
-    assert left_alone("plain", "plain", *images[:2], *images[4:], "--recipe", "quick").code == 0
+    assert left_alone("plain", "plain", *images[:2], *images[4:], *PLAIN).code == 0
     before, after = (Predictions.load(tmp_path / name / "valid.npz") for name in ("plain", "run"))
     assert before.ids == after.ids
     assert not np.array_equal(before.logits, after.logits)
@@ -116,7 +117,7 @@ def test_rounds_on_a_head(etude, images, tmp_path, decide, left_alone):
 def test_a_run_whose_only_round_is_thrown_away_is_the_run_without(etude, images, tmp_path, decide, left_alone):
     decide(False)
     assert etude(*images, *QUICK, "--out", "run").code == 0
-    assert left_alone("plain", "plain", *images[:2], *images[4:], "--recipe", "quick").code == 0
+    assert left_alone("plain", "plain", *images[:2], *images[4:], *PLAIN).code == 0
     for name in ("model.safetensors", "valid.npz", "test.npz", "submission.csv"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes(), name
 
