@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import inspect
 import os
+import signal
 import sys
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
@@ -25,6 +26,10 @@ from etude.cli.main import main
 settings.register_profile("etude", deadline=None, max_examples=int(os.environ.get("ETUDE_EXAMPLES", "25")))
 settings.register_profile("slow", deadline=None, max_examples=200)
 settings.load_profile("etude")
+
+# A shell without job control lets its background jobs ignore Ctrl-C, and processes of tests would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass(frozen=True, slots=True)
