@@ -130,7 +130,6 @@ def waits(folder: Path, repeats: int) -> None:
     print("\nTraining on real batches against one batch in memory (batches of 32)")
     print("| network | px | waiting | steps a second, real | in memory | ratio | lowest – highest |")
     print("|---|---|---|---|---|---|---|")
-    keep_large_blocks()
     jpegs = draw_images(folder / "waits", 400, 320, 240)
     cases = [("tiny", "none", 28, 60), ("tf_efficientnet_lite0", "bundled", 128, 6)]
     cases += [("tf_efficientnet_lite0", "bundled", 224, 3)]
@@ -277,6 +276,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    keep_large_blocks()  # as every run of etude does
     if given.peak:
         print(peak_anonymous(int(given.peak[0]), Path(given.peak[1])))
         return
