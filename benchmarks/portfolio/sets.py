@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import etude.compat  # noqa: F401  (before timm)
@@ -121,19 +122,20 @@ def pictures(folders: dict[str, Path], package: str) -> DataSet:
     for label, folder in folders.items():
         require(folder, package)
         files = [file for file in sorted(folder.rglob("*.png")) if not file.is_symlink()]
-        kept = [files[row] for row in rng_for(0, label).permutation(len(files))[:MOST] if readable(files[row])]
+        drawn = [files[row] for row in rng_for(0, label).permutation(len(files))[:MOST]]
+        kept = [file for file in drawn if small(str(file)) is not None]
         paths += sorted(map(str, kept))
         labels += [label] * len(kept)
     return DataSet(paths, np.array(labels), near_identical(paths, 0.6), np.full(len(paths), ""))
 
 
-def readable(file: Path) -> bool:
-    """Whether etude can decode the file; a few of the clip art are too large."""
+@cache
+def small(path: str) -> NDArray[np.uint8] | None:
+    """Return a file's grey image at 64 px, None where etude cannot decode it; a few of the clip art are too large."""
     try:
-        decode(file.read_bytes(), _SIDE, "letterbox", 3)
+        return decode(Path(path).read_bytes(), _SIDE, "letterbox", 1)
     except UnreadableImage:
-        return False
-    return True
+        return None
 
 
 def near_identical(paths: list[str], least: float) -> NDArray[np.int64]:
@@ -144,7 +146,9 @@ def near_identical(paths: list[str], least: float) -> NDArray[np.int64]:
     """
     drawings = []
     for path in paths:
-        image = decode(Path(path).read_bytes(), _SIDE, "letterbox", 1).astype(np.float32).reshape(_SIDE, _SIDE)
+        pixels = small(path)
+        assert pixels is not None, f"{path} cannot be decoded"
+        image = pixels.astype(np.float32).reshape(_SIDE, _SIDE)
         drawings.append((image - cv2.GaussianBlur(image, (0, 0), _LIGHT)).ravel())
     rows = np.stack(drawings)
     usual = PCA(min(_USUAL, len(rows) // 4), random_state=0).fit(rows)
