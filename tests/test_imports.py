@@ -181,6 +181,19 @@ def test_files_and_functions_stay_short(path: Path):
     assert {node.name: lines for node in functions if (lines := body_lines(node)) > LONGEST_FUNCTION} == {}
 
 
+@pytest.mark.each("path", FILES, ids=lambda path: str(path.relative_to(SRC)))
+def test_no_statement_stands_where_nothing_comes(path: Path):
+    """Such as the rest of an old body that a merge left behind a ``return``."""
+    blocks = [
+        block
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for name in ("body", "orelse", "finalbody")
+        if isinstance(block := getattr(node, name, None), list)
+    ]
+    ends = (ast.Return, ast.Raise, ast.Continue, ast.Break)
+    assert [one.lineno for block in blocks for one in block[:-1] if isinstance(one, ends)] == []
+
+
 def test_rooms_keep_their_line_budgets():
     allowed = budgets("lines")
     assert {room: count for room, count in room_lines().items() if count > allowed.get(room, 0)} == {}, (

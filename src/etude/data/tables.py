@@ -222,14 +222,6 @@ def _best_folders(table: Path, names: list[str], image_root: Path | None) -> tup
         found |= {folder: counted_in(folder) for folder in others}
     most = max(found.values())
     return [folder for folder, count in found.items() if count == most and (most or folder is own)], most
-    for entry in visible_entries(table.parent):
-        folder = ImageFolder(Path(entry.path))
-        count = sum(map(bool, map(folder.find, names))) if is_folder(entry) else 0
-        if count > most:
-            best, most = [folder], count
-        elif count and count == most:
-            best.append(folder)
-    return best, most
 
 
 def _sampled(cells: Sequence[str]) -> list[str]:
