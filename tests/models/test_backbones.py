@@ -40,7 +40,8 @@ def test_a_name_like_no_other_is_refused_all_the_same():
 
 def test_bundled_weights_are_of_one_backbone():
     assert refusal(SMALL, "bundled") == (
-        "bundled weights exist for tf_efficientnet_lite0 only, not for 'test_resnet'; give hub, none or a path"
+        "bundled weights exist for tf_efficientnet_lite0 and vit_small_patch14_dinov2 only, not for 'test_resnet'; "
+        "give hub, none or a path"
     )
 
 
@@ -56,7 +57,7 @@ def test_the_hub_without_network_ends_in_one_sentence(weights: str):
 def test_the_default_needs_no_network():
     built = build_backbone("tf_efficientnet_lite0", "auto")
     assert built.pretrained
-    assert built.weights == "ImageNet, from the pip package"
+    assert built.weights == "from a pip package"
     assert (built.num_features, built.in_channels) == (1280, 3)
     assert built.mean == built.std == (0.5, 0.5, 0.5)
 

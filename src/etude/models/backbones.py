@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import etude.compat  # noqa: F401  (before timm)
 
@@ -14,6 +16,7 @@ from torch import nn
 
 from etude.core.errors import EtudeError, nearest
 from etude.core.files import reading
+from etude.models.dinov2 import DINOV2, dinov2_is_installed, packaged_dinov2
 
 BUNDLED_BACKBONE = "tf_efficientnet_lite0"
 _STAGE_LENGTHS = (1, 2, 2, 3, 3, 4, 1)  # blocks in each stage of EfficientNet-Lite0
@@ -94,9 +97,16 @@ class TinyNet(nn.Module):
         return torch.amax(cast(torch.Tensor, self.blocks(image)), dim=(2, 3))
 
 
+class Sides(NamedTuple):
+    """Image sides in pixels that a network takes: multiples of one number, or ``only`` one side."""
+
+    multiple: int = 1
+    only: int | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Backbone:
-    """A network without its classifier, and what it expects: ``fixed_size`` is the one image side it takes, if any."""
+    """A network without its classifier, and what it expects."""
 
     module: nn.Module
     num_features: int
@@ -105,20 +115,31 @@ class Backbone:
     std: tuple[float, ...]
     weights: str
     pretrained: bool
-    fixed_size: int | None = None
+    sides: Sides = Sides()
 
     def probe(self) -> torch.Tensor:
         """Return a small black image that the network takes, to look at its shapes."""
-        side = self.fixed_size or 64
+        side = self.sides.only or -(-64 // self.sides.multiple) * self.sides.multiple
         return torch.zeros(1, self.in_channels, side, side)
 
 
-def required_size(name: str) -> int | None:
-    """Return the image side that backbone ``name`` needs, or None when it takes any or is not known."""
-    from timm.models import get_pretrained_cfg, is_model
+@cache
+def sides_of(name: str) -> Sides:
+    """Return the image sides that backbone ``name`` takes: a vision transformer takes multiples of its patch.
 
-    config = get_pretrained_cfg(name) if is_model(name) else None
-    return config.input_size[-1] if config is not None and config.fixed_input_size else None
+    >>> sides_of("resnet18"), sides_of("vit_small_patch14_dinov2").multiple
+    (Sides(multiple=1, only=None), 14)
+    """
+    import timm
+
+    config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    if config is None or not config.fixed_input_size:
+        return Sides()
+    with suppress(TypeError), torch.device("meta"):  # shapes alone; some networks have no such argument
+        network: Any = timm.create_model(name, num_classes=0, dynamic_img_size=True)
+        if getattr(network, "dynamic_img_size", False) and hasattr(network, "pos_embed"):  # not by windows
+            return Sides(max(network.patch_embed.patch_size))
+    return Sides(only=config.input_size[-1])
 
 
 def build_backbone(name: str, weights: str, channels: int = 3, drop_path: float = 0.0) -> Backbone:
@@ -139,15 +160,17 @@ def build_backbone(name: str, weights: str, channels: int = 3, drop_path: float 
 
     if not timm.is_model(name):
         raise EtudeError(f"there is no backbone {name!r} in timm.{nearest(name, [*timm.list_models(), 'tiny'])}")
+    packaged = {BUNDLED_BACKBONE: bundled_lite0, DINOV2: packaged_dinov2}.get(name.partition(".")[0])
     if weights == "auto":
-        weights = "bundled" if name == BUNDLED_BACKBONE else "hub"
-    if weights == "bundled" and name != BUNDLED_BACKBONE:
+        weights = "bundled" if packaged is not None and (name == BUNDLED_BACKBONE or dinov2_is_installed()) else "hub"
+    if weights == "bundled" and packaged is None:
         raise EtudeError(
-            f"bundled weights exist for {BUNDLED_BACKBONE} only, not for {name!r}; give hub, none or a path"
+            f"bundled weights exist for {BUNDLED_BACKBONE} and {DINOV2} only, not for {name!r}; give hub, none or a "
+            "path"
         )
     module = _timm_model(name, drop_path, from_hub=weights == "hub")
-    if weights == "bundled":
-        _fill(module, bundled_lite0(), "the bundled weights")
+    if weights == "bundled" and packaged is not None:
+        _fill(module, packaged(), "the bundled weights")
     elif weights not in ("hub", "none"):
         _fill(module, read_safetensors(Path(weights)), weights)
     config = cast(dict[str, Any], module.pretrained_cfg)
@@ -157,11 +180,9 @@ def build_backbone(name: str, weights: str, channels: int = 3, drop_path: float 
         in_channels=3,
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
-        weights={"bundled": "ImageNet, from the pip package", "hub": "timm's hub", "none": "random"}.get(
-            weights, weights
-        ),
+        weights={"bundled": "from a pip package", "hub": "timm's hub", "none": "random"}.get(weights, weights),
         pretrained=weights != "none",
-        fixed_size=required_size(name),
+        sides=sides_of(name),
     )
 
 
@@ -180,8 +201,9 @@ def _timm_model(name: str, drop_path: float, from_hub: bool) -> nn.Module:
     import timm
 
     depth: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
+    sides: dict[str, Any] = {"dynamic_img_size": True} if sides_of(name).multiple > 1 else {}
     try:
-        return timm.create_model(name, pretrained=from_hub, num_classes=0, **depth)
+        return timm.create_model(name, pretrained=from_hub, num_classes=0, **depth, **sides)
     except TypeError as error:
         if depth:
             raise EtudeError(f"backbone {name!r} has no stochastic depth: leave drop_path at 0") from error

@@ -53,7 +53,8 @@ class ImageFacts:
     median_side: int  # median of the shorter sides, in pixels
     channels: int  # 1 when every image is grey, otherwise 3
     count: int = 0  # training images
-    required_size: int | None = None  # the one image side in pixels that the network takes; None when it takes any
+    multiple: int = 1  # of which image sides must be whole multiples, such as the patch of a transformer, in pixels
+    required_size: int | None = None  # the one image side in pixels that the network takes; None: others too
 
 
 def resolve(recipe: Recipe, facts: ImageFacts, warn: Callable[[str], object] = lambda text: None) -> Recipe:
@@ -79,6 +80,8 @@ def resolve(recipe: Recipe, facts: ImageFacts, warn: Callable[[str], object] = l
         side = facts.required_size
         _refuse_other_sizes(recipe, given, side)
         recipe = changed(recipe, {"model.feature_size": side, "timeline.size_multiple": side, **_sizes(side, side)})
+    if facts.multiple > 1:
+        recipe = _in_multiples(recipe, facts.multiple)
     if facts.count > MANY_IMAGES:
         recipe = changed(recipe, {"model.levels": 0}, unset_only=True)
     if recipe.augment.policy == "auto" and tiny and facts.channels == 1:
@@ -149,3 +152,21 @@ def _refuse_other_sizes(recipe: Recipe, given: set[str], side: int) -> None:
                 f"{name} asks for images of {size} px, and backbone {recipe.model.backbone!r} takes {side} px alone: "
                 f"leave it out, or give {side}"
             )
+
+
+def _in_multiples(recipe: Recipe, multiple: int) -> Recipe:
+    """Give the network sides that are whole multiples; those set by hand must be."""
+    sides = {"model.feature_size": recipe.model.feature_size, "timeline.size_multiple": recipe.timeline.size_multiple}
+    for name, side in sides.items():
+        section, leaf = name.split(".")
+        if side % multiple and leaf in getattr(recipe, section).model_fields_set:
+            raise EtudeError(
+                f"{name}={side} is no multiple of {multiple} px, the patch of backbone {recipe.model.backbone!r}: give "
+                f"{rounded(side, multiple)}, or leave it out"
+            )
+    size, step = sides.values()
+    fitting = {
+        "model.feature_size": rounded(size, multiple),
+        "timeline.size_multiple": multiple if step % multiple else step,
+    }
+    return changed(recipe, fitting)

@@ -12,7 +12,7 @@ from etude.core.text import counted
 from etude.data.dataset import Dataset
 from etude.health.summary import MOST, examine_health
 from etude.journal.screen import Screen
-from etude.models.backbones import required_size
+from etude.models.backbones import sides_of
 from etude.models.device import best_device, choose_precision
 from etude.recipe import ImageFacts, load_recipe, resolve
 from etude.study.run.frozen import build_frozen, compute_features
@@ -30,8 +30,7 @@ def examine_data(request: Request, screen: Screen) -> dict[str, Any]:
     sources = read_sources(request, recipe, context)
     scans = scan_sources(sources, screen)
     side, channels = scans["labelled"].median_short_side, scans["labelled"].channels
-    needed = required_size(recipe.model.backbone)
-    recipe = resolve(recipe, ImageFacts(side, channels, count=sources.train_count, required_size=needed))
+    recipe = resolve(recipe, ImageFacts(side, channels, sources.train_count, *sides_of(recipe.model.backbone)))
     precision = choose_precision(recipe.train.precision, best_device())
 
     def features(images: Dataset | None) -> np.ndarray | None:

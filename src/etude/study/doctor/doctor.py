@@ -26,7 +26,7 @@ from etude.data.scan import scan_images
 from etude.data.sources import ImageSet
 from etude.data.value_range import ValueRange
 from etude.journal.screen import Screen
-from etude.models.backbones import Backbone, required_size
+from etude.models.backbones import Backbone, sides_of
 from etude.models.device import best_device, choose_precision, keep_large_blocks
 from etude.models.modes import AskedMode, Mode, candidate_modes, likely_mode
 from etude.recipe import ImageFacts, Recipe, load_recipe, resolve
@@ -131,9 +131,9 @@ class Report:
 def choose_subject(asked: Options, screen: Screen) -> Subject:
     """Read what is to be examined: of the images of a :class:`Request` a sample, without one no images."""
     recipe = load_recipe(asked.recipe, asked.settings)
-    needed = required_size(recipe.model.backbone)
+    sides = sides_of(recipe.model.backbone)
     if not isinstance(asked, Request):
-        facts = ImageFacts(_CAMERA_SIDE, 3, count=1_000, required_size=needed)
+        facts = ImageFacts(_CAMERA_SIDE, 3, 1_000, *sides)
         return Subject(resolve(recipe, facts, screen.warn), facts)
     asked.check()
     images = read_sources(asked, recipe, Context(screen, screen.warn, asked.cache, asked.seed)).labelled
@@ -144,7 +144,7 @@ def choose_subject(asked: Options, screen: Screen) -> Subject:
         screen.warn(
             f"{len(scanned.bad):,} of {len(spread):,} sampled files cannot be read; etude fit lists all of them"
         )
-    facts = ImageFacts(scanned.median_short_side, scanned.channels, count=len(images), required_size=needed)
+    facts = ImageFacts(scanned.median_short_side, scanned.channels, len(images), *sides)
     images = replace(images, described="; ".join(described))
     return Subject(resolve(recipe, facts, screen.warn), facts, images, scanned.value_range)
 
