@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import threading
 import weakref
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from etude.core.context import Context
+from etude.inference import predict as prediction
 from etude.inference.predict import predict
 from etude.inference.views import IDENTITY, input_size, many_views, views_of
 from etude.models.backbones import TinyNet
@@ -179,3 +182,55 @@ def test_known_features_spare_the_plain_view_alone(model: Classifier):
     )
     np.testing.assert_array_equal(turned.logits, fresh.logits[1:])
     assert views[0] == IDENTITY
+
+
+def with_another_head(model: Classifier) -> Classifier:
+    model.set_head(np.full((3, 16), 0.5, np.float32), np.arange(3, dtype=np.float32))
+    return model
+
+
+def forbidden(rows: np.ndarray, size: int) -> np.ndarray:
+    raise AssertionError("no image is needed")
+
+
+def test_a_frozen_network_sees_each_view_once(model: Classifier, tmp_path: Path):
+    options = {"context": Context(cache=tmp_path), "tta": 4, "store": "images"}
+    first = predict(model, card(), gather, ROWS, IDS, **options)
+    np.testing.assert_array_equal(first.logits, predict(model, card(), gather, ROWS, IDS, tta=4).logits)
+    again = predict(model, card(), forbidden, ROWS, IDS, **options)
+    np.testing.assert_array_equal(again.logits, first.logits)
+    np.testing.assert_array_equal(again.features, first.features)
+    other = predict(with_another_head(model), card(), forbidden, ROWS, IDS, **options)
+    np.testing.assert_array_equal(other.logits, predict(model, card(), gather, ROWS, IDS, tta=4).logits)
+    fewer = predict(model, card(), forbidden, ROWS, IDS, **{**options, "tta": 2})
+    np.testing.assert_array_equal(fewer.logits, other.logits[:2])
+
+
+@pytest.mark.parametrize("change", ["store", "rows", "policy", "weights", "levels"])
+def test_features_of_something_else_are_not_taken(model: Classifier, tmp_path: Path, change: str):
+    options = {"context": Context(cache=tmp_path), "tta": 2}
+    predict(model, card(), gather, ROWS, IDS, store="images", **options)
+    if change == "weights":
+        with torch.no_grad():
+            next(model.backbone.parameters()).mul_(2)
+    rows = ROWS[::-1].copy() if change == "rows" else ROWS
+    described = card("symmetric") if change == "policy" else replace(card(), levels=1) if change == "levels" else card()
+    found = predict(model, described, gather, rows, IDS, store="others" if change == "store" else "images", **options)
+    np.testing.assert_array_equal(found.logits, predict(model, described, gather, rows, IDS, tta=2).logits)
+    assert len(list((tmp_path / "features").iterdir())) == 4
+
+
+def test_a_damaged_file_of_features_is_made_anew(model: Classifier, tmp_path: Path):
+    options = {"context": Context(cache=tmp_path), "tta": 2, "store": "images"}
+    first = predict(model, card(), gather, ROWS, IDS, **options)
+    for path in (tmp_path / "features").iterdir():
+        path.write_bytes(b"nothing")
+    again = predict(model, card(), gather, ROWS, IDS, **options)
+    np.testing.assert_array_equal(again.logits, first.logits)
+    np.testing.assert_array_equal(predict(model, card(), forbidden, ROWS, IDS, **options).logits, first.logits)
+
+
+def test_features_beyond_the_limit_are_not_kept(model: Classifier, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(prediction, "_MOST_KEPT", 2 * 2 * 5 * 16 - 1)
+    predict(model, card(), gather, ROWS, IDS, context=Context(cache=tmp_path), tta=2, store="images")
+    assert not (tmp_path / "features").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from etude.inference import predict as prediction
+from etude.refine.propagation import Propagation
 from etude.study.run import network as candidates
 from etude.study.unlabelled import rounds
 from etude.study.unlabelled.guards import EvaluatedModel
@@ -147,6 +150,7 @@ def test_the_mix_of_a_head_is_a_limit_on_the_weights(etude, images, monkeypatch)
 
     monkeypatch.setattr(rounds, "fit_head", kept)
     head = ("--recipe", "quick", "--set", "unlabeled.method=rounds", "--set", "unlabeled.rounds=1")
+    head = (*head, "--set", "unlabeled.neighbours=0")
     for share in (0.7, 0.05):
         assert etude(*images, *head, "--set", f"unlabeled.labeled_share={share}", "--out", f"run-{share}").code == 0
         labels, weights = fitted[-1]
@@ -154,3 +158,81 @@ def test_the_mix_of_a_head_is_a_limit_on_the_weights(etude, images, monkeypatch)
         assert weights[:19].tolist() == [1.0] * 19
         pseudo = weights[19:].sum()
         assert 0 < pseudo <= min(20, 19 * (1 - share) / share) + 1e-6
+
+
+def test_rounds_on_a_head_propagate_labels_and_compute_no_features_twice(etude, images, tmp_path, monkeypatch):
+    seen: list[tuple[str, ...]] = []
+    in_rounds: list[tuple[str, ...]] = []
+    features, run = prediction._features, rounds.Rounds.run
+
+    def counted(model: Any, card: Any, gather: Any, rows: np.ndarray, views: Any) -> Any:
+        seen.extend((str(gather.__self__.folder), rows.tobytes().hex(), view.name) for view in views)
+        return features(model, card, gather, rows, views)
+
+    def all_rounds(self: rounds.Rounds, kept: Any) -> Any:
+        seen.clear()
+        ended = run(self, kept)
+        in_rounds.extend(seen)
+        return ended
+
+    def helpful(self: Propagation, classifier: Any) -> None:
+        self.strength_, self.gain_ = 1.0, 0.1
+
+    monkeypatch.setattr(Propagation, "_choose", helpful)
+    monkeypatch.setattr(prediction, "_features", counted)
+    monkeypatch.setattr(rounds.Rounds, "run", all_rounds)
+    head = ("--recipe", "quick", "--set", "unlabeled.method=rounds", "--set", "model.feature_size=64")
+    views = ("--set", "augment.policy=photos", "--set", "predict.tta_if=always", "--set", "predict.tta=3")
+    assert etude(*images, *head, *views, "--out", "run").code == 0
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert len(record["rounds"]) >= 1
+    assert {name for _, _, name in in_rounds} >= {"flip"}
+    assert len(in_rounds) == len(set(in_rounds))
+    stages = {stage["name"]: stage for stage in record["stages"]}
+    assert stages["neighbours of round 1"]["notes"]["strength"] == 1.0
+    assert etude(*images, *head, "--set", "unlabeled.neighbours=0", "--out", "none").code == 0
+    record = json.loads((tmp_path / "none" / "run.json").read_text())
+    assert not [stage for stage in record["stages"] if "neighbours" in stage["name"]]
+
+
+def test_neighbours_that_do_not_help_end_the_rounds(etude, images, tmp_path, monkeypatch):
+    def useless(self: Propagation, classifier: Any) -> None:
+        self.strength_, self.gain_ = 0.0, 0.0
+
+    monkeypatch.setattr(Propagation, "_choose", useless)
+    head = ("--recipe", "quick", "--set", "unlabeled.method=rounds", "--set", "model.feature_size=64")
+    ended = etude(*images, *head, "--out", "run")
+    assert ended.code == 0, ended.err
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert not record.get("rounds")
+    assert record["result"]["kept"] == ["head"]
+    assert "do not help to predict labelled ones" in " ".join((ended.out + ended.err).split())
+
+
+def test_what_is_propagated_becomes_the_pseudo_labels(etude, images, monkeypatch):
+    fitted: list[np.ndarray] = []
+    own = rounds.fit_head
+
+    def kept(features: np.ndarray, labels: np.ndarray, *rest: Any, **options: Any) -> Any:
+        fitted.append(labels)
+        return own(features, labels, *rest, **options)
+
+    def fit(self: Propagation, features: Any, labels: np.ndarray, classifier: Any) -> Propagation:
+        self.strength_ = self.gain_ = 1.0
+        assert (labels[:19] >= 0).all()
+        assert (labels[19:] == -1).all()
+        assert classifier(np.arange(12)).shape == (len(labels), 2)
+        return self
+
+    def probabilities(self: Propagation, logits: np.ndarray) -> np.ndarray:
+        return np.tile([0.0, 1.0], (len(logits), 1))
+
+    monkeypatch.setattr(rounds, "fit_head", kept)
+    monkeypatch.setattr(Propagation, "fit", fit)
+    monkeypatch.setattr(Propagation, "probabilities", probabilities)
+    head = ("--recipe", "quick", "--set", "unlabeled.method=rounds", "--set", "unlabeled.prior=none")
+    assert (
+        etude(*images, *head, "--set", "unlabeled.rounds=1", "--set", "model.feature_size=64", "--out", "run").code == 0
+    )
+    assert len(fitted[-1]) > 19
+    assert (fitted[-1][19:] == 1).all()

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from pathlib import Path
 from threading import Lock
 
 import numpy as np
 
+from etude.core.arrays import save_arrays
 from etude.core.context import Context
+from etude.core.files import digest_of
 from etude.core.predictions import Predictions
 from etude.core.prefetch import prefetch
 from etude.core.processor import usable_cores
 from etude.inference.views import IDENTITY, ViewLike, input_size, many_views
 from etude.models.classifier import Classifier, ModelCard
 from etude.models.device import best_device
-from etude.models.features import Gather, outputs_of
+from etude.models.features import Gather, kept_features, outputs_of, weights_digest
 
 _BATCH = 32
 _MOST_THREADS = 8  # that make views
+_MOST_KEPT = 2**29  # bytes of features of all views together, beyond which none are kept
 
 
 def predict(
@@ -33,32 +37,62 @@ def predict(
     views: Sequence[ViewLike] | None = None,
     labels: np.ndarray | None = None,
     known_features: np.ndarray | None = None,
+    store: str | None = None,
     name: str = "predict",
 ) -> Predictions:
     """Return logits (V, N, C) over V views, and the plain view's features.
 
     A batch is read from the store once, and threads make every view of it from that while the network works. The head
     works on the float16 features in both cases, so predictions from cached features and from images agree.
+
+    ``known_features`` (N, D) are those of the plain view. ``store`` names the store of images that a *frozen* backbone
+    sees again and again, under other heads: features of each of their views are kept in the cache and read from there.
     """
     model.eval().to(best_device())
     weight = model.head.weight.detach().float().cpu().numpy()
     bias = model.head.bias.detach().float().cpu().numpy()
     chosen = tuple(many_views(card.policy, tta) if views is None else views)
     logits = np.empty((len(chosen), len(rows), len(bias)), np.float32)
-    plain = known_features if chosen[0] == IDENTITY else None
-    if plain is not None:
+    kept_at = {} if store is None else _paths(model, card, rows, chosen, store, context)
+    known = {
+        number: values for number, path in kept_at.items() if (values := kept_features(path, len(rows))) is not None
+    }
+    if known_features is not None and chosen[0] == IDENTITY:
+        known[0] = known_features
+    for number, values in known.items():
         for start in range(0, len(rows), _BATCH):  # as many rows at once as below, so that the sums round the same
-            logits[0, start : start + _BATCH] = plain[start : start + _BATCH].astype(np.float32) @ weight.T + bias
-    skipped = 0 if plain is None else 1
+            logits[number, start : start + _BATCH] = values[start : start + _BATCH].astype(np.float32) @ weight.T + bias
+    missing = [number for number in range(len(chosen)) if number not in known]
+    found: dict[int, np.ndarray] = {}
     bar_name = name if len(chosen) == 1 else f"{name} ({len(chosen)} views)"
-    with context.bar(bar_name, len(rows) * (len(chosen) - skipped)) as advance:
-        for start, view, features in _features(model, card, gather, rows, chosen[skipped:]):
-            logits[view + skipped, start : start + len(features)] = features.astype(np.float32) @ weight.T + bias
-            if view + skipped == 0:
-                plain = np.empty((len(rows), features.shape[1]), np.float16) if plain is None else plain
-                plain[start : start + len(features)] = features
+    with context.bar(bar_name, len(rows) * len(missing)) as advance:
+        for start, place, features in _features(model, card, gather, rows, [chosen[number] for number in missing]):
+            number = missing[place]
+            logits[number, start : start + len(features)] = features.astype(np.float32) @ weight.T + bias
+            if number == 0 or number in kept_at:
+                held = found.setdefault(number, np.empty((len(rows), features.shape[1]), np.float16))
+                held[start : start + len(features)] = features
             advance(len(features))
+    for number in found.keys() & kept_at.keys():
+        save_arrays(kept_at[number], {"features": found[number]})
+    plain = known.get(0, found.get(0))
     return Predictions(ids=tuple(ids), classes=card.classes, logits=logits, features=plain, labels=labels)
+
+
+def _paths(
+    model: Classifier, card: ModelCard, rows: np.ndarray, views: Sequence[ViewLike], store: str, context: Context
+) -> dict[int, Path]:
+    """Return where the features of each view are kept, by its number; none where they would be too many."""
+    if 2 * len(views) * len(rows) * model.head.in_features > _MOST_KEPT:
+        return {}
+    key = digest_of(
+        f"seen-1 {card.backbone} {card.levels} {card.policy} {card.precision}", store,
+        weights_digest(model.backbone), repr(card.preprocessing), np.asarray(rows, np.int64).tobytes(),
+    )  # fmt: skip
+    return {
+        number: context.cached("features", f"{key}-{view.name.replace(' ', '-')}.npz")
+        for number, view in enumerate(views)
+    }
 
 
 def _features(

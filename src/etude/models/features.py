@@ -149,13 +149,20 @@ def _joined(outputs: Generator[np.ndarray], count: int, context: Context, name: 
     return np.empty((0, 0), np.float16) if found is None else found
 
 
-def cached(path: Path, compute: Callable[[], np.ndarray], rows: int) -> tuple[np.ndarray, bool]:
-    """Return features from ``path`` if it holds ``rows`` rows, and whether it did; otherwise compute and keep them."""
+def kept_features(path: Path, rows: int) -> np.ndarray | None:
+    """Return features (``rows``, D) from ``path``; None if it does not hold as many."""
     if path.is_file():
         with suppress(EtudeError):  # a damaged cache entry costs a recomputation, never an error
             features = load_arrays(path, "features", ["features"])["features"]
             if features.ndim == 2 and len(features) == rows:
-                return features, True
+                return features
+    return None
+
+
+def cached(path: Path, compute: Callable[[], np.ndarray], rows: int) -> tuple[np.ndarray, bool]:
+    """Return features from ``path`` if it holds ``rows`` rows, and whether it did; otherwise compute and keep them."""
+    if (kept := kept_features(path, rows)) is not None:
+        return kept, True
     features = compute()
     save_arrays(path, {"features": features})
     return features, False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,14 +55,30 @@ class Pool:
             start += len(part.rows)
 
     def predictions(
-        self, candidate: Candidate, chosen: np.ndarray, tta: int, context: Context, features: np.ndarray | None
+        self,
+        candidate: Candidate,
+        chosen: np.ndarray,
+        tta: int,
+        context: Context,
+        features: Mapping[str, np.ndarray] | None,
     ) -> Predictions:
-        """Return a model's predictions, without features, of the images at ``chosen``; ``features`` are (pool, D)."""
+        """Return a model's predictions, without features, of the images at ``chosen``.
+
+        ``features``, by the name of each part (N, D) of every row of its store, where the network is frozen. All rows
+        are then predicted, as the end of a run predicts them, so that features of their views are computed once.
+        """
         logits: list[np.ndarray] = []
-        for part, rows, positions in self.of_parts(chosen):
-            known, name = None if features is None else features[chosen[positions]], f"pseudo-labels ({part.name})"
-            found = candidate.predict(part.data, rows, context, tta=tta, known_features=known, name=name)
-            logits.append(found.logits)
+        for part, rows, _ in self.of_parts(chosen):
+            name = f"pseudo-labels ({part.name})"
+            if features is None:
+                logits.append(candidate.predict(part.data, rows, context, tta=tta, name=name).logits)
+            else:
+                known, store = features[part.name], part.data.build.store.folder.name
+                found = candidate.predict(
+                    part.data, np.arange(len(part.data)), context,
+                    tta=tta, known_features=known, store=store, name=name,
+                )  # fmt: skip
+                logits.append(found.logits[:, rows])
         ids = self.ids
         return Predictions(
             tuple(ids[position] for position in chosen), candidate.card.classes, np.concatenate(logits, axis=1)

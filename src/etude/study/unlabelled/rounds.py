@@ -5,7 +5,7 @@ A student takes its teacher's place only if it is better on validation images; a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,14 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from etude.core.context import Context
+from etude.core.predictions import Predictions
 from etude.data.order import FixedMix
 from etude.data.split import Fold
 from etude.inference.views import many_views
 from etude.journal.figures import save_figure
 from etude.journal.figures.timeline import timeline_figure
 from etude.journal.record import Stage
-from etude.models.head import fit_head
+from etude.models.head import LinearHead, fit_head
 from etude.recipe.resolve import labelled_share, mixed_recipe, share_caution
+from etude.refine.propagation import Propagation
 from etude.refine.pseudo_labels import Drift, PseudoLabelRule, Selected, drift
 from etude.refine.views import gain_by_views
 from etude.study.run.frozen import FrozenFeatures, compute_features
@@ -53,7 +55,8 @@ class Rounds:
     policy: str  # of augmentation, by name
     folder: Path  # of the fold; each round has a folder in it
     suffix: str = ""  # names the fold, where there are several
-    features: np.ndarray | None = field(init=False, default=None)  # of the pool, where the head alone is trained
+    features: dict[str, np.ndarray] | None = field(init=False, default=None)  # where the head alone is trained
+    propagation: Propagation | None = field(init=False, default=None)
     tta: int | None = field(init=False, default=None)  # views of a prediction, settled by the first teacher
     chosen: NDArray[np.int64] = field(init=False)
     seeded: Context = field(init=False)  # the session's, with the fold's seed
@@ -64,8 +67,8 @@ class Rounds:
         with self.session.stage(f"unlabelled images{self.suffix}"):
             known = None
             if prepared.recipe.stages == ("head",) and prepared.features is not None:
-                self.features = self._pool_features(prepared.features)
-                known = self.features, prepared.features.values
+                self.features = self._features_of_parts(prepared.features)
+                known = self._pool_features(self.features), prepared.features.values
             self.chosen = apart_from_validation(self.pool, prepared.data, self.fold.valid, known)
         left = len(self.pool) - len(self.chosen)
         if left:
@@ -87,16 +90,13 @@ class Rounds:
         (session.warn if shift.is_there else session.screen.say)(shift.described(kept.card.classes))
         prior, online = shift.prior(settings.prior), settings.method == "online"
         for name in ["online"] if online else [f"round {number + 1}" for number in range(settings.rounds)]:
-            selected = None if online else self._selected(before, prior)
-            if selected is not None and not (selected.weights > 0).any():
-                session.warn(
-                    f"{name}{self.suffix}: no pseudo-label reaches unlabeled.threshold, so the rounds end here"
-                )
+            selected = None if online else self._selected(name, kept, before.pool, prior)
+            if selected is None and not online:
                 break
             try:
                 with session.stage(f"{name}{self.suffix}") as stage:
                     if selected is not None and self.features is not None:
-                        student = self._head(name, kept, selected, self.features)
+                        student = self._head(name, kept, selected, self._pool_features(self.features))
                     else:
                         student = self._network(name, kept, selected, prior, stage)
                     after = self._evaluated(student)
@@ -112,13 +112,65 @@ class Rounds:
             kept, before = student, after
         return kept
 
-    def _selected(self, teacher: EvaluatedModel, prior: np.ndarray | None) -> Selected:
-        settings = self.prepared.recipe.unlabeled
-        quotas = None if settings.quota is None else [settings.quota] * len(teacher.pool.classes)
-        return PseudoLabelRule(
-            kind=settings.kind, temperature=settings.temperature, threshold=settings.threshold,
+    def _propagated(self, name: str, kept: Candidate, teacher: Predictions) -> Predictions | None:
+        """Return the pool's predictions, where the network is frozen with labels propagated through its features.
+
+        None where neighbours do not help: a head that learns from its own predictions alone gains nothing, or loses.
+        """
+        settings, prepared = self.prepared.recipe.unlabeled, self.prepared
+        if self.features is None or prepared.features is None or not settings.neighbours:
+            return teacher
+        train, context, labelled = self.fold.train, self.session.context, len(self.fold.train)
+        with self.session.stage(f"neighbours of {name}{self.suffix}") as stage:
+            if self.propagation is None:  # the first teacher learned from labels alone, so they can say what helps
+                nodes = np.concatenate(
+                    [prepared.features.values[train], self._pool_features(self.features)[self.chosen]]
+                )
+                labels = np.concatenate([prepared.data.labels[train], np.full(len(self.chosen), -1)])
+
+                def classifier(rows: NDArray[np.int64]) -> np.ndarray:
+                    return self._head_of(train[rows], kept.notes["C"]).logits(nodes)
+
+                self.propagation = Propagation(settings.neighbours).fit(nodes, labels, classifier)
+                self.session.screen.say(f"neighbours{self.suffix}: {self.propagation.described}")
+            stage.note("strength", self.propagation.strength_)
+            if not self.propagation.strength_:
+                return None
+            plain = self.pool.predictions(kept, self.chosen, 1, context, self.features)
+            logits = np.concatenate([np.zeros((labelled, len(plain.classes))), plain.log_probabilities()])
+            found = self.propagation.probabilities(logits)[labelled:]
+        return Predictions.from_probabilities(plain.ids, plain.classes, found)
+
+    def _head_of(self, rows: np.ndarray, c: float) -> LinearHead:
+        prepared = self.prepared
+        assert prepared.features is not None
+        return fit_head(
+            prepared.features.views_of(rows), prepared.data.labels[rows], len(prepared.data.images.classes),
+            candidates=(c,), weights=prepared.data.weights[rows],
+            context=replace(self.session.context, seed=self.fold.seed),
+        )  # fmt: skip
+
+    def _selected(self, name: str, kept: Candidate, teacher: Predictions, prior: np.ndarray | None) -> Selected | None:
+        """Return the pseudo-labels of a round; None, and a sentence that says why, where there is nothing to learn."""
+        settings, session = self.prepared.recipe.unlabeled, self.session
+        found = self._propagated(name, kept, teacher)
+        if found is None:
+            session.warn(
+                f"{name}{self.suffix}: neighbours among the unlabelled images do not help to predict labelled ones, so "
+                f"stage {kept.stage!r} is kept (unlabeled.neighbours=0 trains on its own predictions all the same)"
+            )
+            return None
+        quotas = None if settings.quota is None else [settings.quota] * len(teacher.classes)
+        auto = "soft" if self.propagation is None else "hard"  # a soft one would teach the head what it said before
+        selected = PseudoLabelRule(
+            kind=auto if settings.kind == "auto" else settings.kind,
+            temperature=settings.temperature, threshold=settings.threshold,
             quotas=quotas, weights=settings.weights, prior=prior,
-        ).select(teacher.pool)  # fmt: skip
+        ).select(found)  # fmt: skip
+        if not (selected.weights > 0).any():
+            session.warn(f"{name}{self.suffix}: no pseudo-label reaches unlabeled.threshold, so the rounds end here")
+            return None
+        return selected
 
     def _network(
         self, name: str, kept: Candidate, selected: Selected | None, prior: np.ndarray | None, stage: Stage
@@ -182,7 +234,7 @@ class Rounds:
         views = many_views(self.policy, max(recipe.tta, views_to_compare(len(candidate.valid))))  # first those of tta
         valid = candidate.predict(
             self.prepared.data, self.fold.valid, context,
-            views=views, known_features=candidate.valid.features, name="evaluate",
+            views=views, known_features=candidate.valid.features, store=self._store, name="evaluate",
         )  # fmt: skip
         if self.tta is None:  # settled by the first teacher: students are compared with it through the same views
             asked = replace(valid, logits=valid.logits[: recipe.tta])
@@ -193,12 +245,21 @@ class Rounds:
             valid, self.pool.predictions(candidate, self.chosen, self.tta, context, self.features)
         )
 
-    def _pool_features(self, features: FrozenFeatures) -> np.ndarray:
+    @property
+    def _store(self) -> str | None:
+        """The name of the labelled images' store where the network is frozen, so that features of views are kept."""
+        return None if self.features is None else self.prepared.data.build.store.folder.name
+
+    def _features_of_parts(self, features: FrozenFeatures) -> dict[str, np.ndarray]:
+        """Return the frozen features of every row of the store of each part of the pool, by the part's name."""
         recipe, precision, context = self.prepared.recipe, self.prepared.precision, self.session.context
-        return np.concatenate([
-            compute_features(features.frozen, part.data, recipe, precision, context).values[part.rows]
+        return {
+            part.name: compute_features(features.frozen, part.data, recipe, precision, context).values
             for part in self.pool.parts
-        ])  # fmt: skip
+        }
+
+    def _pool_features(self, of_parts: Mapping[str, np.ndarray]) -> np.ndarray:
+        return np.concatenate([of_parts[part.name][part.rows] for part in self.pool.parts])
 
     def _report(self, name: str, decision: Decision, moved: Drift, selected: Selected | None) -> None:
         """Show what a round brought, and write it into the record in place of an attempt that was stopped."""
