@@ -21,10 +21,10 @@ from etude.data.sources import BadFile, read_unlabelled
 from etude.inference.predict import predict
 from etude.inference.views import MOST_VIEWS, ViewLike, input_size, many_views, views_of
 from etude.journal.record import read_run
-from etude.journal.runs import model_files, models_of, verify
+from etude.journal.runs import model_files, models_of, verify, weights_of
 from etude.models.classifier import Classifier, ModelCard, load_model
 from etude.models.features import Gather
-from etude.refine.ensemble import average
+from etude.refine.ensemble import mean_of_blends
 
 _Viewed = tuple[Classifier, ModelCard, tuple[ViewLike, ...]]
 
@@ -137,7 +137,7 @@ class Run:
         ]
         left_out = (*data.build.bad, *data.images.left_out())
         counts = (self.record.get("data") or {}).get("classes") or {}
-        return Prediction(parts[0] if len(parts) == 1 else average(parts), left_out, counts)
+        return Prediction(mean_of_blends(parts, weights_of(self.record)), left_out, counts)
 
     def _views(self, card: ModelCard, tta: int | None, larger: float | None) -> tuple[ViewLike, ...]:
         if larger is None:

@@ -47,7 +47,8 @@ def test_the_rows_are_all_of_the_time(etude, tmp_path, train, monkeypatch, unlab
         return own(*given, **named)
 
     monkeypatch.setattr(network, "predict", predict)
-    pool = ("--unlabeled", write_flat(tmp_path / "pool"), "--set", "unlabeled.method=rounds")
+    rounds = ("--set", "unlabeled.method=rounds", "--set", "unlabeled.neighbours=0")
+    pool = ("--unlabeled", write_flat(tmp_path / "pool"), *rounds)
     ended = etude("fit", train, *QUICK, *(pool if unlabelled_images else ()), "--out", "run")
     assert ended.code == 0, ended.err
     record = record_of(run)

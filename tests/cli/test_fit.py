@@ -182,11 +182,11 @@ def test_head_start_is_used_when_the_backbone_is_the_same(etude, tmp_path):
 
 
 def test_network_of_one_fixed_size_is_given_that_size(etude, tmp_path):
-    """A vision transformer takes 224 px only, whatever sizes the recipe starts from."""
+    """LeViT takes 224 px only, whatever sizes the recipe starts from."""
     train = write_classes(tmp_path / "train", count=2, side=64)
     words = (
         'stages=["finetune"]',
-        "model.backbone=vit_tiny_patch16_224",
+        "model.backbone=levit_128s",
         "model.weights=none",
         "train.epochs=1",
         "train.batch_size=4",
@@ -195,3 +195,32 @@ def test_network_of_one_fixed_size_is_given_that_size(etude, tmp_path):
     assert ended.code == 0, ended.err
     resolved = record_of(tmp_path / "run")["plan"]["resolved"]
     assert [resolved[f"timeline.{which}_size"] for which in ("start", "final")] == [224, 224]
+
+
+def test_best_blends_heads_on_two_backbones_and_predicts_it_again(etude, tmp_path):
+    train, test = write_classes(tmp_path / "train", count=20), write_flat(tmp_path / "test")
+    ended = etude("fit", train, "--test", test, "--recipe", "best", "--out", "run", "--set", "train.epochs=2")
+    assert ended.code == 0, ended.err
+    run = tmp_path / "run"
+    record = record_of(run)
+    names = [stage["name"] for stage in record["stages"]]
+    assert {"second features", "second head"} <= set(names)
+    assert set(record["plan"]["expected_seconds"]) <= set(names)
+    assert all((run / name / "model.safetensors").is_file() for name in record["result"]["models"])
+    assert sum(map(len, record["result"]["weights"])) == len(record["result"]["models"])
+    assert etude("predict", "run", test, "--out", "again.npz").code == 0
+    one, two = Predictions.load(run / "test.npz"), Predictions.load(tmp_path / "again.npz")
+    np.testing.assert_allclose(one.probabilities(), two.probabilities(), atol=1e-5)
+
+
+def test_best_without_a_second_backbone_says_so_and_goes_on(etude, tmp_path, monkeypatch):
+    monkeypatch.setattr("etude.models.dinov2.find_spec", lambda name: None)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    train = write_classes(tmp_path / "train")
+    ended = etude("fit", train, "--recipe", "best", "--out", "run", "--set", 'stages=["head"]')
+    assert ended.code == 0, ended.err
+    assert "etude[dinov2]" in " ".join(record_of(tmp_path / "run")["warnings"][0]["text"].split())
+    refused = etude("fit", train, "--out", "two", "--set", "model.second=vit_tiny_patch16_224")
+    assert refused.code == 2
+    assert "could not be fetched from timm's hub" in refused.err

@@ -12,8 +12,8 @@ from etude.recipe import NAMED, Recipe, changed_settings, flat, load_recipe
 from etude.recipe.timeline import nominal_timeline, timeline_of
 
 NAMES = (
-    "quick, default, cyclic, cyclic-decay, cyclic-exp, one-cycle, plateau, progressive, large-batch, five-minutes, "
-    "pseudo-label, consistency, distill"
+    "quick, default, best, cyclic, cyclic-decay, cyclic-exp, one-cycle, plateau, progressive, large-batch, "
+    "five-minutes, pseudo-label, consistency, distill"
 )
 
 

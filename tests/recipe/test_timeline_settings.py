@@ -146,7 +146,7 @@ def test_swa_replaces_an_ema_that_was_not_asked_for():
 
 @pytest.mark.each("name", NAMED)
 def test_every_preset_is_a_named_recipe(name: str):
-    assert set(NAMED) == {"quick", "pseudo-label", "consistency", "distill", *PRESETS}
+    assert set(NAMED) == {"quick", "best", "pseudo-label", "consistency", "distill", *PRESETS}
     recipe = load_recipe(name)
     assert recipe.name == name
     if name != "quick":

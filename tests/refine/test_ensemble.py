@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from scipy.optimize import minimize
+from scipy.special import log_softmax, softmax
 
 from etude.core.context import Context
 from etude.core.errors import EtudeError
@@ -11,8 +15,12 @@ from etude.refine.ensemble import (
     METHODS,
     Ensemble,
     average,
+    blend_views,
     geometric_mean,
+    log_linear,
+    log_linear_weights,
     majority_vote,
+    mean_of_blends,
     mixture_weights,
     rank_mean,
     select_ensemble,
@@ -123,3 +131,48 @@ def test_mistakes_are_told_in_one_sentence():
     other = Predictions(("a",), ("x", "y"), np.zeros((1, 1, 2)))
     with pytest.raises(EtudeError, match="classes"):
         Ensemble("mean").fit(models).transform([other, other])
+
+
+def log_probabilities_of(models: list[Predictions]) -> np.ndarray:
+    return np.stack([one.log_probabilities() for one in models])
+
+
+def test_log_linear_weights_are_the_least_of_their_loss():
+    """Against scipy without gradient and bounds, on models of which none is useless."""
+    models = models_of("log-linear", (1.0, 1.5, 2.0))
+    labels, log_p = models[0].labels, log_probabilities_of(models)
+    assert labels is not None
+
+    def loss(weights: np.ndarray) -> float:
+        mixed = log_softmax(np.einsum("m,mnc->nc", weights, log_p), axis=1)
+        return float(-mixed[np.arange(len(labels)), labels].sum() + 12.0 * ((weights - 1 / 3) ** 2).sum())
+
+    expected = minimize(loss, np.ones(3), method="Nelder-Mead", options={"xatol": 1e-6, "fatol": 1e-9}).x
+    np.testing.assert_allclose(log_linear_weights(log_p, labels), expected, atol=1e-3)
+
+
+def test_log_linear_weights_calibrate():
+    """A model that is three times too sure gets a third of the weight; without images all weights are equal."""
+    (model,) = models_of("sure", (1.0,), n=4_000)
+    labels, log_p = model.labels, log_probabilities_of([model])
+    assert labels is not None
+    fair, sure = (float(log_linear_weights(k * log_p, labels, prior=0.0)[0]) for k in (1.0, 3.0))
+    assert sure == pytest.approx(fair / 3, rel=1e-3)
+    np.testing.assert_allclose(log_linear_weights(np.repeat(log_p, 4, 0)[:, :0], labels[:0]), 1 / 4)
+
+
+def test_impossible_classes_stay_finite():
+    log_p = np.log(np.array([[[1.0, 0.0]], [[0.0, 1.0]]]) + 1e-300)
+    assert np.isfinite(log_linear(log_p, log_linear_weights(log_p, np.array([0])))).all()
+
+
+def test_a_run_of_folds_predicts_the_mean_of_its_blends():
+    first, second, third = (replace(one, logits=np.repeat(one.logits, 2, 0)) for one in models_of("runs", (1, 2, 3)))
+    blended = blend_views([first, second], [0.7, 0.4])
+    assert blended.logits.shape == first.logits.shape
+    logits = 0.7 * first.log_probabilities() + 0.4 * second.log_probabilities()
+    np.testing.assert_allclose(blended.probabilities(), softmax(logits, axis=1), atol=1e-6)
+    found = mean_of_blends([first, second, third], [[0.7, 0.4], [1.0]])
+    np.testing.assert_allclose(found.probabilities(), average([blended, third]).probabilities(), atol=1e-6)
+    assert mean_of_blends([first], None) is first
+    np.testing.assert_array_equal(mean_of_blends([first, third], None).logits, average([first, third]).logits)

@@ -27,6 +27,7 @@ from etude.models.classifier import Classifier, ModelCard, Preprocessing
 from etude.recipe import load_recipe
 from etude.study import diagnostics
 from etude.study.run import job
+from etude.study.run.blend import Kept
 from etude.study.run.network import Candidate
 from etude.study.run.prepare import Prepared, warn_of_known
 from etude.study.run.request import Request
@@ -57,7 +58,7 @@ def prepared(data: Dataset, test: Dataset | None = None) -> Prepared:
     return Prepared(recipe, data, test, None, folds, features, "fp32", None, None)
 
 
-def candidate(data: Dataset, folder: Path, stage: str = "finetune") -> Candidate:
+def candidate(data: Dataset, folder: Path, stage: str = "finetune") -> Kept:
     """A network that knows nothing, and its predictions in the run's folder."""
     rows, network = one_fold(data)[0].valid, TinyNet(3, (8, 8))
     shape = Preprocessing(SIDE, SIDE, "squash", 3, 3, (0.5,) * 3, (0.5,) * 3)
@@ -67,7 +68,7 @@ def candidate(data: Dataset, folder: Path, stage: str = "finetune") -> Candidate
     )
     valid.save(folder / "valid.npz")
     card = ModelCard("tiny", data.images.classes, shape, "fp32", 1, "photos")
-    return Candidate(stage, Classifier(network, network.num_features, 2), card, valid)
+    return Kept((Candidate(stage, Classifier(network, network.num_features, 2), card, valid),))
 
 
 def looked_back(session: Session, data: Dataset, **more: Any) -> dict[str, Any]:

@@ -286,6 +286,11 @@ def models_of(record: Mapping[str, Any]) -> list[str]:
     return (record.get("result") or {}).get("models") or []
 
 
+def weights_of(record: Mapping[str, Any]) -> list[list[float]] | None:
+    """Return the weights of the models that each fold blends; None where each model is a fold of its own."""
+    return (record.get("result") or {}).get("weights")
+
+
 def model_files(names: Iterable[str]) -> list[str]:
     return [Path(name, file).as_posix() for name in names for file in ("model.json", "model.safetensors")]
 

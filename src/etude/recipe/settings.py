@@ -156,7 +156,10 @@ class UnlabeledSettings(Settings):
         "fresh", "a student starts fresh, or warm from the weights that made its pseudo-labels"
     )
     keep_at: float = setting(0.8, "probability of being better, on validation images, that keeps it", ge=0.5, lt=1.0)
-    kind: Literal["soft", "hard"] = setting("soft", "probabilities, or the most probable class alone")
+    kind: Literal["auto", "soft", "hard"] = setting(
+        "auto",
+        "soft: probabilities; hard: the most probable class alone; auto: hard where labels are propagated, or soft",
+    )
     temperature: float = setting(1.0, "of soft pseudo-labels: below 1 sharpens them, 1 leaves them", gt=0.0, le=10.0)
     threshold: Annotated[float | tuple[float, ...], BeforeValidator(_levels)] = setting(
         0.0, "minimum confidence of a pseudo-label, one number or one a class"
@@ -171,6 +174,9 @@ class UnlabeledSettings(Settings):
         "estimate",
         "class shares that pseudo-labels are aligned to: labeled, uniform, none, or estimate: the labelled images' own "
         "unless the unlabelled ones have measurably others",
+    )
+    neighbours: int = setting(
+        20, "rounds on a frozen network: neighbours that labels are propagated through; 0: none", ge=0, le=1000
     )
     weight: float = setting(1.0, "online: of the loss on unlabelled images", ge=0.0, le=100.0)
     ramp: tuple[float, float] = setting(
@@ -236,6 +242,10 @@ class ModelSettings(Settings):
 
     backbone: str = setting("auto", "any timm name, 'tiny' for the small network, or auto by image size")
     weights: str = setting("auto", "auto, bundled (Lite0), hub (timm's own), none, or a .safetensors path")
+    second: str = setting(
+        "none", "a second, frozen backbone whose head is blended with the other stages: any timm name, auto or none"
+    )
+    second_size: int = setting(126, "image side in pixels for the second backbone's features", ge=16, le=1024)
     feature_size: int = setting(224, "image side in pixels for the frozen features of stage 1", ge=16, le=1024)
     levels: int = setting(3, "depths whose pooled maps join the frozen features; 0 for the last alone", ge=0, le=8)
 
@@ -366,6 +376,9 @@ class PredictSettings(Settings):
     tta: int = setting(1, "views averaged for the predictions of validation and test images", ge=1, le=128)
     tta_if: Literal["harmless", "always"] = setting(
         "harmless", "one view alone where several raise the validation log loss or lower accuracy, or always several"
+    )
+    blend: Literal["auto", "never"] = setting(
+        "auto", "auto: the mean of several stages' predictions where validation images favour it; never: one stage"
     )
     train_features: Literal["auto", "always", "never"] = setting(
         "auto", "save the training images' features for etude refine: always, never, or auto when that is cheap"

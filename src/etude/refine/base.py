@@ -132,9 +132,9 @@ def difference(expected: Collection[str], given: Collection[str]) -> str:
 
 
 def normalised(log_weights: FloatArray) -> FloatArray:
-    """Return the log of each row's weights over their sum: x - log Σ exp x, (N, C) float64, finite for finite x."""
-    shifted = log_weights - log_weights.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    """Return the log of each row's weights over their sum: x - log Σ exp x, (..., C) float64, finite for finite x."""
+    shifted = log_weights - log_weights.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
 def minimised(

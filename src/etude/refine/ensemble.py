@@ -21,6 +21,7 @@ from etude.refine.base import (
     BoolArray,
     difference,
     labels_of,
+    minimised,
     mixture_by_em,
     normalised,
     require_classes,
@@ -312,6 +313,65 @@ def mixture_weights(given: FloatArray, tolerance: float = 1e-6, most: int = 10_0
     """
     start = np.full(len(given), 1 / len(given))
     return mixture_by_em(np.maximum(given, SMALLEST).T, start, tolerance, most, by_gain=True)
+
+
+def log_linear(log_p: FloatArray, weights: FloatArray | Sequence[float]) -> FloatArray:
+    """Return the log probabilities (..., C) of p ∝ Π_m p_m^w_m, given those of M models, (M, ..., C)."""
+    return normalised(np.tensordot(np.asarray(weights), np.maximum(log_p, LOG_ZERO), 1))
+
+
+def blend_views(parts: Sequence[Predictions], weights: Sequence[float]) -> Predictions:
+    """Return the :func:`log_linear` blend, view by view, of M models' predictions of the same images in equal views.
+
+    Labels and features are those of the first.
+    """
+    log_p = np.stack([normalised(one.logits.astype(np.float64)) for one in parts])
+    return replace(parts[0], logits=log_linear(log_p, weights).astype(np.float32))
+
+
+def mean_of_blends(parts: Sequence[Predictions], weights: Sequence[Sequence[float]] | None) -> Predictions:
+    """Return what a run's models predict together: the mean over folds of the blend of each fold's models.
+
+    Args:
+        parts: of each model, fold after fold, in equal views.
+        weights: of each fold's models; None: every model is a fold of its own.
+    """
+    left, folds = [*parts], list[Predictions]()
+    for fold in weights or [[1.0]] * len(parts):
+        own, left = left[: len(fold)], left[len(fold) :]
+        folds.append(own[0] if len(own) == 1 else blend_views(own, fold))
+    return folds[0] if len(folds) == 1 else average(folds)
+
+
+def log_linear_weights(log_p: FloatArray, labels: IntArray, prior: float = 4.0) -> FloatArray:
+    """Return the weights w (M,), zero or more, with which :func:`log_linear` has the least log loss.
+
+    Their sum is free, so that the blend is calibrated with its models. ``prior`` M Σ_m (w_m - 1/M)² nats are added to
+    the loss of all images together: few images leave the weights near 1/M, and copies of a model count as one. The
+    problem is convex.
+
+    Args:
+        log_p: log probabilities (M, N, C).
+        labels: (N,).
+
+    Source: Genest & Zidek 1986, Combining probability distributions (logarithmic opinion pools).
+
+    >>> rng, labels = np.random.default_rng(0), np.arange(600) % 3
+    >>> good, useless = 2.0 * np.eye(3)[labels] + rng.normal(size=(600, 3)), 2.0 * rng.normal(size=(600, 3))
+    >>> weights = log_linear_weights(np.stack([normalised(good), normalised(useless)]), labels)
+    >>> bool(weights[0] > 0.9), bool(weights[1] < 0.05)
+    (True, True)
+    """
+    log_p, rows, even = np.maximum(log_p, LOG_ZERO), np.arange(len(labels)), 1 / len(log_p)
+    strength = prior * len(log_p)
+
+    def loss(weights: FloatArray) -> tuple[float, FloatArray]:
+        mixed = log_linear(log_p, weights)
+        slope = (np.exp(mixed) * log_p).sum(axis=(1, 2)) - log_p[:, rows, labels].sum(axis=1)
+        pull = weights - even
+        return float(strength * pull @ pull - mixed[rows, labels].sum()), slope + 2 * strength * pull
+
+    return minimised(loss, np.full(len(log_p), even), log_p.size, [(0.0, None)] * len(log_p))
 
 
 def _best_together(models: Sequence[FloatArray], score: Score, size: int) -> list[int]:

@@ -29,6 +29,7 @@ from etude.journal.report.report import write_report
 from etude.journal.screen import Screen
 from etude.models.features import Augment
 from etude.refine.neighbours.index import NeighbourIndex
+from etude.study.run.blend import Kept
 from etude.study.run.network import Candidate
 from etude.study.run.prepare import Prepared
 from etude.study.run.session import Session
@@ -39,20 +40,20 @@ T = TypeVar("T")
 _WORTH_A_WARNING = 0.01  # of the images: fewer near-duplicates cannot move a score by more than one point
 
 
-def write_diagnostics(session: Session, prepared: Prepared, kept: Sequence[Candidate]) -> None:
+def write_diagnostics(session: Session, prepared: Prepared, kept: Sequence[Kept]) -> None:
     """Write ``health.json``, ``gallery.npz`` and ``gallery.json``, and the network's figures into the record.
 
     All results of the run are on the disk by now: what fails here is a warning, and the rest is written all the same.
     """
-    folder, context, policy = session.folder, session.context, kept[0].card.policy
+    folder, context, policy = session.folder, session.context, kept[0].main.card.policy
     data, folds, test = prepared.data, prepared.folds, prepared.test
     features = None if prepared.features is None else prepared.features.values
     own = prepared.recipe.augment.transform
     augments = "finetune" in prepared.recipe.stages and (own or not policy_named(policy).changes_nothing)
 
     def health_of_images() -> dict[str, Any]:
-        # The kept model has test features of the frozen network where it is a head, and one alone.
-        one_head = len(kept) == 1 and kept[0].stage == "head" and (folder / "test.npz").is_file()
+        # The first model has test features of the frozen network where it is a head, and of one fold.
+        one_head = len(kept) == 1 and kept[0].main.stage == "head" and (folder / "test.npz").is_file()
         test_features = Predictions.load(folder / "test.npz").features if one_head else None
         found = examine_health(data, features, folds, test=test, test_features=test_features, context=context)
         write_json(folder / "health.json", found)
@@ -66,7 +67,7 @@ def write_diagnostics(session: Session, prepared: Prepared, kept: Sequence[Candi
         )  # fmt: skip
 
     with session.stage("diagnostics"):
-        _tried(session, "the network's figures", lambda: session.record.set("architecture", architecture(kept[0])))
+        _tried(session, "the network's figures", lambda: session.record.set("architecture", architecture(kept[0].main)))
         health = _tried(session, "the health of the images", health_of_images)
         if health is not None:
             _tried(session, "a warning of near-duplicates", lambda: _warn_of_near_duplicates(session, health, prepared))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -59,7 +59,7 @@ def tricks(task: FineTuneTask, timeline: Timeline) -> list[pl.Callback]:
         found.append(
             PseudoLabels(
                 settings.weight,
-                kind=settings.kind,
+                kind="soft" if settings.kind == "auto" else settings.kind,
                 temperature=settings.temperature,
                 threshold=settings.threshold,
                 weights=settings.weights,
@@ -96,6 +96,19 @@ class Teacher(torch.nn.Module):
             if inputs.shape[2] != size:
                 inputs = torch.nn.functional.interpolate(inputs, (size, size), mode="bilinear", antialias=True)
             return self.model(inputs).float()[:, self.get_buffer("columns")]
+
+
+class BlendedTeacher(torch.nn.Module):
+    """Several networks whose log probabilities are added with weights, as a run blends its stages."""
+
+    def __init__(self, teachers: Sequence[Teacher], weights: Sequence[float]) -> None:
+        super().__init__()
+        self.teachers, self.weights = torch.nn.ModuleList(teachers), tuple(weights)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return logits float32 (B, C) of uint8 images (B, S, S, channels)."""
+        parts = zip(self.weights, self.teachers, strict=True)
+        return torch.stack([weight * teacher(images).log_softmax(1) for weight, teacher in parts]).sum(0)
 
 
 def step_batches(task: FineTuneTask, clock: Clock, start: int) -> StepBatches:

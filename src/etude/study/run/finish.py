@@ -15,14 +15,14 @@ from etude.data.dataset import Dataset
 from etude.inference.views import many_views
 from etude.refine.ensemble import average
 from etude.refine.views import gain_by_views
-from etude.study.run.network import Candidate
+from etude.study.run.blend import Kept
 from etude.study.run.prepare import Prepared
 from etude.study.run.session import Session
 
 TRAINED_ON = "trained_on.json"  # content hashes of the images that a run was trained on
 
 
-def finish(session: Session, kept: list[Candidate], prepared: Prepared) -> list[Candidate]:
+def finish(session: Session, kept: list[Kept], prepared: Prepared) -> list[Kept]:
     """Write predictions (of validation images out-of-fold), features and submission, and record all files.
 
     Return the models; where views did harm on the validation images, their cards ask for the plain one alone.
@@ -31,6 +31,7 @@ def finish(session: Session, kept: list[Candidate], prepared: Prepared) -> list[
     valid, harm = _validation(session, kept, data, prepared.recipe.predict.tta_if)
     if harm:
         valid, kept = replace(valid, logits=valid.logits[:1]), _with_plain_view(session, kept, harm)
+    names = [name for fold in kept for name in fold.folders]
     written = [folder / name for name in ("valid.npz", "train.npz", "test.npz", "submission.csv")]
     session.record.forget(written)
     valid.save(written[0])
@@ -41,9 +42,10 @@ def finish(session: Session, kept: list[Candidate], prepared: Prepared) -> list[
         _test(session, kept, prepared.test)
     accuracy, negative_loss = score_of(valid)
     result = {
-        "models": [candidate.folder for candidate in kept],
-        "kept": [candidate.stage for candidate in kept],
-        "notes": [candidate.notes for candidate in kept],
+        "models": names,
+        "weights": [fold.weights for fold in kept],
+        "kept": [fold.stage for fold in kept],
+        "notes": [fold.main.notes for fold in kept],
         "accuracy": accuracy,
         "log_loss": -negative_loss,
         "validation_images": len(valid),
@@ -57,23 +59,17 @@ def finish(session: Session, kept: list[Candidate], prepared: Prepared) -> list[
 
 
 def _validation(
-    session: Session, candidates: Sequence[Candidate], data: Dataset, tta_if: str
+    session: Session, kept: Sequence[Kept], data: Dataset, tta_if: str
 ) -> tuple[Predictions, tuple[str, ...]]:
     """Return predictions of the validation images, with TTA where the recipe has it, and metrics that it harms."""
-    if len(many_views(candidates[0].card.policy, candidates[0].card.tta)) == 1:
-        whole = _stacked([candidate.valid for candidate in candidates])
-        if len(candidates) > 1:
+    card = kept[0].main.card
+    if len(many_views(card.policy, card.tta)) == 1:
+        whole = _stacked([fold.valid for fold in kept])
+        if len(kept) > 1:
             session.scores["out-of-fold"] = "out-of-fold", whole
         return whole, ()
     with session.stage("TTA") as stage:
-        position = {name: row for row, name in enumerate(data.images.ids)}
-        whole = _stacked([
-            one.predict(
-                data, np.array([position[name] for name in one.valid.ids]), session.context,
-                tta=one.card.tta, known_features=one.valid.features, name="TTA",
-            )
-            for one in candidates
-        ])  # fmt: skip
+        whole = _stacked([fold.validate(data, session.context) for fold in kept])
         gains = gain_by_views(whole)
         stage.note("views", whole.logits.shape[0])
         stage.note("views that are enough", gains.enough)
@@ -84,37 +80,37 @@ def _validation(
     return whole, harm
 
 
-def _with_plain_view(session: Session, kept: Sequence[Candidate], harm: Sequence[str]) -> list[Candidate]:
+def _with_plain_view(session: Session, kept: Sequence[Kept], harm: Sequence[str]) -> list[Kept]:
     words = {"log_loss": "raise the log loss", "accuracy": "lower the accuracy beyond noise"}
     session.warn(
         f"the views {' and '.join(words[name] for name in harm)} on validation images, so images are predicted by the "
         "plain view alone (predict.tta_if=always averages over them all the same)"
     )
-    plain = [replace(candidate, card=replace(candidate.card, tta=1)) for candidate in kept]
-    for candidate in plain:
-        session.save_model(candidate.folder, candidate.model, candidate.card)
+    plain = [fold.with_tta(1, fold.main.card.policy) for fold in kept]
+    for fold in plain:
+        fold.save(session)
     return plain
 
 
-def _train(session: Session, candidates: Sequence[Candidate], data: Dataset) -> None:
+def _train(session: Session, kept: Sequence[Kept], data: Dataset) -> None:
     """Write ``train.npz``: the plain view of the training images, their features and labels."""
-    train = candidates[0].train
+    train = kept[0].main.train
     if train is None:
         return
-    if len(candidates) > 1:
+    if len(kept) > 1:
         session.warn("predict.train_features=always saves nothing with several folds: the model of each has its own")
         return
     rows, features = train
     known = None if features is None else features[rows]
     with session.stage("train features"):
-        found = candidates[0].predict(data, rows, session.context, known_features=known, name="train features")
+        found = kept[0].main.predict(data, rows, session.context, known_features=known, name="train features")
         found.save(session.folder / "train.npz")
 
 
-def _test(session: Session, candidates: Sequence[Candidate], test: Dataset) -> None:
+def _test(session: Session, kept: Sequence[Kept], test: Dataset) -> None:
     rows, request = np.arange(len(test)), session.request
     with session.stage("predict test"):
-        parts = [one.predict(test, rows, session.context, tta=one.card.tta) for one in candidates]
+        parts = [fold.predict(test, rows, session.context) for fold in kept]
         predictions = parts[0] if len(parts) == 1 else average(parts)
         predictions.save(session.folder / "test.npz")
         write_submission(

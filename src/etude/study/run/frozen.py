@@ -7,15 +7,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from etude.core.context import Context
+from etude.core.errors import EtudeError
 from etude.core.files import digest_of
 from etude.data.dataset import Dataset
-from etude.models.backbones import BUNDLED_BACKBONE, Backbone, build_backbone, with_levels
+from etude.models.backbones import BUNDLED_BACKBONE, Backbone, build_backbone, sides_of, with_levels
 from etude.models.classifier import Preprocessing
 from etude.models.device import best_device
+from etude.models.dinov2 import DINOV2, INSTALL
 from etude.models.features import cached, extract_features, weights_digest
 from etude.models.optimize import fold_batchnorm, use_fast_depthwise
-from etude.recipe.settings import Recipe
+from etude.recipe.settings import Recipe, changed
 from etude.recipe.timeline import maximum_of
+from etude.timeline.plan import rounded
 from etude.training.optimizer import freeze_depthwise, freeze_first_layers
 
 
@@ -85,6 +88,28 @@ def compute_features(frozen: Frozen, data: Dataset, recipe: Recipe, precision: s
         len(rows),
     )
     return FrozenFeatures(frozen, preprocessing, values, reused)
+
+
+def second_recipe(recipe: Recipe) -> Recipe:
+    """Return the recipe of the second backbone's head; ``auto`` is DINOv2, which knows other things than ImageNet."""
+    name = DINOV2 if recipe.model.second == "auto" else recipe.model.second
+    sides = sides_of(name)
+    size = sides.only or rounded(recipe.model.second_size, sides.multiple)
+    model = {"backbone": name, "weights": "auto", "feature_size": size}
+    return changed(recipe, {f"model.{key}": value for key, value in model.items()})
+
+
+def build_second(recipe: Recipe, channels: int, context: Context) -> Frozen | None:
+    """Return the second backbone; None without one, and where the weights that ``auto`` wants are not to be had."""
+    if recipe.model.second == "none" or "head" not in recipe.stages:
+        return None
+    try:
+        return build_frozen(second_recipe(recipe), channels)
+    except EtudeError as problem:
+        if recipe.model.second != "auto":
+            raise
+        context.warn(f"one backbone alone is used: {problem}. {INSTALL} brings a second one, or set model.second=none")
+        return None
 
 
 def trainable_backbone(recipe: Recipe, channels: int, precision: str) -> Backbone:

@@ -17,10 +17,9 @@ from etude.functional.augment import policy_named
 from etude.functional.transforms import code_digest
 from etude.journal.figures import save_figure
 from etude.journal.figures.timeline import timeline_figure
-from etude.journal.record import RunRecord
+from etude.journal.record import RunRecord, Stage
 from etude.journal.runs import working_on
 from etude.journal.screen import Screen
-from etude.models.classifier import ModelCard
 from etude.models.device import best_device
 from etude.models.features import extract_views
 from etude.models.head import LinearHead
@@ -29,6 +28,7 @@ from etude.recipe.resolve import supervised_recipe
 from etude.recipe.timeline import resolved_run, timeline_of
 from etude.recipe.tricks import changed
 from etude.study.diagnostics import export_run, recording, report, write_diagnostics
+from etude.study.run.blend import Kept, blend_of
 from etude.study.run.finish import finish
 from etude.study.run.measure import find_lr, refuse_idle_search, settle_policy
 from etude.study.run.network import NO_EXTRAS, Candidate, better, finetune_candidate, fit_head_on, head_candidate
@@ -113,8 +113,8 @@ class Job:
         write_diagnostics(self.session, self.prepared, kept)
         self.session.show_table()
 
-    def _train(self, fold: Fold, number: int, count: int) -> Candidate:
-        """Train the recipe's stages on one fold; return the better candidate, which is saved."""
+    def _train(self, fold: Fold, number: int, count: int) -> Kept:
+        """Train the recipe's stages on one fold; return what is kept of them, which is saved."""
         session = self.session
         suffix = f" (fold {number}/{count})" if count > 1 else ""
         name = f"fold-{number}" if count > 1 else "."
@@ -122,24 +122,46 @@ class Job:
         candidates: list[Candidate] = []
         head = None
         if self.prepared.features is not None:
-            with session.stage(f"head{suffix}") as stage:
-                head = fit_head_on(self.prepared, fold)
-                candidates.append(head_candidate(self.prepared, fold, head, session.context))
-            session.scored(stage, candidates[-1].valid)
+            head, candidate = self._headed(self.prepared, fold, f"head{suffix}")
+            candidates.append(candidate)
             # So that a run killed in stage 2 can already predict.
-            session.save_model(name, candidates[-1].model, candidates[-1].card)
+            session.save_model(name, candidate.model, candidate.card)
+        second = replace(self.prepared, features=self.prepared.second)
+        if second.features is not None:
+            candidates.append(self._headed(second, fold, f"second head{suffix}", "second head")[1])
         policy = self._settled_policy(fold, head)
-        if "finetune" in self.recipe.stages:
-            candidates += self._finetuned(fold, policy, folder, suffix, candidates)
-        kept = better(candidates)
+        trained = self._finetuned(fold, policy, folder, suffix) if "finetune" in self.recipe.stages else None
+        if trained is not None:
+            candidates.append(trained[0])
+        best = better(candidates)
+        others, teachers = [one for one in candidates if one is not best], list[Candidate]()
         if self.pool is not None and self.recipe.unlabeled.is_on:
-            session.save_model(name, kept.model, kept.card)
-            kept = Rounds(session, self.prepared, fold, self.pool, policy, folder, suffix).run(kept)
-        card: ModelCard = replace(kept.card, policy=policy, tta=self.recipe.predict.tta)
-        session.save_model(name, kept.model, card)
+            session.save_model(name, best.model, best.card)
+            prepared = self.prepared if best.stage != "second head" else second
+            teachers.append(best)
+            best = Rounds(session, prepared, fold, self.pool, policy, folder, suffix).run(best)
+        if self.recipe.predict.blend == "never":
+            others = []
+        seeded = replace(session.context, seed=fold.seed)
+        blend = blend_of(replace(best, folder=name), [replace(one, folder=name) for one in others], seeded)
+        blend = blend.with_tta(self.recipe.predict.tta, policy)
+        blend.save(session)
         if len(candidates) > 1:
-            session.screen.say(f"kept{suffix}: {kept.stage}, the best of the stages on the validation images")
-        return replace(kept, card=card, folder=name)
+            session.screen.say(f"kept{suffix}: {blend.described}")
+        if trained is not None:
+            used = [*teachers, *blend.members]
+            trained[1].keep(any(one.model is trained[0].model for one in used))
+        return blend
+
+    def _headed(
+        self, prepared: Prepared, fold: Fold, title: str, stage_name: str = "head"
+    ) -> tuple[LinearHead, Candidate]:
+        """Fit a head on a frozen backbone's features."""
+        with self.session.stage(title) as stage:
+            head = fit_head_on(prepared, fold)
+            candidate = head_candidate(prepared, fold, head, self.session.context, stage_name)
+        self.session.scored(stage, candidate.valid)
+        return head, candidate
 
     def _add_views(self, folds: list[Fold]) -> None:
         """Add features of augmented views of the training images, by a policy that a head on the plain ones settles."""
@@ -167,10 +189,8 @@ class Job:
             )  # fmt: skip
         self.prepared = replace(prepared, features=replace(features, augmented=(rows, values[1:])))
 
-    def _finetuned(
-        self, fold: Fold, policy: str, folder: Path, suffix: str, earlier: list[Candidate]
-    ) -> list[Candidate]:
-        """Return stage 2's candidate; none when training diverged and stage 1 is there to be kept."""
+    def _finetuned(self, fold: Fold, policy: str, folder: Path, suffix: str) -> tuple[Candidate, Stage] | None:
+        """Return stage 2's candidate and record; None when training diverged and stage 1 is there to be kept."""
         session = self.session
         if self.recipe.train.find_lr:
             self._find_lr(fold, policy)
@@ -192,10 +212,9 @@ class Job:
             if self.prepared.features is None:
                 raise
             session.warn(f"stage 1 is kept, since {problem}")
-            return []
+            return None
         session.scored(stage, trained.valid)
-        stage.keep(better([*earlier, trained]) is trained)
-        return [trained]
+        return trained, stage
 
     def _show_timeline(
         self, folder: Path, title: str, timeline: Timeline, steps: int, happened: Sequence[dict[str, Any]] | None = None

@@ -19,7 +19,7 @@ from etude.models.modes import AskedMode, Mode, applied, lay_out, lay_out_images
 from etude.recipe.resolve import labelled_share, mixed_recipe, supervised_recipe
 from etude.recipe.settings import Recipe
 from etude.recipe.timeline import image_sizes, maximum_of, resolved_run
-from etude.study.run.frozen import Frozen
+from etude.study.run.frozen import Frozen, second_recipe
 from etude.study.run.request import Request
 from etude.study.run.session import Session
 from etude.study.run.sources import Sources
@@ -109,6 +109,7 @@ class Plan:
     decode: float = 0.0  # seconds an image to read, decode and resize, on all threads together
     head_weights: int = 0  # features of stage 1 times classes
     features: Speed | None = None  # of the frozen backbone; None without stage 1
+    second: tuple[Speed, int] | None = None  # of a second one at its size, and its features times classes
     training: Speed | None = None  # of the trained backbone; None without stage 2
     mode: Mode | None = None  # that stage 2 trains in
 
@@ -135,7 +136,11 @@ class Plan:
             views = recipe.head.views  # of each training image; folds share them
             images = self.labelled + (views - 1) * (self.train if self.folds == 1 else self.labelled)
             stages.append(("features", self.features.infer_at(recipe.model.feature_size) * images))
-            stages.append(("head", self._head_seconds() * views * self.folds))
+            stages.append(("head", self._head_seconds(self.head_weights) * views * self.folds))
+        if self.second is not None:
+            speed, weights = self.second
+            stages.append(("second features", speed.infer * self.labelled))
+            stages.append(("second head", self._head_seconds(weights) * self.folds))
         if self.training is not None:
             stages.append(("fine-tune", self.training_seconds()))
             if recipe.unlabeled.is_on:
@@ -144,7 +149,8 @@ class Plan:
         size = image_sizes(recipe).final if self.training is not None else recipe.model.feature_size
         if predictor is not None and self.test:
             views = recipe.predict.tta * self.folds
-            stages.append(("predict test", predictor.infer_at(size) * self.test * views))
+            seconds = predictor.infer_at(size) + (self.second[0].infer if self.second is not None else 0.0)
+            stages.append(("predict test", seconds * self.test * views))
         return stages
 
     def training_seconds(self) -> float:
@@ -163,13 +169,13 @@ class Plan:
             rounds, seconds = 1, seconds + speed.infer * recipe.train.batch_size * (1 - share) * size.steps
         return rounds * (seconds + speed.infer * self.pool * recipe.predict.tta)
 
-    def _head_seconds(self) -> float:
+    def _head_seconds(self, weights: int) -> float:
         """Estimate the fits of the head from their arithmetic; right within a factor of about two."""
         head = self.recipe.head
         candidates = len(head.inverse_regularization)
         rows = min(self.train, head.search_rows) * (head.folds - 1) * candidates + self.train
         fits = head.folds * candidates + 1
-        return 4.0 * self.head_weights * rows * _SOLVER_STEPS / _FLOPS + fits * _SECONDS_A_FIT
+        return 4.0 * weights * rows * _SOLVER_STEPS / _FLOPS + fits * _SECONDS_A_FIT
 
 
 def refuse_single_images(recipe: Recipe, train: int) -> None:
@@ -208,12 +214,14 @@ def stored_size(recipe: Recipe) -> int:
     trained = image_sizes(recipe).largest
     if recipe.model.backbone == "tiny":
         return trained
-    return max(recipe.model.feature_size, trained) if "finetune" in recipe.stages else recipe.model.feature_size
+    sides = {recipe.model.feature_size, trained if "finetune" in recipe.stages else 0}
+    return max(sides | ({recipe.model.second_size} if recipe.model.second != "none" else set()))
 
 
 def show_plan(
-    session: Session, sources: Sources, plan: Plan, frozen: Frozen | None, mode_reason: str, device: str
-) -> list[tuple[str, float]]:
+    session: Session, sources: Sources, plan: Plan, frozen: Frozen | None, second: Frozen | None, mode_reason: str,
+    device: str,
+) -> list[tuple[str, float]]:  # fmt: skip
     """Print what will be done and how long it should take; return (stage, expected seconds)."""
     request, recipe, classes = session.request, plan.recipe, sources.labelled.classes
     taught = replace(plan, train=plan.train + (plan.pool if request.teachers else 0))
@@ -227,6 +235,8 @@ def show_plan(
         ("device", device),
         ("stage 1", _head_in_words(recipe, frozen)),
     ]
+    if second is not None:
+        rows.append(("", _head_in_words(second_recipe(recipe), second)))
     if plan.training is not None:
         alone = supervised_recipe(recipe)
         rows.append(("stage 2", _finetune_in_words(alone, *resolved_run(alone, taught.train, plan.pace))))

@@ -15,12 +15,19 @@ from etude.data.scan import Scan
 from etude.data.sources import BadFile, by_ending, write_bad_files
 from etude.data.split import Fold
 from etude.data.stores.device import DeviceStore, fits_on_device
-from etude.models.backbones import required_size
+from etude.models.backbones import sides_of
 from etude.models.device import best_device, choose_precision, describe_device, keep_large_blocks
 from etude.models.modes import Mode
 from etude.recipe import ImageFacts, Recipe, flat, resolve
 from etude.recipe.timeline import timeline_warnings
-from etude.study.run.frozen import FrozenFeatures, build_frozen, compute_features, trainable_backbone
+from etude.study.run.frozen import (
+    FrozenFeatures,
+    build_frozen,
+    build_second,
+    compute_features,
+    second_recipe,
+    trainable_backbone,
+)
 from etude.study.run.plan import Plan, measure_speed, refuse_single_images, settle_mode, show_plan, stored_size
 from etude.study.run.session import Session
 from etude.study.run.sources import Sources, check_submission, make_folds, planned_split, scan_sources, store_sources
@@ -41,6 +48,7 @@ class Prepared:
     mode: Mode | None  # that stage 2 trains in, or None without stage 2
     pace: Pace | None  # measured seconds of a training step, or None without stage 2
     on_device: DeviceStore | None = None  # the labelled images in the memory of the device that trains
+    second: FrozenFeatures | None = None  # of a second frozen backbone
 
 
 def prepare(session: Session, sources: Sources) -> Prepared:
@@ -66,7 +74,11 @@ def prepare(session: Session, sources: Sources) -> Prepared:
             speed = measure_speed(frozen.backbone, recipe.model.feature_size, precision)
             weights = frozen.backbone.num_features * len(sources.labelled.classes)
             plan = replace(plan, features=speed, head_weights=weights)
-        expected = show_plan(session, sources, plan, frozen, reason, described)
+        second = build_second(recipe, scanned.channels, session.context)
+        if second is not None:
+            speed = measure_speed(second.backbone, second_recipe(recipe).model.feature_size, precision)
+            plan = replace(plan, second=(speed, second.backbone.num_features * len(sources.labelled.classes)))
+        expected = show_plan(session, sources, plan, frozen, second, reason, described)
     mode = plan.mode
     settled = {"expected_seconds": dict(expected), "resolved": flat(recipe), "device": described}
     session.record.set("plan", {**settled, "mode": None if mode is None else mode.as_dict()})
@@ -75,21 +87,34 @@ def prepare(session: Session, sources: Sources) -> Prepared:
     folds = make_folds(data, sources, session.context)
     session.keep_inputs({"validation images": digest_of(*(fold.valid.tobytes() for fold in folds))})
     _record_data(session, sources, found, folds, scanned.fingerprint)
-    features = None
+    features = more = None
     if frozen is not None:
         with session.stage("features") as stage:
             features = compute_features(frozen, data, recipe, precision, session.context)
             stage.note("reused", features.reused)
+    if second is not None:
+        with session.stage("second features") as stage:
+            more = compute_features(second, data, second_recipe(recipe), precision, session.context)
+            stage.note("reused", more.reused)
     near = None if mode is None else on_device(session, recipe, data)
     return Prepared(
-        recipe, data, found.get("test"), found.get("unlabelled"), folds, features, precision, mode, plan.pace, near
+        recipe,
+        data,
+        found.get("test"),
+        found.get("unlabelled"),
+        folds,
+        features,
+        precision,
+        mode,
+        plan.pace,
+        near,
+        more,
     )
 
 
 def _resolved(session: Session, sources: Sources, scanned: Scan) -> Recipe:
     side = scanned.median_short_side
-    needed = required_size(sources.recipe.model.backbone)
-    facts = ImageFacts(side, scanned.channels, count=sources.train_count, required_size=needed)
+    facts = ImageFacts(side, scanned.channels, sources.train_count, *sides_of(sources.recipe.model.backbone))
     recipe = resolve(sources.recipe, facts, session.warn)
     if "finetune" in recipe.stages:
         for text in timeline_warnings(recipe, side, given=sources.recipe):

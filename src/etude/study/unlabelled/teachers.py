@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,18 +21,24 @@ from etude.data.dataset import Dataset, open_dataset
 from etude.data.scan import scan_images
 from etude.inference.predict import predict
 from etude.journal.record import read_run
-from etude.journal.runs import model_files, models_of, verify
+from etude.journal.runs import model_files, models_of, verify, weights_of
 from etude.models.classifier import Classifier, ModelCard, load_model
 from etude.refine.base import difference
+from etude.refine.ensemble import mean_of_blends
 from etude.refine.tables import read_probabilities
 from etude.study.run.finish import TRAINED_ON
 from etude.study.run.network import Extras
 from etude.study.run.prepare import Prepared
 from etude.study.run.session import Session
 from etude.study.unlabelled.pool import Pool
-from etude.training.batches import Teacher
+from etude.training.batches import BlendedTeacher, Teacher
 
-Models = list[tuple[Classifier, ModelCard]]
+
+class Models(NamedTuple):
+    """The models of a run, and the weights of each fold's blend."""
+
+    each: list[tuple[Classifier, ModelCard]]
+    weights: list[list[float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +58,7 @@ class Teachers:
         data = self.prepared.data
         classes = data.images.classes
         if self.prepared.recipe.distill.views == "same":
-            networks = tuple(
-                Teacher(model, card.preprocessing, [card.classes.index(name) for name in classes], card.precision)
-                for models in self.runs for model, card in models
-            )  # fmt: skip
+            networks = tuple(network for models in self.runs for network in _networks(models, classes))
             rows = () if pool is None else tuple(pool.training_rows(np.arange(len(pool)), len(classes)))
             return Extras(rows, teachers=networks)
         with self.session.stage("teachers"):
@@ -85,8 +90,8 @@ class Teachers:
             return _of_file(Predictions.load(kept), ids, classes)
         each: list[np.ndarray] = []
         for models in self.runs:
-            predicted = [_predicted(model, card, data, rows, self.session.context) for model, card in models]
-            each.append(np.mean([_of_file(one, ids, classes) for one in predicted], axis=0))
+            parts = [_predicted(model, card, data, rows, self.session.context) for model, card in models.each]
+            each.append(_of_file(mean_of_blends(parts, models.weights), ids, classes))
         each += [_of_file(predictions, ids, classes) for predictions in self.files]
         mean = np.mean(each, axis=0).astype(np.float32)
         known = np.flatnonzero(~np.isnan(mean).any(axis=1))
@@ -109,8 +114,9 @@ def open_teachers(session: Session, prepared: Prepared) -> Teachers | None:
             names = models_of(record) or ["."]
             verify(path, model_files(names), record)
             models = [load_model(path / name) for name in names]
-            runs.append([(one, replace(card, classes=spelled_as(card.classes, classes))) for one, card in models])
-            _check_classes(path, runs[-1][0][1].classes, classes)
+            each = [(one, replace(card, classes=spelled_as(card.classes, classes))) for one, card in models]
+            runs.append(Models(each, weights_of(record) or [[1.0]] * len(each)))
+            _check_classes(path, each[0][1].classes, classes)
             _warn_of_known_labels(session, prepared, path)
             sources += [path / name for name in model_files(names)]
         else:
@@ -125,6 +131,17 @@ def open_teachers(session: Session, prepared: Prepared) -> Teachers | None:
                 )
     session.keep_inputs({"teachers": digest_of(*map(hash_of_file, sources))})
     return Teachers(session, prepared, runs, files)
+
+
+def _networks(models: Models, classes: tuple[str, ...]) -> Iterator[Teacher | BlendedTeacher]:
+    """Yield a network for each fold of a run."""
+    each = iter(
+        Teacher(model, card.preprocessing, [card.classes.index(name) for name in classes], card.precision)
+        for model, card in models.each
+    )
+    for weights in models.weights:
+        own = list(islice(each, len(weights)))
+        yield own[0] if len(own) == 1 else BlendedTeacher(own, weights)
 
 
 def _predicted(model: Classifier, card: ModelCard, data: Dataset, rows: np.ndarray, context: Context) -> Predictions:

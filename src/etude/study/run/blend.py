@@ -1,0 +1,115 @@
+"""What a fold keeps: one model, or a blend of the models of several stages, weighted by the validation images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from etude.core.context import Context
+from etude.core.paired import matched_interval
+from etude.core.predictions import Predictions
+from etude.data.dataset import Dataset
+from etude.refine.cross_fit import FEWEST_ROWS, fold_numbers, out_of_fold
+from etude.refine.ensemble import blend_views, log_linear, log_linear_weights
+from etude.study.run.network import Candidate
+from etude.study.run.session import Session
+
+_FOLDS = 5  # of the validation images, to see whether a blend is better
+_LEAST_GAIN = 1e-3  # in log loss, of a blend that is worth its passes
+_LEAST_WEIGHT = 0.05  # of a model that is worth its own
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """The models of a fold, that of the largest weight first, and the weights of their log probabilities."""
+
+    members: tuple[Candidate, ...]
+    weights: tuple[float, ...] = (1.0,)
+
+    @property
+    def main(self) -> Candidate:
+        return self.members[0]
+
+    @property
+    def stage(self) -> str:
+        return " + ".join(member.stage for member in self.members)
+
+    @property
+    def described(self) -> str:
+        """Such as ``0.62 finetune + 0.38 head, weights fitted on the validation images``."""
+        if len(self.members) == 1:
+            return f"{self.stage}, the best of the stages on the validation images"
+        parts = zip(self.weights, self.members, strict=True)
+        return f"{' + '.join(f'{w:.2f} {one.stage}' for w, one in parts)}, weights fitted on the validation images"
+
+    @property
+    def valid(self) -> Predictions:
+        return self._blended([member.valid for member in self.members])
+
+    @property
+    def folders(self) -> list[str]:
+        """Of the models' files, in the run's folder; the first has the fold's own."""
+        own = Path(self.main.folder)
+        return [own.as_posix(), *((own / member.stage.replace(" ", "-")).as_posix() for member in self.members[1:])]
+
+    def save(self, session: Session) -> None:
+        for name, member in zip(self.folders, self.members, strict=True):
+            session.save_model(name, member.model, member.card)
+
+    def with_tta(self, views: int, policy: str) -> Kept:
+        """Return the same models, their cards with that many views by default."""
+        cards = [replace(member.card, tta=views, policy=policy) for member in self.members]
+        return replace(self, members=tuple(replace(m, card=card) for m, card in zip(self.members, cards, strict=True)))
+
+    def validate(self, data: Dataset, context: Context) -> Predictions:
+        """Return predictions of the validation images, in the views that the cards ask for."""
+        position = {name: row for row, name in enumerate(data.images.ids)}
+        rows = np.array([position[name] for name in self.main.valid.ids])
+        return self._blended([
+            one.predict(data, rows, context, tta=one.card.tta, known_features=one.valid.features, name="TTA")
+            for one in self.members
+        ])  # fmt: skip
+
+    def predict(self, data: Dataset, rows: np.ndarray, context: Context, **options: Any) -> Predictions:
+        """Return what the models predict together, view by view, with the features of the first."""
+        parts = [one.predict(data, rows, context, tta=one.card.tta, **options) for one in self.members]
+        return self._blended(parts)
+
+    def _blended(self, parts: Sequence[Predictions]) -> Predictions:
+        if len(parts) == 1:
+            return parts[0]
+        return blend_views(parts, self.weights)
+
+
+def blend_of(best: Candidate, others: Sequence[Candidate], context: Context) -> Kept:
+    """Return the blend of all candidates; ``best`` alone where a blend, cross-fitted, is no better than it."""
+    labels, candidates = best.valid.labels, [best, *others]
+    assert labels is not None
+    if not others or len(labels) < FEWEST_ROWS:
+        return Kept((best,))
+    rows, numbers = np.arange(len(labels)), fold_numbers(best.valid, _FOLDS, context)
+    alone, blended = (_cross_fitted(each, labels, numbers) for each in ([best], candidates))
+    right, was = blended.argmax(axis=1) == labels, alone.argmax(axis=1) == labels
+    _, most = matched_interval(int((right & ~was).sum()), int((was & ~right).sum()), len(labels))
+    if (blended - alone)[rows, labels].mean() < _LEAST_GAIN or most < 0.0:
+        return Kept((best,))
+    weights = log_linear_weights(_log_probabilities(candidates), labels)
+    order = [number for number in np.argsort(-weights, kind="stable") if weights[number] >= _LEAST_WEIGHT]
+    return Kept(tuple(candidates[number] for number in order), tuple(weights[order].tolist()))
+
+
+def _cross_fitted(candidates: Sequence[Candidate], labels: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Return log probabilities (N, C) of a blend whose weights were fitted on the other folds; of one, calibrated."""
+    log_p = _log_probabilities(candidates)
+    return out_of_fold(
+        numbers,
+        lambda train, held: log_linear(log_p[:, held], log_linear_weights(log_p[:, train], labels[train])),
+    )
+
+
+def _log_probabilities(candidates: Sequence[Candidate]) -> np.ndarray:
+    return np.stack([one.valid.log_probabilities() for one in candidates])

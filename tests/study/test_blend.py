@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from etude.core.context import Context
+from etude.core.predictions import Predictions
+from etude.study.run.blend import Kept, blend_of
+from etude.study.run.network import Candidate
+
+CLASSES = ("x", "y", "z")
+NOBODY: Any = None  # a blend is chosen by predictions alone
+
+
+def candidates(**noises: tuple[int, float]) -> list[Candidate]:
+    """Stages whose logits tell the label up to their noise, each with the seed of its errors."""
+    labels = np.arange(240) % 3
+    ids = tuple(f"i{row:03}" for row in range(240))
+    found: list[Candidate] = []
+    for stage, (seed, noise) in noises.items():
+        logits = 2 * np.eye(3)[labels] + np.random.default_rng(seed).normal(scale=noise, size=(240, 3))
+        found.append(Candidate(stage, NOBODY, NOBODY, Predictions(ids, CLASSES, logits[None], labels=labels)))
+    return found
+
+
+def shortened(candidate: Candidate, count: int) -> Candidate:
+    return Candidate(candidate.stage, NOBODY, NOBODY, candidate.valid.take(range(count)))
+
+
+def test_two_models_that_err_differently_are_blended():
+    head, network = candidates(head=(0, 1.2), finetune=(1, 1.0))
+    kept = blend_of(network, [head], Context())
+    assert {member.stage for member in kept.members} == {"head", "finetune"}
+    assert kept.weights[0] >= kept.weights[1] > 0.05
+    labels = head.valid.labels
+    best = max((one.valid.predicted() == labels).mean() for one in (head, network))
+    assert (kept.valid.predicted() == labels).mean() > best
+
+
+@pytest.mark.parametrize("other", [(1, 30.0), (0, 1.0)], ids=["a useless one", "a copy"])
+def test_one_model_is_kept_where_another_adds_nothing(other: tuple[int, float]):
+    head, network = candidates(head=(0, 1.0), finetune=other)
+    kept = blend_of(head, [network], Context())
+    assert [member.stage for member in kept.members] == ["head"]
+
+
+@pytest.mark.parametrize("count", [1, 9])
+def test_too_few_validation_images_choose_no_weights(count: int):
+    head, network = (shortened(one, count) for one in candidates(head=(0, 1.2), finetune=(1, 1.0)))
+    assert blend_of(network, [head], Context()).members == (network,)
+
+
+def test_the_first_model_has_the_folders_own_place():
+    kept = Kept(tuple(candidates(finetune=(0, 1.0), head=(1, 1.0))), (0.6, 0.3))
+    assert kept.folders == [".", "head"]
+    assert kept.stage == "finetune + head"
+    assert kept.described.startswith("0.60 finetune + 0.30 head")
