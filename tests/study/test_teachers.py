@@ -18,7 +18,15 @@ from etude.data.compact import Digests
 from etude.journal.record import RunRecord
 from etude.journal.screen import Screen
 from etude.models.backbones import build_backbone
-from etude.models.classifier import Classifier, Preprocessing
+from etude.models.classifier import (
+    Classifier,
+    ModelCard,
+    Preprocessing,
+    load_model,
+    load_validated,
+    save_model,
+    save_validated_head,
+)
 from etude.recipe import load_recipe
 from etude.study.run.finish import TRAINED_ON
 from etude.study.run.request import Request
@@ -118,6 +126,19 @@ def test_unlabelled_images_that_a_file_does_not_know_are_left_out(etude, train, 
     assert ended.code == 0, ended.err
     assert "the teachers' files say nothing about 3 unlabelled images: left out" in warnings_of(tmp_path / "run")
     assert Predictions.load(tmp_path / "run" / "teacher" / "unlabeled.npz").ids == ("t001.png", "t003.png")
+
+
+def test_a_teacher_is_the_model_as_it_was_validated(tmp_path):
+    """What learned from the validation images afterwards would make its students' scores too high."""
+    backbone = build_backbone("tiny", "none")
+    model = Classifier(backbone.module, backbone.num_features, 2).eval()
+    shape = Preprocessing(16, 16, "squash", 3, 3, backbone.mean, backbone.std)
+    save_validated_head(tmp_path, model)
+    before = model.head.weight.detach().clone()
+    model.set_head(np.ones((2, backbone.num_features)), np.zeros(2))
+    save_model(tmp_path, model, ModelCard("tiny", ("a", "b"), shape, "fp32", 1, "none"))
+    assert torch.equal(load_validated(tmp_path)[0].head.weight, before)
+    assert torch.equal(load_model(tmp_path)[0].head.weight, torch.ones_like(before))
 
 
 def test_teachers_of_another_size_and_split(etude, train, tmp_path):

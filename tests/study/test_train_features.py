@@ -8,6 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from etude.core.predictions import Predictions
 from picture_folders import write_classes, write_flat
@@ -35,12 +38,38 @@ def test_a_head_saves_the_features_that_it_was_fitted_on(etude, tmp_path, images
     assert len(train) + len(valid) == 40
     assert train.labels is not None
     assert [train.classes[label] for label in train.labels] == [name.split("/")[0] for name in train.ids]
-    head = load_file(tmp_path / "run" / "model.safetensors")
+    head, validated = (load_file(tmp_path / "run" / f"{name}.safetensors") for name in ("model", "validated-head"))
     assert train.features is not None
+    assert valid.features is not None
     expected = train.features.astype(np.float32) @ head["head.weight"].T + head["head.bias"]
     np.testing.assert_allclose(train.logits[0], expected, rtol=1e-4, atol=1e-4)
+    before = valid.features.astype(np.float32) @ validated["weight"].T + validated["bias"]
+    np.testing.assert_allclose(valid.logits[0], before, rtol=1e-4, atol=1e-4)
     refined = etude("refine", "run", "--steps", "knn,last_layer", "--out", "refined.csv")
     assert refined.code == 0, refined.err
+
+
+def test_the_head_learns_from_validation_images_once_they_have_judged_it(etude, tmp_path, images):
+    test = write_flat(tmp_path / "test")
+    assert etude("fit", images, "--test", test, *QUICK, "--out", "run").code == 0
+    run = tmp_path / "run"
+    known, tested = (
+        [Predictions.load(run / f"{name}.npz") for name in ("train", "valid")],
+        Predictions.load(run / "test.npz"),
+    )
+    features = np.concatenate([each.features for each in known]).astype(np.float64)
+    labels = np.concatenate([each.labels for each in known])
+    (c,) = [note["C"] for note in json.loads((run / "run.json").read_text())["result"]["notes"]]
+    reference = make_pipeline(StandardScaler(), LogisticRegression(C=c, tol=1e-6, max_iter=1000)).fit(features, labels)
+    expected = reference.predict_proba(tested.features.astype(np.float64))
+    np.testing.assert_allclose(tested.probabilities(), expected, atol=0.01)
+
+
+@pytest.mark.parametrize("words", ["--set head.refit=never", "--folds 2", "--valid more"])
+def test_validation_images_that_were_given_or_are_needed_teach_no_head(etude, tmp_path, images, words):
+    write_classes(tmp_path / "more", count=4)
+    assert etude("fit", images, *QUICK, *words.split(), "--out", "run").code == 0
+    assert not [*(tmp_path / "run").rglob("validated-head.safetensors")]
 
 
 def test_never_saves_none(etude, tmp_path, images):

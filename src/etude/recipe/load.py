@@ -18,7 +18,7 @@ from etude.recipe.timeline import timeline_of
 NAMED: dict[str, dict[str, Any]] = {
     "quick": {"stages": ["head"]},
     "default": {"stages": ["head", "finetune"], "predict": {"tta": 4}},
-    "best": {"model": {"second": "auto"}, "predict": {"tta": 4}},
+    "best": {"model": {"others": ["auto"]}, "predict": {"tta": 4}},
     **{
         name: {"timeline": {"preset": name}, "predict": {"tta": 4}}
         for name in ("cyclic", "cyclic-decay", "cyclic-exp", "one-cycle", "plateau", "progressive")

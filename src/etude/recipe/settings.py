@@ -242,12 +242,22 @@ class ModelSettings(Settings):
 
     backbone: str = setting("auto", "any timm name, 'tiny' for the small network, or auto by image size")
     weights: str = setting("auto", "auto, bundled (Lite0), hub (timm's own), none, or a .safetensors path")
-    second: str = setting(
-        "none", "a second, frozen backbone whose head is blended with the other stages: any timm name, auto or none"
+    others: tuple[str, ...] = setting(
+        (),
+        "further frozen backbones whose heads are blended with the other stages: timm names, none, or auto: those "
+        "whose weights are installed as packages",
+        max_length=8,
     )
-    second_size: int = setting(126, "image side in pixels for the second backbone's features", ge=16, le=1024)
     feature_size: int = setting(224, "image side in pixels for the frozen features of stage 1", ge=16, le=1024)
     levels: int = setting(3, "depths whose pooled maps join the frozen features; 0 for the last alone", ge=0, le=8)
+
+    @field_validator("others", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        names = value.split(",") if isinstance(value, str) else value
+        if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+            return value
+        return tuple(name.strip() for name in names if name.strip() != "none")
 
 
 class HeadSettings(Settings):
@@ -258,6 +268,10 @@ class HeadSettings(Settings):
     )
     folds: int = setting(3, "folds of that cross-validation", ge=2, le=20)
     search_rows: int = setting(5_000, "rows that the search uses at most; the last fit uses all", ge=100)
+    refit: Literal["auto", "never"] = setting(
+        "auto",
+        "auto: once validation images have judged it, the head is fitted on them too, where etude drew them; or never",
+    )
     views: int = setting(1, "augmented views of each training image that the head is fitted on", ge=1, le=64)
 
 

@@ -9,6 +9,7 @@ import etude.compat  # noqa: F401  (before timm)
 import torch
 from torch import nn
 
+from etude.models.backbones import PooledLevels
 from etude.models.classifier import Classifier
 from etude.recipe.settings import TrainSettings
 
@@ -45,7 +46,8 @@ def freeze_depthwise(backbone: nn.Module) -> int:
 
 def parameter_groups(model: Classifier, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
     """Return optimiser groups with ``lr_scale`` = ``layer_decay`` ** (distance from the head); norms do not decay."""
-    backbone, head = model.backbone, model.head
+    pooled, head = model.backbone, model.head
+    backbone = pooled.backbone if isinstance(pooled, PooledLevels) else pooled
     if hasattr(backbone, "group_matcher"):
         from timm.optim import param_groups_layer_decay
 

@@ -60,6 +60,19 @@ class Kept:
         for name, member in zip(self.folders, self.members, strict=True):
             session.save_model(name, member.model, member.card)
 
+    def refitted(self, session: Session) -> None:
+        """Fit the heads among the models on the validation images too; their weights until then are kept as well."""
+        heads = [(name, one) for name, one in zip(self.folders, self.members, strict=True) if one.on_all is not None]
+        if not heads:
+            return
+        with session.stage("head on all images"):
+            for name, member in heads:
+                session.save_validated_head(name, member.model)
+                assert member.on_all is not None
+                head = member.on_all()
+                member.model.set_head(head.weight, head.bias)
+                session.save_model(name, member.model, member.card)
+
     def with_tta(self, views: int, policy: str) -> Kept:
         """Return the same models, their cards with that many views by default."""
         cards = [replace(member.card, tta=views, policy=policy) for member in self.members]

@@ -31,6 +31,8 @@ def finish(session: Session, kept: list[Kept], prepared: Prepared) -> list[Kept]
     valid, harm = _validation(session, kept, data, prepared.recipe.predict.tta_if)
     if harm:
         valid, kept = replace(valid, logits=valid.logits[:1]), _with_plain_view(session, kept, harm)
+    for fold in kept:
+        fold.refitted(session)
     names = [name for fold in kept for name in fold.folders]
     written = [folder / name for name in ("valid.npz", "train.npz", "test.npz", "submission.csv")]
     session.record.forget(written)

@@ -7,10 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from etude.core.context import Context
-from etude.core.errors import EtudeError
 from etude.core.files import digest_of
 from etude.data.dataset import Dataset
-from etude.models.backbones import BUNDLED_BACKBONE, Backbone, build_backbone, sides_of, with_levels
+from etude.models.backbones import (
+    BUNDLED_BACKBONE,
+    Backbone,
+    build_backbone,
+    packaged_weights,
+    usual_side,
+    with_levels,
+)
 from etude.models.classifier import Preprocessing
 from etude.models.device import best_device
 from etude.models.dinov2 import DINOV2, INSTALL
@@ -18,8 +24,9 @@ from etude.models.features import cached, extract_features, weights_digest
 from etude.models.optimize import fold_batchnorm, use_fast_depthwise
 from etude.recipe.settings import Recipe, changed
 from etude.recipe.timeline import maximum_of
-from etude.timeline.plan import rounded
 from etude.training.optimizer import freeze_depthwise, freeze_first_layers
+
+_OTHERS = {"tf_efficientnet_lite2": 260, DINOV2: 126}  # image sides in pixels; DINOv2 knows other things than ImageNet
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +35,6 @@ class Frozen:
 
     name: str
     backbone: Backbone
-    own_features: int
     levels: int
 
 
@@ -42,13 +48,13 @@ class FrozenFeatures:
     reused: bool
     augmented: tuple[np.ndarray, np.ndarray] | None = None  # sorted rows (R,), and float16 (V, R, D) of their views
 
-    def views_of(self, rows: np.ndarray, columns: int | None = None) -> np.ndarray:
-        """Return (V, R, ``columns``) features of training images, the plain view first; by default all columns."""
-        plain = self.values[rows, :columns]
+    def views_of(self, rows: np.ndarray) -> np.ndarray:
+        """Return (V, R, D) features of training images, the plain view first."""
+        plain = self.values[rows]
         if self.augmented is None:
             return plain[None]
         known, values = self.augmented
-        return np.concatenate([plain[None], values[:, np.searchsorted(known, rows), :columns]])
+        return np.concatenate([plain[None], values[:, np.searchsorted(known, rows)]])
 
 
 def frozen_name(recipe: Recipe) -> str:
@@ -67,7 +73,7 @@ def build_frozen(recipe: Recipe, channels: int) -> Frozen | None:
     fold_batchnorm(backbone.module, backbone.probe())
     pooled = with_levels(backbone, recipe.model.levels)
     levels = recipe.model.levels if pooled is not backbone else 0
-    return Frozen(frozen_name(recipe), pooled, backbone.num_features, levels)
+    return Frozen(frozen_name(recipe), pooled, levels)
 
 
 def compute_features(frozen: Frozen, data: Dataset, recipe: Recipe, precision: str, context: Context) -> FrozenFeatures:
@@ -90,26 +96,27 @@ def compute_features(frozen: Frozen, data: Dataset, recipe: Recipe, precision: s
     return FrozenFeatures(frozen, preprocessing, values, reused)
 
 
-def second_recipe(recipe: Recipe) -> Recipe:
-    """Return the recipe of the second backbone's head; ``auto`` is DINOv2, which knows other things than ImageNet."""
-    name = DINOV2 if recipe.model.second == "auto" else recipe.model.second
-    sides = sides_of(name)
-    size = sides.only or rounded(recipe.model.second_size, sides.multiple)
-    model = {"backbone": name, "weights": "auto", "feature_size": size}
-    return changed(recipe, {f"model.{key}": value for key, value in model.items()})
+def other_recipes(recipe: Recipe) -> list[Recipe]:
+    """Return a recipe for the head on each further backbone; ``auto`` are those whose weights are installed."""
+    if "head" not in recipe.stages:
+        return []
+    own = frozen_name(recipe)
+    automatic = [name for name in _OTHERS if name != own and packaged_weights(name) is not None]
+    names = [each for name in recipe.model.others for each in (automatic if name == "auto" else [name])]
+    found: list[Recipe] = []
+    for name in dict.fromkeys(names):
+        model = {"backbone": name, "weights": "auto", "feature_size": _OTHERS.get(name) or usual_side(name)}
+        found.append(changed(recipe, {f"model.{key}": value for key, value in model.items()}))
+    return found
 
 
-def build_second(recipe: Recipe, channels: int, context: Context) -> Frozen | None:
-    """Return the second backbone; None without one, and where the weights that ``auto`` wants are not to be had."""
-    if recipe.model.second == "none" or "head" not in recipe.stages:
-        return None
-    try:
-        return build_frozen(second_recipe(recipe), channels)
-    except EtudeError as problem:
-        if recipe.model.second != "auto":
-            raise
-        context.warn(f"one backbone alone is used: {problem}. {INSTALL} brings a second one, or set model.second=none")
-        return None
+def build_others(recipe: Recipe, channels: int, context: Context) -> list[tuple[Frozen, Recipe]]:
+    """Return the further frozen backbones, each with the recipe of its head."""
+    recipes = other_recipes(recipe)
+    if not recipes and "auto" in recipe.model.others and "head" in recipe.stages:
+        context.warn(f"one backbone alone is used: {INSTALL} brings others, and model.others=none wants none")
+    built = [(build_frozen(each, channels), each) for each in recipes]
+    return [(frozen, each) for frozen, each in built if frozen is not None]
 
 
 def trainable_backbone(recipe: Recipe, channels: int, precision: str) -> Backbone:

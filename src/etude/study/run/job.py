@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,9 +127,11 @@ class Job:
             candidates.append(candidate)
             # So that a run killed in stage 2 can already predict.
             session.save_model(name, candidate.model, candidate.card)
-        second = replace(self.prepared, features=self.prepared.second)
-        if second.features is not None:
-            candidates.append(self._headed(second, fold, f"second head{suffix}", "second head")[1])
+        sources: dict[str, Prepared] = {}  # with the features of a further backbone, by stage
+        for features in self.prepared.others:
+            stage = f"head of {features.frozen.name}"
+            sources[stage] = replace(self.prepared, features=features)
+            candidates.append(self._headed(sources[stage], fold, f"{stage}{suffix}", stage)[1])
         policy = self._settled_policy(fold, head)
         trained = self._finetuned(fold, policy, folder, suffix) if "finetune" in self.recipe.stages else None
         if trained is not None:
@@ -137,7 +140,7 @@ class Job:
         others, teachers = [one for one in candidates if one is not best], list[Candidate]()
         if self.pool is not None and self.recipe.unlabeled.is_on:
             session.save_model(name, best.model, best.card)
-            prepared = self.prepared if best.stage != "second head" else second
+            prepared = sources.get(best.stage, self.prepared)
             teachers.append(best)
             best = Rounds(session, prepared, fold, self.pool, policy, folder, suffix).run(best)
         if self.recipe.predict.blend == "never":
@@ -158,10 +161,21 @@ class Job:
     ) -> tuple[LinearHead, Candidate]:
         """Fit a head on a frozen backbone's features."""
         with self.session.stage(title) as stage:
-            head = fit_head_on(prepared, fold)
-            candidate = head_candidate(prepared, fold, head, self.session.context, stage_name)
+            head = fit_head_on(prepared, fold.train, fold.seed)
+            on_all = None
+            if self._refits:
+                rows = np.sort(np.concatenate([fold.train, fold.valid]))
+                on_all = partial(fit_head_on, prepared, rows, fold.seed, c=head.inverse_regularization)
+            candidate = head_candidate(prepared, fold, head, self.session.context, stage_name, on_all)
         self.session.scored(stage, candidate.valid)
         return head, candidate
+
+    @property
+    def _refits(self) -> bool:
+        """Whether heads are fitted on the validation images too in the end: where they are a draw of etude's own."""
+        prepared, request = self.prepared, self.session.request
+        drawn = prepared.data.images.split is None and request.valid is None
+        return self.recipe.head.refit == "auto" and drawn and len(prepared.folds) == 1
 
     def _add_views(self, folds: list[Fold]) -> None:
         """Add features of augmented views of the training images, by a policy that a head on the plain ones settles."""
@@ -171,14 +185,15 @@ class Job:
         head = None
         if self.recipe.augment.policy == "auto" and session.record.get("augmentation") is None:
             with session.stage("head on plain views"):
-                head = fit_head_on(prepared, folds[0])
+                head = fit_head_on(prepared, folds[0].train, folds[0].seed)
         policy, own = policy_named(self._settled_policy(folds[0], head)), self.recipe.augment.transform
         if policy.changes_nothing and not own:
             session.warn(f"head.views={views} is left at 1: without augmentation all views of an image are the same")
             return
         code = code_digest(own) if own else ""
         features, store = prepared.features, prepared.data.build.store
-        rows = np.unique(np.concatenate([fold.train for fold in folds]))
+        known = [fold.train for fold in folds] + [fold.valid for fold in folds if self._refits]
+        rows = np.unique(np.concatenate(known))
         with session.stage("views"):
             values = extract_views(
                 features.frozen.backbone.module.to(best_device()), store.gather, rows, features.preprocessing,

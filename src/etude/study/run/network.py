@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from etude.data.order import FixedMix
 from etude.data.split import Fold
 from etude.functional.augment import policy_named
 from etude.inference.predict import predict
+from etude.models.backbones import with_levels
 from etude.models.classifier import Classifier, ModelCard, Preprocessing
 from etude.models.head import LinearHead, fit_head
 from etude.recipe.timeline import image_sizes, maximum_of
@@ -49,38 +51,46 @@ class Extras:
 NO_EXTRAS = Extras()
 
 
-def fit_head_on(prepared: Prepared, fold: Fold, columns: int | None = None) -> LinearHead:
-    """Fit a linear head on all views of the fold's training images; on the first ``columns`` features, if given."""
+def fit_head_on(prepared: Prepared, rows: np.ndarray, seed: int, c: float | None = None) -> LinearHead:
+    """Fit a linear head on all views of images, with one ``c`` if it is given."""
     data, settings = prepared.data, prepared.recipe.head
     assert prepared.features is not None
     return fit_head(
-        prepared.features.views_of(fold.train, columns),
-        data.labels[fold.train],
+        prepared.features.views_of(rows),
+        data.labels[rows],
         len(data.images.classes),
-        candidates=settings.inverse_regularization,
+        candidates=settings.inverse_regularization if c is None else (c,),
         folds=settings.folds,
         search_rows=settings.search_rows,
-        weights=data.weights[fold.train],
-        context=Context(seed=fold.seed),
+        weights=data.weights[rows],
+        context=Context(seed=seed),
     )
 
 
 def starting_network(prepared: Prepared, fold: Fold, policy: str) -> tuple[Classifier, ModelCard]:
-    """Return a fresh network, its head started from stage 1's features where they are its own, and its card."""
+    """Return a fresh network and its card; where stage 1 used the same backbone, the network starts as that stage.
+
+    A fitted head spares the backbone the large gradients of a random one (Kumar et al. 2022, "Fine-Tuning can Distort
+    Pretrained Features and Underperform Out-of-Distribution"), and all depths that the head knows go on to count.
+    """
     recipe, data, features, mode = prepared.recipe, prepared.data, prepared.features, prepared.mode
     assert mode is not None
     torch.manual_seed(derive_seed(fold.seed, "initial weights"))
     name, classes = recipe.model.backbone, data.images.classes
     backbone = trainable_backbone(recipe, data.build.store.channels, mode.precision)
+    from_head = features is not None and features.frozen.name == name
+    levels = features.frozen.levels if features is not None and from_head else 0
+    backbone = with_levels(backbone, levels)
     folded = recipe.train.batchnorm == "keep"
     dropout = max(recipe.train.dropout, maximum_of(recipe, "dropout"))  # the clock can change it, but not add it
     model = Classifier(backbone.module, backbone.num_features, len(classes), dropout)
-    if features is not None and features.frozen.name == name:
-        # The trained network pools its last map only, so its head starts from a fit on those columns.
-        start = fit_head_on(prepared, fold, columns=features.frozen.own_features)
+    if from_head:
+        start = fit_head_on(prepared, fold.train, fold.seed)
         model.set_head(start.weight, start.bias)
     preprocessing = Preprocessing.of(backbone, data.build, image_sizes(recipe).final)
-    return model, ModelCard(name, classes, preprocessing, mode.precision, tta=1, policy=policy, folded=folded)
+    return model, ModelCard(
+        name, classes, preprocessing, mode.precision, tta=1, policy=policy, folded=folded, levels=levels
+    )
 
 
 def training_task(
@@ -128,6 +138,7 @@ class Candidate:
     notes: dict[str, Any] = field(default_factory=dict)
     train: TrainRows | None = None  # None when features of the training images are not to be saved
     folder: str = "."  # of its files in the run's folder
+    on_all: Callable[[], LinearHead] | None = None  # fits a head on the validation images too
 
     def predict(self, data: Dataset, rows: np.ndarray, context: Context, **options: Any) -> Predictions:
         return predict_rows(self.model, self.card, data, rows, context, **options)
@@ -143,7 +154,12 @@ def predict_rows(
 
 
 def head_candidate(
-    prepared: Prepared, fold: Fold, head: LinearHead, context: Context, stage: str = "head"
+    prepared: Prepared,
+    fold: Fold,
+    head: LinearHead,
+    context: Context,
+    stage: str = "head",
+    on_all: Callable[[], LinearHead] | None = None,
 ) -> Candidate:
     """Return stage 1 as a candidate; its validation predictions come from the cached features."""
     features, classes = prepared.features, prepared.data.images.classes
@@ -158,7 +174,8 @@ def head_candidate(
     known = features.values[fold.valid]
     valid = predict_rows(model, card, prepared.data, fold.valid, context, known_features=known, name="validate")
     notes = {"C": head.inverse_regularization, "cv cross-entropy": head.cross_entropy}
-    return Candidate(stage, model, card, valid, notes, _train_rows(prepared, fold, model, features.values))
+    train = _train_rows(prepared, fold, model, features.values)
+    return Candidate(stage, model, card, valid, notes, train, on_all=on_all)
 
 
 def finetune_candidate(

@@ -19,7 +19,7 @@ from etude.models.modes import AskedMode, Mode, applied, lay_out, lay_out_images
 from etude.recipe.resolve import labelled_share, mixed_recipe, supervised_recipe
 from etude.recipe.settings import Recipe
 from etude.recipe.timeline import image_sizes, maximum_of, resolved_run
-from etude.study.run.frozen import Frozen, second_recipe
+from etude.study.run.frozen import Frozen, other_recipes
 from etude.study.run.request import Request
 from etude.study.run.session import Session
 from etude.study.run.sources import Sources
@@ -109,7 +109,7 @@ class Plan:
     decode: float = 0.0  # seconds an image to read, decode and resize, on all threads together
     head_weights: int = 0  # features of stage 1 times classes
     features: Speed | None = None  # of the frozen backbone; None without stage 1
-    second: tuple[Speed, int] | None = None  # of a second one at its size, and its features times classes
+    others: tuple[tuple[str, Speed, int], ...] = ()  # name and speed of further ones, and their features times classes
     training: Speed | None = None  # of the trained backbone; None without stage 2
     mode: Mode | None = None  # that stage 2 trains in
 
@@ -137,10 +137,9 @@ class Plan:
             images = self.labelled + (views - 1) * (self.train if self.folds == 1 else self.labelled)
             stages.append(("features", self.features.infer_at(recipe.model.feature_size) * images))
             stages.append(("head", self._head_seconds(self.head_weights) * views * self.folds))
-        if self.second is not None:
-            speed, weights = self.second
-            stages.append(("second features", speed.infer * self.labelled))
-            stages.append(("second head", self._head_seconds(weights) * self.folds))
+        for name, speed, weights in self.others:
+            stages.append((f"features of {name}", speed.infer * self.labelled))
+            stages.append((f"head of {name}", self._head_seconds(weights) * self.folds))
         if self.training is not None:
             stages.append(("fine-tune", self.training_seconds()))
             if recipe.unlabeled.is_on:
@@ -149,7 +148,7 @@ class Plan:
         size = image_sizes(recipe).final if self.training is not None else recipe.model.feature_size
         if predictor is not None and self.test:
             views = recipe.predict.tta * self.folds
-            seconds = predictor.infer_at(size) + (self.second[0].infer if self.second is not None else 0.0)
+            seconds = predictor.infer_at(size) + sum(speed.infer for _, speed, _ in self.others)
             stages.append(("predict test", seconds * self.test * views))
         return stages
 
@@ -215,12 +214,12 @@ def stored_size(recipe: Recipe) -> int:
     if recipe.model.backbone == "tiny":
         return trained
     sides = {recipe.model.feature_size, trained if "finetune" in recipe.stages else 0}
-    return max(sides | ({recipe.model.second_size} if recipe.model.second != "none" else set()))
+    return max(sides | {other.model.feature_size for other in other_recipes(recipe)})
 
 
 def show_plan(
-    session: Session, sources: Sources, plan: Plan, frozen: Frozen | None, second: Frozen | None, mode_reason: str,
-    device: str,
+    session: Session, sources: Sources, plan: Plan, frozen: Frozen | None, others: Sequence[tuple[Frozen, Recipe]],
+    mode_reason: str, device: str,
 ) -> list[tuple[str, float]]:  # fmt: skip
     """Print what will be done and how long it should take; return (stage, expected seconds)."""
     request, recipe, classes = session.request, plan.recipe, sources.labelled.classes
@@ -235,8 +234,7 @@ def show_plan(
         ("device", device),
         ("stage 1", _head_in_words(recipe, frozen)),
     ]
-    if second is not None:
-        rows.append(("", _head_in_words(second_recipe(recipe), second)))
+    rows += [("", _head_in_words(own, other)) for other, own in others]
     if plan.training is not None:
         alone = supervised_recipe(recipe)
         rows.append(("stage 2", _finetune_in_words(alone, *resolved_run(alone, taught.train, plan.pace))))

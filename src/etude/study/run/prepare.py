@@ -23,9 +23,8 @@ from etude.recipe.timeline import timeline_warnings
 from etude.study.run.frozen import (
     FrozenFeatures,
     build_frozen,
-    build_second,
+    build_others,
     compute_features,
-    second_recipe,
     trainable_backbone,
 )
 from etude.study.run.plan import Plan, measure_speed, refuse_single_images, settle_mode, show_plan, stored_size
@@ -48,7 +47,7 @@ class Prepared:
     mode: Mode | None  # that stage 2 trains in, or None without stage 2
     pace: Pace | None  # measured seconds of a training step, or None without stage 2
     on_device: DeviceStore | None = None  # the labelled images in the memory of the device that trains
-    second: FrozenFeatures | None = None  # of a second frozen backbone
+    others: tuple[FrozenFeatures, ...] = ()  # of further frozen backbones
 
 
 def prepare(session: Session, sources: Sources) -> Prepared:
@@ -74,11 +73,12 @@ def prepare(session: Session, sources: Sources) -> Prepared:
             speed = measure_speed(frozen.backbone, recipe.model.feature_size, precision)
             weights = frozen.backbone.num_features * len(sources.labelled.classes)
             plan = replace(plan, features=speed, head_weights=weights)
-        second = build_second(recipe, scanned.channels, session.context)
-        if second is not None:
-            speed = measure_speed(second.backbone, second_recipe(recipe).model.feature_size, precision)
-            plan = replace(plan, second=(speed, second.backbone.num_features * len(sources.labelled.classes)))
-        expected = show_plan(session, sources, plan, frozen, second, reason, described)
+        others = build_others(recipe, scanned.channels, session.context)
+        for other, own in others:
+            speed = measure_speed(other.backbone, own.model.feature_size, precision)
+            weights = other.backbone.num_features * len(sources.labelled.classes)
+            plan = replace(plan, others=(*plan.others, (other.name, speed, weights)))
+        expected = show_plan(session, sources, plan, frozen, others, reason, described)
     mode = plan.mode
     settled = {"expected_seconds": dict(expected), "resolved": flat(recipe), "device": described}
     session.record.set("plan", {**settled, "mode": None if mode is None else mode.as_dict()})
@@ -87,15 +87,15 @@ def prepare(session: Session, sources: Sources) -> Prepared:
     folds = make_folds(data, sources, session.context)
     session.keep_inputs({"validation images": digest_of(*(fold.valid.tobytes() for fold in folds))})
     _record_data(session, sources, found, folds, scanned.fingerprint)
-    features = more = None
+    features, more = None, list[FrozenFeatures]()
     if frozen is not None:
         with session.stage("features") as stage:
             features = compute_features(frozen, data, recipe, precision, session.context)
             stage.note("reused", features.reused)
-    if second is not None:
-        with session.stage("second features") as stage:
-            more = compute_features(second, data, second_recipe(recipe), precision, session.context)
-            stage.note("reused", more.reused)
+    for other, own in others:
+        with session.stage(f"features of {other.name}") as stage:
+            more.append(compute_features(other, data, own, precision, session.context))
+            stage.note("reused", more[-1].reused)
     near = None if mode is None else on_device(session, recipe, data)
     return Prepared(
         recipe,
@@ -108,7 +108,7 @@ def prepare(session: Session, sources: Sources) -> Prepared:
         mode,
         plan.pace,
         near,
-        more,
+        tuple(more),
     )
 
 

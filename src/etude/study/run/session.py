@@ -19,7 +19,7 @@ from etude.core.predictions import Predictions
 from etude.journal.record import RunRecord, Stage
 from etude.journal.runs import IN_NO_STAGE, at_work, is_complete, read_record, read_run, set_tags, was_kept
 from etude.journal.screen import Screen
-from etude.models.classifier import Classifier, ModelCard, save_model
+from etude.models.classifier import VALIDATED, Classifier, ModelCard, save_model, save_validated_head
 from etude.models.modes import Mode
 from etude.recipe import Recipe, changed_settings, flat
 from etude.study.run.request import Request, run_folders
@@ -139,6 +139,10 @@ class Session:
         folder = self.folder / name
         with self.record.writing(folder / "model.safetensors", folder / "model.json"):
             save_model(folder, model, card)
+
+    def save_validated_head(self, name: str, model: Classifier) -> None:
+        with self.record.writing(self.folder / name / VALIDATED):
+            save_validated_head(self.folder / name, model)
 
     def stage(self, name: str) -> AbstractContextManager[Stage]:
         return self.record.stage(name)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from etude.refine.propagation import Propagation
 from etude.refine.pseudo_labels import Drift, PseudoLabelRule, Selected, drift
 from etude.refine.views import gain_by_views
 from etude.study.run.frozen import FrozenFeatures, compute_features
-from etude.study.run.network import Candidate, Extras, finetune_candidate, head_candidate
+from etude.study.run.network import Candidate, Extras, finetune_candidate, fit_head_on, head_candidate
 from etude.study.run.prepare import Prepared
 from etude.study.run.session import Session
 from etude.study.unlabelled.guards import (
@@ -129,7 +130,7 @@ class Rounds:
                 labels = np.concatenate([prepared.data.labels[train], np.full(len(self.chosen), -1)])
 
                 def classifier(rows: NDArray[np.int64]) -> np.ndarray:
-                    return self._head_of(train[rows], kept.notes["C"]).logits(nodes)
+                    return fit_head_on(prepared, train[rows], self.fold.seed, c=kept.notes["C"]).logits(nodes)
 
                 self.propagation = Propagation(settings.neighbours).fit(nodes, labels, classifier)
                 self.session.screen.say(f"neighbours{self.suffix}: {self.propagation.described}")
@@ -140,15 +141,6 @@ class Rounds:
             logits = np.concatenate([np.zeros((labelled, len(plain.classes))), plain.log_probabilities()])
             found = self.propagation.probabilities(logits)[labelled:]
         return Predictions.from_probabilities(plain.ids, plain.classes, found)
-
-    def _head_of(self, rows: np.ndarray, c: float) -> LinearHead:
-        prepared = self.prepared
-        assert prepared.features is not None
-        return fit_head(
-            prepared.features.views_of(rows), prepared.data.labels[rows], len(prepared.data.images.classes),
-            candidates=(c,), weights=prepared.data.weights[rows],
-            context=replace(self.session.context, seed=self.fold.seed),
-        )  # fmt: skip
 
     def _selected(self, name: str, kept: Candidate, teacher: Predictions, prior: np.ndarray | None) -> Selected | None:
         """Return the pseudo-labels of a round; None, and a sentence that says why, where there is nothing to learn."""
@@ -209,23 +201,28 @@ class Rounds:
         The mix is an upper limit here: few unlabelled images count once each, not many times.
         """
         prepared, fold, recipe = self.prepared, self.fold, self.prepared.recipe
-        assert prepared.features is not None
+        data, known = prepared.data, prepared.features
+        assert known is not None
         mass = selected.targets * selected.weights[:, None]
         rows, classes = np.nonzero((selected.targets >= _LEAST_PROBABILITY) & (mass > 0))
-        weights, pseudo = prepared.data.weights[fold.train], mass[rows, classes]
+        weights, pseudo = data.weights[fold.train], mass[rows, classes]
         share = labelled_share(recipe, len(fold.train), len(selected.weights))
         pseudo = pseudo * min(1.0, float(weights.sum() * (1 - share) / share / pseudo.sum()))
-        views = prepared.features.views_of(fold.train)
-        more = np.broadcast_to(features[self.chosen][rows], (len(views), len(rows), views.shape[2]))
-        head = fit_head(
-            np.concatenate([views, more], axis=1),
-            np.concatenate([prepared.data.labels[fold.train], classes]),
-            len(kept.card.classes),
-            candidates=(kept.notes["C"],),  # pseudo-labels must not decide how much to trust them
-            weights=np.concatenate([weights, pseudo]),
-            context=self.seeded,
-        )
-        return head_candidate(prepared, fold, head, self.session.context, name)
+
+        def fitted(labelled: np.ndarray) -> LinearHead:
+            views = known.views_of(labelled)
+            more = np.broadcast_to(features[self.chosen][rows], (len(views), len(rows), views.shape[2]))
+            return fit_head(
+                np.concatenate([views, more], axis=1),
+                np.concatenate([data.labels[labelled], classes]),
+                len(kept.card.classes),
+                candidates=(kept.notes["C"],),  # pseudo-labels must not decide how much to trust them
+                weights=np.concatenate([data.weights[labelled], pseudo]),
+                context=self.seeded,
+            )
+
+        on_all = None if kept.on_all is None else partial(fitted, np.concatenate([fold.train, fold.valid]))
+        return head_candidate(prepared, fold, fitted(fold.train), self.session.context, name, on_all)
 
     def _evaluated(self, candidate: Candidate) -> EvaluatedModel:
         """Return the candidate's calibrated predictions of validation images and pool, with the recipe's views."""

@@ -22,7 +22,7 @@ from etude.data.scan import scan_images
 from etude.inference.predict import predict
 from etude.journal.record import read_run
 from etude.journal.runs import model_files, models_of, verify, weights_of
-from etude.models.classifier import Classifier, ModelCard, load_model
+from etude.models.classifier import VALIDATED, Classifier, ModelCard, load_validated
 from etude.refine.base import difference
 from etude.refine.ensemble import mean_of_blends
 from etude.refine.tables import read_probabilities
@@ -112,13 +112,14 @@ def open_teachers(session: Session, prepared: Prepared) -> Teachers | None:
         if path.is_dir():
             record = read_run(path)
             names = models_of(record) or ["."]
-            verify(path, model_files(names), record)
-            models = [load_model(path / name) for name in names]
+            saved = [*model_files(names), *(Path(name, VALIDATED).as_posix() for name in names)]
+            verify(path, saved, record)
+            models = [load_validated(path / name) for name in names]
             each = [(one, replace(card, classes=spelled_as(card.classes, classes))) for one, card in models]
             runs.append(Models(each, weights_of(record) or [[1.0]] * len(each)))
             _check_classes(path, each[0][1].classes, classes)
             _warn_of_known_labels(session, prepared, path)
-            sources += [path / name for name in model_files(names)]
+            sources += [path / name for name in saved if (path / name).is_file()]
         else:
             given = read_probabilities(path, classes=classes, warn=session.warn)
             files.append(replace(given, classes=spelled_as(given.classes, classes)))
