@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -15,20 +16,24 @@ from etude.core.files import read_json, write_json
 class Kept:
     """Results by name, written into a JSON file after each, so that a benchmark that was stopped goes on.
 
+    Threads may share it.
+
     Args:
         file: None keeps them in memory only.
     """
 
     def __init__(self, file: Path | None) -> None:
-        self.file = file
+        self.file, self.writing = file, Lock()
         self.results: dict[str, Any] = read_json(file) if file is not None and file.is_file() else {}
 
     def of(self, name: str, make: Callable[[], Any]) -> Any:
         """Return the result of ``name``, made of JSON values; made by ``make`` unless the file holds it."""
         if name not in self.results:
-            self.results[name] = make()
-            if self.file is not None:
-                write_json(self.file, self.results)
+            made = make()
+            with self.writing:
+                self.results[name] = made
+                if self.file is not None:
+                    write_json(self.file, self.results)
         return self.results[name]
 
 

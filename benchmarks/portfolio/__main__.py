@@ -11,11 +11,14 @@ that seconds are those of a first run.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from queue import Queue
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -85,6 +88,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="settings", help="a setting of etude's recipes")
     parser.add_argument("--keep", type=Path, help="JSON file of results, to go on from")
     parser.add_argument("--data", type=Path, default=DATA, help="folder where data sets are written")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the cores evenly")
     parser.add_argument("--list", action="store_true")
     given = parser.parse_args()
     if given.list:
@@ -95,19 +99,32 @@ def main() -> None:
                 f"test, {len(set(drawn.train.labels))} classes"
             )
         return
-    kept = Kept(given.keep)
-    results: dict[str, dict[str, list[Figures]]] = {}
-    for task in given.tasks:
-        for method in given.methods:
-            changed = given.settings if method not in ("logistic", "fastai") else []
-            name = ", ".join([task, method, *changed])
-            makes: list[Callable[[], Figures]] = [
-                partial(measure, task, method, seed, given.data, changed) for seed in range(given.seeds)
-            ]
-            found = [kept.of(f"{name}, {seed}", make) for seed, make in enumerate(makes)]
-            results.setdefault(task, {})[method] = found
-            print(name, {key: round(float(np.mean([run[key] for run in found])), 4) for key in found[0]}, flush=True)
-    print(f"\nPortfolio, {given.seeds} seeds, {machine()}")
+    changed = {name: [] if name in ("logistic", "fastai") else given.settings for name in given.methods}
+    wanted = [(seed, task, name) for seed in range(given.seeds) for task in given.tasks for name in given.methods]
+    kept, cores = Kept(given.keep), sorted(os.sched_getaffinity(0))
+    free = Queue[list[int]]()  # cores for each run
+    for number in range(given.jobs):
+        free.put(cores[number :: given.jobs])
+
+    def of(job: tuple[int, str, str]) -> Figures:
+        seed, task, name = job
+        own = free.get()
+        os.sched_setaffinity(0, own)  # of this thread, and of the processes that it starts
+        make = partial(measure, task, name, seed, given.data, changed[name])
+        try:
+            return kept.of(", ".join([task, name, *changed[name], str(seed)]), make)
+        finally:
+            free.put(own)
+
+    results: dict[str, dict[str, list[Figures]]] = {task: {name: [] for name in given.methods} for task in given.tasks}
+    for task in given.tasks:  # drawn once, before threads ask for it
+        TASKS[task].draw(given.data, 0)
+    with ThreadPoolExecutor(given.jobs) as pool:
+        for (seed, task, name), found in zip(wanted, pool.map(of, wanted), strict=True):
+            results[task][name].append(found)
+            print(task, name, seed, {key: round(value, 4) for key, value in found.items()}, flush=True)
+    share = f", {given.jobs} runs at a time, {len(cores) // given.jobs} core(s) each" if given.jobs > 1 else ""
+    print(f"\nPortfolio, {given.seeds} seeds, {machine()}{share}")
     for title, figure, form in (
         ("Accuracy", "accuracy", ".1%"),
         ("Log loss", "log loss", ".3f"),

@@ -4,14 +4,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from etude.core.context import Context
 from etude.core.predictions import Predictions
+from etude.models.classifier import Classifier
 from etude.study.run.blend import Kept, blend_of
 from etude.study.run.network import Candidate
 
 CLASSES = ("x", "y", "z")
-NOBODY: Any = None  # a blend is chosen by predictions alone
+NOBODY: Any = Classifier(nn.Identity(), 4, 3)  # a blend is chosen by predictions alone
 
 
 def candidates(**noises: tuple[int, float]) -> list[Candidate]:
@@ -44,6 +47,20 @@ def test_one_model_is_kept_where_another_adds_nothing(other: tuple[int, float]):
     head, network = candidates(head=(0, 1.0), finetune=other)
     kept = blend_of(head, [network], Context())
     assert [member.stage for member in kept.members] == ["head"]
+
+
+@pytest.mark.parametrize("factor", [0.3, 1.0, 3.0])
+def test_a_model_that_is_kept_alone_is_calibrated(factor: float):
+    labels, rng = np.arange(900) % 3, np.random.default_rng(0)
+    drawn = np.array([rng.choice(3, p=[0.6 if k == label else 0.2 for k in range(3)]) for label in labels])
+    logits = factor * np.log(np.where(np.arange(3) == drawn[:, None], 0.6, 0.2))
+    model = Classifier(nn.Identity(), 4, 3)
+    before = model.head.weight.detach().clone()
+    valid = Predictions(tuple(map(str, range(900))), CLASSES, logits[None], labels=labels)
+    (kept,) = blend_of(Candidate("head", model, NOBODY, valid), [], Context()).members
+    assert kept.valid.probabilities().max(axis=1).mean() == pytest.approx(0.6, abs=0.06)
+    torch.testing.assert_close(model.head.weight, before * kept.scale)
+    assert (kept.scale == 1.0) == (factor == 1.0)
 
 
 @pytest.mark.parametrize("count", [1, 9])

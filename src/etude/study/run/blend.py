@@ -70,7 +70,7 @@ class Kept:
                 session.save_validated_head(name, member.model)
                 assert member.on_all is not None
                 head = member.on_all()
-                member.model.set_head(head.weight, head.bias)
+                member.model.set_head(head.weight * member.scale, head.bias * member.scale)
                 session.save_model(name, member.model, member.card)
 
     def with_tta(self, views: int, policy: str) -> Kept:
@@ -99,17 +99,22 @@ class Kept:
 
 
 def blend_of(best: Candidate, others: Sequence[Candidate], context: Context) -> Kept:
-    """Return the blend of all candidates; ``best`` alone where a blend, cross-fitted, is no better than it."""
+    """Return the blend of all candidates; ``best`` alone where a blend, cross-fitted, is no better than it.
+
+    Either is calibrated where that, cross-fitted, is better too.
+    """
     labels, candidates = best.valid.labels, [best, *others]
     assert labels is not None
-    if not others or len(labels) < FEWEST_ROWS:
+    if len(labels) < FEWEST_ROWS:
         return Kept((best,))
     rows, numbers = np.arange(len(labels)), fold_numbers(best.valid, _FOLDS, context)
+    plain = best.valid.log_probabilities()
     alone, blended = (_cross_fitted(each, labels, numbers) for each in ([best], candidates))
     right, was = blended.argmax(axis=1) == labels, alone.argmax(axis=1) == labels
     _, most = matched_interval(int((right & ~was).sum()), int((was & ~right).sum()), len(labels))
     if (blended - alone)[rows, labels].mean() < _LEAST_GAIN or most < 0.0:
-        return Kept((best,))
+        calibrates = (alone - plain)[rows, labels].mean() >= _LEAST_GAIN
+        return Kept((best.scaled(float(log_linear_weights(plain[None], labels)[0])) if calibrates else best,))
     weights = log_linear_weights(_log_probabilities(candidates), labels)
     order = [number for number in np.argsort(-weights, kind="stable") if weights[number] >= _LEAST_WEIGHT]
     return Kept(tuple(candidates[number] for number in order), tuple(weights[order].tolist()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +139,14 @@ class Candidate:
     train: TrainRows | None = None  # None when features of the training images are not to be saved
     folder: str = "."  # of its files in the run's folder
     on_all: Callable[[], LinearHead] | None = None  # fits a head on the validation images too
+    scale: float = 1.0  # of the logits
+
+    def scaled(self, factor: float) -> Candidate:
+        """Return the candidate with the logits of its model multiplied, in place: it predicts the same classes."""
+        head = self.model.head
+        self.model.set_head(head.weight.detach().cpu().numpy() * factor, head.bias.detach().cpu().numpy() * factor)
+        valid = replace(self.valid, logits=self.valid.logits * factor)
+        return replace(self, valid=valid, notes={**self.notes, "temperature": 1 / factor}, scale=factor)
 
     def predict(self, data: Dataset, rows: np.ndarray, context: Context, **options: Any) -> Predictions:
         return predict_rows(self.model, self.card, data, rows, context, **options)
