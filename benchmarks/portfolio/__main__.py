@@ -73,7 +73,7 @@ def plans(results: dict[str, dict[str, list[Figures]]]) -> None:
     """Print how often the plan's time held within a factor of 1.5, and how much time stands in no stage."""
     runs = [run for by_method in results.values() for of in by_method.values() for run in of if "planned" in run]
     if runs:
-        ratios = np.array([run["in stages"] / run["planned"] for run in runs])
+        ratios = np.array([run["taken"] / run["planned"] for run in runs])
         held = float(((ratios < 1.5) & (ratios > 1 / 1.5)).mean())
         outside = max(run["in no stage"] / run["seconds"] for run in runs)
         print(f"plan within a factor of 1.5 in {held:.0%} of {len(runs)} runs; in no stage at most {outside:.1%}")

@@ -39,7 +39,7 @@ def recipe(name: str, unlabelled: bool = False) -> Method:
             "validation": accuracy(held_out.predicted(), held_out.labels),
             "seconds": done.seconds,
             "planned": sum(record["plan"]["expected_seconds"].values()),
-            "in stages": sum(done.stages[name] for name in record["plan"]["expected_seconds"] if name in done.stages),
+            "taken": record["seconds"] - record["plan"]["after_seconds"],
             "in no stage": record["seconds_in_no_stage"],
             "peak GiB": done.peak_bytes / 2**30,
         }

@@ -206,7 +206,7 @@ def test_best_blends_heads_on_several_backbones_and_predicts_it_again(etude, tmp
     names = [stage["name"] for stage in record["stages"]]
     for backbone in ("tf_efficientnet_lite2", "vit_small_patch14_dinov2"):
         assert {f"features of {backbone}", f"head of {backbone}"} <= set(names)
-    assert set(record["plan"]["expected_seconds"]) <= set(names)
+    assert set(record["plan"]["expected_seconds"]) - {"TTA"} <= set(names)  # views may all look the same
     assert all((run / name / "model.safetensors").is_file() for name in record["result"]["models"])
     assert sum(map(len, record["result"]["weights"])) == len(record["result"]["models"])
     assert etude("predict", "run", test, "--out", "again.npz").code == 0

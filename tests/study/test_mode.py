@@ -101,3 +101,30 @@ def test_a_resumed_run_keeps_its_mode(probes):
 def test_the_largest_batch_of_a_growing_plan_is_probed(probes):
     settled(Session(), "train.epochs=30", "train.batch_size=32", "timeline.batch_growth=4")
     assert probes[0]["batch_size"] == 128
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "expected"),
+    [
+        ("quick", (), {"store", "features", "head", "head on all images", "predict test", "diagnostics"}),
+        ("quick", ("head.refit=never",), {"store", "features", "head", "predict test", "diagnostics"}),
+        ("default", (), {"symmetry", "fine-tune", "TTA"}),
+        ("default", ("augment.policy=none",), {"fine-tune"}),
+        ("pseudo-label", ('stages=["head"]',), {"unlabelled images", "TTA"}),
+    ],
+)
+def test_the_plan_names_what_is_to_come(name: str, settings: tuple[str, ...], expected: set[str]):
+    speed, own = Speed(224, 0.003, 0.01), resolve(load_recipe(name, settings), ImageFacts(300, 3))
+    training = speed if "finetune" in own.stages else None
+    plan = Plan(own, 1250, 1000, 250, test=100, unlabelled=500, features=speed, training=training, head_weights=10_000)
+    stages = dict(plan.seconds())
+    assert expected <= set(stages)
+    assert name != "quick" or set(stages) == expected
+    assert all(seconds >= 0 for seconds in stages.values())
+    assert ("symmetry" in stages) == ("TTA" in stages and not settings) or "pseudo" in name
+
+
+def test_a_frozen_network_sees_each_view_of_an_unlabelled_image_once():
+    own = resolve(load_recipe("pseudo-label", ['stages=["head"]', "unlabeled.use_test=false"]), ImageFacts(300, 3))
+    plan = Plan(own, 1250, 1000, 250, unlabelled=500, features=Speed(224, 1.0, 3.0), head_weights=10)
+    assert dict(plan.seconds())["unlabelled images"] == pytest.approx(4 * 500 + 3 * 250, rel=0.01)

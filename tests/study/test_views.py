@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from etude.study.run.frozen import FrozenFeatures
 from picture_folders import write_classes
@@ -72,8 +71,7 @@ def test_folds_share_the_views(etude, tmp_path):
     assert stages_of(tmp_path / "run").count("views") == 1
 
 
-@pytest.mark.parametrize("columns", [None, 2])
-def test_views_of_rows_belong_to_their_images(columns: int | None):
+def test_views_of_rows_belong_to_their_images():
     values = np.arange(40, dtype=np.float16).reshape(10, 4)
     rows = np.array([1, 2, 5, 7, 9])
     features = FrozenFeatures(
@@ -84,10 +82,10 @@ def test_views_of_rows_belong_to_their_images(columns: int | None):
         augmented=(rows, np.stack([values[rows] + 100, values[rows] + 200])),
     )
     asked = np.array([7, 1, 9])
-    found = features.views_of(asked, columns)
-    assert found.shape == (3, 3, columns or 4)
+    found = features.views_of(asked)
+    assert found.shape == (3, 3, 4)
     for view in range(3):
-        np.testing.assert_array_equal(found[view], values[asked, :columns] + 100 * view)
+        np.testing.assert_array_equal(found[view], values[asked] + 100 * view)
 
 
 def test_views_of_an_edited_transform_are_not_those_of_the_cache(etude, tmp_path):

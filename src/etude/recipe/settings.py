@@ -417,6 +417,11 @@ class Recipe(Settings):
     distill: DistillSettings = DistillSettings()
     predict: PredictSettings = PredictSettings()
 
+    @property
+    def changes_images(self) -> bool:
+        """Whether images are ever seen otherwise than they are: in training, or in views."""
+        return self.stages != ("head",) or self.predict.tta > 1 or self.head.views > 1
+
     @field_validator("stages", mode="before")
     @classmethod
     def _in_order(cls, value: Any) -> Any:

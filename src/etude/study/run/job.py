@@ -133,7 +133,7 @@ class Job:
             sources[stage] = replace(self.prepared, features=features)
             candidates.append(self._headed(sources[stage], fold, f"{stage}{suffix}", stage)[1])
         policy = self._settled_policy(fold, head)
-        trained = self._finetuned(fold, policy, folder, suffix) if "finetune" in self.recipe.stages else None
+        trained = self._finetuned(fold, policy, folder, suffix, head) if "finetune" in self.recipe.stages else None
         if trained is not None:
             candidates.append(trained[0])
         best = better(candidates)
@@ -204,7 +204,9 @@ class Job:
             )  # fmt: skip
         self.prepared = replace(prepared, features=replace(features, augmented=(rows, values[1:])))
 
-    def _finetuned(self, fold: Fold, policy: str, folder: Path, suffix: str) -> tuple[Candidate, Stage] | None:
+    def _finetuned(
+        self, fold: Fold, policy: str, folder: Path, suffix: str, head: LinearHead | None
+    ) -> tuple[Candidate, Stage] | None:
         """Return stage 2's candidate and record; None when training diverged and stage 1 is there to be kept."""
         session = self.session
         if self.recipe.train.find_lr:
@@ -217,7 +219,7 @@ class Job:
                 self._show_timeline(folder, title, timeline, size.steps)
                 trained, done = finetune_candidate(
                     alone, fold, session.context,
-                    policy=policy, folder=folder, resume=session.request.resume, extras=self.extras,
+                    policy=policy, folder=folder, resume=session.request.resume, extras=replace(self.extras, head=head),
                 )  # fmt: skip
                 stage.note("steps", done.steps)
                 stage.note("events", [f"{event.kind} at {event.progress:.1%}" for event in done.timeline.events])

@@ -26,13 +26,13 @@ from etude.recipe import Recipe, load_recipe
 from etude.recipe.timeline import maximum_of
 from etude.study.run.frozen import FrozenFeatures
 from etude.study.run.network import fit_head_on, starting_network, training_task
+from etude.study.run.plan import SYMMETRY_IMAGES
 from etude.study.run.prepare import Prepared, prepare
 from etude.study.run.request import Request
 from etude.study.run.session import Session
 from etude.study.run.sources import read_sources
 from etude.training.lr_range import lr_range_test
 
-_IMAGES = 192  # evaluated at most; a few seconds on a CPU
 _TOLERANCE = 0.15  # of the plain view's accuracy beyond chance that a view may lose, by the lower end of its interval
 _PROBES = ("flip", "turn 180", "turn 90")
 
@@ -53,7 +53,7 @@ def choose_policy(
 
     The head has never seen a turned or mirrored image; where it still knows the classes, the symmetry keeps the label.
     """
-    rows = fold.valid[np.sort(context.rng("symmetry").permutation(len(fold.valid))[:_IMAGES])]
+    rows = fold.valid[np.sort(context.rng("symmetry").permutation(len(fold.valid))[:SYMMETRY_IMAGES])]
     truth, gather = prepared.data.labels[rows], prepared.data.build.store.gather
     right: dict[str, NDArray[np.bool_]] = {}
     for view in SYMMETRIES:
@@ -98,7 +98,7 @@ def settle_policy(session: Session, prepared: Prepared, fold: Fold, head: Linear
     asked = recipe.augment.policy
     if asked != "auto":
         return PolicyChoice(asked, "as the recipe says")
-    if recipe.stages == ("head",) and recipe.predict.tta == recipe.head.views == 1:
+    if not recipe.changes_images:
         return PolicyChoice("none", "this recipe neither trains on images nor averages over views")
     if features is None or head is None:
         return PolicyChoice("photos", "there is no stage 1 head to measure symmetries with")

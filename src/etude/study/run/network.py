@@ -46,6 +46,7 @@ class Extras:
     teacher: np.ndarray | None = None  # float32 (N, C) a teacher's probabilities of all labelled images
     teachers: tuple[nn.Module, ...] = ()  # networks that see the same views as the student
     start: Classifier | None = None  # weights to start from
+    head: LinearHead | None = None  # of stage 1; fitted anew where it is not at hand
 
 
 NO_EXTRAS = Extras()
@@ -67,7 +68,9 @@ def fit_head_on(prepared: Prepared, rows: np.ndarray, seed: int, c: float | None
     )
 
 
-def starting_network(prepared: Prepared, fold: Fold, policy: str) -> tuple[Classifier, ModelCard]:
+def starting_network(
+    prepared: Prepared, fold: Fold, policy: str, head: LinearHead | None = None
+) -> tuple[Classifier, ModelCard]:
     """Return a fresh network and its card; where stage 1 used the same backbone, the network starts as that stage.
 
     A fitted head spares the backbone the large gradients of a random one (Kumar et al. 2022, "Fine-Tuning can Distort
@@ -85,8 +88,8 @@ def starting_network(prepared: Prepared, fold: Fold, policy: str) -> tuple[Class
     dropout = max(recipe.train.dropout, maximum_of(recipe, "dropout"))  # the clock can change it, but not add it
     model = Classifier(backbone.module, backbone.num_features, len(classes), dropout)
     if from_head:
-        start = fit_head_on(prepared, fold.train, fold.seed)
-        model.set_head(start.weight, start.bias)
+        head = head or fit_head_on(prepared, fold.train, fold.seed)
+        model.set_head(head.weight, head.bias)
     preprocessing = Preprocessing.of(backbone, data.build, image_sizes(recipe).final)
     return model, ModelCard(
         name, classes, preprocessing, mode.precision, tta=1, policy=policy, folded=folded, levels=levels
@@ -198,7 +201,7 @@ def finetune_candidate(
     stage: str = "finetune",
 ) -> tuple[Candidate, Finished]:
     """Fine-tune a network, or resume one that was stopped; return it with what happened on the way."""
-    model, card = starting_network(prepared, fold, policy)
+    model, card = starting_network(prepared, fold, policy, extras.head)
     if extras.start is not None:
         model.load_state_dict(extras.start.state_dict())
     task = training_task(prepared, fold, card, folder, resume=resume, extras=extras)

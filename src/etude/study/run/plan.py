@@ -30,6 +30,8 @@ _BATCH = 8  # of a measurement
 _SOLVER_STEPS = 50  # of L-BFGS, as measured on features of EfficientNet-Lite0
 _FLOPS = 8e10  # a second, in float32 matrix products on two cores
 _SECONDS_A_FIT = 0.1  # besides the arithmetic
+_DIAGNOSTICS = 0.004  # seconds an image: near-duplicates, label errors, the gallery
+SYMMETRY_IMAGES = 192  # evaluated at most; a few seconds on a CPU
 _WORTH_PROBING = 120.0  # seconds of training: below, a probe is not worth its few seconds
 
 
@@ -129,52 +131,68 @@ class Plan:
         return min(self.recipe.train.batch_size, self.train)
 
     def seconds(self) -> list[tuple[str, float]]:
-        """Return (stage, expected seconds) of the stages of the recipe, in order."""
-        recipe = self.recipe
+        """Return (stage, expected seconds) of the stages that are to come, in order."""
+        recipe, folds = self.recipe, self.folds
         stages = [("store", self.decode * (self.labelled + self.test + self.unlabelled))]
+        models = [speed.infer for _, speed, _ in self.others]  # seconds an image of each that may predict
         if self.features is not None:
             views = recipe.head.views  # of each training image; folds share them
-            images = self.labelled + (views - 1) * (self.train if self.folds == 1 else self.labelled)
-            stages.append(("features", self.features.infer_at(recipe.model.feature_size) * images))
-            stages.append(("head", self._head_seconds(self.head_weights) * views * self.folds))
+            images = self.labelled + (views - 1) * (self.train if folds == 1 else self.labelled)
+            models.append(frozen := self.features.infer_at(recipe.model.feature_size))
+            stages.append(("features", frozen * images))
+            stages.append(("head", self._head_seconds(self.head_weights) * views * folds))
+            if recipe.augment.policy == "auto" and recipe.changes_images:
+                stages.append(("symmetry", 3 * frozen * min(self.valid, SYMMETRY_IMAGES)))
         for name, speed, weights in self.others:
             stages.append((f"features of {name}", speed.infer * self.labelled))
-            stages.append((f"head of {name}", self._head_seconds(weights) * self.folds))
+            stages.append((f"head of {name}", self._head_seconds(weights) * folds))
         if self.training is not None:
+            models.append(self.training.infer_at(image_sizes(recipe).final))
             stages.append(("fine-tune", self.training_seconds()))
-            if recipe.unlabeled.is_on:
-                stages.append(("unlabelled", self._unlabelled_seconds(self.training) * self.folds))
-        predictor = self.training or self.features
-        size = image_sizes(recipe).final if self.training is not None else recipe.model.feature_size
-        if predictor is not None and self.test:
-            views = recipe.predict.tta * self.folds
-            seconds = predictor.infer_at(size) + sum(speed.infer for _, speed, _ in self.others)
-            stages.append(("predict test", seconds * self.test * views))
-        return stages
+        if recipe.unlabeled.is_on:
+            stages.append(("unlabelled images", self._unlabelled_seconds() * folds))
+        views = 1 if recipe.augment.policy == "none" else recipe.predict.tta
+        if views > 1:
+            stages.append(("TTA", sum(models) * (views - 1) * self.valid * folds))
+        if self.features is not None and folds == 1 and recipe.head.refit == "auto":
+            weights = self.head_weights + sum(weights for *_, weights in self.others)
+            stages.append(("head on all images", _fit_seconds(weights, self.labelled)))
+        if models and self.test:
+            stages.append(("predict test", sum(models) * self.test * views * folds))
+        return [*stages, ("diagnostics", _DIAGNOSTICS * (self.labelled + self.test))]
 
     def training_seconds(self) -> float:
         assert self.training is not None
         timeline, size = resolved_run(self.recipe, self.train, self.pace)
         return self.training.training_seconds(timeline, size.steps, self._batch) * self.folds
 
-    def _unlabelled_seconds(self, speed: Speed) -> float:
+    def _unlabelled_seconds(self) -> float:
         """Return seconds of all rounds on a fold; few runs come to the last of them."""
-        mixed = replace(self, recipe=mixed_recipe(self.recipe))
+        views = self.recipe.predict.tta
+        if self.training is None:  # the network is frozen: each view of an image goes through it once
+            assert self.features is not None
+            passes = self.pool * views + self.valid * (views - 1)
+            fits = _fit_seconds(self.head_weights, self.train + self.pool) * self.recipe.unlabeled.rounds
+            return self.features.infer_at(self.recipe.model.feature_size) * passes + fits
+        mixed, speed = replace(self, recipe=mixed_recipe(self.recipe)), self.training
         recipe, rounds = mixed.recipe, mixed.recipe.unlabeled.rounds
         share = labelled_share(recipe, self.train, self.pool)
         timeline, size = resolved_run(recipe, epoch_images(self.train, self.pool, share), mixed.pace)
         seconds = speed.training_seconds(timeline, size.steps, recipe.train.batch_size)
         if recipe.unlabeled.method == "online":
             rounds, seconds = 1, seconds + speed.infer * recipe.train.batch_size * (1 - share) * size.steps
-        return rounds * (seconds + speed.infer * self.pool * recipe.predict.tta)
+        return rounds * (seconds + speed.infer * self.pool * views)
 
     def _head_seconds(self, weights: int) -> float:
-        """Estimate the fits of the head from their arithmetic; right within a factor of about two."""
         head = self.recipe.head
-        candidates = len(head.inverse_regularization)
-        rows = min(self.train, head.search_rows) * (head.folds - 1) * candidates + self.train
-        fits = head.folds * candidates + 1
-        return 4.0 * weights * rows * _SOLVER_STEPS / _FLOPS + fits * _SECONDS_A_FIT
+        searched = min(self.train, head.search_rows) * (head.folds - 1) / head.folds
+        fits = head.folds * len(head.inverse_regularization)
+        return fits * _fit_seconds(weights, searched) + _fit_seconds(weights, self.train)
+
+
+def _fit_seconds(weights: int, rows: float) -> float:
+    """Estimate a fit of the head from its arithmetic; right within a factor of about two."""
+    return 4.0 * weights * rows * _SOLVER_STEPS / _FLOPS + _SECONDS_A_FIT
 
 
 def refuse_single_images(recipe: Recipe, train: int) -> None:

@@ -81,6 +81,7 @@ def prepare(session: Session, sources: Sources) -> Prepared:
         expected = show_plan(session, sources, plan, frozen, others, reason, described)
     mode = plan.mode
     settled = {"expected_seconds": dict(expected), "resolved": flat(recipe), "device": described}
+    settled["after_seconds"] = session.record.get("seconds")  # what is expected comes after them
     session.record.set("plan", {**settled, "mode": None if mode is None else mode.as_dict()})
     found = _store(session, sources, scans, recipe)
     data = found["labelled"]
