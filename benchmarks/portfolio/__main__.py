@@ -2,6 +2,8 @@
 
     make bench-portfolio ARGS='--keep portfolio.json'          # goes on where it was stopped
     make bench-portfolio ARGS='--tasks clip-art icons --methods quick default --seeds 3'
+    make bench-portfolio ARGS='--tasks mnist-few digits-few fashion-few cells-few clip-art-few icons-few --methods quick
+                               quick+unlabelled'                # ten labels a class, and images without labels
     make bench-portfolio ARGS='--list'                         # tasks, with their numbers of images and classes
 
 Test labels are read after a method has ended, by this file alone. Features and stores are never shared between runs, so
@@ -26,15 +28,16 @@ import numpy as np
 
 from common import machine, spread
 from portfolio.methods import METHODS, Figures
-from portfolio.tasks import TASKS, write_tables
-from refine_common import Kept
+from portfolio.tasks import FEW, TASKS, write_tables
+from refine_common import Kept, with_interval
 
 DATA = Path.home() / ".cache" / "etude-portfolio"
+EVERY = TASKS | FEW
 
 
 def measure(task: str, method: str, seed: int, data: Path, settings: list[str]) -> Figures:
     """Train and predict in a fresh folder."""
-    drawn = TASKS[task].draw(data, seed)
+    drawn = EVERY[task].draw(data, seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         return METHODS[method](write_tables(drawn, folder), drawn.test, folder, seed, settings)
@@ -50,22 +53,24 @@ def table(title: str, results: dict[str, dict[str, list[Figures]]], figure: str,
 
 
 def compare(results: dict[str, dict[str, list[Figures]]], methods: Sequence[str]) -> None:
-    """Print what each method has more than the first: points on average and at worst, and the ratio of errors."""
+    """Print the points that each method gains over the first, a task and on average, and the ratio of errors."""
     first = methods[0]
     for method in methods[1:]:
-        both = {task: runs for task, runs in results.items() if first in runs and method in runs}
-        if not both:
-            continue
         right = {
-            task: [float(np.mean([run["accuracy"] for run in runs[one]])) for one in (first, method)]
-            for task, runs in both.items()
+            task: [np.array([run["accuracy"] for run in runs[one]]) for one in (first, method)]
+            for task, runs in results.items()
         }
-        gains = {task: 100 * (b - a) for task, (a, b) in right.items()}
-        errors = float(np.mean([(1 - b) / max(1 - a, 1e-9) for a, b in right.values()]))
-        worst = min(gains, key=gains.__getitem__)
+        gains = {task: 100 * (after - before) for task, (before, after) in right.items()}
+        print(f"\n{method} against {first}, points of accuracy: mean [95% interval] ± standard deviation over seeds\n")
+        for task, gain in gains.items():
+            ratio = (1 - right[task][1].mean()) / max(1 - right[task][0].mean(), 1e-9)
+            print(f"- {task}: {with_interval(gain.tolist(), '+.2f')}, errors × {ratio:.2f}")
+        means = {task: float(gain.mean()) for task, gain in gains.items()}
+        errors = np.mean([(1 - b.mean()) / max(1 - a.mean(), 1e-9) for a, b in right.values()])
+        worst = min(means, key=means.__getitem__)
         print(
-            f"{method} against {first}: {np.mean(list(gains.values())):+.2f} points on average over {len(gains)} "
-            f"tasks, worst {gains[worst]:+.2f} ({worst}); errors × {errors:.2f} on average"
+            f"- mean of {len(means)} tasks: {np.mean(list(means.values())):+.2f}, worst {means[worst]:+.2f} ({worst}); "
+            f"errors × {errors:.2f}"
         )
 
 
@@ -82,7 +87,7 @@ def plans(results: dict[str, dict[str, list[Figures]]]) -> None:
 def main() -> None:
     """Run what is asked for and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS), metavar="TASK")
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(EVERY), metavar="TASK")
     parser.add_argument("--methods", nargs="+", default=["quick", "default", "logistic"], choices=list(METHODS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--set", action="append", default=[], dest="settings", help="a setting of etude's recipes")
@@ -93,7 +98,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.list:
         for task in given.tasks:
-            drawn = TASKS[task].draw(given.data, 0)
+            drawn = EVERY[task].draw(given.data, 0)
             print(
                 f"{task}: {len(drawn.train)} to train on, {len(drawn.unlabelled)} without labels, {len(drawn.test)} to "
                 f"test, {len(set(drawn.train.labels))} classes"
@@ -118,7 +123,7 @@ def main() -> None:
 
     results: dict[str, dict[str, list[Figures]]] = {task: {name: [] for name in given.methods} for task in given.tasks}
     for task in given.tasks:  # drawn once, before threads ask for it
-        TASKS[task].draw(given.data, 0)
+        EVERY[task].draw(given.data, 0)
     with ThreadPoolExecutor(given.jobs) as pool:
         for (seed, task, name), found in zip(wanted, pool.map(of, wanted), strict=True):
             results[task][name].append(found)
@@ -131,8 +136,8 @@ def main() -> None:
         ("Seconds", "seconds", ".0f"),
     ):
         table(title, results, figure, form)
-    print()
     compare(results, given.methods)
+    print()
     plans(results)
 
 

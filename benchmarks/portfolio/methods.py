@@ -70,7 +70,8 @@ METHODS: dict[str, Method] = {
     "quick": recipe("quick"),
     "default": recipe("default"),
     "best": recipe("best"),
-    "pseudo-label": recipe("pseudo-label", unlabelled=True),
+    "quick+unlabelled": recipe("quick", unlabelled=True),
+    "default+unlabelled": recipe("default", unlabelled=True),
     "logistic": peer("peer_logistic.py"),
     "fastai": peer("peer_fastai.py"),
 }

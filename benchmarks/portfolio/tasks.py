@@ -95,6 +95,18 @@ def from_one_to_another(
     return draw
 
 
+def few(draw: Callable[[Path, int], Drawn], each: int = 10) -> Callable[[Path, int], Drawn]:
+    """Labels of ``each`` training images of every class; the other training images have none."""
+
+    def drawn(folder: Path, seed: int) -> Drawn:
+        whole = draw(folder, seed)
+        chosen = balanced(whole.train.labels, each, seed)
+        rest = np.setdiff1d(np.arange(len(whole.train)), chosen)
+        return Drawn(part(whole.train, chosen), whole.test, [whole.train.paths[row] for row in rest])
+
+    return drawn
+
+
 def defective(data: DataSet) -> DataSet:
     """Cells by the rule `half`: a probability of a defect of .5 or more is one."""
     labels = np.where(data.labels.astype(float) >= 0.5, "defective", "functional")
@@ -132,6 +144,15 @@ TASKS: dict[str, Task] = {
     "icons": Task(split(OXYGEN)),
     "icons-other-theme": Task(from_one_to_another(OXYGEN, GNOME), shifted=True),
 }
+FEW: dict[str, Task] = {
+    "mnist-few": Task(mnist(100)),
+    "digits-few": Task(few(split(digits_of_sklearn))),
+    "fashion-few": Task(few(fashion_mnist(5_000))),
+    "cells-few": Task(few(split(cells_by_half))),
+    "clip-art-few": Task(few(split(clip_art))),
+    "icons-few": Task(few(split(OXYGEN))),
+}
+"""The tasks at ten labels a class, with the other images of their training sets unlabelled."""
 
 
 @cache

@@ -176,6 +176,16 @@ def test_stopped_in_a_round_and_resumed_there(etude, images, tmp_path, decide, s
     assert record_of(tmp_path / "run")["rounds"] == record_of(tmp_path / "whole")["rounds"]
 
 
+@pytest.mark.parametrize(("settings", "stage"), [((*PLAIN, *QUICK[-2:]), "round 1"), (words(*SMALL), "online")])
+def test_every_recipe_learns_from_unlabelled_images(etude, images, tmp_path, decide, settings, stage):
+    decide(True, False)
+    ended = etude(*images, *settings, "--out", "run")
+    assert ended.code == 0, ended.err
+    record = record_of(tmp_path / "run")
+    assert record["rounds"][0]["name"] == stage
+    assert record["result"]["kept"] == [stage]
+
+
 def test_folds_judge_for_themselves(etude, images, tmp_path, decide):
     decide(True, False, False)
     assert etude(*images, *QUICK, "--folds", 2, "--out", "run").code == 0
@@ -201,7 +211,7 @@ def test_changed_unlabelled_images_are_refused_by_a_resumed_run(etude, images, t
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        (("--unlabeled", "more"), "--unlabeled gives images that recipe 'default' does not use: give --recipe pseudo"),
+        (("--unlabeled", "more", "--set", "unlabeled.method=off"), "images that unlabeled.method=off leaves unused"),
         (("--recipe", "consistency"), "recipe 'consistency' learns from images without labels, and there are none"),
         (
             ("--recipe", "pseudo-label", "--test", "test", "--set", "unlabeled.use_test=false"),
@@ -209,7 +219,7 @@ def test_changed_unlabelled_images_are_refused_by_a_resumed_run(etude, images, t
         ),
         (
             ("--recipe", "quick", "--set", "unlabeled.method=online", "--unlabeled", "more"),
-            "--set unlabeled.method=rounds works on a head alone",
+            "--set unlabeled.method=head works on a head alone",
         ),
         (("--recipe", "distill"), "recipe 'distill' learns from a teacher, and there is none: give a run"),
         (("--recipe", "quick", "--teacher", "run"), "recipe 'quick' fine-tunes no network that --teacher could teach"),

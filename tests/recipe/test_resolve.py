@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from etude.recipe import ImageFacts, Recipe, flat, load_recipe, resolve
-from etude.recipe.resolve import DEFAULT_BACKBONE, RATES_BY_NORM, TINY
+from etude.recipe.resolve import DEFAULT_BACKBONE, RATES_BY_NORM, TINY, backbone_reason
 
 DIGITS, PHOTOS = ImageFacts(median_side=28, channels=1), ImageFacts(median_side=300, channels=3)
 
@@ -116,3 +116,34 @@ def test_own_phases_with_lengths_in_steps_fit_a_backbone_of_one_size():
     phases = [{"name": "all", "length": 1.0, "lr": 0.001, "image_size": warmup}]
     recipe = load_recipe("default", {"timeline.phases": phases, "model.backbone": "resnet18"})
     assert resolve(recipe, ImageFacts(300, 3, count=1_000, required_size=224)).timeline.final_size == 224
+
+
+def test_a_reason_is_given_for_a_network_that_was_chosen():
+    auto, named = Recipe(), load_recipe("default", ["model.backbone=resnet18"])
+    assert [backbone_reason(named, side) for side in (28, 300)] == ["", ""]
+    assert "28 px" in backbone_reason(auto, 28)
+    assert "300 px" in backbone_reason(auto, 300)
+    assert backbone_reason(auto, 300).startswith(resolve(auto, ImageFacts(300, 3)).model.backbone)
+
+
+@pytest.mark.parametrize(
+    ("settings", "side", "given", "method"),
+    [
+        ((), 300, False, "off"),
+        ((), 300, True, "head"),
+        ((), 28, True, "online"),
+        (('stages=["head"]',), 28, True, "head"),
+        (('stages=["finetune"]',), 300, True, "rounds"),
+        (("unlabeled.method=rounds",), 28, True, "rounds"),
+        (('stages=["head"]', "unlabeled.method=rounds"), 300, True, "head"),
+        (("unlabeled.method=off",), 28, True, "off"),
+    ],
+)
+def test_what_learns_from_unlabelled_images(settings: tuple[str, ...], side: int, given: bool, method: str):
+    found = resolve(load_recipe("default", settings), ImageFacts(side, 3, unlabelled=given)).unlabeled
+    assert found.method == method
+    assert found.is_on == (method != "off")
+    like = load_recipe("consistency").unlabeled
+    assert (found.labeled_share, found.kind, found.start) == (
+        (like.labeled_share, like.kind, like.start) if method == "online" else (0.7, "auto", "fresh")
+    )

@@ -21,7 +21,7 @@ OWN = {"pseudo-label": "rounds", "consistency": "online"}
 
 @pytest.mark.each("name", NAMED)
 def test_unlabelled_images_are_used_by_two_recipes_only(name: str):
-    assert load_recipe(name).unlabeled.method == OWN.get(name, "off")
+    assert load_recipe(name).unlabeled.method == OWN.get(name, "auto")
     assert load_recipe(name).unlabeled.is_on == (name in OWN)
     assert bool(load_recipe(name).distill.model_fields_set) == (name == "distill")
 
@@ -72,7 +72,10 @@ def test_accepted_values(change: str, value: object):
         ("threshold=[]", "must be a confidence from 0 to below 1"),
         ("threshold=[0.5, 2]", "must be a confidence from 0 to below 1"),
         ("ramp=[0.5, 0.1]", "it should keep 0 <= ramp start <= ramp end <= 1"),
-        ("method=offline", "unlabeled.method received 'offline', but it should be 'off', 'rounds' or 'online'."),
+        (
+            "method=offline",
+            "unlabeled.method received 'offline', but it should be 'auto', 'off', 'head', 'rounds' or 'online'.",
+        ),
         ("keep_at=1", "unlabeled.keep_at received 1, but it should be less than 1."),
         ("length=0.5", "unlabeled.length received 0.5, but it must be"),
         ("round=2", "there is no setting 'unlabeled.round'. Did you mean 'unlabeled.rounds'?"),

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from etude.core.errors import EtudeError, nearest, shown
 from etude.core.files import reading
+from etude.recipe.resolve import ONLINE
 from etude.recipe.settings import Recipe, Settings
 from etude.recipe.timeline import timeline_of
 
@@ -32,10 +33,8 @@ NAMED: dict[str, dict[str, Any]] = {
     },
     "five-minutes": {"timeline": {"preset": "five-minutes", "length": "5m"}, "predict": {"tta": 4}},
     "pseudo-label": {"unlabeled": {"method": "rounds"}, "predict": {"tta": 4}},
-    # Consistency lives on many unlabelled images a step (FixMatch takes seven times as many as labelled ones). Each of
-    # them costs more than two labelled ones, so it starts from what the labels alone have taught.
     "consistency": {
-        "unlabeled": {"method": "online", "labeled_share": "auto", "kind": "hard", "start": "warm"},
+        "unlabeled": {"method": "online", **{key.removeprefix("unlabeled."): value for key, value in ONLINE.items()}},
         "predict": {"tta": 4},
     },
     # A student that sees what its teacher sees (Beyer et al. 2022, "A good teacher is patient and consistent").

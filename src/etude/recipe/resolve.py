@@ -36,6 +36,10 @@ TINY: dict[str, Any] = {
     "timeline.size_multiple": 4,
 }
 
+# Consistency lives on many unlabelled images a step (FixMatch takes seven times as many as labelled ones). Each of them
+# costs more than two labelled ones, so it starts from what the labels alone have taught.
+ONLINE: dict[str, Any] = {"unlabeled.labeled_share": "auto", "unlabeled.kind": "hard", "unlabeled.start": "warm"}
+
 RATES_BY_NORM = {"lamb": 5e-3, "lars": 0.3}
 """Learning rates of optimisers that move each layer by a share of its own norm, so that one suits any network.
 
@@ -55,6 +59,7 @@ class ImageFacts:
     count: int = 0  # training images
     multiple: int = 1  # of which image sides must be whole multiples, such as the patch of a transformer, in pixels
     required_size: int | None = None  # the one image side in pixels that the network takes; None: others too
+    unlabelled: bool = False  # whether images are given to learn from without labels
 
 
 def resolve(recipe: Recipe, facts: ImageFacts, warn: Callable[[str], object] = lambda text: None) -> Recipe:
@@ -84,9 +89,31 @@ def resolve(recipe: Recipe, facts: ImageFacts, warn: Callable[[str], object] = l
         recipe = _in_multiples(recipe, facts.multiple)
     if facts.count > MANY_IMAGES:
         recipe = changed(recipe, {"model.levels": 0}, unset_only=True)
+    recipe = _with_unlabelled(recipe, facts.unlabelled, tiny)
     if recipe.augment.policy == "auto" and tiny and facts.channels == 1:
         recipe = changed(recipe, {"augment.policy": "digits"})
     return _at_trained_sizes(recipe, warn)
+
+
+def backbone_reason(asked: Recipe, side: int) -> str:
+    """Return what ``auto`` chose by the median of the images' shorter sides; nothing where a backbone is named."""
+    if asked.model.backbone != "auto":
+        return ""
+    if side <= TINY_SIDE:
+        return f"small, of random weights, since the images' shorter sides are {side} px (up to {TINY_SIDE})"
+    return f"{DEFAULT_BACKBONE}, since the images' shorter sides are {side} px (above {TINY_SIDE})"
+
+
+def _with_unlabelled(recipe: Recipe, are_there: bool, tiny: bool) -> Recipe:
+    """Decide what learns from unlabelled images: what gained most for its time over the development data sets."""
+    method, has_head = recipe.unlabeled.method, "head" in recipe.stages
+    if method == "rounds" and recipe.stages == ("head",):
+        return changed(recipe, {"unlabeled.method": "head"})
+    if method != "auto":
+        return recipe
+    if are_there and tiny and "finetune" in recipe.stages:
+        return changed(changed(recipe, ONLINE, unset_only=True), {"unlabeled.method": "online"})
+    return changed(recipe, {"unlabeled.method": "off" if not are_there else "head" if has_head else "rounds"})
 
 
 def _sizes(start: int, final: int) -> dict[str, Any]:

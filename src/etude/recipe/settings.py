@@ -139,8 +139,10 @@ def _levels(value: Any) -> float | tuple[float, ...]:
 class UnlabeledSettings(Settings):
     """Pseudo-labels, in rounds or within one training."""
 
-    method: Literal["off", "rounds", "online"] = setting(
-        "off", "pseudo-labels in rounds of training, online within one training, or off"
+    method: Literal["auto", "off", "head", "rounds", "online"] = setting(
+        "auto",
+        "pseudo-labels for the head (rounds on frozen features), in rounds of training, online within one training, "
+        "off, or auto: with --unlabeled online for the small network and head for others, off without",
     )
     use_test: bool = setting(True, "whether the test images join the unlabelled ones")
     labeled_share: Annotated[float | str, BeforeValidator(_share)] = setting(
@@ -194,8 +196,8 @@ class UnlabeledSettings(Settings):
 
     @property
     def is_on(self) -> bool:
-        """Whether unlabelled images are used."""
-        return self.method != "off"
+        """Whether unlabelled images are used; ``auto`` is decided when a recipe is resolved."""
+        return self.method not in ("auto", "off")
 
 
 class DistillSettings(Settings):

@@ -124,25 +124,30 @@ class Job:
         head = None
         if self.prepared.features is not None:
             head, candidate = self._headed(self.prepared, fold, f"head{suffix}")
-            candidates.append(candidate)
             # So that a run killed in stage 2 can already predict.
             session.save_model(name, candidate.model, candidate.card)
-        sources: dict[str, Prepared] = {}  # with the features of a further backbone, by stage
+            candidates.append(candidate)
         for features in self.prepared.others:
-            stage = f"head of {features.frozen.name}"
-            sources[stage] = replace(self.prepared, features=features)
-            candidates.append(self._headed(sources[stage], fold, f"{stage}{suffix}", stage)[1])
-        policy = self._settled_policy(fold, head)
+            stage, prepared = f"head of {features.frozen.name}", replace(self.prepared, features=features)
+            candidates.append(self._headed(prepared, fold, f"{stage}{suffix}", stage)[1])
+        policy, method = self._settled_policy(fold, head), self.recipe.unlabeled.method
+        if self.pool is not None and method == "head":
+            if head is None:
+                session.warn(
+                    "unlabelled images teach nothing: unlabeled.method=head needs a head on pretrained features"
+                )
+            else:
+                rounds = Rounds(session, self.prepared, fold, self.pool, policy, folder, suffix)
+                candidates[0] = rounds.run(candidates[0])
         trained = self._finetuned(fold, policy, folder, suffix, head) if "finetune" in self.recipe.stages else None
         if trained is not None:
             candidates.append(trained[0])
         best = better(candidates)
         others, teachers = [one for one in candidates if one is not best], list[Candidate]()
-        if self.pool is not None and self.recipe.unlabeled.is_on:
+        if self.pool is not None and method in ("rounds", "online"):
             session.save_model(name, best.model, best.card)
-            prepared = sources.get(best.stage, self.prepared)
             teachers.append(best)
-            best = Rounds(session, prepared, fold, self.pool, policy, folder, suffix).run(best)
+            best = Rounds(session, self.prepared, fold, self.pool, policy, folder, suffix).run(best)
         if self.recipe.predict.blend == "never":
             others = []
         seeded = replace(session.context, seed=fold.seed)
@@ -161,11 +166,11 @@ class Job:
     ) -> tuple[LinearHead, Candidate]:
         """Fit a head on a frozen backbone's features."""
         with self.session.stage(title) as stage:
-            head = fit_head_on(prepared, fold.train, fold.seed)
+            head = fit_head_on(prepared, fold.train, fold)
             on_all = None
             if self._refits:
                 rows = np.sort(np.concatenate([fold.train, fold.valid]))
-                on_all = partial(fit_head_on, prepared, rows, fold.seed, c=head.inverse_regularization)
+                on_all = partial(fit_head_on, prepared, rows, fold, c=head.inverse_regularization)
             candidate = head_candidate(prepared, fold, head, self.session.context, stage_name, on_all)
         self.session.scored(stage, candidate.valid)
         return head, candidate
@@ -185,7 +190,7 @@ class Job:
         head = None
         if self.recipe.augment.policy == "auto" and session.record.get("augmentation") is None:
             with session.stage("head on plain views"):
-                head = fit_head_on(prepared, folds[0].train, folds[0].seed)
+                head = fit_head_on(prepared, folds[0].train, folds[0])
         policy, own = policy_named(self._settled_policy(folds[0], head)), self.recipe.augment.transform
         if policy.changes_nothing and not own:
             session.warn(f"head.views={views} is left at 1: without augmentation all views of an image are the same")

@@ -137,7 +137,7 @@ def search(request: Request, screen: Screen, figure: Path) -> LrSuggestion:
         fold = prepared.folds[0]
         head = None
         if prepared.features is not None and prepared.recipe.augment.policy == "auto":  # to measure symmetries with
-            head = fit_head_on(prepared, fold.train, fold.seed)
+            head = fit_head_on(prepared, fold.train, fold)
         policy = settle_policy(session, prepared, fold, head).policy
         return find_lr(prepared, fold, policy, figure, session.context)
 

@@ -52,8 +52,8 @@ class Extras:
 NO_EXTRAS = Extras()
 
 
-def fit_head_on(prepared: Prepared, rows: np.ndarray, seed: int, c: float | None = None) -> LinearHead:
-    """Fit a linear head on all views of images, with one ``c`` if it is given."""
+def fit_head_on(prepared: Prepared, rows: np.ndarray, fold: Fold, c: float | None = None) -> LinearHead:
+    """Fit a linear head on all views of images by the fold's seed, with one ``c`` if it is given."""
     data, settings = prepared.data, prepared.recipe.head
     assert prepared.features is not None
     return fit_head(
@@ -64,7 +64,7 @@ def fit_head_on(prepared: Prepared, rows: np.ndarray, seed: int, c: float | None
         folds=settings.folds,
         search_rows=settings.search_rows,
         weights=data.weights[rows],
-        context=Context(seed=seed),
+        context=Context(seed=fold.seed),
     )
 
 
@@ -88,7 +88,7 @@ def starting_network(
     dropout = max(recipe.train.dropout, maximum_of(recipe, "dropout"))  # the clock can change it, but not add it
     model = Classifier(backbone.module, backbone.num_features, len(classes), dropout)
     if from_head:
-        head = head or fit_head_on(prepared, fold.train, fold.seed)
+        head = head or fit_head_on(prepared, fold.train, fold)
         model.set_head(head.weight, head.bias)
     preprocessing = Preprocessing.of(backbone, data.build, image_sizes(recipe).final)
     return model, ModelCard(

@@ -114,6 +114,7 @@ class Plan:
     others: tuple[tuple[str, Speed, int], ...] = ()  # name and speed of further ones, and their features times classes
     training: Speed | None = None  # of the trained backbone; None without stage 2
     mode: Mode | None = None  # that stage 2 trains in
+    chosen: str = ""  # which network, and why
 
     @property
     def pool(self) -> int:
@@ -169,8 +170,9 @@ class Plan:
     def _unlabelled_seconds(self) -> float:
         """Return seconds of all rounds on a fold; few runs come to the last of them."""
         views = self.recipe.predict.tta
-        if self.training is None:  # the network is frozen: each view of an image goes through it once
-            assert self.features is not None
+        if self.training is None or self.recipe.unlabeled.method == "head":  # each view goes through the network once
+            if self.features is None:
+                return 0.0
             passes = self.pool * views + self.valid * (views - 1)
             fits = _fit_seconds(self.head_weights, self.train + self.pool) * self.recipe.unlabeled.rounds
             return self.features.infer_at(self.recipe.model.feature_size) * passes + fits
@@ -250,6 +252,7 @@ def show_plan(
         ("classes", f"{len(classes)}: {listed(classes, 6, str)}"),
         ("split", _split_in_words(request, plan, sources.labelled.split)),
         ("device", device),
+        *([("network", plan.chosen)] if plan.chosen else []),
         ("stage 1", _head_in_words(recipe, frozen)),
     ]
     rows += [("", _head_in_words(own, other)) for other, own in others]

@@ -19,6 +19,7 @@ from etude.models.backbones import sides_of
 from etude.models.device import best_device, choose_precision, describe_device, keep_large_blocks
 from etude.models.modes import Mode
 from etude.recipe import ImageFacts, Recipe, flat, resolve
+from etude.recipe.resolve import backbone_reason
 from etude.recipe.timeline import timeline_warnings
 from etude.study.run.frozen import (
     FrozenFeatures,
@@ -115,7 +116,9 @@ def prepare(session: Session, sources: Sources) -> Prepared:
 
 def _resolved(session: Session, sources: Sources, scanned: Scan) -> Recipe:
     side = scanned.median_short_side
-    facts = ImageFacts(side, scanned.channels, sources.train_count, *sides_of(sources.recipe.model.backbone))
+    request, sides = session.request, sides_of(sources.recipe.model.backbone)
+    unlabelled = request.unlabeled is not None and not request.teachers  # a teacher labels them
+    facts = ImageFacts(side, scanned.channels, sources.train_count, *sides, unlabelled)
     recipe = resolve(sources.recipe, facts, session.warn)
     if "finetune" in recipe.stages:
         for text in timeline_warnings(recipe, side, given=sources.recipe):
@@ -133,7 +136,8 @@ def _counted(session: Session, recipe: Recipe, sources: Sources, scans: Mapping[
         _list_bad(session, scanned.bad, len(scanned))
         raise
     test, unlabelled = (len(scans.get(name, ())) for name in ("test", "unlabelled"))
-    return Plan(recipe, len(scanned), train, valid, test, unlabelled, session.request.folds or 1)
+    chosen = backbone_reason(sources.recipe, scanned.median_short_side)
+    return Plan(recipe, len(scanned), train, valid, test, unlabelled, session.request.folds or 1, chosen=chosen)
 
 
 def on_device(session: Session, recipe: Recipe, data: Dataset) -> DeviceStore | None:

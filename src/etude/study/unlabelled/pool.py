@@ -110,11 +110,8 @@ class Pool:
 def refuse_mismatch(request: Request, recipe: Recipe) -> None:
     """Refuse images and teachers that the recipe does not use, and a recipe that lacks what it is about."""
     settings = recipe.unlabeled
-    if request.unlabeled is not None and not settings.is_on and not request.teachers:
-        raise EtudeError(
-            f"--unlabeled gives images that recipe {recipe.name!r} does not use: give --recipe pseudo-label (rounds of "
-            "training) or --recipe consistency (within one training), or leave --unlabeled out"
-        )
+    if request.unlabeled is not None and settings.method == "off" and not request.teachers:
+        raise EtudeError("--unlabeled gives images that unlabeled.method=off leaves unused: leave out one of the two")
     if settings.is_on and request.unlabeled is None and not (settings.use_test and request.test is not None):
         raise EtudeError(
             f"recipe {recipe.name!r} learns from images without labels, and there are none: give them with --unlabeled"
@@ -123,7 +120,7 @@ def refuse_mismatch(request: Request, recipe: Recipe) -> None:
     if settings.method == "online" and "finetune" not in recipe.stages:
         raise EtudeError(
             f"recipe {recipe.name!r} fine-tunes no network that online pseudo-labels could teach: "
-            "--set unlabeled.method=rounds works on a head alone"
+            "--set unlabeled.method=head works on a head alone"
         )
     if recipe.distill.model_fields_set and not request.teachers:
         raise EtudeError(f"recipe {recipe.name!r} learns from a teacher, and there is none: give a run with --teacher")

@@ -67,7 +67,7 @@ class Rounds:
         self.seeded = replace(self.session.context, seed=self.fold.seed)
         with self.session.stage(f"unlabelled images{self.suffix}"):
             known = None
-            if prepared.recipe.stages == ("head",) and prepared.features is not None:
+            if prepared.recipe.unlabeled.method == "head" and prepared.features is not None:
                 self.features = self._features_of_parts(prepared.features)
                 known = self._pool_features(self.features), prepared.features.values
             self.chosen = apart_from_validation(self.pool, prepared.data, self.fold.valid, known)
@@ -130,7 +130,7 @@ class Rounds:
                 labels = np.concatenate([prepared.data.labels[train], np.full(len(self.chosen), -1)])
 
                 def classifier(rows: NDArray[np.int64]) -> np.ndarray:
-                    return fit_head_on(prepared, train[rows], self.fold.seed, c=kept.notes["C"]).logits(nodes)
+                    return fit_head_on(prepared, train[rows], self.fold, c=kept.notes["C"]).logits(nodes)
 
                 self.propagation = Propagation(settings.neighbours).fit(nodes, labels, classifier)
                 self.session.screen.say(f"neighbours{self.suffix}: {self.propagation.described}")
