@@ -63,6 +63,14 @@ def test_a_model_that_is_kept_alone_is_calibrated(factor: float):
     assert (kept.scale == 1.0) == (factor == 1.0)
 
 
+def test_a_useless_model_still_predicts_its_own_classes():
+    labels, rng = np.arange(900) % 3, np.random.default_rng(0)
+    valid = Predictions(tuple(map(str, range(900))), CLASSES, 50 * rng.normal(size=(1, 900, 3)), labels=labels)
+    (kept,) = blend_of(Candidate("head", Classifier(nn.Identity(), 4, 3), NOBODY, valid), [], Context()).members
+    assert 0.0 < kept.scale < 0.1
+    np.testing.assert_array_equal(kept.valid.predicted(), valid.predicted())
+
+
 @pytest.mark.parametrize("count", [1, 9])
 def test_too_few_validation_images_choose_no_weights(count: int):
     head, network = (shortened(one, count) for one in candidates(head=(0, 1.2), finetune=(1, 1.0)))

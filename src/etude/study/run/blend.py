@@ -113,8 +113,9 @@ def blend_of(best: Candidate, others: Sequence[Candidate], context: Context) -> 
     right, was = blended.argmax(axis=1) == labels, alone.argmax(axis=1) == labels
     _, most = matched_interval(int((right & ~was).sum()), int((was & ~right).sum()), len(labels))
     if (blended - alone)[rows, labels].mean() < _LEAST_GAIN or most < 0.0:
-        calibrates = (alone - plain)[rows, labels].mean() >= _LEAST_GAIN
-        return Kept((best.scaled(float(log_linear_weights(plain[None], labels)[0])) if calibrates else best,))
+        if (alone - plain)[rows, labels].mean() < _LEAST_GAIN:
+            return Kept((best,))
+        return Kept((best.scaled(max(_LEAST_WEIGHT, float(log_linear_weights(plain[None], labels)[0]))),))
     weights = log_linear_weights(_log_probabilities(candidates), labels)
     order = [number for number in np.argsort(-weights, kind="stable") if weights[number] >= _LEAST_WEIGHT]
     return Kept(tuple(candidates[number] for number in order), tuple(weights[order].tolist()))
