@@ -31,6 +31,7 @@ _SOLVER_STEPS = 50  # of L-BFGS, as measured on features of EfficientNet-Lite0
 _FLOPS = 8e10  # a second, in float32 matrix products on two cores
 _SECONDS_A_FIT = 0.1  # besides the arithmetic
 _DIAGNOSTICS = 0.004  # seconds an image: near-duplicates, label errors, the gallery
+_BLENDED = 0.5  # of the models besides the slowest, as far as can be guessed before they are compared
 SYMMETRY_IMAGES = 192  # evaluated at most; a few seconds on a CPU
 _WORTH_PROBING = 120.0  # seconds of training: below, a probe is not worth its few seconds
 
@@ -152,14 +153,16 @@ class Plan:
             stages.append(("fine-tune", self.training_seconds()))
         if recipe.unlabeled.is_on:
             stages.append(("unlabelled images", self._unlabelled_seconds() * folds))
+        slowest = max(models, default=0.0)
+        image = slowest + _BLENDED * (sum(models) - slowest)
         views = 1 if recipe.augment.policy == "none" else recipe.predict.tta
         if views > 1:
-            stages.append(("TTA", sum(models) * (views - 1) * self.valid * folds))
+            stages.append(("TTA", image * (views - 1) * self.valid * folds))
         if self.features is not None and folds == 1 and recipe.head.refit == "auto":
             weights = self.head_weights + sum(weights for *_, weights in self.others)
             stages.append(("head on all images", _fit_seconds(weights, self.labelled)))
         if models and self.test:
-            stages.append(("predict test", sum(models) * self.test * views * folds))
+            stages.append(("predict test", image * self.test * views * folds))
         return [*stages, ("diagnostics", _DIAGNOSTICS * (self.labelled + self.test))]
 
     def training_seconds(self) -> float:
