@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.optimize import minimize
+from scipy.special import softmax
 
 from etude.core.errors import EtudeError
 from etude.core.predictions import Predictions
-from etude.refine.views import PLAIN, WAYS, ViewWeights, gain_by_views
+from etude.refine.views import PLAIN, WAYS, ViewWeights, gain_by_views, sharpness_of_views
 
 
 def seen(noise: list[float], count: int = 600, seed: int = 0, size: float = 2.0) -> Predictions:
@@ -151,3 +154,34 @@ def test_only_labelled_images_count():
     found, expected = gain_by_views(half), gain_by_views(one.take(np.arange(25)))
     assert found.accuracy.tolist() == expected.accuracy.tolist()
     assert found.log_loss.tolist() == expected.log_loss.tolist()
+
+
+def noisy_views(count: int, scale: float = 1.0, images: int = 600) -> Predictions:
+    labels, rng = np.arange(images) % 3, np.random.default_rng(0)
+    logits = scale * (2.0 * np.eye(3)[labels] + 2.0 * rng.normal(size=(count, images, 3)))
+    return Predictions([str(row) for row in range(images)], ["x", "y", "z"], logits, labels=labels)
+
+
+@pytest.mark.parametrize(("count", "scale"), [(1, 1.0), (4, 1.0), (8, 0.5), (8, 2.0)])
+def test_the_sharpness_of_views_has_the_least_log_loss(count: int, scale: float):
+    views = noisy_views(count, scale)
+
+    def loss(factor: float) -> float:
+        probabilities = softmax(views.logits * factor, axis=2).mean(axis=0)
+        return -np.log(probabilities[np.arange(600), views.labels]).sum() + 4.0 * np.log(factor) ** 2
+
+    found = sharpness_of_views(views)
+    grid = np.exp(np.linspace(-np.log(4), np.log(4), 801))
+    assert loss(found) <= min(map(loss, grid)) + 0.01
+    assert 0.25 <= found <= 4.0
+
+
+def test_few_images_leave_views_as_sharp_as_they_were():
+    assert abs(np.log(sharpness_of_views(noisy_views(8, images=2)))) < abs(np.log(sharpness_of_views(noisy_views(8))))
+
+
+def test_harm_is_against_the_first_view_as_it_is_calibrated():
+    views = noisy_views(1, 0.5)
+    blunt = replace(views, logits=np.concatenate([views.logits] * 2) * 0.1)
+    assert gain_by_views(blunt).harm == ()  # both views are as blunt
+    assert gain_by_views(blunt, alone=views).harm == ("log_loss",)

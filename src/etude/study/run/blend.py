@@ -73,6 +73,14 @@ class Kept:
                 member.model.set_head(head.weight * member.scale, head.bias * member.scale)
                 session.save_model(name, member.model, member.card)
 
+    def sharpened(self, factor: float, session: Session) -> Kept:
+        """Return the same models with the logits of each view multiplied, saved."""
+        if len(self.members) == 1:
+            sharper = Kept((self.main.scaled(factor),))
+            sharper.save(session)
+            return sharper
+        return replace(self, weights=tuple(factor * weight for weight in self.weights))
+
     def with_tta(self, views: int, policy: str) -> Kept:
         """Return the same models, their cards with that many views by default."""
         cards = [replace(member.card, tta=views, policy=policy) for member in self.members]

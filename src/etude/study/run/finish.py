@@ -14,7 +14,7 @@ from etude.core.submission import Unreadable, write_submission
 from etude.data.dataset import Dataset
 from etude.inference.views import many_views
 from etude.refine.ensemble import average
-from etude.refine.views import gain_by_views
+from etude.refine.views import gain_by_views, sharpness_of_views
 from etude.study.run.blend import Kept
 from etude.study.run.prepare import Prepared
 from etude.study.run.session import Session
@@ -28,7 +28,7 @@ def finish(session: Session, kept: list[Kept], prepared: Prepared) -> list[Kept]
     Return the models; where views did harm on the validation images, their cards ask for the plain one alone.
     """
     data, folder = prepared.data, session.folder
-    valid, harm = _validation(session, kept, data, prepared.recipe.predict.tta_if)
+    valid, kept, harm = _validation(session, kept, data, prepared.recipe.predict.tta_if)
     if harm:
         valid, kept = replace(valid, logits=valid.logits[:1]), _with_plain_view(session, kept, harm)
     for fold in kept:
@@ -61,25 +61,32 @@ def finish(session: Session, kept: list[Kept], prepared: Prepared) -> list[Kept]
 
 
 def _validation(
-    session: Session, kept: Sequence[Kept], data: Dataset, tta_if: str
-) -> tuple[Predictions, tuple[str, ...]]:
-    """Return predictions of the validation images, with TTA where the recipe has it, and metrics that it harms."""
+    session: Session, kept: list[Kept], data: Dataset, tta_if: str
+) -> tuple[Predictions, list[Kept], tuple[str, ...]]:
+    """Return predictions of the validation images, with TTA where the recipe has it, and metrics that it harms.
+
+    A mean over views is less sure than each of them, so with TTA the models are calibrated anew.
+    """
     card = kept[0].main.card
     if len(many_views(card.policy, card.tta)) == 1:
         whole = _stacked([fold.valid for fold in kept])
         if len(kept) > 1:
             session.scores["out-of-fold"] = "out-of-fold", whole
-        return whole, ()
+        return whole, kept, ()
     with session.stage("TTA") as stage:
-        whole = _stacked([fold.validate(data, session.context) for fold in kept])
-        gains = gain_by_views(whole)
+        plain = _stacked([fold.validate(data, session.context) for fold in kept])
+        factor = sharpness_of_views(plain)
+        whole = replace(plain, logits=plain.logits * factor)
+        gains = gain_by_views(whole, alone=plain)
         stage.note("views", whole.logits.shape[0])
         stage.note("views that are enough", gains.enough)
     session.screen.say(f"views: {gains.described}")
     session.scored(stage, whole, f"with TTA, {whole.logits.shape[0]} views")
     harm = gains.harm if tta_if == "harmless" else ()
     stage.keep(not harm)
-    return whole, harm
+    if harm:
+        return plain, kept, harm
+    return whole, [fold.sharpened(factor, session) for fold in kept] if factor != 1.0 else kept, ()
 
 
 def _with_plain_view(session: Session, kept: Sequence[Kept], harm: Sequence[str]) -> list[Kept]:

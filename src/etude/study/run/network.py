@@ -149,7 +149,8 @@ class Candidate:
         head = self.model.head
         self.model.set_head(head.weight.detach().cpu().numpy() * factor, head.bias.detach().cpu().numpy() * factor)
         valid = replace(self.valid, logits=self.valid.logits * factor)
-        return replace(self, valid=valid, notes={**self.notes, "temperature": 1 / factor}, scale=factor)
+        scale = self.scale * factor
+        return replace(self, valid=valid, notes={**self.notes, "temperature": 1 / scale}, scale=scale)
 
     def predict(self, data: Dataset, rows: np.ndarray, context: Context, **options: Any) -> Predictions:
         return predict_rows(self.model, self.card, data, rows, context, **options)
