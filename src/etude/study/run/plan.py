@@ -26,7 +26,7 @@ from etude.study.run.sources import Sources
 from etude.timeline import Pace, RunSize, Timeline
 from etude.training.probe import probe_mode
 
-_BATCH = 8  # of a measurement
+_BATCH, _LARGEST_BATCH = 8, 64  # of a measurement, at 224 px and at most: few small images would time the overhead
 _SOLVER_STEPS = 50  # of L-BFGS, as measured on features of EfficientNet-Lite0
 _FLOPS = 8e10  # a second, in float32 matrix products on two cores
 _SECONDS_A_FIT = 0.1  # besides the arithmetic
@@ -68,7 +68,8 @@ def measure_speed(
     if isinstance(mode, str):
         mode = likely_mode(device, AskedMode.of(mode, threads=torch.get_num_threads()))
     module = lay_out(backbone.module.to(device), mode).eval()
-    images = lay_out_images(torch.zeros(_BATCH, backbone.in_channels, size, size, device=device), mode)
+    batch = min(_LARGEST_BATCH, max(_BATCH, _BATCH * 224**2 // size**2))
+    images = lay_out_images(torch.zeros(batch, backbone.in_channels, size, size, device=device), mode)
     precision = mode.precision
 
     def forward() -> None:
@@ -82,9 +83,9 @@ def measure_speed(
         module.zero_grad(set_to_none=True)
 
     with applied(mode):
-        infer = _seconds(forward, device, clock) / _BATCH
+        infer = _seconds(forward, device, clock) / batch
         trained = any(weight.requires_grad for weight in module.parameters())
-        return Speed(size, infer, _seconds(forward_and_backward, device, clock) / _BATCH if trained else infer)
+        return Speed(size, infer, _seconds(forward_and_backward, device, clock) / batch if trained else infer)
 
 
 def _seconds(work: Callable[[], None], device: torch.device, clock: Callable[[], float]) -> float:
