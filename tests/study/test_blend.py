@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,27 @@ def test_a_model_that_is_kept_alone_is_calibrated(factor: float):
     assert kept.valid.probabilities().max(axis=1).mean() == pytest.approx(0.6, abs=0.06)
     torch.testing.assert_close(model.head.weight, before * kept.scale)
     assert (kept.scale == 1.0) == (factor == 1.0)
+
+
+def test_the_one_model_that_is_left_of_a_blend_is_calibrated():
+    noisy, good = candidates(finetune=(0, 30.0), head=(1, 1.0))
+    good = replace(good, model=Classifier(nn.Identity(), 4, 3))
+    kept = blend_of(noisy, [good], Context())
+    assert [member.stage for member in kept.members] == ["head"]
+    assert kept.weights == (1.0,)
+    np.testing.assert_allclose(kept.valid.logits, good.valid.logits * kept.main.scale)
+    assert kept.main.scale != 1.0
+
+
+def test_models_that_are_much_too_sure_are_blended_with_small_weights():
+    head, network = (too_sure(one) for one in candidates(head=(0, 1.2), finetune=(1, 1.0)))
+    blend = blend_of(network, [head], Context())
+    assert len(blend.members) == 2
+    assert 0.0 < sum(blend.weights) < 0.1
+
+
+def too_sure(candidate: Candidate) -> Candidate:
+    return replace(candidate, valid=replace(candidate.valid, logits=100 * candidate.valid.logits))
 
 
 def test_a_useless_model_still_predicts_its_own_classes():

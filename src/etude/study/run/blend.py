@@ -20,7 +20,7 @@ from etude.study.run.session import Session
 
 _FOLDS = 5  # of the validation images, to see whether a blend is better
 _LEAST_GAIN = 1e-3  # in log loss, of a blend that is worth its passes
-_LEAST_WEIGHT = 0.05  # of a model that is worth its own
+_LEAST_WEIGHT = 0.05  # of all weights, of a model that is worth its passes; and of logits that are scaled down
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +123,17 @@ def blend_of(best: Candidate, others: Sequence[Candidate], context: Context) -> 
     if (blended - alone)[rows, labels].mean() < _LEAST_GAIN or most < 0.0:
         if (alone - plain)[rows, labels].mean() < _LEAST_GAIN:
             return Kept((best,))
-        return Kept((best.scaled(max(_LEAST_WEIGHT, float(log_linear_weights(plain[None], labels)[0]))),))
+        return _calibrated(best, float(log_linear_weights(plain[None], labels)[0]))
     weights = log_linear_weights(_log_probabilities(candidates), labels)
-    order = [number for number in np.argsort(-weights, kind="stable") if weights[number] >= _LEAST_WEIGHT]
+    least = _LEAST_WEIGHT * weights.sum()
+    order = [number for number in np.argsort(-weights, kind="stable") if weights[number] >= least]
+    if len(order) == 1:
+        return _calibrated(candidates[order[0]], float(weights[order[0]]))
     return Kept(tuple(candidates[number] for number in order), tuple(weights[order].tolist()))
+
+
+def _calibrated(candidate: Candidate, weight: float) -> Kept:
+    return Kept((candidate.scaled(max(_LEAST_WEIGHT, weight)),))
 
 
 def _cross_fitted(candidates: Sequence[Candidate], labels: np.ndarray, numbers: np.ndarray) -> np.ndarray:
