@@ -25,6 +25,7 @@ from etude.callbacks.hooks import Hooks
 from etude.callbacks.mixup import CutMix, LabelSmoothing, MixUp
 from etude.callbacks.pseudo_labels import PseudoLabels
 from etude.callbacks.resize import ProgressiveResize
+from etude.callbacks.time_limit import TimeLimit
 from etude.core.context import Silent
 from etude.timeline import Shape, preset
 
@@ -52,7 +53,10 @@ ALONE: dict[str, Make] = {
     "Hooks": lambda: Hooks(on_epoch_end=lambda epoch, logs: None),
     "TrainingProgress": lambda: TrainingProgress(Silent(), steps=8, batch_size=6),
 }
-BESIDE_A_CLOCK: dict[str, Make] = {name: make for name, make in ALONE.items() if name != "Clock"} | {"SWA": SWA}
+BESIDE_A_CLOCK: dict[str, Make] = {name: make for name, make in ALONE.items() if name != "Clock"} | {
+    "SWA": SWA,
+    "TimeLimit": lambda: TimeLimit(1e6),
+}
 
 
 def lightnings_own(folder: Path) -> list[pl.Callback]:

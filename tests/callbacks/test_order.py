@@ -30,6 +30,7 @@ from etude.callbacks.hooks import Hooks
 from etude.callbacks.mixup import CutMix, LabelSmoothing, MixUp
 from etude.callbacks.pseudo_labels import PseudoLabels
 from etude.callbacks.resize import ProgressiveResize
+from etude.callbacks.time_limit import TimeLimit
 from etude.core.context import Silent
 from etude.core.errors import EtudeError
 from etude.timeline import Linear, Phase, Timeline
@@ -42,6 +43,7 @@ def everything() -> list[pl.Callback]:
     """One of each place, in order."""
     return [
         Clock(WITH_LR),
+        TimeLimit(60.0),
         ProgressiveResize(),
         PseudoLabels(),
         AugmentRamp(),
@@ -74,7 +76,7 @@ def test_a_subclass_takes_the_place_of_its_class_and_a_namesake_does_not():
     assert place_of(Clock()) is None
 
 
-@given(st.permutations(range(13)))
+@given(st.permutations(range(len(ORDER))))
 def test_any_order_can_be_arranged_and_only_the_right_one_passes(order: list[int]):
     right = everything()
     shuffled = [right[index] for index in order]

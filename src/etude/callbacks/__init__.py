@@ -11,6 +11,7 @@ from etude.callbacks.hooks import Hooks
 from etude.callbacks.mixup import CutMix, LabelSmoothing, MixUp
 from etude.callbacks.pseudo_labels import PseudoLabels
 from etude.callbacks.resize import ProgressiveResize
+from etude.callbacks.time_limit import TimeLimit
 
 __all__ = [
     "EMA",
@@ -26,6 +27,7 @@ __all__ = [
     "MixUp",
     "ProgressiveResize",
     "PseudoLabels",
+    "TimeLimit",
     "TrainingProgress",
     "arrange",
     "check_order",

@@ -23,6 +23,7 @@ from etude.core.errors import EtudeError
 # Each with the reason why it stands before those below it.
 ORDER: dict[str, str] = {
     "Clock": "it sets the moment that all others ask for",
+    "TimeLimit": "a phase that it ends is over for all after it",
     "ProgressiveResize": "the tricks after it then work on fewer pixels",
     "PseudoLabels": "its teacher sees an image before it is changed for the student",
     "AugmentRamp": "single images are changed before they are mixed",

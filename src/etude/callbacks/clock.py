@@ -15,9 +15,9 @@ from torch import nn
 from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivateUsage]
 from torch.optim import Optimizer
 
-from etude.callbacks.base import EtudeCallback, callbacks_of
+from etude.callbacks.base import EtudeCallback, callbacks_of, place_of
 from etude.core.errors import EtudeError, listed, nearest
-from etude.timeline import QUANTITIES, Event, Moment, PlateauWatch, RunSize, Timeline, step_progress
+from etude.timeline import QUANTITIES, Event, Moment, Phase, PlateauWatch, RunSize, Timeline, step_progress
 
 
 def run_size(trainer: pl.Trainer, name: str, steps: int = 0) -> RunSize:
@@ -152,7 +152,8 @@ class Clock(EtudeCallback):
         done = 0 if batches >= trainer.num_training_batches else batches  # of an epoch that is resumed within
         self.moment = self.moment_of(trainer, done)
         self._stop_at_the_end(trainer, done)
-        if not self.timeline.events and not any(phase.plateau for phase in self.timeline.phases):
+        limited = any(place_of(callback) == "TimeLimit" for callback in callbacks_of(trainer))
+        if not (limited or self.timeline.events or any(phase.plateau for phase in self.timeline.phases)):
             self.leave_out(trainer, "on_train_batch_end")  # nothing can end this run early
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -180,16 +181,30 @@ class Clock(EtudeCallback):
         if trainer.sanity_checking or trainer.state.fn != "fit" or not self.steps:
             return
         batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        done, steps = position(trainer, batches, self._given[1])
-        # The phase of the step that has just been taken: a phase that begins with the next one has seen nothing yet.
-        phase = self.timeline.phase_at(step_progress(max(0, done - 1), steps))
+        done, phase = self._just_done(trainer, batches)
         if phase.plateau is None:
             return
         watch = self._watches.setdefault(phase.name, PlateauWatch(phase.plateau))
         verdict = watch.observe(_metric(trainer, phase.plateau.metric, phase.name))
-        if verdict is None:
-            return
-        event = Event(min(1.0, done / steps), verdict, phase.name, phase.plateau.factor, phase.plateau.min_lr)
+        if verdict is not None:
+            plateau = phase.plateau
+            self._react(trainer, batches, Event(done, verdict, phase.name, plateau.factor, plateau.min_lr))
+
+    def end_phase(self, trainer: pl.Trainer, batches: int) -> None:
+        """End the phase of the step just taken, after ``batches`` batches of the epoch; later phases move up.
+
+        Training ends with its last phase.
+        """
+        done, phase = self._just_done(trainer, batches)
+        if done < self.timeline.end:
+            self._react(trainer, batches, Event(done, "end", phase.name))
+
+    def _just_done(self, trainer: pl.Trainer, batches: int) -> tuple[float, Phase]:
+        """Return the progress, and the phase of the step just taken: one that begins with the next has seen nothing."""
+        done, steps = position(trainer, batches, self._given[1])
+        return min(1.0, done / steps), self.timeline.phase_at(step_progress(max(0, done - 1), steps))
+
+    def _react(self, trainer: pl.Trainer, batches: int, event: Event) -> None:
         self.timeline = self.timeline.with_event(event)
         self._stop_at_the_end(trainer, batches)
 
