@@ -19,6 +19,7 @@ def fit(
     test: Path | str | None = None,
     unlabeled: Path | str | None = None,
     teachers: Sequence[Path | str] = (),
+    budget: str | None = None,
     folds: int | None = None,
     recipe: str = "default",
     settings: Mapping[str, Any] | Sequence[str] | None = (),

@@ -198,8 +198,9 @@ def test_network_of_one_fixed_size_is_given_that_size(etude, tmp_path):
 
 
 def test_best_blends_heads_on_several_backbones_and_predicts_it_again(etude, tmp_path):
-    train, test = write_classes(tmp_path / "train", count=20), write_flat(tmp_path / "test")
-    ended = etude("fit", train, "--test", test, "--recipe", "best", "--out", "run", "--set", "train.epochs=2")
+    train, test = write_classes(tmp_path / "train", count=20, side=48), write_flat(tmp_path / "test", side=48)
+    words = ("--recipe", "best", "--set", "train.epochs=2", "--set", "timeline.final_size=64")
+    ended = etude("fit", train, "--test", test, "--out", "run", *words)
     assert ended.code == 0, ended.err
     run = tmp_path / "run"
     record = record_of(run)
@@ -212,6 +213,18 @@ def test_best_blends_heads_on_several_backbones_and_predicts_it_again(etude, tmp
     assert etude("predict", "run", test, "--out", "again.npz").code == 0
     one, two = Predictions.load(run / "test.npz"), Predictions.load(tmp_path / "again.npz")
     np.testing.assert_allclose(one.probabilities(), two.probabilities(), atol=1e-5)
+
+
+def test_best_blends_several_small_networks_on_small_images(etude, tmp_path):
+    train = write_classes(tmp_path / "train", count=20)
+    ended = etude("fit", train, "--recipe", "best", "--out", "run", "--set", "train.epochs=2")
+    assert ended.code == 0, ended.err
+    record = record_of(tmp_path / "run")
+    names = [stage["name"] for stage in record["stages"]]
+    assert {"fine-tune", "fine-tune 2", "fine-tune 3"} <= set(names)
+    assert not any("features of" in name for name in names)
+    losses = [stage["scores"]["log_loss"] for stage in record["stages"] if "fine-tune" in stage["name"]]
+    assert len(set(losses)) == 3  # each from a seed of its own
 
 
 def test_best_without_further_backbones_says_so_and_goes_on(etude, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,8 +41,9 @@ def fit(train: Train, *, options: Annotated[FitOptions, Parameter(name="*")] = F
 
     The plan is printed before the work starts. Everything lands in the run's folder.
     """
+    began = time.monotonic()  # before torch is imported, which takes seconds
     from etude.journal.screen import Screen
     from etude.study.run.job import fit as run_job
 
     screen = Screen(quiet=options.quiet)
-    show_files(screen, run_job(options.request(train, ("etude", *sys.argv[1:])), screen))
+    show_files(screen, run_job(options.request(train, ("etude", *sys.argv[1:])), screen, began))

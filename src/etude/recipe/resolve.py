@@ -36,6 +36,8 @@ TINY: dict[str, Any] = {
     "timeline.size_multiple": 4,
 }
 
+SMALL_NETWORKS = 3  # that are blended, in place of heads on further backbones
+
 # Consistency lives on many unlabelled images a step (FixMatch takes seven times as many as labelled ones). Each of them
 # costs more than two labelled ones, so it starts from what the labels alone have taught.
 ONLINE: dict[str, Any] = {"unlabeled.labeled_share": "auto", "unlabeled.kind": "hard", "unlabeled.start": "warm"}
@@ -78,6 +80,9 @@ def resolve(recipe: Recipe, facts: ImageFacts, warn: Callable[[str], object] = l
     if tiny:
         side = max(8, 4 * ((facts.median_side + 3) // 4))  # the small network halves the side three times
         recipe = changed(recipe, TINY | _sizes(side, side), unset_only=True)
+        if "auto" in recipe.model.others and "finetune" in recipe.stages:  # features of large images cost more than
+            recipe = changed(recipe, {"train.networks": SMALL_NETWORKS}, unset_only=True)  # they bring
+            recipe = changed(recipe, {"model.others": [name for name in recipe.model.others if name != "auto"]})
     elif recipe.model.weights == "none":
         recipe = changed(recipe, FROM_SCRATCH, unset_only=True)
     recipe = changed(recipe, _sizes(*recipe.timeline.growing_sizes(given)))

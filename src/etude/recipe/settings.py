@@ -247,7 +247,7 @@ class ModelSettings(Settings):
     others: tuple[str, ...] = setting(
         (),
         "further frozen backbones whose heads are blended with the other stages: timm names, none, or auto: those "
-        "whose weights are installed as packages",
+        "whose weights are installed as packages; small images get three small networks instead",
         max_length=8,
     )
     feature_size: int = setting(224, "image side in pixels for the frozen features of stage 1", ge=16, le=1024)
@@ -281,6 +281,7 @@ class TrainSettings(Settings):
     """Stage 2: fine-tuning."""
 
     epochs: float = setting(8, "passes over the training images; timeline.length overrides it", gt=0, le=10_000)
+    networks: int = setting(1, "networks trained from different seeds, which are blended", ge=1, le=16)
     batch_size: int = setting(32, "images a step", ge=1, le=65_536)
     optimizer: Literal["adamw", "adam", "sgd", "lars", "lamb"] = setting(
         "adamw", "adamw, adam, sgd, or for large batches lars or lamb"

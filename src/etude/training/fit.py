@@ -10,7 +10,7 @@ import etude.compat  # noqa: F401  (before lightning)
 import lightning.pytorch as pl
 import numpy as np
 
-from etude.callbacks import EMA, SWA, Checkpoints, Clock, History, TrainingProgress, arrange
+from etude.callbacks import EMA, SWA, Checkpoints, Clock, History, TimeLimit, TrainingProgress, arrange
 from etude.core.context import Context
 from etude.core.errors import EtudeError
 from etude.core.files import explained_write
@@ -55,7 +55,8 @@ def fine_tune(
     module = FineTune(model, task, clock)
     history, averaging = History(task.folder / "history.csv", plan.epoch_steps), _averaging(task.recipe, plan.timeline)
     every = parse_length(task.recipe.train.checkpoint_every)[0]
-    callbacks: list[pl.Callback] = [clock, history, *averaging, *tricks(task, plan.timeline)]
+    limits = [] if task.left is None else [TimeLimit(task.left)]
+    callbacks: list[pl.Callback] = [clock, *limits, history, *averaging, *tricks(task, plan.timeline)]
     callbacks += [
         TrainingProgress(context, plan.steps, task.batch_size, name),
         Checkpoints(kept.folder, every_steps=round(plan.epoch_steps), every_seconds=every, warn=context.warn),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,7 @@ class FineTuneTask:
     processes: int = 1  # that train together, each running this same task (DDP)
     mix: FixedMix | None = None  # of labelled and unlabelled rows in every batch; None draws from all at random
     prior: np.ndarray | None = None  # (C,) class shares that online pseudo-labels are aligned to
+    left: Callable[[], float] | None = None  # seconds left for training, where they are limited
     teachers: tuple[torch.nn.Module, ...] = ()  # map the batches' uint8 images to logits (B, C), for distillation
 
     @property

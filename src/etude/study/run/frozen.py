@@ -72,6 +72,7 @@ def build_frozen(recipe: Recipe, channels: int) -> Frozen | None:
         return None  # features of random weights would only cost time
     fold_batchnorm(backbone.module, backbone.probe())
     pooled = with_levels(backbone, recipe.model.levels)
+    pooled.module.requires_grad_(False)
     levels = recipe.model.levels if pooled is not backbone else 0
     return Frozen(frozen_name(recipe), pooled, levels)
 

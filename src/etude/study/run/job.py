@@ -13,6 +13,8 @@ import numpy as np
 
 from etude.core.context import Context
 from etude.core.lr_range import NoDescentError
+from etude.core.seeds import derive_seed
+from etude.core.text import plain_name
 from etude.data.split import Fold
 from etude.functional.augment import policy_named
 from etude.functional.transforms import code_digest
@@ -30,6 +32,7 @@ from etude.recipe.timeline import resolved_run, timeline_of
 from etude.recipe.tricks import changed
 from etude.study.diagnostics import export_run, recording, report, write_diagnostics
 from etude.study.run.blend import Kept, blend_of
+from etude.study.run.budget import NO_LIMIT, Budget, budget_seconds
 from etude.study.run.finish import finish
 from etude.study.run.measure import find_lr, refuse_idle_search, settle_policy
 from etude.study.run.network import NO_EXTRAS, Candidate, better, finetune_candidate, fit_head_on, head_candidate
@@ -53,12 +56,21 @@ from etude.timeline import Timeline, timeline_to_tree
 from etude.training.batches import changes_of
 from etude.training.task import DivergedError
 
+_NETWORKS = 4  # at most, where a budget has time for them
+_LIKE_THE_LAST = 0.9  # of the time that the network before took, which the next one should have
+_LEAST_TRAINING = 5.0  # seconds
 
-def fit(request: Request, screen: Screen) -> Path:
-    """Run the whole job, or go on with one that was stopped, and return the run's folder."""
-    began = time.monotonic()
+
+def fit(request: Request, screen: Screen, began: float | None = None) -> Path:
+    """Run the whole job, or go on with one that was stopped, and return the run's folder.
+
+    ``began`` is when the command began, by ``time.monotonic``.
+    """
+    began = time.monotonic() if began is None else began
     request.check()
     recipe = load_recipe(request.recipe, request.settings)
+    if request.budget is not None:
+        recipe = changed(recipe, {"model.others": ("auto",)}, unset_only=True)
     timeline_of(recipe)  # a mistake in it ends the command before anything is read
     refuse_idle_search(recipe)
     refuse_mismatch(request, recipe)
@@ -77,7 +89,8 @@ def fit(request: Request, screen: Screen) -> Path:
         if state == "finished":
             session = Session(request, RunRecord.reopen(folder), screen)
         else:
-            session = Session(request, open_record(folder, request, recipe, began=began), screen)
+            record = open_record(folder, request, recipe, began=began)
+            session = Session(request, record, screen, budget=_budget(request, record))
             session.keep_inputs(inputs)
             with recording(session):
                 for text in early_warnings:
@@ -90,13 +103,23 @@ def fit(request: Request, screen: Screen) -> Path:
     return folder
 
 
+def _budget(request: Request, record: RunRecord) -> Budget:
+    """Return the run's budget, of which a resumed run has used a part."""
+    if request.budget is None:
+        return NO_LIMIT
+    return Budget(budget_seconds(request.budget), time.monotonic() - record.get("seconds"))
+
+
 class Job:
     """Training, on every fold, and the predictions."""
 
     def __init__(self, session: Session, prepared: Prepared) -> None:
-        self.session, self.prepared = session, prepared
+        limited = session.budget.is_limited
+        self.session, self.prepared = session, replace(prepared, left=self._time_to_train if limited else None)
         self.pool: Pool | None = None
         self.extras = NO_EXTRAS
+        self._folds_left = len(prepared.folds)
+        self._after_training = self._expected_after_training(prepared.recipe.predict.tta) if limited else 0.0
 
     @property
     def recipe(self) -> Recipe:
@@ -139,9 +162,11 @@ class Job:
             else:
                 rounds = Rounds(session, self.prepared, fold, self.pool, policy, folder, suffix)
                 candidates[0] = rounds.run(candidates[0])
-        trained = self._finetuned(fold, policy, folder, suffix, head) if "finetune" in self.recipe.stages else None
-        if trained is not None:
-            candidates.append(trained[0])
+        with session.budget.finishing():
+            trained = self._networks(fold, policy, folder, suffix, head)
+        if session.budget.enough:
+            session.warn("the budget was ended by hand: the run ends with what it has")
+        candidates += [candidate for candidate, _ in trained]
         best = better(candidates)
         others, teachers = [one for one in candidates if one is not best], list[Candidate]()
         if self.pool is not None and method in ("rounds", "online"):
@@ -152,14 +177,58 @@ class Job:
             others = []
         seeded = replace(session.context, seed=fold.seed)
         blend = blend_of(replace(best, folder=name), [replace(one, folder=name) for one in others], seeded)
-        blend = blend.with_tta(self.recipe.predict.tta, policy)
+        blend = blend.with_tta(self._views_in_time(len(blend.members)), policy)
+        self._folds_left -= 1
         blend.save(session)
         if len(candidates) > 1:
             session.screen.say(f"kept{suffix}: {blend.described}")
-        if trained is not None:
-            used = [*teachers, *blend.members]
-            trained[1].keep(any(one.model is trained[0].model for one in used))
+        used = [*teachers, *blend.members]
+        for candidate, stage in trained:
+            stage.keep(any(one.model is candidate.model for one in used))
         return blend
+
+    def _networks(
+        self, fold: Fold, policy: str, folder: Path, suffix: str, head: LinearHead | None
+    ) -> list[tuple[Candidate, Stage]]:
+        """Fine-tune the recipe's networks, or as many as the budget has time for, each from a seed of its own."""
+        found, limited = list[tuple[Candidate, Stage]](), self.session.budget.is_limited
+        if "finetune" not in self.recipe.stages:
+            return found
+        for number in range(1, 1 + (_NETWORKS if limited else self.recipe.train.networks)):
+            least = _LIKE_THE_LAST * found[-1][1].seconds if found else _LEAST_TRAINING
+            if limited and self._time_to_train(number) < least and (found or head is not None):
+                break
+            seed = fold.seed if number == 1 else derive_seed(fold.seed, "network", number)
+            name = "finetune" if number == 1 else f"fine-tune {number}"
+            own = folder if number == 1 else folder / name.replace(" ", "-")
+            trained = self._finetuned(replace(fold, seed=seed), policy, own, name, suffix, head)
+            if trained is None:
+                break
+            found.append(trained)
+        return found
+
+    def _time_to_train(self, networks: int = 1) -> float:
+        """Return the seconds left to train on a fold, so that so many networks can still predict."""
+        return (self.session.budget.left() - networks * self._after_training) / self._folds_left
+
+    def _expected_after_training(self, views: int) -> float:
+        """Return the seconds that views and predictions will take, by the time that the features took."""
+        record, plan = self.session.record, self.prepared.plan
+        assert plan is not None
+        expected, entries = record.get("plan")["expected_seconds"], {one["name"]: one for one in record.get("stages")}
+        features, slower = entries.get("features"), 1.0
+        if features is not None and not features["notes"].get("reused"):
+            slower = max(1.0, features["seconds"] / max(expected["features"], 1.0))
+        return slower * plan.seconds_after_training(views)
+
+    def _views_in_time(self, models: int) -> int:
+        """Return how many views of an image there is time for."""
+        views, budget = self.recipe.predict.tta, self.session.budget
+        while budget.is_limited and views > 1:
+            if models * self._expected_after_training(views) <= budget.left() / self._folds_left:
+                break
+            views //= 2
+        return views
 
     def _headed(
         self, prepared: Prepared, fold: Fold, title: str, stage_name: str = "head"
@@ -210,9 +279,9 @@ class Job:
         self.prepared = replace(prepared, features=replace(features, augmented=(rows, values[1:])))
 
     def _finetuned(
-        self, fold: Fold, policy: str, folder: Path, suffix: str, head: LinearHead | None
+        self, fold: Fold, policy: str, folder: Path, name: str, suffix: str, head: LinearHead | None
     ) -> tuple[Candidate, Stage] | None:
-        """Return stage 2's candidate and record; None when training diverged and stage 1 is there to be kept."""
+        """Return a candidate of stage 2 and its record; None when training diverged and stage 1 is there to be kept."""
         session = self.session
         if self.recipe.train.find_lr:
             self._find_lr(fold, policy)
@@ -220,11 +289,12 @@ class Job:
         images = len(fold.train) + sum(len(rows) for rows in self.extras.rows)
         timeline, size = resolved_run(alone.recipe, images, alone.pace)
         try:
-            with session.stage(f"fine-tune{suffix}") as stage:
+            with session.stage(f"{plain_name(name)}{suffix}") as stage:
                 self._show_timeline(folder, title, timeline, size.steps)
                 trained, done = finetune_candidate(
                     alone, fold, session.context,
                     policy=policy, folder=folder, resume=session.request.resume, extras=replace(self.extras, head=head),
+                    stage=name,
                 )  # fmt: skip
                 stage.note("steps", done.steps)
                 stage.note("events", [f"{event.kind} at {event.progress:.1%}" for event in done.timeline.events])

@@ -15,6 +15,7 @@ from etude.core.context import Context
 from etude.core.metrics import score_of
 from etude.core.predictions import Predictions
 from etude.core.seeds import derive_seed
+from etude.core.text import plain_name
 from etude.data.dataset import Dataset
 from etude.data.loader import TrainingRows, concatenated_rows
 from etude.data.order import FixedMix
@@ -121,6 +122,7 @@ def training_task(
         resume=resume,
         mix=extras.mix,
         prior=extras.prior,
+        left=prepared.left,
         teachers=extras.teachers,
     )
 
@@ -206,8 +208,7 @@ def finetune_candidate(
     if extras.start is not None:
         model.load_state_dict(extras.start.state_dict())
     task = training_task(prepared, fold, card, folder, resume=resume, extras=extras)
-    name = "fine-tune" if stage == "finetune" else stage
-    done = fine_tune(model, task, context=context, name=name)
+    done = fine_tune(model, task, context=context, name=plain_name(stage))
     valid = predict_rows(model, card, prepared.data, fold.valid, context, name="validate")
     epochs = done.steps * min(prepared.recipe.train.batch_size, len(fold.train)) / len(fold.train)
     train = _train_rows(prepared, fold, model, None, epochs)

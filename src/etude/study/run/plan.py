@@ -17,7 +17,7 @@ from etude.models.device import best_device
 from etude.models.features import autocast
 from etude.models.modes import AskedMode, Mode, applied, lay_out, lay_out_images, likely_mode
 from etude.recipe.resolve import labelled_share, mixed_recipe, supervised_recipe
-from etude.recipe.settings import Recipe
+from etude.recipe.settings import Recipe, changed
 from etude.recipe.timeline import image_sizes, maximum_of, resolved_run
 from etude.study.run.frozen import Frozen, other_recipes
 from etude.study.run.request import Request
@@ -29,9 +29,11 @@ from etude.training.probe import probe_mode
 _BATCH, _LARGEST_BATCH = 8, 64  # of a measurement, at 224 px and at most: few small images would time the overhead
 _SOLVER_STEPS = 50  # of L-BFGS, as measured on features of EfficientNet-Lite0
 _FLOPS = 8e10  # a second, in float32 matrix products on two cores
+_MOMENTS = 200  # of a timeline that are looked at
 _SECONDS_A_FIT = 0.1  # besides the arithmetic
 _DIAGNOSTICS = 0.004  # seconds an image: near-duplicates, label errors, the gallery
 _BLENDED = 0.5  # of the models besides the slowest, as far as can be guessed before they are compared
+_AFTER_TRAINING = ("TTA", "head on all images", "predict test", "diagnostics")
 SYMMETRY_IMAGES = 192  # evaluated at most; a few seconds on a CPU
 _WORTH_PROBING = 120.0  # seconds of training: below, a probe is not worth its few seconds
 
@@ -50,9 +52,10 @@ class Speed:
 
     def training_seconds(self, timeline: Timeline, steps: int, batch_size: int) -> float:
         """Return the expected seconds of ``steps`` steps whose image sizes the timeline sets."""
-        return sum(
+        seen = min(steps, _MOMENTS)
+        return (steps / seen) * sum(
             self.train * ((moment.image_size or self.size) / self.size) ** 2 * (moment.batch_size or batch_size)
-            for moment in timeline.moments(steps)
+            for moment in timeline.moments(seen)
         )
 
 
@@ -117,6 +120,7 @@ class Plan:
     training: Speed | None = None  # of the trained backbone; None without stage 2
     mode: Mode | None = None  # that stage 2 trains in
     chosen: str = ""  # which network, and why
+    budget: str = ""  # what of the recipe fits into the time that the run has
 
     @property
     def pool(self) -> int:
@@ -150,7 +154,7 @@ class Plan:
             stages.append((f"features of {name}", speed.infer * self.labelled))
             stages.append((f"head of {name}", self._head_seconds(weights) * folds))
         if self.training is not None:
-            models.append(self.training.infer_at(image_sizes(recipe).final))
+            models += [self.training.infer_at(image_sizes(recipe).final)] * recipe.train.networks
             stages.append(("fine-tune", self.training_seconds()))
         if recipe.unlabeled.is_on:
             stages.append(("unlabelled images", self._unlabelled_seconds() * folds))
@@ -166,10 +170,16 @@ class Plan:
             stages.append(("predict test", image * self.test * views * folds))
         return [*stages, ("diagnostics", _DIAGNOSTICS * (self.labelled + self.test))]
 
+    def seconds_after_training(self, views: int) -> float:
+        """Return the expected seconds from the end of training to the last prediction, with so many views."""
+        plan = replace(self, recipe=changed(self.recipe, {"predict.tta": views}))
+        return sum(seconds for name, seconds in plan.seconds() if name in _AFTER_TRAINING)
+
     def training_seconds(self) -> float:
         assert self.training is not None
         timeline, size = resolved_run(self.recipe, self.train, self.pace)
-        return self.training.training_seconds(timeline, size.steps, self._batch) * self.folds
+        seconds = self.training.training_seconds(timeline, size.steps, self._batch)
+        return seconds * self.recipe.train.networks * self.folds
 
     def _unlabelled_seconds(self) -> float:
         """Return seconds of all rounds on a fold; few runs come to the last of them."""
@@ -257,6 +267,7 @@ def show_plan(
         ("split", _split_in_words(request, plan, sources.labelled.split)),
         ("device", device),
         *([("network", plan.chosen)] if plan.chosen else []),
+        *([("budget", plan.budget)] if plan.budget else []),
         ("stage 1", _head_in_words(recipe, frozen)),
     ]
     rows += [("", _head_in_words(own, other)) for other, own in others]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from etude.core.errors import EtudeError, listed
 from etude.core.files import digest_of
 from etude.core.processor import usable_cores
+from etude.core.text import rough_duration
 from etude.data.dataset import Dataset, same_files_as, seconds_to_decode
 from etude.data.scan import Scan
 from etude.data.sources import BadFile, by_ending, write_bad_files
@@ -19,6 +20,7 @@ from etude.models.backbones import sides_of
 from etude.models.device import best_device, choose_precision, describe_device, keep_large_blocks
 from etude.models.modes import Mode
 from etude.recipe import ImageFacts, Recipe, flat, resolve
+from etude.recipe.load import changes_of
 from etude.recipe.resolve import backbone_reason
 from etude.recipe.timeline import timeline_warnings
 from etude.study.run.frozen import (
@@ -28,6 +30,7 @@ from etude.study.run.frozen import (
     compute_features,
     trainable_backbone,
 )
+from etude.study.run.ladder import described, fitted, with_changes
 from etude.study.run.plan import Plan, measure_speed, refuse_single_images, settle_mode, show_plan, stored_size
 from etude.study.run.session import Session
 from etude.study.run.sources import Sources, check_submission, make_folds, planned_split, scan_sources, store_sources
@@ -49,6 +52,8 @@ class Prepared:
     pace: Pace | None  # measured seconds of a training step, or None without stage 2
     on_device: DeviceStore | None = None  # the labelled images in the memory of the device that trains
     others: tuple[FrozenFeatures, ...] = ()  # of further frozen backbones
+    plan: Plan | None = None
+    left: Callable[[], float] | None = None  # seconds left for training, where the run has a budget
 
 
 def prepare(session: Session, sources: Sources) -> Prepared:
@@ -79,6 +84,11 @@ def prepare(session: Session, sources: Sources) -> Prepared:
             speed = measure_speed(other.backbone, own.model.feature_size, precision)
             weights = other.backbone.num_features * len(sources.labelled.classes)
             plan = replace(plan, others=(*plan.others, (other.name, speed, weights)))
+        if session.budget.is_limited:
+            plan = _in_budget(session, plan)
+            recipe = plan.recipe
+            frozen = frozen if "head" in recipe.stages else None
+            others = others if recipe.model.others else []
         expected = show_plan(session, sources, plan, frozen, others, reason, described)
     mode = plan.mode
     settled = {"expected_seconds": dict(expected), "resolved": flat(recipe), "device": described}
@@ -111,7 +121,20 @@ def prepare(session: Session, sources: Sources) -> Prepared:
         plan.pace,
         near,
         tuple(more),
+        plan,
     )
+
+
+def _in_budget(session: Session, plan: Plan) -> Plan:
+    """Return the plan of what fits into the run's budget; a resumed run keeps what it began with."""
+    pinned, begun = changes_of(session.request.settings), session.record.get("budget")
+    found = fitted(plan, session.budget.left(), pinned) if begun is None else with_changes(plan, [begun["changes"]])
+    if begun is None:
+        before, after = flat(plan.recipe), flat(found.recipe)
+        changes = {key: value for key, value in after.items() if before[key] != value}
+        session.record.set("budget", {"seconds": session.budget.seconds, "changes": changes})
+    words = f"{rough_duration(session.budget.seconds)}: {described(plan.recipe, found.recipe)}"
+    return replace(found, budget=words)
 
 
 def _resolved(session: Session, sources: Sources, scanned: Scan) -> Recipe:

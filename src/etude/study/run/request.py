@@ -91,6 +91,9 @@ class FitOptions(TrainingOptions):
     """Images without labels to learn from, with the test images; for the recipes pseudo-label and consistency."""
     teachers: Annotated[Sequence[Path], Parameter(name="--teacher", negative="", show_default=False)] = ()
     """A run, or a file of probabilities, that the network learns from; may be repeated."""
+    budget: str | None = None
+    """Time for the whole run, such as 90s, 10m or 2h: what the recipe does is chosen to fit, and more networks are
+    trained where time is left. Ctrl-C ends the run with what it has."""
     folds: int | None = None
     """Train that many models by cross-validation and average them."""
     lr: float | str | None = None
@@ -131,7 +134,10 @@ class Request(FitOptions):
     def check(self) -> None:
         from etude.journal.mlflow import check_server
         from etude.journal.runs import checked_tag
+        from etude.study.run.budget import budget_seconds
 
+        if self.budget is not None:
+            budget_seconds(self.budget)
         if self.folds is not None and self.valid is not None:
             raise EtudeError("--folds makes its own validation images, so it cannot go with --valid; give one of them")
         if self.folds is not None and self.folds < 2:

@@ -22,6 +22,7 @@ from etude.journal.screen import Screen
 from etude.models.classifier import VALIDATED, Classifier, ModelCard, save_model, save_validated_head
 from etude.models.modes import Mode
 from etude.recipe import Recipe, changed_settings, flat
+from etude.study.run.budget import NO_LIMIT, Budget, budget_seconds
 from etude.study.run.request import Request, run_folders
 
 
@@ -71,6 +72,9 @@ def refuse_other_settings(folder: Path, recipe: Recipe, request: Request) -> Non
     if data := record.get("data"):  # written once the images were split
         began |= {"folds": len(data["folds"]), "sample": data["sample"]}
         asks |= {"folds": request.folds or 1, "sample": request.sample}
+    if budget := record.get("budget"):
+        began["--budget"] = budget["seconds"]
+        asks["--budget"] = None if request.budget is None else budget_seconds(request.budget)
     if new := sorted(asks.keys() - began.keys()):
         raise EtudeError(
             f"{folder} was begun by an earlier version of etude, which did not know {listed(new, 3, str)}, and a "
@@ -120,6 +124,7 @@ class Session:
     screen: Screen
     # By stage, its name in the final table and its predictions of the validation images.
     scores: dict[str, tuple[str, Predictions]] = field(default_factory=dict)
+    budget: Budget = NO_LIMIT
     kept: bool = True  # whether the folder stays; a search for the learning rate needs it no longer than it runs
 
     @property
