@@ -4,6 +4,7 @@
     make bench-portfolio ARGS='--tasks clip-art icons --methods quick default --seeds 3'
     make bench-portfolio ARGS='--tasks mnist-few digits-few fashion-few cells-few clip-art-few icons-few --methods quick
                                quick+unlabelled'                # ten labels a class, and images without labels
+    make bench-portfolio ARGS='--methods 1m 5m 15m 30m'        # etude fit --budget
     make bench-portfolio ARGS='--list'                         # tasks, with their numbers of images and classes
 
 Test labels are read after a method has ended, by this file alone. Features and stores are never shared between runs, so
@@ -84,6 +85,18 @@ def plans(results: dict[str, dict[str, list[Figures]]]) -> None:
         print(f"plan within a factor of 1.5 in {held:.0%} of {len(runs)} runs; in no stage at most {outside:.1%}")
 
 
+def budgets(results: dict[str, dict[str, list[Figures]]]) -> None:
+    """Print how many runs with a budget ended in time, and every one that took over 5% and over 30 seconds more."""
+    named = [(task, name, run) for task, by in results.items() for name, runs in by.items() for run in runs]
+    limited = [one for one in named if "budget" in one[2]]
+    over = [one for one in limited if one[2]["seconds"] > one[2]["budget"] + max(30.0, 0.05 * one[2]["budget"])]
+    if limited:
+        listed = "".join(
+            f"\n- {task} {name}: {run['seconds']:.0f} of {run['budget']:.0f} s" for task, name, run in over
+        )
+        print(f"in time: {len(limited) - len(over)} of {len(limited)} runs with a budget{listed}")
+
+
 def main() -> None:
     """Run what is asked for and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -139,6 +152,7 @@ def main() -> None:
     compare(results, given.methods)
     print()
     plans(results)
+    budgets(results)
 
 
 if __name__ == "__main__":

@@ -22,13 +22,15 @@ Tables = dict[str, Path]
 Method = Callable[[Tables, DataSet, Path, int, list[str]], Figures]
 
 
-def recipe(name: str, unlabelled: bool = False) -> Method:
-    """``etude fit`` with a recipe; ``unlabelled`` gives it the images without labels."""
+def recipe(name: str, unlabelled: bool = False, budget: str = "") -> Method:
+    """``etude fit`` with a recipe; ``unlabelled`` gives it the images without labels, and ``budget`` limits its time."""
 
     def run(tables: Tables, test: DataSet, folder: Path, seed: int, settings: list[str]) -> Figures:
         arguments = ["fit", str(tables["train"]), "--test", str(tables["test"]), "--recipe", name, "--seed", str(seed)]
         if unlabelled:
             arguments += ["--unlabeled", str(tables["unlabelled"])]
+        if budget:
+            arguments += ["--budget", budget]
         done = run_etude([*arguments, *(f"--set={one}" for one in settings)], folder / "run", folder / "cache")
         predictions = Predictions.load(done.folder / "test.npz")
         held_out = Predictions.load(done.folder / "valid.npz")
@@ -42,6 +44,7 @@ def recipe(name: str, unlabelled: bool = False) -> Method:
             "taken": record["seconds"] - record["plan"]["after_seconds"],
             "in no stage": record["seconds_in_no_stage"],
             "peak GiB": done.peak_bytes / 2**30,
+            **({"budget": record["budget"]["seconds"]} if budget else {}),
         }
 
     return run
@@ -72,6 +75,7 @@ METHODS: dict[str, Method] = {
     "best": recipe("best"),
     "quick+unlabelled": recipe("quick", unlabelled=True),
     "default+unlabelled": recipe("default", unlabelled=True),
+    **{time: recipe("default", budget=time) for time in ("1m", "5m", "15m", "30m")},
     "logistic": peer("peer_logistic.py"),
     "fastai": peer("peer_fastai.py"),
 }
