@@ -87,13 +87,11 @@ def plans(results: dict[str, dict[str, list[Figures]]]) -> None:
 
 def budgets(results: dict[str, dict[str, list[Figures]]]) -> None:
     """Print how many runs with a budget ended in time, and every one that took over 5% and over 30 seconds more."""
-    named = [(task, name, run) for task, by in results.items() for name, runs in by.items() for run in runs]
-    limited = [one for one in named if "budget" in one[2]]
-    over = [one for one in limited if one[2]["seconds"] > one[2]["budget"] + max(30.0, 0.05 * one[2]["budget"])]
+    named = [(f"{task} {name}", run) for task, by in results.items() for name, runs in by.items() for run in runs]
+    limited = [(name, run["seconds"], run["budget"]) for name, run in named if "budget" in run]
+    over = [(name, seconds, budget) for name, seconds, budget in limited if seconds - budget > max(30.0, 0.05 * budget)]
     if limited:
-        listed = "".join(
-            f"\n- {task} {name}: {run['seconds']:.0f} of {run['budget']:.0f} s" for task, name, run in over
-        )
+        listed = "".join(f"\n- {name}: {seconds:.0f} of {budget:.0f} s" for name, seconds, budget in over)
         print(f"in time: {len(limited) - len(over)} of {len(limited)} runs with a budget{listed}")
 
 

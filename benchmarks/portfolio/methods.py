@@ -23,7 +23,7 @@ Method = Callable[[Tables, DataSet, Path, int, list[str]], Figures]
 
 
 def recipe(name: str, unlabelled: bool = False, budget: str = "") -> Method:
-    """``etude fit`` with a recipe; ``unlabelled`` gives it the images without labels, and ``budget`` limits its time."""
+    """``etude fit`` with a recipe; ``unlabelled`` adds the images without labels, and ``budget`` limits its time."""
 
     def run(tables: Tables, test: DataSet, folder: Path, seed: int, settings: list[str]) -> Figures:
         arguments = ["fit", str(tables["train"]), "--test", str(tables["test"]), "--recipe", name, "--seed", str(seed)]
