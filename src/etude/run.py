@@ -18,6 +18,7 @@ from etude.core.submission import Unreadable, write_submission
 from etude.data.dataset import Dataset, open_dataset
 from etude.data.scan import scan_images
 from etude.data.sources import BadFile, read_unlabelled
+from etude.inference.alignment import FILE_NAME, Reference, aligned
 from etude.inference.predict import predict
 from etude.inference.views import MOST_VIEWS, ViewLike, input_size, many_views, views_of
 from etude.journal.record import read_run
@@ -111,6 +112,7 @@ class Run:
         *,
         tta: int | None = None,
         larger: float | None = None,
+        align: bool = True,
         cache: Path | str | None = None,
         progress: Progress | None = None,
     ) -> Prediction:
@@ -121,6 +123,8 @@ class Run:
                 random draws of it. By default the views that the run used.
             larger: factor of the side of an enlarged input, above 1 and up to 2, which one of the views then has; it
                 comes after the symmetries.
+            align: move the features of 50 images or more, where they are of another kind than the training images, to
+                where those lie (:func:`etude.inference.alignment.aligned`).
             cache: folder of stores, by default the user's.
             progress: draws bars; silent by default.
 
@@ -135,6 +139,8 @@ class Run:
             predict(model, card, gather, np.arange(len(data)), data.images.ids, views=views, context=context)
             for model, card, views in viewed
         ]
+        if align:
+            parts = aligned(parts, [model for model, *_ in viewed], self._references(), self._warn)
         left_out = (*data.build.bad, *data.images.left_out())
         counts = (self.record.get("data") or {}).get("classes") or {}
         return Prediction(mean_of_blends(parts, weights_of(self.record)), left_out, counts)
@@ -174,11 +180,20 @@ class Run:
         return open_dataset(found, scanned, size or shape.stored_size, context, fit=shape.fit)
 
     def _models(self) -> list[tuple[Classifier, ModelCard]]:
-        folds = [path.parent.name for path in self.folder.glob("fold-*/model.json")]
-        names = models_of(self.record) or sorted(folds, key=lambda name: int(name.removeprefix("fold-"))) or ["."]
+        names = self._names()
         if unknown := self._verify(*model_files(names)):
             self._warn(f"{self.folder}/run.json holds no hash of {listed(unknown)}: not checked for damage")
         return [load_model(self.folder / name) for name in names]
+
+    def _names(self) -> list[str]:
+        folds = [path.parent.name for path in self.folder.glob("fold-*/model.json")]
+        return models_of(self.record) or sorted(folds, key=lambda name: int(name.removeprefix("fold-"))) or ["."]
+
+    def _references(self) -> list[Reference | None]:
+        names = self._names()
+        kept = [Path(name, FILE_NAME).as_posix() for name in names if (self.folder / name / FILE_NAME).is_file()]
+        self._verify(*kept)
+        return [Reference.load(self.folder / name) for name in names]
 
     def _verify(self, *names: str) -> list[str]:
         """Compare files with the run's hashes, each once; return those without one."""

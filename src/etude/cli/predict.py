@@ -19,6 +19,7 @@ def predict(
     out: Path,
     tta: int | None = None,
     larger: float | None = None,
+    align: bool = True,
     probabilities: Flag = False,
     sample_submission: Path | None = None,
     positive: str | None = None,
@@ -41,6 +42,8 @@ def predict(
         augmentation; by default the views that the run used.
     larger
         One of the views, after the symmetries, has an input whose side is larger by this factor, such as 1.25.
+    align
+        Where 50 images or more are of another kind than the training images, align their features to those.
     probabilities
         Write one column of probabilities a class instead of a label.
     sample_submission
@@ -70,7 +73,7 @@ def predict(
         screen.warn(f"{run} did not finish (it is {opened.record['state']}): predicting with the models it has kept")
     if positive is not None:
         checked_positive(positive, opened.classes)
-    found = opened.predict(images, tta=tta, larger=larger, cache=cache, progress=screen)
+    found = opened.predict(images, tta=tta, larger=larger, align=align, cache=cache, progress=screen)
     for bad in found.bad[:_SHOWN]:
         screen.warn(f"left out: {bad.id} ({bad.reason})")
     if found.bad:

@@ -397,6 +397,9 @@ class PredictSettings(Settings):
     blend: Literal["auto", "never"] = setting(
         "auto", "auto: the mean of several stages' predictions where validation images favour it; never: one stage"
     )
+    align: Literal["auto", "never"] = setting(
+        "auto", "auto: features of images of another kind than the training images are aligned to those; or never"
+    )
     train_features: Literal["auto", "always", "never"] = setting(
         "auto", "save the training images' features for etude refine: always, never, or auto when that is cheap"
     )

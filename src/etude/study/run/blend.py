@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from etude.core.context import Context
 from etude.core.paired import matched_interval
 from etude.core.predictions import Predictions
 from etude.data.dataset import Dataset
+from etude.inference.alignment import aligned
 from etude.refine.cross_fit import FEWEST_ROWS, fold_numbers, out_of_fold
 from etude.refine.ensemble import blend_views, log_linear, log_linear_weights
 from etude.study.run.network import Candidate
@@ -59,6 +59,8 @@ class Kept:
     def save(self, session: Session) -> None:
         for name, member in zip(self.folders, self.members, strict=True):
             session.save_model(name, member.model, member.card)
+            if (reference := member.reference) is not None:
+                session.save_reference(name, reference)
 
     def refitted(self, session: Session) -> None:
         """Fit the heads among the models on the validation images too; their weights until then are kept as well."""
@@ -95,9 +97,12 @@ class Kept:
             for one in self.members
         ])  # fmt: skip
 
-    def predict(self, data: Dataset, rows: np.ndarray, context: Context, **options: Any) -> Predictions:
+    def predict(self, data: Dataset, rows: np.ndarray, context: Context, align: bool) -> Predictions:
         """Return what the models predict together, view by view, with the features of the first."""
-        parts = [one.predict(data, rows, context, tta=one.card.tta, **options) for one in self.members]
+        parts = [one.predict(data, rows, context, tta=one.card.tta) for one in self.members]
+        if align:
+            models, references = [one.model for one in self.members], [one.reference for one in self.members]
+            parts = aligned(parts, models, references, context.warn)
         return self._blended(parts)
 
     def _blended(self, parts: Sequence[Predictions]) -> Predictions:

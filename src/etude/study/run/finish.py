@@ -41,7 +41,7 @@ def finish(session: Session, kept: list[Kept], prepared: Prepared) -> list[Kept]
     trained = np.unique(np.concatenate([fold.train for fold in prepared.folds]))
     write_json(folder / TRAINED_ON, {"files": data.build.content_hashes.take(trained).hex()})
     if prepared.test is not None:
-        _test(session, kept, prepared.test)
+        _test(session, kept, prepared.test, prepared.recipe.predict.align == "auto")
     accuracy, negative_loss = score_of(valid)
     result = {
         "models": names,
@@ -116,10 +116,10 @@ def _train(session: Session, kept: Sequence[Kept], data: Dataset) -> None:
         found.save(session.folder / "train.npz")
 
 
-def _test(session: Session, kept: Sequence[Kept], test: Dataset) -> None:
+def _test(session: Session, kept: Sequence[Kept], test: Dataset, align: bool) -> None:
     rows, request = np.arange(len(test)), session.request
     with session.stage("predict test"):
-        parts = [fold.predict(test, rows, session.context) for fold in kept]
+        parts = [fold.predict(test, rows, session.context, align) for fold in kept]
         predictions = parts[0] if len(parts) == 1 else average(parts)
         predictions.save(session.folder / "test.npz")
         write_submission(

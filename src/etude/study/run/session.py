@@ -16,6 +16,8 @@ from etude.core.context import Context
 from etude.core.errors import EtudeError, listed
 from etude.core.metrics import accuracy, adjusted_error, log_loss, score_of
 from etude.core.predictions import Predictions
+from etude.inference.alignment import FILE_NAME as REFERENCE
+from etude.inference.alignment import Reference
 from etude.journal.record import RunRecord, Stage
 from etude.journal.runs import IN_NO_STAGE, at_work, is_complete, read_record, read_run, set_tags, was_kept
 from etude.journal.screen import Screen
@@ -148,6 +150,10 @@ class Session:
     def save_validated_head(self, name: str, model: Classifier) -> None:
         with self.record.writing(self.folder / name / VALIDATED):
             save_validated_head(self.folder / name, model)
+
+    def save_reference(self, name: str, reference: Reference) -> None:
+        with self.record.writing(self.folder / name / REFERENCE):
+            reference.save(self.folder / name)
 
     def stage(self, name: str) -> AbstractContextManager[Stage]:
         return self.record.stage(name)
