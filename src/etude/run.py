@@ -140,7 +140,7 @@ class Run:
             for model, card, views in viewed
         ]
         if align:
-            parts = aligned(parts, [model for model, *_ in viewed], self._references(), self._warn)
+            parts = aligned(parts, [model for model, *_ in viewed], self._references(), context)
         left_out = (*data.build.bad, *data.images.left_out())
         counts = (self.record.get("data") or {}).get("classes") or {}
         return Prediction(mean_of_blends(parts, weights_of(self.record)), left_out, counts)

@@ -34,7 +34,7 @@ def test_default_recipe_trains_both_stages_and_predicts_and_can_be_repeated(etud
     record = record_of(run)
     assert record["state"] == "finished"
     stages = [stage["name"] for stage in record["stages"]]
-    assert stages[:5] == ["scan", "plan", "store", "features", "head"]
+    assert stages[:6] == ["start-up", "scan", "plan", "store", "features", "head"]
     assert "fine-tune" in stages
     assert {"model.safetensors", "valid.npz", "test.npz", "submission.csv", "history.csv"} <= {
         artefact["name"] for artefact in record["artefacts"]

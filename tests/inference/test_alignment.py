@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from torch import nn
 
+from etude.core.context import Context
 from etude.core.predictions import Predictions
 from etude.inference.alignment import FEWEST, LIMIT, Reference, aligned
 from etude.models.classifier import Classifier
@@ -77,7 +78,7 @@ def test_alignment_recovers_what_a_shift_destroys():
     model.set_head(CENTRES, -0.5 * (CENTRES**2).sum(1))
     moved = 0.4 * features(LABELS, 2) + 4.0
     part, said = predicted(moved, model), list[str]()
-    (found,) = aligned([part], [model], [REFERENCE], said.append)
+    (found,) = aligned([part], [model], [REFERENCE], Context(warn=said.append))
     assert (part.predicted() == LABELS).mean() < 0.6
     assert (found.predicted() == LABELS).mean() > 0.95
     assert found.logits.shape == part.logits.shape
@@ -88,8 +89,8 @@ def test_alignment_recovers_what_a_shift_destroys():
 def test_few_images_and_those_of_the_same_kind_stay_as_they_are(rows: int, shift: float):
     model = Classifier(nn.Identity(), 40, 3)
     part, said = predicted(features(LABELS[:rows], 2) + np.float32(shift), model), list[str]()
-    assert aligned([part], [model], [REFERENCE], said.append) == [part]
-    assert aligned([part], [model], [None], said.append) == [part]
+    assert aligned([part], [model], [REFERENCE], Context(warn=said.append)) == [part]
+    assert aligned([part], [model], [None], Context(warn=said.append)) == [part]
     assert not said
 
 

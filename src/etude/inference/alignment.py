@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from etude.core.arrays import load_arrays, save_arrays
+from etude.core.context import Context
 from etude.core.predictions import Predictions
 from etude.models.classifier import Classifier
 
@@ -82,7 +83,7 @@ def aligned(
     parts: Sequence[Predictions],
     models: Sequence[Classifier],
     references: Sequence[Reference | None],
-    warn: Callable[[str], object],
+    context: Context,
 ) -> list[Predictions]:
     """Return models' predictions of the same images, from aligned features where these show another kind of images.
 
@@ -95,7 +96,7 @@ def aligned(
         parts: of each model, with the plain view's features.
         models: whose heads predict anew.
         references: of each model; None leaves all as they are.
-        warn: is given a sentence where features are aligned.
+        context: gets a warning where features are aligned.
     """
     first, reference = parts[0], references[0]
     if reference is None or any(
@@ -105,7 +106,7 @@ def aligned(
     assert first.features is not None
     if len(first) < FEWEST or (shift := reference.shift_of(first.features)) <= LIMIT:
         return list(parts)
-    warn(
+    context.warn(
         f"the {len(first):,} images to predict are unlike the training images (features {shift:.2f} deviations away; "
         f"{LIMIT} is the limit), so their features are aligned to those of the training images, as if "
         "their class shares were similar"

@@ -168,10 +168,14 @@ class RunRecord:
         return record
 
     @contextmanager
-    def stage(self, name: str) -> Generator[Stage]:
-        """Time a stage, an earlier attempt at it included; what is raised in it marks it failed or interrupted."""
+    def stage(self, name: str, before: float = 0.0) -> Generator[Stage]:
+        """Time a stage, an earlier attempt at it included; what is raised in it marks it failed or interrupted.
+
+        ``before`` are seconds that it has taken already.
+        """
         with self.changing():
             entry = self._begun(name)
+            entry["seconds"] += before
             stage = Stage(self, entry)
             self._running.append(stage)
         threading.Thread(target=self._beat, args=(stage,), name="etude record", daemon=True).start()

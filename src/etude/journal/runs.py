@@ -28,7 +28,7 @@ REPORT_NAME = "report.html"
 REMAINS = frozenset({FILE_NAME, REPORT_NAME, "bad_files.csv", LOCK_NAME})  # of a run that made nothing
 STATES = ("running", "finished", "failed", "interrupted")
 ID_LENGTH = 10  # of hexadecimal digits: a clash among 10,000 runs has a chance of 1 in 20,000
-IN_NO_STAGE = "start-up and other"  # what the seconds are called that no stage of a run took
+IN_NO_STAGE = "other"  # what the seconds are called that no stage of a run took
 
 _NUMBER = (int, float)
 OWN: dict[str, type | tuple[type, ...]] = {  # what every record holds; no section may have such a name

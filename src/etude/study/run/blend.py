@@ -102,7 +102,7 @@ class Kept:
         parts = [one.predict(data, rows, context, tta=one.card.tta) for one in self.members]
         if align:
             models, references = [one.model for one in self.members], [one.reference for one in self.members]
-            parts = aligned(parts, models, references, context.warn)
+            parts = aligned(parts, models, references, context)
         return self._blended(parts)
 
     def _blended(self, parts: Sequence[Predictions]) -> Predictions:

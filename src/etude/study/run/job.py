@@ -58,6 +58,7 @@ from etude.training.task import DivergedError
 
 _NETWORKS = 4  # at most, where a budget has time for them
 _LIKE_THE_LAST = 0.9  # of the time that the network before took, which the next one should have
+_FOR_OTHERS = 180.0  # seconds of a budget, from which further backbones are worth loading
 _LEAST_TRAINING = 5.0  # seconds
 
 
@@ -69,7 +70,7 @@ def fit(request: Request, screen: Screen, began: float | None = None) -> Path:
     began = time.monotonic() if began is None else began
     request.check()
     recipe = load_recipe(request.recipe, request.settings)
-    if request.budget is not None:
+    if request.budget is not None and budget_seconds(request.budget) >= _FOR_OTHERS:
         recipe = changed(recipe, {"model.others": ("auto",)}, unset_only=True)
     timeline_of(recipe)  # a mistake in it ends the command before anything is read
     refuse_idle_search(recipe)
@@ -91,7 +92,8 @@ def fit(request: Request, screen: Screen, began: float | None = None) -> Path:
         else:
             record = open_record(folder, request, recipe, began=began)
             session = Session(request, record, screen, budget=_budget(request, record))
-            session.keep_inputs(inputs)
+            with session.stage("start-up", before=time.monotonic() - began):
+                session.keep_inputs(inputs)
             with recording(session):
                 for text in early_warnings:
                     session.warn(text)

@@ -14,6 +14,7 @@ from etude.study.run.plan import Plan
 from etude.timeline import parse_length
 
 _SHARE = 0.9  # of the time that is left: a plan is not exact
+_LATE = 20.0  # seconds that the least there is may take more
 _LENGTHS = (0.5, 0.25, 0.125, 0.0625, 0.03125)  # shares of the training's length
 
 
@@ -33,7 +34,7 @@ def fitted(plan: Plan, left: float, pinned: Collection[str] = ()) -> Plan:
             break
         if changes and changes.keys().isdisjoint(pinned):
             dropped.append(changes)
-    if (least := cost(with_changes(plan, dropped))) > time_left:
+    if (least := cost(with_changes(plan, dropped))) > max(time_left, left + _LATE):
         raise EtudeError(
             f"--budget leaves {rough_duration(max(0.0, left))}, and the least of this recipe takes about "
             f"{rough_duration(least / _SHARE)} here: give more time, or --sample to train on fewer images"

@@ -24,6 +24,7 @@ from etude.recipe.load import changes_of
 from etude.recipe.resolve import backbone_reason
 from etude.recipe.timeline import timeline_warnings
 from etude.study.run.frozen import (
+    Frozen,
     FrozenFeatures,
     build_frozen,
     build_others,
@@ -75,15 +76,14 @@ def prepare(session: Session, sources: Sources) -> Prepared:
             plan, reason = settle_mode(session, plan, backbone, device)
         decode = seconds_to_decode(sources.labelled, scanned, stored_size(recipe)) / usable_cores()
         plan = replace(plan, decode=decode)
+        classes = len(sources.labelled.classes)
         if frozen is not None:
             speed = measure_speed(frozen.backbone, recipe.model.feature_size, precision)
-            weights = frozen.backbone.num_features * len(sources.labelled.classes)
-            plan = replace(plan, features=speed, head_weights=weights)
+            plan = replace(plan, features=speed, head_weights=frozen.backbone.num_features * classes)
         others = build_others(recipe, scanned.channels, session.context)
         for other, own in others:
             speed = measure_speed(other.backbone, own.model.feature_size, precision)
-            weights = other.backbone.num_features * len(sources.labelled.classes)
-            plan = replace(plan, others=(*plan.others, (other.name, speed, weights)))
+            plan = replace(plan, others=(*plan.others, (other.name, speed, other.backbone.num_features * classes)))
         if session.budget.is_limited:
             plan = _in_budget(session, plan)
             recipe = plan.recipe
@@ -99,15 +99,8 @@ def prepare(session: Session, sources: Sources) -> Prepared:
     folds = make_folds(data, sources, session.context)
     session.keep_inputs({"validation images": digest_of(*(fold.valid.tobytes() for fold in folds))})
     _record_data(session, sources, found, folds, scanned.fingerprint)
-    features, more = None, list[FrozenFeatures]()
-    if frozen is not None:
-        with session.stage("features") as stage:
-            features = compute_features(frozen, data, recipe, precision, session.context)
-            stage.note("reused", features.reused)
-    for other, own in others:
-        with session.stage(f"features of {other.name}") as stage:
-            more.append(compute_features(other, data, own, precision, session.context))
-            stage.note("reused", more[-1].reused)
+    features = None if frozen is None else _features(session, "features", frozen, data, recipe, precision)
+    more = [_features(session, f"features of {one.name}", one, data, own, precision) for one, own in others]
     near = None if mode is None else on_device(session, recipe, data)
     return Prepared(
         recipe,
@@ -123,6 +116,15 @@ def prepare(session: Session, sources: Sources) -> Prepared:
         tuple(more),
         plan,
     )
+
+
+def _features(
+    session: Session, stage_name: str, frozen: Frozen, data: Dataset, recipe: Recipe, precision: str
+) -> FrozenFeatures:
+    with session.stage(stage_name) as stage:
+        features = compute_features(frozen, data, recipe, precision, session.context)
+        stage.note("reused", features.reused)
+    return features
 
 
 def _in_budget(session: Session, plan: Plan) -> Plan:

@@ -155,8 +155,8 @@ class Session:
         with self.record.writing(self.folder / name / REFERENCE):
             reference.save(self.folder / name)
 
-    def stage(self, name: str) -> AbstractContextManager[Stage]:
-        return self.record.stage(name)
+    def stage(self, name: str, before: float = 0.0) -> AbstractContextManager[Stage]:
+        return self.record.stage(name, before)
 
     def keep_inputs(self, now: Mapping[str, str]) -> None:
         """Write fingerprints of inputs into the record, by name; a resumed run must have begun with the same."""
