@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from etude.core.errors import EtudeError
 from etude.recipe import ImageFacts, flat, load_recipe, resolve
+from etude.recipe.settings import changed
 from etude.study.run.ladder import described, fitted
 from etude.study.run.plan import Plan, Speed
 
@@ -75,6 +76,13 @@ def test_without_time_to_train_there_is_the_head():
 
 def test_small_images_rather_lose_the_head_than_their_training():
     assert fitted(plan_of(side=28), 300.0).recipe.stages == ("finetune",)
+
+
+def test_one_long_training_goes_before_several_short_ones():
+    plan = replace(plan_of(side=28), features=None, others=())
+    several = replace(plan, recipe=changed(plan.recipe, {"train.networks": 3, "stages": ("finetune",)}))
+    found = fitted(several, 0.5 * cost(several)).recipe.train
+    assert (found.networks, found.epochs) == (1, plan.recipe.train.epochs)
 
 
 def test_what_was_set_by_hand_stays():

@@ -55,6 +55,7 @@ def fitted(plan: Plan, left: float, pinned: Collection[str] = ()) -> Plan:
 def _steps(recipe: Recipe) -> Iterator[Changes]:
     """Yield changes that save time, that which costs least accuracy first."""
     both, tiny = {"head", "finetune"} <= set(recipe.stages), recipe.model.backbone == "tiny"
+    yield {"train.networks": 1}  # further ones are trained where time is left in the end
     if both and tiny:  # small images gain nothing from features of large ones
         yield {"stages": ("finetune",)}
     yield _length(recipe, 0.5)
