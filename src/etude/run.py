@@ -112,7 +112,7 @@ class Run:
         *,
         tta: int | None = None,
         larger: float | None = None,
-        align: bool = True,
+        align: bool | None = None,
         cache: Path | str | None = None,
         progress: Progress | None = None,
     ) -> Prediction:
@@ -124,7 +124,7 @@ class Run:
             larger: factor of the side of an enlarged input, above 1 and up to 2, which one of the views then has; it
                 comes after the symmetries.
             align: move the features of 50 images or more, where they are of another kind than the training images, to
-                where those lie (:func:`etude.inference.alignment.aligned`).
+                where those lie (:func:`etude.inference.alignment.aligned`); by default as the run did.
             cache: folder of stores, by default the user's.
             progress: draws bars; silent by default.
 
@@ -139,6 +139,8 @@ class Run:
             predict(model, card, gather, np.arange(len(data)), data.images.ids, views=views, context=context)
             for model, card, views in viewed
         ]
+        if align is None:
+            align = self.record["settings"].get("predict.align", "auto") == "auto"
         if align:
             parts = aligned(parts, [model for model, *_ in viewed], self._references(), context)
         left_out = (*data.build.bad, *data.images.left_out())

@@ -12,7 +12,9 @@ import pytest
 
 from etude.callbacks import Clock
 from etude.core.errors import EtudeError
+from etude.study.run import job
 from etude.study.run.budget import NO_LIMIT, Budget, budget_seconds
+from etude.training.task import DivergedError
 from picture_folders import write_classes, write_flat
 
 LONG = ("--budget", "2h", "--set", "train.epochs=2000", "--set", "model.feature_size=32")
@@ -82,6 +84,56 @@ def test_a_second_stop_is_one_and_the_run_can_be_gone_on_with(etude, tmp_path, s
     ended = etude("fit", train, "--out", "run", "--resume", *LONG)
     assert ended.code == 0, ended.err
     assert record_of(tmp_path / "run")["state"] == "finished"
+
+
+def test_a_stop_within_folds_ends_all_of_them(etude, tmp_path, signals):
+    signals[5] = signal.SIGINT
+    ended = etude("fit", write_classes(tmp_path / "train"), "--folds", "3", "--out", "run", *LONG)
+    assert ended.code == 0, ended.err
+    record = record_of(tmp_path / "run")
+    assert (record["state"], len(record["result"]["kept"])) == ("finished", 3)
+
+
+def test_a_run_that_is_gone_on_with_keeps_networks_that_were_trained(etude, tmp_path, monkeypatch):
+    train, words = write_classes(tmp_path / "train"), ("--budget", "10m", "--set", "train.epochs=4", *LONG[4:])
+
+    def stop(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("etude.study.run.job.finish", stop)
+        assert etude("fit", train, "--out", "run", *words).code == 130
+    monkeypatch.setattr(Budget, "left", lambda budget: -1.0)  # all of it was used up
+    ended = etude("fit", train, "--out", "run", "--resume", *words)
+    assert ended.code == 0, ended.err
+    names = [stage["name"] for stage in record_of(tmp_path / "run")["stages"]]
+    assert [name for name in names if "fine-tune" in name] == ["fine-tune", *(f"fine-tune {n}" for n in (2, 3, 4))]
+
+
+def test_a_later_network_that_diverges_is_left_out(etude, tmp_path, monkeypatch):
+    own, begun = job.finetune_candidate, list[str]()
+
+    def diverging(*given: Any, **more: Any) -> Any:
+        begun.append(more["stage"])
+        if len(begun) == 2:
+            raise DivergedError("training diverged")
+        return own(*given, **more)
+
+    monkeypatch.setattr(job, "finetune_candidate", diverging)
+    train, words = write_classes(tmp_path / "train"), ("--set", 'stages=["finetune"]', "--set", "train.networks=3")
+    ended = etude("fit", train, "--out", "run", *words, "--set", "train.epochs=2")
+    assert ended.code == 0, ended.err
+    assert begun == ["finetune", "fine-tune 2"]
+
+
+def test_unlabelled_images_have_their_part_of_the_time(etude, tmp_path):
+    train, more = write_classes(tmp_path / "train", count=20), write_flat(tmp_path / "more", count=12)
+    words = ("--recipe", "consistency", "--unlabeled", more, "--budget", "2m", "--set", "train.epochs=2")
+    ended = etude("fit", train, "--out", "run", *words, "--set", "unlabeled.length=4st", *LONG[4:])
+    assert ended.code == 0, ended.err
+    names = [stage["name"] for stage in record_of(tmp_path / "run")["stages"]]
+    assert "online" in names
+    assert "fine-tune 2" not in names
 
 
 @pytest.mark.parametrize("given", ["10", "0s", "3s", "2ep", "soon", "-5m", "1000h"])

@@ -94,13 +94,20 @@ def test_few_images_and_those_of_the_same_kind_stay_as_they_are(rows: int, shift
     assert not said
 
 
+def test_features_that_are_no_numbers_have_no_shift_that_could_be_too_large():
+    x = features(LABELS, 2) + np.float32(4.0)
+    x[7, 3] = np.inf
+    assert not REFERENCE.shift_of(x) > LIMIT
+    assert not Reference.of(np.ones((60, 4)), np.zeros(60, int)).shift_of(np.zeros((60, 4))) > LIMIT
+
+
 def test_a_run_aligns_its_test_images_and_predicts_them_so_again(etude, tmp_path):
-    train, test = write_classes(tmp_path / "train", count=30), tmp_path / "test"
+    train, test = write_classes(tmp_path / "train", count=60), tmp_path / "test"
     test.mkdir()
     for number in range(60):
         shade = np.asarray(picture(number % 2, 1_000 + number, 24), np.float64)
         Image.fromarray((255 - 0.25 * shade).astype(np.uint8)).save(test / f"{number:02d}.png")
-    words = ("--recipe", "quick", "--set", "model.feature_size=32")
+    words = ("--recipe", "quick", "--set", "model.feature_size=32", "--set", "data.valid=0.5")
     ended = etude("fit", train, "--test", test, "--out", "run", *words)
     assert ended.code == 0, ended.err
     record = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -114,4 +121,7 @@ def test_a_run_aligns_its_test_images_and_predicts_them_so_again(etude, tmp_path
     assert np.abs(first - plain).max() > 1e-3
     ended = etude("fit", train, "--test", test, "--out", "two", *words, "--set", "predict.align=never")
     assert ended.code == 0, ended.err
-    np.testing.assert_allclose(Predictions.load(tmp_path / "two" / "test.npz").probabilities(), plain, atol=1e-4)
+    never = Predictions.load(tmp_path / "two" / "test.npz").probabilities()
+    np.testing.assert_allclose(never, plain, atol=1e-4)
+    assert etude("predict", "two", test, "--out", "never.npz").code == 0  # as the run did
+    np.testing.assert_allclose(Predictions.load(tmp_path / "never.npz").probabilities(), never, atol=1e-4)

@@ -85,6 +85,20 @@ def test_one_long_training_goes_before_several_short_ones():
     assert (found.networks, found.epochs) == (1, plan.recipe.train.epochs)
 
 
+@pytest.mark.parametrize("left", [0.0, 3.0, 8.0])
+def test_less_time_than_the_least_takes_leaves_a_training_of_some_length(left: float):
+    plan = replace(plan_of(side=28), others=(), features=None, training=Speed(28, 1e-4, 4e-4))
+    plan = replace(plan, recipe=changed(plan.recipe, {"stages": ("finetune",)}), decode=0.01)
+    assert fitted(plan, left).recipe.train.epochs > 0
+
+
+def test_a_timeline_with_a_phase_of_fixed_length_is_shortened_as_far_as_it_goes():
+    phases = [{"name": "warm", "length": "3ep", "lr": 1.0}, {"name": "fall", "length": 1.0, "lr": 0.5}]
+    plan = plan_of()
+    plan = replace(plan, recipe=changed(plan.recipe, {"timeline.phases": tuple(phases)}), others=())
+    assert 3 < fitted(plan, 0.8 * cost(plan)).recipe.train.epochs < 8
+
+
 def test_what_was_set_by_hand_stays():
     plan = plan_of()
     with pytest.raises(EtudeError):

@@ -68,6 +68,7 @@ class TimeLimit(EtudeCallback):
             )
         self._started = self._last = self._now()
         self._validating = 0.0  # without Lightning's trial before training
+        self._left(self._last)  # a function may have something to set up, such as handlers of signals
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._validating -= self._now()

@@ -19,7 +19,7 @@ def predict(
     out: Path,
     tta: int | None = None,
     larger: float | None = None,
-    align: bool = True,
+    align: bool | None = None,
     probabilities: Flag = False,
     sample_submission: Path | None = None,
     positive: str | None = None,
@@ -43,7 +43,8 @@ def predict(
     larger
         One of the views, after the symmetries, has an input whose side is larger by this factor, such as 1.25.
     align
-        Where 50 images or more are of another kind than the training images, align their features to those.
+        Where 50 images or more are of another kind than the training images, align their features to those; by default
+        as the run did.
     probabilities
         Write one column of probabilities a class instead of a label.
     sample_submission

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,8 +17,9 @@ from etude.core.predictions import Predictions
 from etude.models.classifier import Classifier
 
 FILE_NAME = "reference.npz"  # next to a model
-FEWEST = 50  # images to predict, of which fewer have no mean worth knowing
+FEWEST = 50  # images, labelled ones and those to predict, of which fewer have no mean worth knowing
 LIMIT = 0.35  # of a shift: up to 0.15 on images of the same kind with any class shares, 0.5 and more on another kind
+_FAR = 3.0  # deviations
 _LEAST = 0.05  # of a reference deviation, which the images' own is taken to be at least
 _ROWS = 4096  # at a time
 
@@ -48,15 +50,17 @@ class Reference:
     def shift_of(self, features: Floats) -> float:
         """Return how far features (N, D) lie from the reference: median of their means' distances, in deviations.
 
-        What other class shares would explain is left out: differences between the class means.
+        What other class shares would explain is left out: differences between the class means. Distances are cut at
+        ``_FAR``, so that features that hardly vary have no more say than others. NaN where features are not numbers.
         """
-        scale = np.where(self.deviation > 0, self.deviation, 1.0)
-        between, moved = (
-            (self.classes - self.mean) / scale,
-            (features.mean(axis=0, dtype=np.float64) - self.mean) / scale,
-        )
+        varies = self.deviation > 0
+        scale, mean = self.deviation[varies], self.mean[varies]
+        moved = (features.mean(axis=0, dtype=np.float64)[varies] - mean) / scale
+        if not len(moved) or not np.isfinite(moved).all():
+            return math.nan
+        moved, between = (np.clip(x, -_FAR, _FAR) for x in (moved, (self.classes[:, varies] - mean) / scale))
         explained, *_ = np.linalg.lstsq(between.T, moved, rcond=None)
-        return float(np.median(np.abs(moved - explained @ between)[self.deviation > 0]))
+        return float(np.median(np.abs(moved - explained @ between)))
 
     def aligned(self, features: Floats) -> NDArray[np.float32]:
         """Return features (N, D) with the reference's mean and deviation."""
@@ -95,27 +99,27 @@ def aligned(
     Args:
         parts: of each model, with the plain view's features.
         models: whose heads predict anew.
-        references: of each model; None leaves all as they are.
+        references: of each model; None leaves its predictions as they are.
         context: gets a warning where features are aligned.
     """
-    first, reference = parts[0], references[0]
-    if reference is None or any(
-        part.features is None or ref is None for part, ref in zip(parts, references, strict=True)
-    ):
-        return list(parts)
-    assert first.features is not None
-    if len(first) < FEWEST or (shift := reference.shift_of(first.features)) <= LIMIT:
-        return list(parts)
-    context.warn(
-        f"the {len(first):,} images to predict are unlike the training images (features {shift:.2f} deviations away; "
-        f"{LIMIT} is the limit), so their features are aligned to those of the training images, as if "
-        "their class shares were similar"
-    )
     found: list[Predictions] = []
-    for part, model, ref in zip(parts, models, references, strict=True):
-        assert part.features is not None
-        assert ref is not None
-        weight, bias = (tensor.detach().float().cpu().numpy() for tensor in (model.head.weight, model.head.bias))
-        logits = ref.aligned(part.features) @ weight.T + bias
-        found.append(replace(part, logits=np.repeat(logits[None], len(part.logits), axis=0)))
+    most = 0.0
+    for part, model, reference in zip(parts, models, references, strict=True):
+        shift = 0.0
+        if reference is not None and part.features is not None and len(part) >= FEWEST:
+            shift = reference.shift_of(part.features)
+            if LIMIT < shift < math.inf:
+                weight, bias = (
+                    tensor.detach().float().cpu().numpy() for tensor in (model.head.weight, model.head.bias)
+                )
+                logits = reference.aligned(part.features) @ weight.T + bias
+                part = replace(part, logits=np.repeat(logits[None], len(part.logits), axis=0))
+                most = max(most, shift)
+        found.append(part)
+    if most:
+        context.warn(
+            f"the {len(parts[0]):,} images to predict are unlike the training images (features {most:.2f} deviations "
+            f"away; {LIMIT} is the limit), so their features are aligned to those of the training images, as if their "
+            "class shares were similar"
+        )
     return found

@@ -48,15 +48,15 @@ class Budget:
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
         def stop(number: int, frame: FrameType | None) -> None:
-            former = before[signal.Signals(number)]
-            if self.enough and callable(former):
-                former(number, frame)
+            if self.enough:
+                signal.signal(number, before[signal.Signals(number)])
+                signal.raise_signal(number)
             self.enough = True
 
         for number, handler in before.items():
             if handler != signal.SIG_IGN:  # as nohup leaves it
                 signal.signal(number, stop)
-        self._handler = stop
+        self._handler = None if before[signal.SIGTERM] == signal.SIG_IGN else stop
         try:
             yield
         finally:

@@ -27,6 +27,7 @@ from etude.models.device import best_device
 from etude.models.features import extract_views
 from etude.models.head import LinearHead
 from etude.recipe import Recipe, load_recipe
+from etude.recipe.load import changes_of as changes_of_settings
 from etude.recipe.resolve import supervised_recipe
 from etude.recipe.timeline import resolved_run, timeline_of
 from etude.recipe.tricks import changed
@@ -120,8 +121,8 @@ class Job:
         self.session, self.prepared = session, replace(prepared, left=self._time_to_train if limited else None)
         self.pool: Pool | None = None
         self.extras = NO_EXTRAS
-        self._folds_left = len(prepared.folds)
         self._after_training = self._expected_after_training(prepared.recipe.predict.tta) if limited else 0.0
+        self._kept_back = 0.0  # seconds of the budget that are not for the training that runs
 
     @property
     def recipe(self) -> Recipe:
@@ -134,7 +135,7 @@ class Job:
         if (teachers := open_teachers(self.session, self.prepared)) is not None:
             self.extras = teachers.distilled(self.pool)
         self._add_views(folds)
-        kept = [self._train(fold, number, len(folds)) for number, fold in enumerate(folds, 1)]
+        kept = self._in_time([self._train(fold, number, len(folds)) for number, fold in enumerate(folds, 1)])
         kept = finish(self.session, kept, self.prepared)
         write_diagnostics(self.session, self.prepared, kept)
         self.session.show_table()
@@ -142,6 +143,9 @@ class Job:
     def _train(self, fold: Fold, number: int, count: int) -> Kept:
         """Train the recipe's stages on one fold; return what is kept of them, which is saved."""
         session = self.session
+        if session.budget.is_limited:
+            left = session.budget.left()
+            self._kept_back = left - (left - self._after_training) / (count - number + 1)
         suffix = f" (fold {number}/{count})" if count > 1 else ""
         name = f"fold-{number}" if count > 1 else "."
         folder = session.folder / name
@@ -166,21 +170,20 @@ class Job:
                 candidates[0] = rounds.run(candidates[0])
         with session.budget.finishing():
             trained = self._networks(fold, policy, folder, suffix, head)
+            candidates += [candidate for candidate, _ in trained]
+            best = better(candidates)
+            others, teachers = [one for one in candidates if one is not best], list[Candidate]()
+            if self.pool is not None and method in ("rounds", "online") and not session.budget.enough:
+                session.save_model(name, best.model, best.card)
+                teachers.append(best)
+                best = Rounds(session, self.prepared, fold, self.pool, policy, folder, suffix).run(best)
         if session.budget.enough:
             session.warn("the budget was ended by hand: the run ends with what it has")
-        candidates += [candidate for candidate, _ in trained]
-        best = better(candidates)
-        others, teachers = [one for one in candidates if one is not best], list[Candidate]()
-        if self.pool is not None and method in ("rounds", "online"):
-            session.save_model(name, best.model, best.card)
-            teachers.append(best)
-            best = Rounds(session, self.prepared, fold, self.pool, policy, folder, suffix).run(best)
         if self.recipe.predict.blend == "never":
             others = []
         seeded = replace(session.context, seed=fold.seed)
         blend = blend_of(replace(best, folder=name), [replace(one, folder=name) for one in others], seeded)
-        blend = blend.with_tta(self._views_in_time(len(blend.members)), policy)
-        self._folds_left -= 1
+        blend = blend.with_tta(self.recipe.predict.tta, policy)
         blend.save(session)
         if len(candidates) > 1:
             session.screen.say(f"kept{suffix}: {blend.described}")
@@ -196,22 +199,35 @@ class Job:
         found, limited = list[tuple[Candidate, Stage]](), self.session.budget.is_limited
         if "finetune" not in self.recipe.stages:
             return found
-        for number in range(1, 1 + (_NETWORKS if limited else self.recipe.train.networks)):
-            least = _LIKE_THE_LAST * found[-1][1].seconds if found else _LEAST_TRAINING
-            if limited and self._time_to_train(number) < least and (found or head is not None):
-                break
-            seed = fold.seed if number == 1 else derive_seed(fold.seed, "network", number)
+        rounds = 0.0 if self.prepared.plan is None or self.pool is None else self.prepared.plan.seconds_of_rounds
+        self._kept_back += rounds / len(self.prepared.folds)
+        for number in range(1, 1 + self._most_networks):
             name = "finetune" if number == 1 else f"fine-tune {number}"
             own = folder if number == 1 else folder / name.replace(" ", "-")
-            trained = self._finetuned(replace(fold, seed=seed), policy, own, name, suffix, head)
+            begun = self.session.request.resume and (own / "checkpoints").is_dir()
+            least = _LIKE_THE_LAST * found[-1][1].seconds if found else _LEAST_TRAINING
+            if limited and not begun and self._time_to_train() < least and (found or head is not None):
+                break
+            seed = fold.seed if number == 1 else derive_seed(fold.seed, "network", number)
+            fresh = replace(fold, seed=seed)
+            trained = self._finetuned(fresh, policy, own, name, suffix, head, only=not found and head is None)
             if trained is None:
                 break
             found.append(trained)
+            self._kept_back += self._after_training / len(self.prepared.folds)  # each predicts too
+        self._kept_back -= rounds / len(self.prepared.folds)
         return found
 
-    def _time_to_train(self, networks: int = 1) -> float:
-        """Return the seconds left to train on a fold, so that so many networks can still predict."""
-        return (self.session.budget.left() - networks * self._after_training) / self._folds_left
+    @property
+    def _most_networks(self) -> int:
+        asked, settings = self.recipe.train.networks, changes_of_settings(self.session.request.settings)
+        open_ended = self.session.budget.is_limited and "train.networks" not in settings
+        with_rounds = self.pool is not None and self.recipe.unlabeled.method in ("rounds", "online")
+        return max(asked, _NETWORKS) if open_ended and not with_rounds else asked
+
+    def _time_to_train(self) -> float:
+        """Return the seconds of the budget left to train on this fold, so that there is time to predict."""
+        return self.session.budget.left() - self._kept_back
 
     def _expected_after_training(self, views: int) -> float:
         """Return the seconds that views and predictions will take, by the time that the features took."""
@@ -223,14 +239,17 @@ class Job:
             slower = max(1.0, features["seconds"] / max(expected["features"], 1.0))
         return slower * plan.seconds_after_training(views)
 
-    def _views_in_time(self, models: int) -> int:
-        """Return how many views of an image there is time for."""
-        views, budget = self.recipe.predict.tta, self.session.budget
-        while budget.is_limited and views > 1:
-            if models * self._expected_after_training(views) <= budget.left() / self._folds_left:
-                break
+    def _in_time(self, kept: list[Kept]) -> list[Kept]:
+        """Return the models with as many views of an image as the budget has time for."""
+        views, budget, models = self.recipe.predict.tta, self.session.budget, max(len(fold.members) for fold in kept)
+        while budget.is_limited and views > 1 and models * self._expected_after_training(views) > budget.left():
             views //= 2
-        return views
+        if views == self.recipe.predict.tta:
+            return kept
+        fewer = [fold.with_tta(views, fold.main.card.policy) for fold in kept]
+        for fold in fewer:
+            fold.save(self.session)
+        return fewer
 
     def _headed(
         self, prepared: Prepared, fold: Fold, title: str, stage_name: str = "head"
@@ -281,9 +300,9 @@ class Job:
         self.prepared = replace(prepared, features=replace(features, augmented=(rows, values[1:])))
 
     def _finetuned(
-        self, fold: Fold, policy: str, folder: Path, name: str, suffix: str, head: LinearHead | None
+        self, fold: Fold, policy: str, folder: Path, name: str, suffix: str, head: LinearHead | None, only: bool
     ) -> tuple[Candidate, Stage] | None:
-        """Return a candidate of stage 2 and its record; None when training diverged and stage 1 is there to be kept."""
+        """Return a candidate of stage 2 and its record; None when training diverged and it is not the only one."""
         session = self.session
         if self.recipe.train.find_lr:
             self._find_lr(fold, policy)
@@ -303,9 +322,9 @@ class Job:
                 planned = max(done.steps, round(done.steps / done.timeline.end))
                 self._show_timeline(folder, title, done.timeline, planned, done.happened)
         except DivergedError as problem:
-            if self.prepared.features is None:
+            if only:
                 raise
-            session.warn(f"stage 1 is kept, since {problem}")
+            session.warn(f"{plain_name(name)}{suffix} is left out, since {problem}")
             return None
         session.scored(stage, trained.valid)
         return trained, stage

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
@@ -26,13 +27,16 @@ def fitted(plan: Plan, left: float, pinned: Collection[str] = ()) -> Plan:
     time_left = _SHARE * left
 
     def cost(plan: Plan) -> float:
-        return sum(seconds for _, seconds in plan.seconds())
+        try:
+            return sum(seconds for _, seconds in plan.seconds())
+        except EtudeError:  # phases of fixed length do not fit into so short a training
+            return math.inf
 
     dropped: list[Changes] = []
     for changes in _steps(plan.recipe):
         if cost(with_changes(plan, dropped)) <= time_left:
             break
-        if changes and changes.keys().isdisjoint(pinned):
+        if changes and changes.keys().isdisjoint(pinned) and cost(with_changes(plan, [*dropped, changes])) < math.inf:
             dropped.append(changes)
     if (least := cost(with_changes(plan, dropped))) > max(time_left, left + _LATE):
         raise EtudeError(
@@ -48,8 +52,11 @@ def fitted(plan: Plan, left: float, pinned: Collection[str] = ()) -> Plan:
     if found.training is None or not used:
         return found
     spared, whole = time_left - cost(found), cost(with_changes(found, [_length(plan.recipe, 1.0)])) - cost(found)
-    share = min(used) + (1.0 - min(used)) * spared / whole
-    return with_changes(found, [_length(plan.recipe, share)])
+    if not 0.0 < whole < math.inf:
+        return found
+    share = min(used) + (1.0 - min(used)) * min(1.0, max(0.0, spared / whole))
+    longer = with_changes(found, [_length(plan.recipe, share)])
+    return longer if cost(longer) < math.inf else found
 
 
 def _steps(recipe: Recipe) -> Iterator[Changes]:

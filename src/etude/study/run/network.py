@@ -21,7 +21,7 @@ from etude.data.loader import TrainingRows, concatenated_rows
 from etude.data.order import FixedMix
 from etude.data.split import Fold
 from etude.functional.augment import policy_named
-from etude.inference.alignment import Reference
+from etude.inference.alignment import FEWEST, Reference
 from etude.inference.predict import predict
 from etude.models.backbones import with_levels
 from etude.models.classifier import Classifier, ModelCard, Preprocessing
@@ -157,9 +157,9 @@ class Candidate:
 
     @property
     def reference(self) -> Reference | None:
-        """Where the features of the validation images lie."""
+        """Where the features of the validation images lie; None where those are too few to tell."""
         features, labels = self.valid.features, self.valid.labels
-        return None if features is None or labels is None else Reference.of(features, labels)
+        return None if features is None or labels is None or len(labels) < FEWEST else Reference.of(features, labels)
 
     def predict(self, data: Dataset, rows: np.ndarray, context: Context, **options: Any) -> Predictions:
         return predict_rows(self.model, self.card, data, rows, context, **options)

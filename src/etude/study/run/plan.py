@@ -175,6 +175,12 @@ class Plan:
         plan = replace(self, recipe=changed(self.recipe, {"predict.tta": views}))
         return sum(seconds for name, seconds in plan.seconds() if name in _AFTER_TRAINING)
 
+    @property
+    def seconds_of_rounds(self) -> float:
+        """Expected seconds of further trainings with unlabelled images, which follow that of the labelled ones."""
+        later = self.recipe.unlabeled.method in ("rounds", "online")
+        return self._unlabelled_seconds() * self.folds if later else 0.0
+
     def training_seconds(self) -> float:
         assert self.training is not None
         timeline, size = resolved_run(self.recipe, self.train, self.pace)

@@ -74,8 +74,8 @@ def refuse_other_settings(folder: Path, recipe: Recipe, request: Request) -> Non
     if data := record.get("data"):  # written once the images were split
         began |= {"folds": len(data["folds"]), "sample": data["sample"]}
         asks |= {"folds": request.folds or 1, "sample": request.sample}
-    if budget := record.get("budget"):
-        began["--budget"] = budget["seconds"]
+    if record.get("plan"):
+        began["--budget"] = (record.get("budget") or {}).get("seconds")
         asks["--budget"] = None if request.budget is None else budget_seconds(request.budget)
     if new := sorted(asks.keys() - began.keys()):
         raise EtudeError(
