@@ -50,7 +50,7 @@ class TimeLimit(EtudeCallback):
     def _start_afresh(self) -> None:
         self._before = 0.0  # seconds of a training that is resumed
         self._started = self._last = self._now()
-        self._seconds = self._work = 0.0  # of the steps lately
+        self._seconds = self._work = 0.0  # of the last steps
         self._steps, self._validating = 0, 0.0
         self._known: tuple[Timeline, float, float] | None = None
 
@@ -64,7 +64,7 @@ class TimeLimit(EtudeCallback):
         if clock_of(trainer) is None:
             raise EtudeError(
                 "TimeLimit ends the phases of a Clock, and the trainer has none: put a Clock among its callbacks, or "
-                "use Lightning's Timer, which stops training whatever the learning rate"
+                "use Lightning's Timer, which stops training at any learning rate"
             )
         self._started = self._last = self._now()
         self._validating = 0.0  # without Lightning's trial before training
@@ -102,7 +102,7 @@ class TimeLimit(EtudeCallback):
         return self._given - self._before - (now - self._started)
 
     def _last_phase(self, clock: Clock) -> float:
-        """Return the seconds that the last phase will take, at the pace of late; 0 once it runs."""
+        """Return the seconds that the last phase will take, at the pace of the last steps; 0 once it runs."""
         assert clock.moment is not None
         timeline = clock.timeline
         name, start, stop = timeline.spans()[-1]
