@@ -34,6 +34,7 @@ _HELP = {
     "predict": "Predict images with a finished run.",
     "refine": "Improve predictions without training; keep only what helps.",
     "blend": "Blend the predictions of several models.",
+    "recipe": "List the named recipes, show one, or what differs between two.",
     "timeline": "Show and draw what a recipe schedules, phase by phase.",
     "journal": "List, show, compare and annotate the runs that were made.",
     "ablate": "Train with and without each trick, and compare.",
@@ -42,8 +43,8 @@ _HELP = {
 }
 for _name, _help in _HELP.items():
     _file = _name.replace("-", "_")
-    if _name == "journal":
-        app.command("etude.cli.journal:app", name=_name, help=_help)
+    if _name in ("journal", "recipe"):
+        app.command(f"etude.cli.{_name}:app", name=_name, help=_help)
     else:
         app.command(f"etude.cli.{_file}:{_file}", name=_name, help=_help, help_format="markdown")
 

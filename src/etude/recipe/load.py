@@ -12,35 +12,34 @@ from pydantic import ValidationError
 
 from etude.core.errors import EtudeError, nearest, shown
 from etude.core.files import reading
-from etude.recipe.resolve import ONLINE
 from etude.recipe.settings import Recipe, Settings
 from etude.recipe.timeline import timeline_of
 
+FOLDER = Path(__file__).with_name("named")
+"""Of the named recipes: TOML files whose first comment says what each is for."""
+
+_NAMES = (
+    *("quick", "default", "best", "cyclic", "cyclic-decay", "cyclic-exp", "one-cycle", "plateau", "progressive"),
+    *("large-batch", "five-minutes", "pseudo-label", "consistency", "distill"),
+)
+
 NAMED: dict[str, dict[str, Any]] = {
-    "quick": {"stages": ["head"]},
-    "default": {"stages": ["head", "finetune"], "predict": {"tta": 4}},
-    "best": {"model": {"others": ["auto"]}, "predict": {"tta": 4}},
-    **{
-        name: {"timeline": {"preset": name}, "predict": {"tta": 4}}
-        for name in ("cyclic", "cyclic-decay", "cyclic-exp", "one-cycle", "plateau", "progressive")
-    },
-    # LAMB moves each layer by about lr of its own norm a step. The rate is meant for 32 images a step and grows with
-    # the batch (linear scaling): 0.005 at 128 images, and train.batch_size alone may be changed.
-    "large-batch": {
-        "train": {"batch_size": 128, "optimizer": "lamb", "lr": 0.00125},
-        "timeline": {"preset": "large-batch", "base_batch_size": 32},
-        "predict": {"tta": 4},
-    },
-    "five-minutes": {"timeline": {"preset": "five-minutes", "length": "5m"}, "predict": {"tta": 4}},
-    "pseudo-label": {"unlabeled": {"method": "rounds"}, "predict": {"tta": 4}},
-    "consistency": {
-        "unlabeled": {"method": "online", **{key.removeprefix("unlabeled."): value for key, value in ONLINE.items()}},
-        "predict": {"tta": 4},
-    },
-    # A student that sees what its teacher sees (Beyer et al. 2022, "A good teacher is patient and consistent").
-    "distill": {"distill": {"views": "same", "weight": 0.9}, "predict": {"tta": 4}},
+    name: tomllib.loads((FOLDER / f"{name}.toml").read_text(encoding="utf-8")) for name in _NAMES
 }
 """The recipes by name: what each changes of the settings' own defaults."""
+
+
+def text_of(name: str) -> str:
+    """Return a named recipe as the TOML file that it is; EtudeError for another name."""
+    if name not in NAMED:
+        raise EtudeError(f"there is no recipe {name!r}; the named ones are {', '.join(NAMED)}.{nearest(name, NAMED)}")
+    return (FOLDER / f"{name}.toml").read_text(encoding="utf-8")
+
+
+def purpose_of(name: str) -> str:
+    """Return what a named recipe is for: the first line of its file."""
+    return text_of(name).partition("\n")[0].removeprefix("# ")
+
 
 _LARGEST_FILE = 200_000  # bytes of a recipe; reading takes about a second a megabyte
 
