@@ -13,9 +13,11 @@ from safetensors.numpy import save_file
 from etude.core.errors import EtudeError
 from etude.core.files import write_json
 from etude.journal.record import RunRecord
+from etude.journal.report.curves import path_figure
 from etude.journal.report.folder import RunFolder, read_history, read_shapes
 from etude.journal.report.tables import (
     architecture_of,
+    budget_of,
     data_facts,
     environment_facts,
     last_words,
@@ -226,6 +228,35 @@ def test_data_of_several_folds():
     assert facts["sample"] == "10%"
     assert facts["augmentation"] == "flips: measured"
     assert data_facts(record_of()) == []
+
+
+def test_the_path_of_a_run_has_a_point_for_each_scored_stage():
+    head, worse, views = WORSE
+    figure = path_figure(record_of(stage("start-up", 20.0), head, {**worse, "kept": False}, stage("rest", 5.0), views))
+    assert figure is not None
+    assert [
+        figure.caption.count(words) for words in ("head 90.0% after 21", "60.0% after 22", "TTA 82.0% after 28")
+    ] == [1] * 3
+    assert [name for _, name in figure.legend] == ["highest so far", "not kept"]
+    assert "not kept: 60% at 22" in figure.svg
+    assert "highest so far: 90% at 28" in figure.svg  # TTA's own score is lower
+    long = path_figure(record_of({**head, "seconds": 1200.0}, worse))
+    assert long is not None
+    assert "90% at 20<" in long.svg  # minutes
+
+
+def test_a_path_needs_two_scores_of_one_model():
+    folds = [scored("head (fold 1/2)", 0.9), scored("head (fold 2/2)", 0.8)]
+    for record in (record_of(WORSE[0], stage("store")), record_of(*folds), record_of(*WORSE, kind="ablation")):
+        assert path_figure(record) is None
+
+
+def test_a_budget_says_what_was_given_up():
+    assert budget_of(record_of()) == ""
+    given = budget_of(record_of(budget={"seconds": 300.0, "changes": {}, "given_up": "8 of 30 epochs"}))
+    assert "5 min" in given
+    assert "8 of 30 epochs" in given
+    assert "5 min" in budget_of(record_of(budget={"seconds": 300.0, "changes": {}}))  # of an older run
 
 
 def test_rounds_are_a_table_in_words():

@@ -49,6 +49,7 @@ def line_chart(
     x_label: str,
     y_format: Callable[[float], str] = short_number,
     log: bool = False,
+    from_zero: bool = False,
 ) -> Markup:
     """Return lines over one axis of whole numbers; later ones lie on top, and each point shows its values."""
     figure, axes = _small_chart(x_label)
@@ -75,6 +76,8 @@ def line_chart(
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.margins(x=0.0)
+    if from_zero:
+        axes.set_xlim(left=0.0)
     axes.grid(axis="y", color=RULE, linewidth=1.0)
     return inline_svg(figure, described, titles)
 

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from etude.core.errors import EtudeError
-from etude.core.text import LABELS, UNITS, percent, plain_name, short_number
+from etude.core.text import LABELS, UNITS, duration, percent, plain_name, short_number
 from etude.journal.figures.lines import Series, line_chart, panel_chart
 from etude.journal.figures.timeline import panels_of
 from etude.journal.report.charts import Figure
 from etude.journal.report.folder import Model, Row, RunFolder
+from etude.journal.report.tables import FOLD, builds_up
+from etude.journal.runs import was_kept
 from etude.timeline import timeline_from_tree
 
 _SCHEDULED = {*LABELS, "epoch", "step", "seconds", "phase"}
 _SPREAD = 20.0  # of the largest loss over the smallest; beyond it the axis is logarithmic
 _MOST_FOLDS = 12  # drawn as lines of their own
+_LONG = 600.0  # seconds, from which a run is drawn over minutes
 _PARTS = {"train_loss": ("training", "second"), "valid_loss": ("validation", "first")}
 _SHARES = ("accuracy", "balanced_accuracy", "macro_f1", "auc")
 
@@ -69,6 +73,27 @@ def curve_figures(models: Sequence[Model]) -> list[Figure]:
     return [figure for figure in figures if figure is not None]
 
 
+def path_figure(record: Mapping[str, Any]) -> Figure | None:
+    """Return the accuracy of a run's stages over its time; None with folds, and where fewer than two have one."""
+    stages = record["stages"]
+    ends = np.cumsum([float(stage["seconds"]) for stage in stages])
+    scored = [(end, stage) for end, stage in zip(ends, stages, strict=True) if "accuracy" in stage["scores"]]
+    if len(scored) < 2 or not builds_up(record) or any(FOLD.search(stage["name"]) for stage in stages):
+        return None
+    unit, length = ("minutes", 60.0) if ends[-1] > _LONG else ("seconds", 1.0)
+    x = np.array([end for end, _ in scored]) / length
+    y = np.array([float(stage["scores"]["accuracy"]) for _, stage in scored])
+    lines = [Series("highest so far", [*x, ends[-1] / length], [*np.maximum.accumulate(y), y.max()], stepped=True)]
+    if left_out := [one for one, (_, stage) in enumerate(scored) if not was_kept(stage)]:
+        gaps = np.full(len(left_out), np.nan)  # points that no line joins
+        both = [np.stack([values[left_out], gaps], axis=1).ravel() for values in (x, y)]
+        lines.append(Series("not kept", *both, color="second"))
+    points = zip(scored, y.tolist(), strict=True)
+    words = "; ".join(f"{stage['name']} {percent(share)} after {duration(end)}" for (end, stage), share in points)
+    drawn = line_chart(lines, f"Accuracy over time: {words}", x_label=unit, y_format=_in_percent, from_zero=True)
+    return Figure("Validation accuracy over time", drawn, words, tuple((line.color, line.name) for line in lines))
+
+
 def _curves(title: str, columns: Sequence[str], histories: Sequence[tuple[str, Sequence[Row]]]) -> Figure | None:
     lines: list[Series] = []
     across = "epoch" if any("epoch" in row for _, rows in histories for row in rows) else "step"
@@ -88,11 +113,15 @@ def _curves(title: str, columns: Sequence[str], histories: Sequence[tuple[str, S
     if log:
         title += " (logarithmic)"
     ends = [f"{line.name} ends at {(percent if share else short_number)(np.asarray(line.y)[-1])}" for line in lines]
-    write = (lambda value: f"{100 * value:.4g}%") if share else short_number
+    write = _in_percent if share else short_number
     drawn = line_chart(lines, f"{title} by {across}: {'; '.join(ends[:4])}", x_label=across, y_format=write, log=log)
     caption = f"{len(lines)} lines, one a fold" if len(lines) > 4 else "; ".join(ends)
     legend = dict.fromkeys((line.color, line.name.split(",")[0]) for line in lines) if len(columns) > 1 else ()
     return Figure(title, drawn, caption, tuple(legend))
+
+
+def _in_percent(share: float) -> str:
+    return f"{100 * share:.4g}%"
 
 
 def _title(column: str) -> str:

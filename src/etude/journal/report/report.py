@@ -15,7 +15,7 @@ from etude.core.metrics import metric_named
 from etude.core.text import duration, plain_name, points, signed
 from etude.journal.index import DAMAGED, RunSummary
 from etude.journal.report import scores, tables
-from etude.journal.report.curves import curve_figures, schedule_of
+from etude.journal.report.curves import curve_figures, path_figure, schedule_of
 from etude.journal.report.folder import RunFolder
 from etude.journal.report.gallery import Album, health_of
 from etude.journal.report.html import data_uri, render_page, write_page
@@ -139,6 +139,8 @@ def render_report(run: RunFolder) -> str:
         **_entries(record),
         **whole("headline", lambda: _headline(run, valid), {}),
         "steps": whole("steps", lambda: tables.steps_of(record), []),
+        "path": whole("accuracy over time", lambda: path_figure(record), None),
+        "budget": whole("budget", lambda: tables.budget_of(record), ""),
         "parts": whole("parts", lambda: parts_of(run), []),
         "rounds": whole("rounds", lambda: tables.rounds_table(record), None),
         "lift": whole("tricks", lambda: lift_of(run), None),

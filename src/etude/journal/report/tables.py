@@ -138,6 +138,14 @@ def recipe_to_reproduce(record: Mapping[str, Any]) -> str:
     return "\n".join([*lines, shlex.join(map(str, record["command"]))])
 
 
+def budget_of(record: Mapping[str, Any]) -> str:
+    """Return the time that a run was given, and what its recipe gave up for it; nothing where it was given none."""
+    if not (budget := record.get("budget")):
+        return ""
+    given_up = budget.get("given_up")
+    return f"The run was given {duration(float(budget['seconds']))}{f': {given_up}' if given_up else ''}."
+
+
 def rounds_table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]] | None:
     rounds = record.get("rounds")
     if not isinstance(rounds, list) or not rounds or not all(isinstance(one, dict) for one in rounds):
