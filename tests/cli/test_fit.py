@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from etude.core.predictions import Predictions
+from etude.journal.runs import validated
 from picture_folders import write_classes, write_flat
 
 QUICK = ("--recipe", "quick")
@@ -215,16 +218,41 @@ def test_best_blends_heads_on_several_backbones_and_predicts_it_again(etude, tmp
     np.testing.assert_allclose(one.probabilities(), two.probabilities(), atol=1e-5)
 
 
-def test_best_blends_several_small_networks_on_small_images(etude, tmp_path):
-    train = write_classes(tmp_path / "train", count=20)
-    ended = etude("fit", train, "--recipe", "best", "--out", "run", "--set", "train.epochs=2")
+SEVERAL = (
+    *("--recipe", "best", "--set", "stages=finetune"),
+    *("--set", "train.epochs=2", "--set", "train.batch_size=8"),
+)
+
+
+def test_best_averages_several_small_networks_on_small_images(etude, tmp_path):
+    train, test = write_classes(tmp_path / "train", count=20), write_flat(tmp_path / "test")
+    ended = etude("fit", train, "--test", test, "--out", "run", *SEVERAL)
     assert ended.code == 0, ended.err
-    record = record_of(tmp_path / "run")
-    names = [stage["name"] for stage in record["stages"]]
-    assert {"fine-tune", "fine-tune 2", "fine-tune 3"} <= set(names)
-    assert not any("features of" in name for name in names)
-    losses = [stage["scores"]["log_loss"] for stage in record["stages"] if "fine-tune" in stage["name"]]
-    assert len(set(losses)) == 3  # each from a seed of its own
+    run, record = tmp_path / "run", record_of(tmp_path / "run")
+    networks = [stage for stage in record["stages"] if "fine-tune" in stage["name"]]
+    assert [stage["name"] for stage in networks] == ["fine-tune", "fine-tune 2", "fine-tune 3"]
+    assert not any("features of" in stage["name"] for stage in record["stages"])
+    # The further ones have learned from the validation images, so nothing is judged by these any more.
+    assert [bool(stage["scores"]) for stage in networks] == [True, False, False]
+    assert networks[1]["notes"]["steps"] > networks[0]["notes"]["steps"]
+    assert validated(record)["result"]["models"] == ["."]
+    result, names = record["result"], [".", "fine-tune-2", "fine-tune-3"]
+    assert result["models"] == names
+    assert result["weights"][0][1:] == [pytest.approx(result["weights"][0][1])] * 2
+    heads = [load_file(run / name / "model.safetensors")["head.weight"] for name in names]
+    assert not any(np.array_equal(one, two) for one, two in itertools.combinations(heads, 2))
+    assert etude("predict", "run", test, "--out", "again.npz").code == 0
+    one, two = Predictions.load(run / "test.npz"), Predictions.load(tmp_path / "again.npz")
+    np.testing.assert_allclose(one.probabilities(), two.probabilities(), atol=1e-5)
+
+
+def test_further_networks_leave_validation_images_of_the_users_alone(etude, tmp_path):
+    train, valid = write_classes(tmp_path / "train", count=12), write_classes(tmp_path / "valid", count=6)
+    ended = etude("fit", train, "--valid", valid, "--out", "run", *SEVERAL, "--set", "train.networks=2")
+    assert ended.code == 0, ended.err
+    networks = [stage for stage in record_of(tmp_path / "run")["stages"] if "fine-tune" in stage["name"]]
+    assert [bool(stage["scores"]) for stage in networks] == [True, True]
+    assert networks[1]["notes"]["steps"] == networks[0]["notes"]["steps"]
 
 
 def test_best_without_further_backbones_says_so_and_goes_on(etude, tmp_path, monkeypatch):

@@ -253,7 +253,7 @@ def test_a_path_needs_two_scores_of_one_model():
 
 def test_a_budget_says_what_was_given_up():
     assert budget_of(record_of()) == ""
-    given = budget_of(record_of(budget={"seconds": 300.0, "changes": {}, "given_up": "8 of 30 epochs"}))
+    given = budget_of(record_of(budget={"seconds": 300.0, "changes": {}, "fitted": "8 of 30 epochs"}))
     assert "5 min" in given
     assert "8 of 30 epochs" in given
     assert "5 min" in budget_of(record_of(budget={"seconds": 300.0, "changes": {}}))  # of an older run

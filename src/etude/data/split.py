@@ -315,3 +315,8 @@ class Fold:
     train: np.ndarray
     valid: np.ndarray
     seed: int
+
+    @property
+    def held_out(self) -> bool:
+        """Whether no image is both trained and validated on."""
+        return not np.isin(self.valid, self.train).any()

@@ -291,6 +291,12 @@ def weights_of(record: Mapping[str, Any]) -> list[list[float]] | None:
     return (record.get("result") or {}).get("weights")
 
 
+def validated(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the record of a run without the models that have learned from its validation images."""
+    result = record.get("result") or {}
+    return {**record, "result": {**result, **(result.get("validated") or {})}}
+
+
 def model_files(names: Iterable[str]) -> list[str]:
     return [Path(name, file).as_posix() for name in names for file in ("model.json", "model.safetensors")]
 

@@ -272,7 +272,8 @@ class HeadSettings(Settings):
     search_rows: int = setting(5_000, "rows that the search uses at most; the last fit uses all", ge=100)
     refit: Literal["auto", "never"] = setting(
         "auto",
-        "auto: once validation images have judged it, the head is fitted on them too, where etude drew them; or never",
+        "auto: once validation images have judged the models, the head is fitted and further networks are trained on "
+        "them too, where etude drew them; or never",
     )
     views: int = setting(1, "augmented views of each training image that the head is fitted on", ge=1, le=64)
 
@@ -281,7 +282,9 @@ class TrainSettings(Settings):
     """Stage 2: fine-tuning."""
 
     epochs: float = setting(8, "passes over the training images; timeline.length overrides it", gt=0, le=10_000)
-    networks: int = setting(1, "networks trained from different seeds, which are blended", ge=1, le=16)
+    networks: int = setting(
+        1, "networks trained from different seeds, which are averaged where the first of them is kept", ge=1, le=16
+    )
     batch_size: int = setting(32, "images a step", ge=1, le=65_536)
     optimizer: Literal["adamw", "adam", "sgd", "lars", "lamb"] = setting(
         "adamw", "adamw, adam, sgd, or for large batches lars or lamb"

@@ -139,11 +139,12 @@ def recipe_to_reproduce(record: Mapping[str, Any]) -> str:
 
 
 def budget_of(record: Mapping[str, Any]) -> str:
-    """Return the time that a run was given, and what its recipe gave up for it; nothing where it was given none."""
+    """Return the time that a run was given, and what of its recipe fitted; nothing where it was given none."""
     if not (budget := record.get("budget")):
         return ""
-    given_up = budget.get("given_up")
-    return f"The run was given {duration(float(budget['seconds']))}{f': {given_up}' if given_up else ''}."
+    return (
+        f"The run was given {': '.join([duration(float(budget['seconds'])), *filter(None, [budget.get('fitted')])])}."
+    )
 
 
 def rounds_table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]] | None:

@@ -11,11 +11,12 @@ import numpy as np
 from etude.core.context import Context
 from etude.core.paired import matched_interval
 from etude.core.predictions import Predictions
+from etude.core.text import counted
 from etude.data.dataset import Dataset
 from etude.inference.alignment import aligned
 from etude.refine.cross_fit import FEWEST_ROWS, fold_numbers, out_of_fold
 from etude.refine.ensemble import blend_views, log_linear, log_linear_weights
-from etude.study.run.network import Candidate
+from etude.study.run.network import FINE_TUNED, Candidate
 from etude.study.run.session import Session
 
 _FOLDS = 5  # of the validation images, to see whether a blend is better
@@ -25,10 +26,15 @@ _LEAST_WEIGHT = 0.05  # of all weights, of a model that is worth its passes; and
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """The models of a fold, that of the largest weight first, and the weights of their log probabilities."""
+    """The models of a fold, that of the largest weight first, and the weights of their log probabilities.
+
+    ``further`` networks share the weight of the fine-tuned one once all is validated: they may have learned from the
+    validation images.
+    """
 
     members: tuple[Candidate, ...]
     weights: tuple[float, ...] = (1.0,)
+    further: tuple[Candidate, ...] = ()
 
     @property
     def main(self) -> Candidate:
@@ -41,10 +47,13 @@ class Kept:
     @property
     def described(self) -> str:
         """Such as ``0.62 finetune + 0.38 head, weights fitted on the validation images``."""
+        more = f"; {counted(len(self.further), 'further network')} share {FINE_TUNED}'s part" if self.further else ""
         if len(self.members) == 1:
-            return f"{self.stage}, the best of the stages on the validation images"
+            return f"{self.stage}, the best of the stages on the validation images{more}"
         parts = zip(self.weights, self.members, strict=True)
-        return f"{' + '.join(f'{w:.2f} {one.stage}' for w, one in parts)}, weights fitted on the validation images"
+        return (
+            f"{' + '.join(f'{w:.2f} {one.stage}' for w, one in parts)}, weights fitted on the validation images{more}"
+        )
 
     @property
     def valid(self) -> Predictions:
@@ -62,31 +71,45 @@ class Kept:
             if (reference := member.reference) is not None:
                 session.save_reference(name, reference)
 
-    def refitted(self, session: Session) -> None:
-        """Fit the heads among the models on the validation images too; their weights until then are kept as well."""
+    def refitted(self, session: Session) -> Kept:
+        """Fit the heads on the validation images too, and return the models with those of further networks.
+
+        The heads' weights until then are kept as well.
+        """
         heads = [(name, one) for name, one in zip(self.folders, self.members, strict=True) if one.on_all is not None]
-        if not heads:
-            return
-        with session.stage("head on all images"):
-            for name, member in heads:
-                session.save_validated_head(name, member.model)
-                assert member.on_all is not None
-                head = member.on_all()
-                member.model.set_head(head.weight * member.scale, head.bias * member.scale)
-                session.save_model(name, member.model, member.card)
+        if heads:
+            with session.stage("head on all images"):
+                for name, member in heads:
+                    session.save_validated_head(name, member.model)
+                    assert member.on_all is not None
+                    head = member.on_all()
+                    member.model.set_head(head.weight * member.scale, head.bias * member.scale)
+                    session.save_model(name, member.model, member.card)
+        if not self.further:
+            return self
+        tuned = [member.stage for member in self.members].index(FINE_TUNED)
+        scale, share = self.members[tuned].scale, self.weights[tuned] / (1 + len(self.further))
+        weights = [share if number == tuned else weight for number, weight in enumerate(self.weights)]
+        more = [share * scale] * len(self.further)
+        whole = Kept((*self.members, *self.further), (*weights, *more))
+        whole.save(session)
+        return whole
 
     def sharpened(self, factor: float, session: Session) -> Kept:
         """Return the same models with the logits of each view multiplied, saved."""
         if len(self.members) == 1:
-            sharper = Kept((self.main.scaled(factor),))
+            sharper = replace(self, members=(self.main.scaled(factor),))
             sharper.save(session)
             return sharper
         return replace(self, weights=tuple(factor * weight for weight in self.weights))
 
     def with_tta(self, views: int, policy: str) -> Kept:
         """Return the same models, their cards with that many views by default."""
-        cards = [replace(member.card, tta=views, policy=policy) for member in self.members]
-        return replace(self, members=tuple(replace(m, card=card) for m, card in zip(self.members, cards, strict=True)))
+        members, further = (
+            tuple(replace(one, card=replace(one.card, tta=views, policy=policy)) for one in group)
+            for group in (self.members, self.further)
+        )
+        return replace(self, members=members, further=further)
 
     def validate(self, data: Dataset, context: Context) -> Predictions:
         """Return predictions of the validation images, in the views that the cards ask for."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -31,9 +32,8 @@ def finish(session: Session, kept: list[Kept], prepared: Prepared) -> list[Kept]
     valid, kept, harm = _validation(session, kept, data, prepared.recipe.predict.tta_if)
     if harm:
         valid, kept = replace(valid, logits=valid.logits[:1]), _with_plain_view(session, kept, harm)
-    for fold in kept:
-        fold.refitted(session)
-    names = [name for fold in kept for name in fold.folders]
+    validated = _models_of(kept)
+    kept = [fold.refitted(session) for fold in kept]
     written = [folder / name for name in ("valid.npz", "train.npz", "test.npz", "submission.csv")]
     session.record.forget(written)
     valid.save(written[0])
@@ -44,8 +44,8 @@ def finish(session: Session, kept: list[Kept], prepared: Prepared) -> list[Kept]
         _test(session, kept, prepared.test, prepared.recipe.predict.align == "auto")
     accuracy, negative_loss = score_of(valid)
     result = {
-        "models": names,
-        "weights": [fold.weights for fold in kept],
+        **_models_of(kept),
+        "validated": validated,
         "kept": [fold.stage for fold in kept],
         "notes": [fold.main.notes for fold in kept],
         "accuracy": accuracy,
@@ -58,6 +58,11 @@ def finish(session: Session, kept: list[Kept], prepared: Prepared) -> list[Kept]
     for path in sorted([*(path for path in found if "checkpoints" not in path.parts), folder / TRAINED_ON]):
         session.record.artefact(path)
     return kept
+
+
+def _models_of(kept: Sequence[Kept]) -> dict[str, Any]:
+    """Return the folders of all models, and the weights of each fold's."""
+    return {"models": [name for fold in kept for name in fold.folders], "weights": [fold.weights for fold in kept]}
 
 
 def _validation(

@@ -36,7 +36,15 @@ from etude.study.run.blend import Kept, blend_of
 from etude.study.run.budget import NO_LIMIT, Budget, budget_seconds
 from etude.study.run.finish import finish
 from etude.study.run.measure import find_lr, refuse_idle_search, settle_policy
-from etude.study.run.network import NO_EXTRAS, Candidate, better, finetune_candidate, fit_head_on, head_candidate
+from etude.study.run.network import (
+    FINE_TUNED,
+    NO_EXTRAS,
+    Candidate,
+    better,
+    finetune_candidate,
+    fit_head_on,
+    head_candidate,
+)
 from etude.study.run.prepare import Prepared, prepare
 from etude.study.run.request import Request, claim_run_folder
 from etude.study.run.session import (
@@ -169,53 +177,71 @@ class Job:
                 rounds = Rounds(session, self.prepared, fold, self.pool, policy, folder, suffix)
                 candidates[0] = rounds.run(candidates[0])
         with session.budget.finishing():
-            trained = self._networks(fold, policy, folder, suffix, head)
-            candidates += [candidate for candidate, _ in trained]
+            self._kept_back += (rounds := self._seconds_of_rounds)
+            trained = self._network(1, fold, policy, folder, suffix, head, only=head is None)
+            self._kept_back -= rounds
+            candidates += [] if trained is None else [trained[0]]
             best = better(candidates)
             others, teachers = [one for one in candidates if one is not best], list[Candidate]()
             if self.pool is not None and method in ("rounds", "online") and not session.budget.enough:
                 session.save_model(name, best.model, best.card)
                 teachers.append(best)
                 best = Rounds(session, self.prepared, fold, self.pool, policy, folder, suffix).run(best)
+            if self.recipe.predict.blend == "never":
+                others = []
+            seeded = replace(session.context, seed=fold.seed)
+            blend = blend_of(replace(best, folder=name), [replace(one, folder=name) for one in others], seeded)
+            if trained is not None:
+                candidate, stage = trained
+                is_used = any(one.model is candidate.model for one in blend.members)
+                stage.keep(is_used or any(one.model is candidate.model for one in teachers))
+                if not is_used and self.recipe.train.networks > 1:
+                    session.screen.say(f"no further networks{suffix}: the first does not help the other stages")
+                elif is_used:
+                    more = self._further(fold, policy, folder, suffix, head, stage.seconds)
+                    blend = replace(blend, further=tuple(replace(one, folder=name) for one in more))
         if session.budget.enough:
             session.warn("the budget was ended by hand: the run ends with what it has")
-        if self.recipe.predict.blend == "never":
-            others = []
-        seeded = replace(session.context, seed=fold.seed)
-        blend = blend_of(replace(best, folder=name), [replace(one, folder=name) for one in others], seeded)
         blend = blend.with_tta(self.recipe.predict.tta, policy)
         blend.save(session)
         if len(candidates) > 1:
             session.screen.say(f"kept{suffix}: {blend.described}")
-        used = [*teachers, *blend.members]
-        for candidate, stage in trained:
-            stage.keep(any(one.model is candidate.model for one in used))
         return blend
 
-    def _networks(
-        self, fold: Fold, policy: str, folder: Path, suffix: str, head: LinearHead | None
-    ) -> list[tuple[Candidate, Stage]]:
-        """Fine-tune the recipe's networks, or as many as the budget has time for, each from a seed of its own."""
-        found, limited = list[tuple[Candidate, Stage]](), self.session.budget.is_limited
+    def _network(
+        self, number: int, fold: Fold, policy: str, folder: Path, suffix: str, head: LinearHead | None, *,
+        only: bool = False, least: float = _LEAST_TRAINING,
+    ) -> tuple[Candidate, Stage] | None:  # fmt: skip
+        """Fine-tune one of a fold's networks, each from a seed of its own; None where no time is left for it."""
         if "finetune" not in self.recipe.stages:
-            return found
-        rounds = 0.0 if self.prepared.plan is None or self.pool is None else self.prepared.plan.seconds_of_rounds
-        self._kept_back += rounds / len(self.prepared.folds)
-        for number in range(1, 1 + self._most_networks):
-            name = "finetune" if number == 1 else f"fine-tune {number}"
-            own = folder if number == 1 else folder / name.replace(" ", "-")
-            begun = self.session.request.resume and (own / "checkpoints").is_dir()
-            least = _LIKE_THE_LAST * found[-1][1].seconds if found else _LEAST_TRAINING
-            if limited and not begun and self._time_to_train() < least and (found or head is not None):
-                break
-            seed = fold.seed if number == 1 else derive_seed(fold.seed, "network", number)
-            fresh = replace(fold, seed=seed)
-            trained = self._finetuned(fresh, policy, own, name, suffix, head, only=not found and head is None)
+            return None
+        name = FINE_TUNED if number == 1 else f"fine-tune {number}"
+        own = folder if number == 1 else folder / name.replace(" ", "-")
+        begun = self.session.request.resume and (own / "checkpoints").is_dir()
+        if self.session.budget.is_limited and not begun and not only and self._time_to_train() < least:
+            return None
+        seed = fold.seed if number == 1 else derive_seed(fold.seed, "network", number)
+        trained = self._finetuned(replace(fold, seed=seed), policy, own, name, suffix, head, only)
+        if trained is not None:
+            self._kept_back += self._after_training / len(self.prepared.folds)  # each predicts too
+        return trained
+
+    def _further(
+        self, fold: Fold, policy: str, folder: Path, suffix: str, head: LinearHead | None, seconds: float
+    ) -> list[Candidate]:
+        """Fine-tune the recipe's further networks, or as many as the budget has time for.
+
+        They share the weight that the first one got on the validation images, and so may learn from these too.
+        """
+        found, whole = list[Candidate](), fold
+        if self._refits and not any(phase.plateau for phase in timeline_of(self.recipe).phases):
+            whole = replace(fold, train=np.sort(np.concatenate([fold.train, fold.valid])))
+        for number in range(2, 1 + self._most_networks):
+            least = _LIKE_THE_LAST * seconds * len(whole.train) / len(fold.train)
+            trained = self._network(number, whole, policy, folder, suffix, head, least=least)
             if trained is None:
                 break
-            found.append(trained)
-            self._kept_back += self._after_training / len(self.prepared.folds)  # each predicts too
-        self._kept_back -= rounds / len(self.prepared.folds)
+            found.append(trained[0])
         return found
 
     @property
@@ -224,6 +250,12 @@ class Job:
         open_ended = self.session.budget.is_limited and "train.networks" not in settings
         with_rounds = self.pool is not None and self.recipe.unlabeled.method in ("rounds", "online")
         return max(asked, _NETWORKS) if open_ended and not with_rounds else asked
+
+    @property
+    def _seconds_of_rounds(self) -> float:
+        """Seconds that trainings with unlabelled images are expected to take on this fold."""
+        plan, folds = self.prepared.plan, len(self.prepared.folds)
+        return 0.0 if plan is None or self.pool is None else plan.seconds_of_rounds / folds
 
     def _time_to_train(self) -> float:
         """Return the seconds of the budget left to train on this fold, so that there is time to predict."""
@@ -241,7 +273,11 @@ class Job:
 
     def _in_time(self, kept: list[Kept]) -> list[Kept]:
         """Return the models with as many views of an image as the budget has time for."""
-        views, budget, models = self.recipe.predict.tta, self.session.budget, max(len(fold.members) for fold in kept)
+        views, budget, models = (
+            self.recipe.predict.tta,
+            self.session.budget,
+            max(len(fold.members) + len(fold.further) for fold in kept),
+        )
         while budget.is_limited and views > 1 and models * self._expected_after_training(views) > budget.left():
             views //= 2
         if views == self.recipe.predict.tta:
@@ -267,7 +303,7 @@ class Job:
 
     @property
     def _refits(self) -> bool:
-        """Whether heads are fitted on the validation images too in the end: where they are a draw of etude's own."""
+        """Whether models learn from the validation images too in the end: where they are a draw of etude's own."""
         prepared, request = self.prepared, self.session.request
         drawn = prepared.data.images.split is None and request.valid is None
         return self.recipe.head.refit == "auto" and drawn and len(prepared.folds) == 1
@@ -326,7 +362,8 @@ class Job:
                 raise
             session.warn(f"{plain_name(name)}{suffix} is left out, since {problem}")
             return None
-        session.scored(stage, trained.valid)
+        if fold.held_out:
+            session.scored(stage, trained.valid)
         return trained, stage
 
     def _show_timeline(

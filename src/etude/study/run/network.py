@@ -33,6 +33,7 @@ from etude.training.fit import fine_tune
 from etude.training.resume import Finished
 from etude.training.task import FineTuneTask
 
+FINE_TUNED = "finetune"  # the stage of a network that learned from labelled images, the first of several
 _PASSES = 3  # of the network forward take about as long as one pass of training, forward and backward
 _CHEAP = 0.05  # of the time of training
 _SMALL = 2**29  # bytes of features
@@ -113,7 +114,7 @@ def training_task(
     return FineTuneTask(
         preprocessing=card.preprocessing,
         train=concatenated_rows(labelled, *extras.rows) if extras.rows else labelled,
-        valid=everything.subset(fold.valid),
+        valid=everything.subset(fold.valid) if fold.held_out else None,
         recipe=recipe,
         policy=policy_named(card.policy),
         mode=prepared.mode,
@@ -208,7 +209,7 @@ def finetune_candidate(
     folder: Path,
     resume: bool,
     extras: Extras = NO_EXTRAS,
-    stage: str = "finetune",
+    stage: str = FINE_TUNED,
 ) -> tuple[Candidate, Finished]:
     """Fine-tune a network, or resume one that was stopped; return it with what happened on the way."""
     model, card = starting_network(prepared, fold, policy, extras.head)

@@ -163,7 +163,7 @@ class Plan:
         views = 1 if recipe.augment.policy == "none" else recipe.predict.tta
         if views > 1:
             stages.append(("TTA", image * (views - 1) * self.valid * folds))
-        if self.features is not None and folds == 1 and recipe.head.refit == "auto":
+        if self.features is not None and self._refits:
             weights = self.head_weights + sum(weights for *_, weights in self.others)
             stages.append(("head on all images", _fit_seconds(weights, self.labelled)))
         if models and self.test:
@@ -181,11 +181,17 @@ class Plan:
         later = self.recipe.unlabeled.method in ("rounds", "online")
         return self._unlabelled_seconds() * self.folds if later else 0.0
 
+    @property
+    def _refits(self) -> bool:
+        """Whether models learn from the validation images too in the end, as far as the plan knows."""
+        return self.folds == 1 and self.recipe.head.refit == "auto"
+
     def training_seconds(self) -> float:
         assert self.training is not None
         timeline, size = resolved_run(self.recipe, self.train, self.pace)
         seconds = self.training.training_seconds(timeline, size.steps, self._batch)
-        return seconds * self.recipe.train.networks * self.folds
+        further = (self.recipe.train.networks - 1) * (self.labelled / self.train if self._refits else 1.0)
+        return seconds * (1.0 + further) * self.folds
 
     def _unlabelled_seconds(self) -> float:
         """Return seconds of all rounds on a fold; few runs come to the last of them."""

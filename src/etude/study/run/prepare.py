@@ -131,12 +131,12 @@ def _in_budget(session: Session, plan: Plan) -> Plan:
     """Return the plan of what fits into the run's budget; a resumed run keeps what it began with."""
     pinned, begun = changes_of(session.request.settings), session.record.get("budget")
     found = fitted(plan, session.budget.left(), pinned) if begun is None else with_changes(plan, [begun["changes"]])
-    given_up = described(plan.recipe, found.recipe)
+    words = described(plan.recipe, found.recipe)
     if begun is None:
         before, after = flat(plan.recipe), flat(found.recipe)
         changes = {key: value for key, value in after.items() if before[key] != value}
-        session.record.set("budget", {"seconds": session.budget.seconds, "changes": changes, "given_up": given_up})
-    return replace(found, budget=f"{rough_duration(session.budget.seconds)}: {given_up}")
+        session.record.set("budget", {"seconds": session.budget.seconds, "changes": changes, "fitted": words})
+    return replace(found, budget=f"{rough_duration(session.budget.seconds)}: {words}")
 
 
 def _resolved(session: Session, sources: Sources, scanned: Scan) -> Recipe:

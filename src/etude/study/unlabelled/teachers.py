@@ -21,7 +21,7 @@ from etude.data.dataset import Dataset, open_dataset
 from etude.data.scan import scan_images
 from etude.inference.predict import predict
 from etude.journal.record import read_run
-from etude.journal.runs import model_files, models_of, verify, weights_of
+from etude.journal.runs import model_files, models_of, validated, verify, weights_of
 from etude.models.classifier import VALIDATED, Classifier, ModelCard, load_validated
 from etude.refine.base import difference
 from etude.refine.ensemble import mean_of_blends
@@ -110,7 +110,7 @@ def open_teachers(session: Session, prepared: Prepared) -> Teachers | None:
     classes = prepared.data.images.classes
     for path in session.request.teachers:
         if path.is_dir():
-            record = read_run(path)
+            record = validated(read_run(path))
             names = models_of(record) or ["."]
             saved = [*model_files(names), *(Path(name, VALIDATED).as_posix() for name in names)]
             verify(path, saved, record)
