@@ -104,3 +104,12 @@ def test_the_first_model_has_the_folders_own_place():
     assert kept.folders == [".", "head"]
     assert kept.stage == "finetune + head"
     assert kept.described.startswith("0.60 finetune + 0.30 head")
+
+
+def test_further_networks_share_the_weight_of_the_first():
+    head, network, second, third = candidates(head=(0, 1.0), finetune=(1, 1.0), two=(2, 1.0), three=(3, 1.0))
+    network = replace(network, scale=0.5)
+    kept = replace(Kept((head, network), (0.4, 0.9)), further=(second, third)).shared()
+    assert [member.stage for member in kept.members] == ["head", "finetune", "two", "three"]
+    assert kept.weights == pytest.approx((0.4, 0.3, 0.15, 0.15))
+    assert not kept.further

@@ -87,13 +87,17 @@ class Kept:
                     session.save_model(name, member.model, member.card)
         if not self.further:
             return self
-        tuned = [member.stage for member in self.members].index(FINE_TUNED)
-        scale, share = self.members[tuned].scale, self.weights[tuned] / (1 + len(self.further))
-        weights = [share if number == tuned else weight for number, weight in enumerate(self.weights)]
-        more = [share * scale] * len(self.further)
-        whole = Kept((*self.members, *self.further), (*weights, *more))
+        whole = self.shared()
         whole.save(session)
         return whole
+
+    def shared(self) -> Kept:
+        """Return all networks as members, which share the weight of the fine-tuned one evenly."""
+        tuned = [member.stage for member in self.members].index(FINE_TUNED)
+        share = self.weights[tuned] / (1 + len(self.further))
+        weights = [share if number == tuned else weight for number, weight in enumerate(self.weights)]
+        more = [share * self.members[tuned].scale] * len(self.further)  # their logits are as they were trained
+        return Kept((*self.members, *self.further), (*weights, *more))
 
     def sharpened(self, factor: float, session: Session) -> Kept:
         """Return the same models with the logits of each view multiplied, saved."""
@@ -106,10 +110,14 @@ class Kept:
     def with_tta(self, views: int, policy: str) -> Kept:
         """Return the same models, their cards with that many views by default."""
         members, further = (
-            tuple(replace(one, card=replace(one.card, tta=views, policy=policy)) for one in group)
-            for group in (self.members, self.further)
+            tuple(one.with_tta(views, policy) for one in group) for group in (self.members, self.further)
         )
         return replace(self, members=members, further=further)
+
+    def with_further(self, networks: Sequence[Candidate]) -> Kept:
+        """Return the models with further networks, whose views are those of the others."""
+        card = self.main.card
+        return replace(self, further=tuple(one.with_tta(card.tta, card.policy) for one in networks))
 
     def validate(self, data: Dataset, context: Context) -> Predictions:
         """Return predictions of the validation images, in the views that the cards ask for."""

@@ -191,6 +191,8 @@ class Job:
                 others = []
             seeded = replace(session.context, seed=fold.seed)
             blend = blend_of(replace(best, folder=name), [replace(one, folder=name) for one in others], seeded)
+            blend = blend.with_tta(self.recipe.predict.tta, policy)
+            blend.save(session)
             if trained is not None:
                 candidate, stage = trained
                 is_used = any(one.model is candidate.model for one in blend.members)
@@ -199,11 +201,9 @@ class Job:
                     session.screen.say(f"no further networks{suffix}: the first does not help the other stages")
                 elif is_used:
                     more = self._further(fold, policy, folder, suffix, head, stage.seconds)
-                    blend = replace(blend, further=tuple(replace(one, folder=name) for one in more))
+                    blend = blend.with_further([replace(one, folder=name) for one in more])
         if session.budget.enough:
             session.warn("the budget was ended by hand: the run ends with what it has")
-        blend = blend.with_tta(self.recipe.predict.tta, policy)
-        blend.save(session)
         if len(candidates) > 1:
             session.screen.say(f"kept{suffix}: {blend.described}")
         return blend
@@ -273,11 +273,8 @@ class Job:
 
     def _in_time(self, kept: list[Kept]) -> list[Kept]:
         """Return the models with as many views of an image as the budget has time for."""
-        views, budget, models = (
-            self.recipe.predict.tta,
-            self.session.budget,
-            max(len(fold.members) + len(fold.further) for fold in kept),
-        )
+        views, budget = self.recipe.predict.tta, self.session.budget
+        models = max(len(fold.members) + len(fold.further) for fold in kept)
         while budget.is_limited and views > 1 and models * self._expected_after_training(views) > budget.left():
             views //= 2
         if views == self.recipe.predict.tta:

@@ -156,6 +156,9 @@ class Candidate:
         scale = self.scale * factor
         return replace(self, valid=valid, notes={**self.notes, "temperature": 1 / scale}, scale=scale)
 
+    def with_tta(self, views: int, policy: str) -> Candidate:
+        return replace(self, card=replace(self.card, tta=views, policy=policy))
+
     @property
     def reference(self) -> Reference | None:
         """Where the features of the validation images lie; None where those are too few to tell."""
