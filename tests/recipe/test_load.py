@@ -11,10 +11,7 @@ from etude.core.errors import EtudeError
 from etude.recipe import NAMED, Recipe, changed_settings, flat, load_recipe
 from etude.recipe.timeline import nominal_timeline, timeline_of
 
-NAMES = (
-    "quick, default, best, cyclic, cyclic-decay, cyclic-exp, one-cycle, plateau, progressive, large-batch, "
-    "five-minutes, pseudo-label, consistency, distill"
-)
+NAMES = ", ".join(NAMED)
 
 
 @pytest.fixture

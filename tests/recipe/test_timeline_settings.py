@@ -144,15 +144,17 @@ def test_swa_replaces_an_ema_that_was_not_asked_for():
     assert load_recipe("default", ["train.swa=false", "train.ema=0.9"]).train.ema == 0.9
 
 
-@pytest.mark.each("name", NAMED)
-def test_every_preset_is_a_named_recipe(name: str):
-    assert set(NAMED) == {"quick", "best", "pseudo-label", "consistency", "distill", *PRESETS}
+def test_every_preset_is_a_named_recipe():
+    others = {"quick", "best", "few-labels", "fine-grained", "tiny-images", "vgg19-baseline"}
+    assert set(NAMED) == {*others, "pseudo-label", "consistency", "distill", *PRESETS}
+
+
+@pytest.mark.each("name", PRESETS)
+def test_the_recipe_of_a_preset_is_the_default_besides(name: str):
     recipe = load_recipe(name)
-    assert recipe.name == name
-    if name != "quick":
-        assert recipe.timeline.preset == (name if name in PRESETS else "default")
-        assert recipe.stages == Recipe().stages
-        assert recipe.predict.tta == load_recipe("default").predict.tta > 1
+    assert recipe.name == recipe.timeline.preset == name
+    assert recipe.stages == Recipe().stages
+    assert recipe.predict.tta == load_recipe("default").predict.tta > 1
 
 
 def test_what_two_recipes_need_besides():

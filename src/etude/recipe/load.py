@@ -19,8 +19,9 @@ FOLDER = Path(__file__).with_name("named")
 """Of the named recipes: TOML files whose first comment says what each is for."""
 
 _NAMES = (
-    *("quick", "default", "best", "cyclic", "cyclic-decay", "cyclic-exp", "one-cycle", "plateau", "progressive"),
-    *("large-batch", "five-minutes", "pseudo-label", "consistency", "distill"),
+    *("quick", "default", "best", "few-labels", "fine-grained", "tiny-images", "vgg19-baseline", "pseudo-label"),
+    *("consistency", "distill", "one-cycle", "cyclic", "cyclic-decay", "cyclic-exp", "plateau", "progressive"),
+    *("large-batch", "five-minutes"),
 )
 
 NAMED: dict[str, dict[str, Any]] = {
