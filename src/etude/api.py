@@ -8,8 +8,8 @@ from typing import Any
 
 from etude.journal.screen import Screen
 from etude.run import Run
-from etude.study.run.job import fit as run_job
 from etude.study.run.request import Request, documented
+from etude.study.run.start import fit as run_job
 
 
 def fit(

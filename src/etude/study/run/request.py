@@ -75,6 +75,11 @@ class Options:
         for name in short:  # they are settings now
             object.__setattr__(self, name, None)
 
+    def check(self) -> None:
+        """Refuse what cannot be, as far as the options alone tell."""
+        if self.seed < 0:
+            raise EtudeError(f"--seed is {self.seed}; give 0 or a positive whole number")
+
     def request(self, train: Path, command: Sequence[str] = ()) -> Request:
         return Request(train, command=command, **{one.name: getattr(self, one.name) for one in fields(self)})
 
@@ -146,6 +151,7 @@ class Request(FitOptions):
         from etude.journal.runs import checked_tag
         from etude.study.run.budget import budget_seconds
 
+        super().check()
         if self.budget is not None:
             budget_seconds(self.budget)
         if self.folds is not None and self.valid is not None:
@@ -156,8 +162,6 @@ class Request(FitOptions):
             raise EtudeError("--sample-submission needs --test with the images that the submission is about")
         if self.positive is not None and self.test is None:
             raise EtudeError("--positive needs --test with images whose probability of that class is to be written")
-        if self.seed < 0:
-            raise EtudeError(f"--seed is {self.seed}; give 0 or a positive whole number")
         for tag in self.tags:
             checked_tag(tag)
         if self.mlflow is not None:
