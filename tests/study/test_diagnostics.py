@@ -226,7 +226,7 @@ def test_a_run_that_does_not_finish_has_a_report(
 
 def test_a_report_that_fails_does_not_hide_what_ended_the_run(request_of: Request, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("etude.study.run.prepare.scan_sources", fails(EtudeError("no image can be read")))
-    monkeypatch.setattr(diagnostics, "write_report", fails(KeyError("data")))
+    monkeypatch.setattr("etude.journal.report.report.write_report", fails(KeyError("data")))
     with pytest.raises(EtudeError, match="no image can be read"):
         start.fit(request_of, Screen(quiet=True))
 
