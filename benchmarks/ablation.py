@@ -32,7 +32,8 @@ from etude.data.digits import write_digits
 from etude.journal.record import RunRecord
 from etude.journal.screen import Screen
 from etude.recipe import load_recipe
-from etude.study.ablation.runs import AblationPlan, ArmRun, Design, Division, Runs
+from etude.study.ablation.design import Design
+from etude.study.ablation.runs import AblationPlan, ArmRun, Division, Runs
 from etude.study.run.request import Request
 from etude.study.run.session import Session
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from etude.study.ablation.runs import ArmContrast, Design
+from etude.study.ablation.design import ArmContrast, Design
 
 TIMELINES: dict[str, dict[str, Any]] = {
     **{

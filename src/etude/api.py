@@ -8,8 +8,8 @@ from typing import Any
 
 from etude.journal.screen import Screen
 from etude.run import Run
-from etude.study.run.job import fit as run_job
 from etude.study.run.request import Request, documented
+from etude.study.run.start import fit as run_job
 
 
 def fit(
@@ -23,6 +23,10 @@ def fit(
     folds: int | None = None,
     recipe: str = "default",
     settings: Mapping[str, Any] | Sequence[str] | None = (),
+    epochs: float | None = None,
+    size: int | None = None,
+    batch_size: int | None = None,
+    backbone: str | None = None,
     lr: float | str | None = None,
     sample: str | int | None = None,
     seed: int = 0,

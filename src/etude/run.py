@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,17 +17,18 @@ from etude.core.predictions import Predictions
 from etude.core.submission import Unreadable, write_submission
 from etude.data.dataset import Dataset, open_dataset
 from etude.data.scan import scan_images
-from etude.data.sources import BadFile, read_unlabelled
-from etude.inference.alignment import FILE_NAME, Reference, aligned
-from etude.inference.predict import predict
-from etude.inference.views import MOST_VIEWS, ViewLike, input_size, many_views, views_of
+from etude.data.sources import BadFile, ImageSet, read_unlabelled
 from etude.journal.record import read_run
 from etude.journal.runs import model_files, models_of, verify, weights_of
-from etude.models.classifier import Classifier, ModelCard, load_model
-from etude.models.features import Gather
 from etude.refine.ensemble import mean_of_blends
 
-_Viewed = tuple[Classifier, ModelCard, tuple[ViewLike, ...]]
+if TYPE_CHECKING:  # torch is imported when a model is needed
+    from etude.inference.alignment import Reference
+    from etude.inference.views import ViewLike
+    from etude.models.classifier import Classifier, ModelCard
+    from etude.models.features import Gather
+
+    _Viewed = tuple[Classifier, ModelCard, tuple[ViewLike, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +132,14 @@ class Run:
         Raises:
             EtudeError: nothing readable, a run without a trained model, or views that do not go together.
         """
+        found = read_unlabelled(images)
+        from etude.inference.alignment import aligned
+        from etude.inference.predict import predict
+
         viewed = [(model, card, self._views(card, tta, larger)) for model, card in self._models()]
         context = Context(progress or Silent(), self._warn, Path(os.path.expanduser(cache)) if cache else None)
-        data = self._read(images, viewed[0][1], context)
-        gather = self._gather(images, data, viewed, context)
+        data = self._read(found, viewed[0][1], context)
+        gather = self._gather(found, data, viewed, context)
         parts = [
             predict(model, card, gather, np.arange(len(data)), data.images.ids, views=views, context=context)
             for model, card, views in viewed
@@ -148,6 +153,8 @@ class Run:
         return Prediction(mean_of_blends(parts, weights_of(self.record)), left_out, counts)
 
     def _views(self, card: ModelCard, tta: int | None, larger: float | None) -> tuple[ViewLike, ...]:
+        from etude.inference.views import MOST_VIEWS, many_views, views_of
+
         if larger is None:
             return many_views(card.policy, self._views_used(card) if tta is None else tta)
         symmetries = len(views_of(card.policy, MOST_VIEWS))
@@ -165,8 +172,10 @@ class Run:
             return min(noted[-1], card.tta)  # a card asks for one where those that were tried did harm
         return 1 if self.record["state"] == "finished" else card.tta
 
-    def _gather(self, images: Path | str, data: Dataset, viewed: Sequence[_Viewed], context: Context) -> Gather:
+    def _gather(self, images: ImageSet, data: Dataset, viewed: Sequence[_Viewed], context: Context) -> Gather:
         """Return what reads the images; inputs larger than any usual one from a store of their own, in full detail."""
+        from etude.inference.views import input_size
+
         cards = [card for _, card, _ in viewed]
         usual = max(cards[0].preprocessing.stored_size, *(card.preprocessing.size for card in cards))
         largest = max(input_size(view, card.preprocessing.size) for _, card, views in viewed for view in views)
@@ -175,13 +184,14 @@ class Run:
         detailed = self._read(images, cards[0], context, largest)
         return lambda rows, size: (detailed if size > usual else data).build.store.gather(rows, size)
 
-    def _read(self, images: Path | str, card: ModelCard, context: Context, size: int | None = None) -> Dataset:
-        found = read_unlabelled(images)
+    def _read(self, images: ImageSet, card: ModelCard, context: Context, size: int | None = None) -> Dataset:
         shape = card.preprocessing
-        scanned = scan_images(found, context).like(shape.channels, shape.value_range, "images", context)
-        return open_dataset(found, scanned, size or shape.stored_size, context, fit=shape.fit)
+        scanned = scan_images(images, context).like(shape.channels, shape.value_range, "images", context)
+        return open_dataset(images, scanned, size or shape.stored_size, context, fit=shape.fit)
 
     def _models(self) -> list[tuple[Classifier, ModelCard]]:
+        from etude.models.classifier import load_model
+
         names = self._names()
         if unknown := self._verify(*model_files(names)):
             self._warn(f"{self.folder}/run.json holds no hash of {listed(unknown)}: not checked for damage")
@@ -192,6 +202,8 @@ class Run:
         return models_of(self.record) or sorted(folds, key=lambda name: int(name.removeprefix("fold-"))) or ["."]
 
     def _references(self) -> list[Reference | None]:
+        from etude.inference.alignment import FILE_NAME, Reference
+
         names = self._names()
         kept = [Path(name, FILE_NAME).as_posix() for name in names if (self.folder / name / FILE_NAME).is_file()]
         self._verify(*kept)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 
 def test_help_names_the_commands(etude):
     ended = etude("--help")
@@ -23,6 +25,36 @@ def test_help_of_fit_explains_every_option(etude):
 def test_unknown_command_and_option_are_refused(etude):
     assert etude("fitt").code != 0
     assert etude("fit", "x", "--reciep", "quick").code != 0
+
+
+INSTEAD = {
+    "--workers": "train.threads",
+    "--num-workers": "train.threads",
+    "--device": "CUDA_VISIBLE_DEVICES",
+    "--pretrained": "model.weights=none",
+    "--model": "--backbone",
+    "--imgsz": "--size",
+    "--learning-rate": "--lr",
+    "--output": "--out",
+    "--weight-decay": "train.weight_decay",
+    "--mixup": "augment.mixup",
+    "--train.lr": "train.lr",
+    "--epoch": "--epochs",
+}
+
+
+@pytest.mark.each(("option", "instead"), [*INSTEAD.items()])
+def test_options_of_other_tools_are_answered_with_what_to_give(etude, option, instead):
+    for words in ((option, "4"), (f"{option}=4",)):
+        ended = etude("fit", "x", *words)
+        assert ended.code == 2
+        assert instead in ended.err.replace(option, "", 1)
+
+
+def test_no_command_is_answered_with_an_option_that_it_lacks(etude):
+    assert "--backbone" not in etude("predict", "x", "y", "--out", "z.csv", "--model", "4").err
+    assert "--set" not in etude("predict", "x", "y", "--out", "z.csv", "--mixup", "4").err
+    assert "train.lr=" in etude("lr-find", "x", "--lr", "4").err
 
 
 def test_help_loads_nothing_heavy():

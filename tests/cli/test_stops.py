@@ -14,7 +14,8 @@ import pytest
 
 from etude.journal import record
 from etude.journal.runs import is_complete, read_run
-from etude.study.run import job
+from etude.study import diagnostics
+from etude.study.run import job, prepare, start
 from picture_folders import write_classes
 from recorded_runs import code_of, forked
 
@@ -51,11 +52,12 @@ def at(monkeypatch: pytest.MonkeyPatch, images: Path) -> Moments:
                 doing.pop("training", lambda: None)()
                 file.write("once\n")
 
-    for name in ("read_sources", "clear_leftovers", "report", "export_run"):
-        monkeypatch.setattr(job, name, passing(name, getattr(job, name)))
+    for name in ("read_sources", "clear_leftovers", "report"):
+        monkeypatch.setattr(start, name, passing(name, getattr(start, name)))
+    monkeypatch.setattr(diagnostics, "export_run", passing("export_run", diagnostics.export_run))
     checked = passing("check of the folder", record._content_to_go_on_with)
     monkeypatch.setattr(record, "_content_to_go_on_with", checked)
-    monkeypatch.setattr(job, "prepare", passing("prepare", lambda *given: None))
+    monkeypatch.setattr(prepare, "prepare", passing("prepare", lambda *given: None))
     monkeypatch.setattr(job, "Job", Job)
     return doing.__setitem__
 

@@ -22,8 +22,8 @@ from etude.journal.notebook import RunView, Sheet, Table, write_notebook
 from etude.journal.record import read_run
 from etude.journal.report.charts import Figure
 from etude.journal.screen import Screen
-from etude.study.run.job import fit
 from etude.study.run.request import Request
+from etude.study.run.start import fit
 from picture_folders import write_classes
 from run_folders import CLASSES, HOSTILE, write_run
 

@@ -90,8 +90,8 @@ def test_an_unknown_setting_is_answered_with_the_nearest(change: str, sentence: 
     assert sentence in str(refused.value)
 
 
-def test_a_setting_like_no_other_is_answered_with_all():
-    with pytest.raises(EtudeError, match=r"there is no setting 'zzz'. The settings are name, stages, data.fit, "):
+def test_a_setting_like_no_other_is_answered_with_the_command_that_lists_them():
+    with pytest.raises(EtudeError, match=r"there is no setting 'zzz'\. etude settings lists them all"):
         load_recipe("default", ["zzz=1"])
 
 
@@ -124,6 +124,26 @@ def test_a_value_that_is_not_accepted_is_told_in_one_sentence(change: str, sente
         load_recipe("default", [change])
     assert str(refused.value).startswith(f"recipe 'default': {sentence}")
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.each(
+    ("name", "recipe"),
+    [
+        ("defualt", "default"),
+        ("QUICK", "quick"),
+        ("fast", "quick"),
+        ("pseudolabel", "pseudo-label"),
+        ("pseudo_labels", "pseudo-label"),
+        ("onecycle", "one-cycle"),
+        ("five_minutes", "five-minutes"),
+        ("distillation", "distill"),
+        ("FixMatch", "consistency"),
+        ("lamb", "large-batch"),
+    ],
+)
+def test_an_unknown_recipe_is_answered_with_the_one_that_is_meant(name: str, recipe: str):
+    with pytest.raises(EtudeError, match=f"Did you mean '{recipe}'"):
+        load_recipe(name)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +193,7 @@ def test_set_goes_on_top_of_the_file(toml):
         ("base = 3", f"my.toml starts from base 3; the named recipes are {NAMES}."),
         ('base = ["quick"]', f"my.toml starts from base ['quick']; the named recipes are {NAMES}."),
         ("[train]\nlrr = 1", "there is no setting 'train.lrr'. Did you mean 'train.lr'?"),
-        ("[trian]\nlr = 1", "there is no setting 'trian'."),
+        ("[trian]\nlr = 1", "there is no setting 'trian'. Did you mean 'train'?"),
         ("train = 3", "train received 3, but it is a section that holds settings of its own."),
         ("[train]\nlr = 'x'", "train.lr received 'x', but it should be a valid number"),
         ("a = [", "my.toml is not valid TOML "),

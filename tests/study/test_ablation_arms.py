@@ -7,7 +7,7 @@ import pytest
 from etude.core.errors import EtudeError
 from etude.recipe import ImageFacts, load_recipe, resolve
 from etude.recipe.tricks import tricks_named
-from etude.study.ablation.runs import ArmContrast, Design, design_of, modes_named
+from etude.study.ablation.design import ArmContrast, Design, design_of, modes_named
 
 RECIPE = resolve(load_recipe("default"), ImageFacts(300, 3, count=1_000))
 

@@ -13,7 +13,8 @@ import pytest
 from etude.core.paired import Comparison, Scored, Verdict, compare
 from etude.recipe import NAMED, ImageFacts, flat, load_recipe, resolve
 from etude.study.ablation.ablate import best_changes, write_best, write_recipe
-from etude.study.ablation.runs import AblationMode, ArmContrast, Found
+from etude.study.ablation.design import AblationMode, ArmContrast
+from etude.study.ablation.runs import Found
 
 RECIPE = resolve(load_recipe("default"), ImageFacts(300, 3, count=1_000))
 

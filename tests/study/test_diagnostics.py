@@ -26,12 +26,12 @@ from etude.models.backbones import TinyNet
 from etude.models.classifier import Classifier, ModelCard, Preprocessing
 from etude.recipe import load_recipe
 from etude.study import diagnostics
-from etude.study.run import job
+from etude.study.run import start
 from etude.study.run.blend import Kept
 from etude.study.run.network import Candidate
 from etude.study.run.prepare import Prepared, warn_of_known
 from etude.study.run.request import Request
-from etude.study.run.session import Session
+from etude.study.run.session import Session, report
 from journal.pages import Page
 from picture_folders import picture, write_classes, write_flat
 from recorded_runs import opened
@@ -188,9 +188,9 @@ def test_a_report_that_cannot_be_written_is_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ):
     opened(tmp_path).close("finished")
-    monkeypatch.setattr(diagnostics, "write_report", fails(error))
+    monkeypatch.setattr("etude.journal.report.report.write_report", fails(error))
     said = io.StringIO()
-    diagnostics.report(tmp_path, Screen(file=said))
+    report(tmp_path, Screen(file=said))
     assert said.getvalue().startswith("warning: no report: ")
     assert str(error) in said.getvalue()
 
@@ -214,7 +214,7 @@ def test_a_run_that_does_not_finish_has_a_report(
 ):
     monkeypatch.setattr("etude.study.run.prepare.scan_sources", fails(error))
     with pytest.raises(type(error)) as raised:
-        job.fit(request_of, Screen(quiet=True))
+        start.fit(request_of, Screen(quiet=True))
     assert raised.value is error
     assert request_of.out is not None
     record, page = read_run(request_of.out), Page.read(request_of.out / "report.html")
@@ -226,29 +226,29 @@ def test_a_run_that_does_not_finish_has_a_report(
 
 def test_a_report_that_fails_does_not_hide_what_ended_the_run(request_of: Request, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("etude.study.run.prepare.scan_sources", fails(EtudeError("no image can be read")))
-    monkeypatch.setattr(diagnostics, "write_report", fails(KeyError("data")))
+    monkeypatch.setattr("etude.journal.report.report.write_report", fails(KeyError("data")))
     with pytest.raises(EtudeError, match="no image can be read"):
-        job.fit(request_of, Screen(quiet=True))
+        start.fit(request_of, Screen(quiet=True))
 
 
 def test_tags_that_come_with_a_resume_are_added(request_of: Request, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("etude.study.run.prepare.scan_sources", fails(EtudeError("no image can be read")))
     for tags, resume in ((("baseline",), False), (("better", "baseline"), True), ((), True)):
         with pytest.raises(EtudeError, match="no image"):
-            job.fit(Request(request_of.train, out=request_of.out, tags=tags, resume=resume), Screen(quiet=True))
+            start.fit(Request(request_of.train, out=request_of.out, tags=tags, resume=resume), Screen(quiet=True))
     assert request_of.out is not None
     assert read_run(request_of.out)["tags"] == ["baseline", "better"]
 
 
 def test_a_tag_that_is_none_is_refused_before_anything_is_made(tmp_path: Path):
     with pytest.raises(EtudeError, match="'two words' cannot be a tag"):
-        job.fit(Request(tmp_path / "train", out=tmp_path / "run", tags=("two words",)), Screen(quiet=True))
+        start.fit(Request(tmp_path / "train", out=tmp_path / "run", tags=("two words",)), Screen(quiet=True))
     assert not (tmp_path / "run").exists()
 
 
 def test_a_run_knows_the_run_that_it_is_part_of(request_of: Request, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("etude.study.run.prepare.scan_sources", fails(EtudeError("no image can be read")))
     with pytest.raises(EtudeError, match="no image"):
-        job.fit(Request(request_of.train, out=request_of.out, parent="c0ffee"), Screen(quiet=True))
+        start.fit(Request(request_of.train, out=request_of.out, parent="c0ffee"), Screen(quiet=True))
     assert request_of.out is not None
     assert read_run(request_of.out)["parent"] == "c0ffee"

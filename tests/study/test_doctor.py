@@ -16,6 +16,7 @@ from etude.core.errors import EtudeError
 from etude.journal.screen import Screen
 from etude.models.backbones import build_backbone
 from etude.models.modes import Mode
+from etude.recipe import load_recipe
 from etude.study.doctor import doctor
 from etude.study.doctor import machine as doctor_facts
 from etude.study.doctor.doctor import (
@@ -33,7 +34,8 @@ from etude.study.doctor.doctor import (
 )
 from etude.study.doctor.machine import MachineFacts, read_machine
 from etude.study.run.plan import Speed, measure_speed
-from etude.study.run.request import Options, Request
+from etude.study.run.request import Request
+from etude.study.run.start import checked_sources
 from picture_folders import write_classes
 
 GOOD = MachineFacts(
@@ -243,12 +245,14 @@ def test_a_subject_follows_the_images(tmp_path):
     shown = io.StringIO()
     train = write_classes(tmp_path / "train", count=4)
     (train / "round" / "bad.png").write_bytes(b"no image")
-    small = choose_subject(Request(train), Screen(file=shown))
+    screen = Screen(file=shown)
+    sources = checked_sources(Request(train), screen)
+    small = choose_subject(sources.recipe, sources.labelled, screen)
     assert small.recipe.model.backbone == "tiny"
     assert small.images is not None
     assert len(small.images) == 9
     assert "1 of 9 sampled files" in shown.getvalue()
-    alone = choose_subject(Options(settings=["model.backbone=resnet18"]), Screen(file=shown))
+    alone = choose_subject(load_recipe("default", ["model.backbone=resnet18"]), None, screen)
     assert (alone.recipe.model.backbone, alone.images) == ("resnet18", None)
 
 

@@ -41,11 +41,15 @@ def ablate(
     metric
         What decides: accuracy (the default), log_loss, or map@k.
     """
-    from etude.study.ablation.ablate import ablate as run_ablation
+    from etude.study.ablation.design import check_asked
+    from etude.study.run.start import checked_sources
 
     screen = screen_for(as_json=as_json, quiet=options.quiet)
-    request = options.request(train, ("etude", *sys.argv[1:]))
     names = None if tricks is None else tricks.split(",")
-    outcome = run_ablation(request, screen, tricks=names, mode=mode, seeds=seeds, budget=budget, metric=metric)
+    check_asked(names, mode, seeds, budget, metric)
+    sources = checked_sources(options.request(train, ("etude", *sys.argv[1:])), screen)
+    from etude.study.ablation.ablate import ablate as run_ablation  # and torch with it
+
+    outcome = run_ablation(sources, screen, tricks=names, mode=mode, seeds=seeds, budget=budget, metric=metric)
     if as_json:
         print_json(outcome.as_dict())

@@ -30,8 +30,8 @@ def demo(*, out: Path | None = None, recipe: str = "default", seed: int = 0, cac
     from etude.data.digits import write_digits
     from etude.journal.screen import Screen
     from etude.recipe import load_recipe
-    from etude.study.run.job import fit as run_job
     from etude.study.run.request import Request, claim_run_folder
+    from etude.study.run.start import fit as run_job
 
     load_recipe(recipe)  # a mistake in it ends the command before anything is written
     screen = Screen()

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from etude.cli.common import AsJson, print_json, screen_for
 from etude.core.context import Context
 from etude.core.errors import EtudeError
-from etude.study.run.request import Flag, Options, Request, Train
+from etude.study.run.request import Flag, Options, Train
 
 
 def doctor(
@@ -40,17 +40,19 @@ def doctor(
     valid
         With --data: labelled validation images, instead of a split of TRAIN.
     """
+    from etude.study.run.start import checked_recipe, checked_sources
+
     screen = screen_for(as_json=as_json, quiet=as_json)
-    request = options if train is None else replace(options.request(train), test=test, valid=valid)
     if train is None and (options.sample or options.seed):
         given = f"--sample {options.sample}" if options.sample else f"--data --seed {options.seed}"
         raise EtudeError(f"no TRAIN was given with the images that are meant: etude doctor TRAIN {given}")
     if data:
-        from etude.study.doctor.data import examine_data, show_health
-
-        if not isinstance(request, Request):
+        if train is None:
             raise EtudeError("--data examines images, and no TRAIN was given: etude doctor TRAIN --data")
-        health = examine_data(request, screen)
+        sources = checked_sources(replace(options.request(train), test=test, valid=valid), screen)
+        from etude.study.doctor.data import examine_data, show_health  # and torch with them
+
+        health = examine_data(sources, screen)
         if as_json:
             print_json({**health, "warnings": screen.warnings})
         else:
@@ -59,10 +61,11 @@ def doctor(
     for name, given in (("--test", test), ("--valid", valid), ("--seed", options.seed or None)):
         if given is not None:
             raise EtudeError(f"{name} is used only when images are examined: add --data, or leave out {name}")
-
+    sources = None if train is None else checked_sources(options.request(train), screen)
+    recipe = checked_recipe(options) if sources is None else sources.recipe
     from etude.study.doctor.doctor import choose_subject, examine, show_measures, show_report
 
-    subject = choose_subject(request, screen)
+    subject = choose_subject(recipe, None if sources is None else sources.labelled, screen)
     show_measures(screen, subject)
     report = examine(subject, Context(screen, screen.warn, options.cache))
     if as_json:

@@ -43,7 +43,7 @@ def fit(train: Train, *, options: Annotated[FitOptions, Parameter(name="*")] = F
     """
     began = time.monotonic()  # before torch is imported, which takes seconds
     from etude.journal.screen import Screen
-    from etude.study.run.job import fit as run_job
+    from etude.study.run.start import fit as run_job
 
     screen = Screen(quiet=options.quiet)
     show_files(screen, run_job(options.request(train, ("etude", *sys.argv[1:])), screen, began))

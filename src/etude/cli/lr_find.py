@@ -29,11 +29,15 @@ def lr_find(
     """
     from etude.journal.figures import check_figure_path
     from etude.journal.screen import Screen
-    from etude.study.run.measure import search
+    from etude.study.run.start import checked_sources, refuse_idle_search
 
     check_figure_path(plot)
     screen = Screen()
-    found = search(options.request(train, ("etude", *sys.argv[1:])), screen, plot)
+    sources = checked_sources(options.request(train, ("etude", *sys.argv[1:])), screen)
+    refuse_idle_search(sources.recipe, always=True)
+    from etude.study.run.measure import search  # and torch with it
+
+    found = search(sources, screen, plot)
     screen.say(
         f"suggested: --lr {found.lr:.2g} (steepest descent at {found.steepest:.2g}, lowest loss at {found.lowest:.2g})"
     )

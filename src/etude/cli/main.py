@@ -10,7 +10,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
 
-from cyclopts import App, CycloptsPanel
+from cyclopts import App, CycloptsError, CycloptsPanel
 
 import etude
 from etude.core.errors import EtudeError, Terminated
@@ -22,7 +22,7 @@ _NO_MEMORY = ("allocate memory", "out of memory", "failed to map segment", "star
 
 app = App(
     name="etude",
-    error_formatter=lambda problem: CycloptsPanel("\n".join(map(visible, str(problem).splitlines()))),
+    error_formatter=lambda problem: CycloptsPanel("\n".join(map(visible, _explained(problem).splitlines()))),
     suppress_keyboard_interrupt=False,  # main says what is kept and how to go on
     help_format="plaintext",  # the list of commands has no markup, and a reader of Markdown takes 0.1 s to load
     version=etude.__version__,
@@ -34,6 +34,7 @@ _HELP = {
     "predict": "Predict images with a finished run.",
     "refine": "Improve predictions without training; keep only what helps.",
     "blend": "Blend the predictions of several models.",
+    "settings": "List the settings of a recipe, with values, limits and descriptions.",
     "recipe": "List the named recipes, show one, or what differs between two.",
     "timeline": "Show and draw what a recipe schedules, phase by phase.",
     "journal": "List, show, compare and annotate the runs that were made.",
@@ -47,6 +48,12 @@ for _name, _help in _HELP.items():
         app.command(f"etude.cli.{_name}:app", name=_name, help=_help)
     else:
         app.command(f"etude.cli.{_file}:{_file}", name=_name, help=_help, help_format="markdown")
+
+
+def _explained(problem: CycloptsError) -> str:
+    from etude.cli.unknown import explained
+
+    return explained(problem)
 
 
 def main() -> None:

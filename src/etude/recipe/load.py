@@ -10,8 +10,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from etude.core.errors import EtudeError, nearest, shown
+from etude.core.errors import EtudeError, did_you_mean, nearest, shown
 from etude.core.files import reading
+from etude.recipe.catalogue import SECTIONS, hint
 from etude.recipe.settings import Recipe, Settings
 from etude.recipe.timeline import timeline_of
 
@@ -33,13 +34,24 @@ NAMED: dict[str, dict[str, Any]] = {
 def text_of(name: str) -> str:
     """Return a named recipe as the TOML file that it is; EtudeError for another name."""
     if name not in NAMED:
-        raise EtudeError(f"there is no recipe {name!r}; the named ones are {', '.join(NAMED)}.{nearest(name, NAMED)}")
+        raise EtudeError(f"there is no recipe {name!r}; the named ones are {', '.join(NAMED)}.{_recipe_hint(name)}")
     return (FOLDER / f"{name}.toml").read_text(encoding="utf-8")
 
 
 def purpose_of(name: str) -> str:
     """Return what a named recipe is for: the first line of its file."""
     return text_of(name).partition("\n")[0].removeprefix("# ")
+
+
+_OTHER_WORDS = {"fast": "quick", "accurate": "best"}
+
+
+def _recipe_hint(name: str) -> str:
+    """Return the question whether a recipe was meant: of the nearest name, or whose purpose holds the word."""
+    word = name.casefold()
+    named = [_OTHER_WORDS[word]] if word in _OTHER_WORDS else []
+    named += [one for one in NAMED if len(word) > 3 and word in purpose_of(one).casefold()]
+    return nearest(name, NAMED) or (did_you_mean(named) if len(named) <= 3 else "")
 
 
 _LARGEST_FILE = 200_000  # bytes of a recipe; reading takes about a second a megabyte
@@ -66,8 +78,7 @@ def load_recipe(name_or_file: str = "default", changes: Mapping[str, Any] | Iter
     known = flat(Recipe())
     for key, value in changes_of(changes).items():
         if key not in known:
-            hint = nearest(key, known) or f" The settings are {', '.join(known)}."
-            raise EtudeError(f"--set {key}={shown(value)}: there is no setting {key!r}.{hint}")
+            raise EtudeError(f"--set {key}={shown(value)}: there is no setting {key!r}.{hint(key)}")
         *sections, leaf = key.split(".")
         section = tree
         for name in sections:
@@ -127,9 +138,9 @@ def _tree_of(name_or_file: str) -> dict[str, Any]:
         return {"name": name_or_file, **copy.deepcopy(NAMED[name_or_file])}
     path = Path(name_or_file)
     if path.suffix != ".toml":
-        hint = nearest(name_or_file, NAMED)
         raise EtudeError(
-            f"there is no recipe {name_or_file!r}; the named ones are {', '.join(NAMED)}, or give a .toml file.{hint}"
+            f"there is no recipe {name_or_file!r}; the named ones are {', '.join(NAMED)}, or give a .toml file."
+            f"{_recipe_hint(name_or_file)}"
         )
     with reading(path, "valid TOML", "correct it, or give the name of a recipe"):
         if path.stat().st_size > _LARGEST_FILE:
@@ -138,7 +149,7 @@ def _tree_of(name_or_file: str) -> dict[str, Any]:
     base = tree.pop("base", "default")
     if not isinstance(base, str) or base not in NAMED:
         raise EtudeError(
-            f"{path} starts from base {base!r}; the named recipes are {', '.join(NAMED)}.{nearest(str(base), NAMED)}"
+            f"{path} starts from base {base!r}; the named recipes are {', '.join(NAMED)}.{_recipe_hint(str(base))}"
         )
     merged = _merged({"name": path.stem, **NAMED[base]}, tree)
     own = tree.get("timeline")
@@ -181,7 +192,8 @@ def _sentence(error: ValidationError, origin: str) -> str:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
     if first["type"] == "extra_forbidden":
-        return f"{origin}: there is no setting {where!r}.{nearest(where, flat(Recipe()))}"
+        section = nearest(where, SECTIONS) if isinstance(first["input"], dict) else ""
+        return f"{origin}: there is no setting {where!r}.{section or hint(where)}"
     received = shown(first["input"])
     if first["type"] == "model_type":
         return f"{origin}: {where} received {received}, but it is a section that holds settings of its own."

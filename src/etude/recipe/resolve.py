@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from etude.core.errors import EtudeError
@@ -107,6 +108,17 @@ def backbone_reason(asked: Recipe, side: int) -> str:
     if side <= TINY_SIDE:
         return f"small, of random weights, since the images' shorter sides are {side} px (up to {TINY_SIDE})"
     return f"{DEFAULT_BACKBONE}, since the images' shorter sides are {side} px (above {TINY_SIDE})"
+
+
+def weights_file(weights: str) -> Path | None:
+    """Return the file that ``model.weights`` names, which must exist; None where it is a word."""
+    if weights in ("auto", "bundled", "hub", "none"):
+        return None
+    if not (path := Path(weights)).exists():
+        raise EtudeError(
+            f"the weights file {path} does not exist; give a .safetensors file, 'bundled', 'hub' or 'none'"
+        )
+    return path
 
 
 def _with_unlabelled(recipe: Recipe, are_there: bool, tiny: bool) -> Recipe:

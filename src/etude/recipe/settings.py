@@ -312,8 +312,8 @@ class TrainSettings(Settings):
     memory_format: Literal["auto", "channels_last", "contiguous"] = setting(
         "auto", "layout of images and weights: channels_last, contiguous, or auto by measurement"
     )
-    threads: int | None = setting(None, "processor threads that torch uses; none: by measurement", ge=1, le=1024)
-    micro_batch: int | None = setting(
+    threads: Count = setting(None, "processor threads that torch uses; none: by measurement", ge=1, le=1024)
+    micro_batch: Count = setting(
         None, "images that are in memory at once, of a step's batch; none: as many as fit", ge=1
     )
 
@@ -362,7 +362,7 @@ class TimelineSettings(Settings):
 
 
 class PlateauSettings(Settings):
-    """What the timeline ``plateau`` does when a metric stops improving: the rules of ``ReduceLROnPlateau``."""
+    """The timeline ``plateau``: the rules of ``ReduceLROnPlateau``."""
 
     metric: Literal["valid_loss", "valid_accuracy"] = setting("valid_loss", "the metric watched")
     mode: Literal["auto", "min", "max"] = setting(
@@ -409,7 +409,7 @@ class PredictSettings(Settings):
 
 
 class Recipe(Settings):
-    """All settings of a run."""
+    """What a run does."""
 
     name: str = "default"
     stages: tuple[Literal["head", "finetune"], ...] = setting(

@@ -98,8 +98,8 @@ TRICKS = {trick.name: trick for trick in _ALL}
 """All tricks by name, in the order of reports."""
 
 
-def tricks_named(names: Sequence[str], recipe: Recipe) -> tuple[Trick, ...]:
-    """Return the tricks of these names, once each, for a resolved recipe that differs with and without each of them."""
+def tricks_named(names: Sequence[str], recipe: Recipe | None = None) -> tuple[Trick, ...]:
+    """Return the tricks of these names, once each; a resolved recipe must differ with and without each of them."""
     found: list[Trick] = []
     for name in dict.fromkeys(name.strip() for name in names if name.strip()):
         if name not in TRICKS:
@@ -107,7 +107,7 @@ def tricks_named(names: Sequence[str], recipe: Recipe) -> tuple[Trick, ...]:
         found.append(TRICKS[name])
     if not found:
         raise EtudeError(f"--tricks names no trick; the tricks are {', '.join(TRICKS)}")
-    if idle := [trick.name for trick in found if trick.is_idle(recipe)]:
+    if recipe is not None and (idle := [trick.name for trick in found if trick.is_idle(recipe)]):
         raise EtudeError(
             f"recipe {recipe.name!r} is the same with and without {listed(idle)}: leave that out, or choose a recipe "
             "that has a use for it"

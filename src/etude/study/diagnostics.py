@@ -1,11 +1,10 @@
-"""The end of a run: the health of its images, a gallery of them, the report, the notebook, and MLflow."""
+"""The end of a run: the health of its images, a gallery of them, the notebook, and MLflow."""
 
 from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,14 +24,12 @@ from etude.functional.augment import policy_named
 from etude.health.summary import examine_health
 from etude.journal.mlflow import log_to_mlflow
 from etude.journal.notebook import write_notebook
-from etude.journal.report.report import write_report
-from etude.journal.screen import Screen
 from etude.models.features import Augment
 from etude.refine.neighbours.index import NeighbourIndex
 from etude.study.run.blend import Kept
 from etude.study.run.network import Candidate
 from etude.study.run.prepare import Prepared
-from etude.study.run.session import Session
+from etude.study.run.session import Session, report
 from etude.training.batches import changes_of
 
 T = TypeVar("T")
@@ -72,28 +69,6 @@ def write_diagnostics(session: Session, prepared: Prepared, kept: Sequence[Kept]
         if health is not None:
             _tried(session, "a warning of near-duplicates", lambda: _warn_of_near_duplicates(session, health, prepared))
         _tried(session, "pictures", pictures)
-
-
-@contextmanager
-def recording(session: Session) -> Generator[None]:
-    """Close the record of the work inside, however it ends; a run that is stopped or fails is reported as it stands."""
-    record = session.record
-    try:
-        yield
-    except BaseException as error:
-        record.close("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", error)
-        report(record.folder, session.screen)
-        raise
-    record.set("reported", False)
-    record.close("finished")
-
-
-def report(folder: Path, screen: Screen) -> None:
-    """Write ``report.html`` of a run that has ended, however it did; one that cannot be written is a warning."""
-    try:
-        write_report(folder)
-    except Exception as problem:  # the run's own outcome must not be lost for it
-        screen.warn(f"no report: {error_text(problem)}")
 
 
 def architecture(candidate: Candidate) -> dict[str, Any]:

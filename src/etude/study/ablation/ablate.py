@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from etude.core.errors import EtudeError
 from etude.core.files import replacing, write_json
-from etude.core.paired import FEWEST_SEEDS, LEVEL, Verdict, paired_metric
+from etude.core.paired import LEVEL, Verdict, paired_metric
 from etude.core.text import rough_duration, toml
 from etude.data.scan import scan_images
 from etude.journal.figures import save_figure
@@ -22,8 +22,8 @@ from etude.recipe import NAMED, Recipe, load_recipe, resolve
 from etude.recipe.load import changes_of
 from etude.recipe.settings import Settings
 from etude.recipe.tricks import TRICKS, Changes, changed, tricks_named, tricks_of
+from etude.study.ablation.design import AblationMode, design_of, modes_named, seconds_of
 from etude.study.ablation.runs import (
-    AblationMode,
     AblationPlan,
     ArmRun,
     Division,
@@ -31,31 +31,30 @@ from etude.study.ablation.runs import (
     Runs,
     compare_arms,
     costs_of,
-    design_of,
     divide,
-    modes_named,
     unit_of,
 )
-from etude.study.diagnostics import recording, report, send
+from etude.study.diagnostics import send
 from etude.study.doctor.doctor import choose_subject
 from etude.study.run.request import Request, claim_run_folder, data_name
 from etude.study.run.session import (
     Session,
     naming_resume,
     open_record,
+    recording,
     refuse_other_inputs,
     refuse_other_settings,
+    report,
     resumable_folder,
 )
-from etude.study.run.sources import inputs_of
-from etude.timeline import parse_length
+from etude.study.run.sources import Sources, inputs_of
 
 _SECTION = "ablation"  # of the record: what a resumed ablation continues with
 _USUAL: Mapping[str, Any] = {"tricks": None, "mode": "leave-one-out", "metric": "accuracy", "seeds": 5}
 
 
 def ablate(
-    request: Request,
+    sources: Sources,
     screen: Screen,
     *,
     tricks: Sequence[str] | None = None,
@@ -65,17 +64,12 @@ def ablate(
     metric: str | None = None,
 ) -> Outcome:
     """Train every arm on every seed, or what is missing, and write verdicts; None is the resumed or usual value."""
-    request.check()
-    limit = _seconds_of(budget)
-    if seeds is not None and seeds < FEWEST_SEEDS:
-        raise EtudeError(
-            f"--seeds is {seeds}; give {FEWEST_SEEDS} or more: one seed cannot separate the effect of a trick from "
-            "that of another seed"
-        )
+    request = sources.request
+    limit = seconds_of(budget)
     folder, begun = _begun(request)
     given = {"tricks": tricks, "mode": mode, "metric": metric, "seeds": seeds}
     asked = {**_USUAL, **begun.get(_SECTION, {}), **{name: value for name, value in given.items() if value is not None}}
-    plan = _planned(request, screen, asked, limit)
+    plan = _planned(sources, screen, asked, limit)
     if folder is not None and begun:
         refuse_other_inputs(folder, begun.get, plan.inputs)
     folder = folder or claim_run_folder(Path(f"ablate-{data_name(request.train)}"))
@@ -116,12 +110,12 @@ def _run(session: Session, plan: AblationPlan, spent: float) -> Outcome:
     return outcome
 
 
-def _planned(request: Request, screen: Screen, asked: Mapping[str, Any], limit: float | None) -> AblationPlan:
-    """Read the images, and settle tricks and arms; every arm's recipe is checked before the first is trained."""
+def _planned(sources: Sources, screen: Screen, asked: Mapping[str, Any], limit: float | None) -> AblationPlan:
+    """Settle tricks and arms; every arm's recipe is checked before the first is trained."""
     metric, modes = paired_metric(asked["metric"]), modes_named(asked["mode"])
-    subject = choose_subject(request, screen)
-    recipe, images = subject.recipe, subject.images
-    assert images is not None
+    request, images = sources.request, sources.labelled
+    subject = choose_subject(sources.recipe, images, screen)
+    recipe = subject.recipe
     tricks = tricks_of(recipe) if asked["tricks"] is None else tricks_named(asked["tricks"], recipe)
     if not tricks:
         raise EtudeError(
@@ -156,18 +150,6 @@ def _begun(request: Request) -> tuple[Path | None, dict[str, Any]]:
         raise EtudeError(f"{folder} does not hold an ablation that has begun: give the --out of the one to resume")
     refuse_other_settings(folder, load_recipe(request.recipe, request.settings), request)
     return folder, record
-
-
-def _seconds_of(budget: str | None) -> float | None:
-    if budget is None:
-        return None
-    try:
-        amount, unit = parse_length(budget)
-    except ValueError:
-        amount, unit = 0.0, ""
-    if unit != "s":
-        raise EtudeError(f"--budget is {budget!r}; give a time such as 90s, 30m or 2h")
-    return amount
 
 
 _BASE = "default"  # what a recipe file starts from when it names nothing else

@@ -1,4 +1,4 @@
-"""The design of an ablation, its runs, and what was found: arms, contrasts, epochs and seeds within a time limit."""
+"""The runs of an ablation, with epochs and seeds that fit into a time limit, and what was found."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
-from etude.core.errors import EtudeError, nearest
+from etude.core.errors import EtudeError
 from etude.core.metrics import Metric, score_of
 from etude.core.paired import FEWEST_SEEDS, LEVEL, Comparison, Scored, Verdict, compare, scored, verdicts
 from etude.core.predictions import Predictions
@@ -22,70 +22,15 @@ from etude.models.device import best_device, choose_precision
 from etude.recipe import Recipe, load_recipe
 from etude.recipe.load import changes_of
 from etude.recipe.timeline import image_sizes
-from etude.recipe.tricks import Changes, Trick, switched
+from etude.recipe.tricks import Trick
+from etude.study.ablation.design import ArmContrast, Design
 from etude.study.doctor.doctor import Subject, stage_seconds
 from etude.study.run.frozen import build_frozen, trainable_backbone
-from etude.study.run.job import fit
 from etude.study.run.plan import Speed, measure_speed
 from etude.study.run.request import Request
 from etude.study.run.session import Session, refuse_other_settings
+from etude.study.run.start import fit
 from etude.training.task import DivergedError
-
-AblationMode = Literal["leave-one-out", "add-one-in"]
-MODES: dict[str, tuple[AblationMode, ...]] = {
-    **{mode: (mode,) for mode in get_args(AblationMode)},
-    "both": get_args(AblationMode),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class ArmContrast:
-    """Two arms, by name, that differ in one trick."""
-
-    trick: str
-    mode: AblationMode
-    without: str
-    with_it: str
-
-
-@dataclass(frozen=True, slots=True)
-class Design:
-    """What each arm changes in the recipe, by its name, and the contrasts between arms."""
-
-    arms: Mapping[str, Changes]
-    contrasts: Sequence[ArmContrast]
-
-    @property
-    def baselines(self) -> tuple[str, ...]:
-        """Names of the arms that others are compared with: without them there is no result."""
-        return tuple(name for name in self.arms if name in ("full", "bare"))
-
-
-def modes_named(mode: str) -> tuple[AblationMode, ...]:
-    if mode not in MODES:
-        raise EtudeError(f"--mode is {mode!r}; give {', '.join(MODES)}.{nearest(mode, MODES)}")
-    return MODES[mode]
-
-
-def design_of(recipe: Recipe, tricks: Sequence[Trick], modes: Sequence[AblationMode]) -> Design:
-    """Return the arms for tricks of a resolved recipe, and their contrasts; arms that come to the same are one."""
-    names = {trick.name for trick in tricks}
-    arms: dict[frozenset[str], tuple[str, Changes]] = {}
-
-    def arm(name: str, on: set[str]) -> str:
-        return arms.setdefault(frozenset(on), (name, switched(recipe, tricks, on)))[0]
-
-    bases = {mode: arm("full", names) if mode == "leave-one-out" else arm("bare", set()) for mode in modes}
-    contrasts: dict[tuple[str, str], ArmContrast] = {}
-    for mode in modes:
-        for trick in tricks:
-            if mode == "leave-one-out":
-                ends = arm(f"without-{trick.name}", names - {trick.name}), bases[mode]
-            else:
-                ends = bases[mode], arm(f"with-{trick.name}", {trick.name})
-            contrasts.setdefault(ends, ArmContrast(trick.name, mode, *ends))
-    return Design(dict(arms.values()), tuple(contrasts.values()))
-
 
 BUDGET_SEEDS = 3  # that a time limit leaves; given by hand, two are enough
 SHORTEST = 0.25  # of the recipe's epochs: a shorter training is another one, in which other tricks help

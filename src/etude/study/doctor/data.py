@@ -14,20 +14,17 @@ from etude.health.summary import MOST, examine_health
 from etude.journal.screen import Screen
 from etude.models.backbones import sides_of
 from etude.models.device import best_device, choose_precision
-from etude.recipe import ImageFacts, load_recipe, resolve
+from etude.recipe import ImageFacts, resolve
 from etude.study.run.frozen import build_frozen, compute_features
-from etude.study.run.request import Request
-from etude.study.run.sources import make_folds, read_sources, scan_sources, store_sources
+from etude.study.run.sources import Sources, make_folds, scan_sources, store_sources
 
 _MAXIMUM = 4 * MOST  # images examined: nobody waits for a run's end here, and twenty thousand take about a minute
 _SHOWN = 10
 
 
-def examine_data(request: Request, screen: Screen) -> dict[str, Any]:
-    request.check()
-    recipe = load_recipe(request.recipe, request.settings)
+def examine_data(sources: Sources, screen: Screen) -> dict[str, Any]:
+    request, recipe = sources.request, sources.recipe
     context = Context(screen, screen.warn, request.cache, request.seed)
-    sources = read_sources(request, recipe, context)
     scans = scan_sources(sources, screen)
     side, channels = scans["labelled"].median_short_side, scans["labelled"].channels
     recipe = resolve(recipe, ImageFacts(side, channels, sources.train_count, *sides_of(recipe.model.backbone)))

@@ -36,8 +36,6 @@ from etude.recipe.timeline import image_sizes
 from etude.study.doctor.machine import MachineFacts, read_machine
 from etude.study.run.frozen import Frozen, build_frozen, frozen_name, trainable_backbone
 from etude.study.run.plan import Plan, Speed, measure_speed, stages_in_words, stored_size
-from etude.study.run.request import Options, Request
-from etude.study.run.sources import read_sources
 from etude.training.probe import probe_mode
 
 Measure = Callable[[Backbone, int, Mode], Speed]
@@ -128,15 +126,12 @@ class Report:
         return tree
 
 
-def choose_subject(asked: Options, screen: Screen) -> Subject:
-    """Read what is to be examined: of the images of a :class:`Request` a sample, without one no images."""
-    recipe = load_recipe(asked.recipe, asked.settings)
+def choose_subject(recipe: Recipe, images: ImageSet | None, screen: Screen) -> Subject:
+    """Return what is to be examined: of the images a sample is scanned."""
     sides = sides_of(recipe.model.backbone)
-    if not isinstance(asked, Request):
+    if images is None:
         facts = ImageFacts(_CAMERA_SIDE, 3, 1_000, *sides)
         return Subject(resolve(recipe, facts, screen.warn), facts)
-    asked.check()
-    images = read_sources(asked, recipe, Context(screen, screen.warn, asked.cache, asked.seed)).labelled
     spread = np.unique(np.linspace(0, len(images) - 1, min(_SCANNED, len(images))).astype(int))
     described = [images.described]
     scanned = scan_images(images.take(spread), screen).in_range(value_range(recipe.data.range), described.append)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -11,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from etude.core.context import Context
 from etude.core.lr_range import NoDescentError
 from etude.core.seeds import derive_seed
 from etude.core.text import plain_name
@@ -20,22 +18,19 @@ from etude.functional.augment import policy_named
 from etude.functional.transforms import code_digest
 from etude.journal.figures import save_figure
 from etude.journal.figures.timeline import timeline_figure
-from etude.journal.record import RunRecord, Stage
-from etude.journal.runs import working_on
-from etude.journal.screen import Screen
+from etude.journal.record import Stage
 from etude.models.device import best_device
 from etude.models.features import extract_views
 from etude.models.head import LinearHead
-from etude.recipe import Recipe, load_recipe
+from etude.recipe import Recipe
 from etude.recipe.load import changes_of as changes_of_settings
 from etude.recipe.resolve import supervised_recipe
 from etude.recipe.timeline import resolved_run, timeline_of
 from etude.recipe.tricks import changed
-from etude.study.diagnostics import export_run, recording, report, write_diagnostics
+from etude.study.diagnostics import write_diagnostics
 from etude.study.run.blend import Kept, blend_of
-from etude.study.run.budget import NO_LIMIT, Budget, budget_seconds
 from etude.study.run.finish import finish
-from etude.study.run.measure import find_lr, refuse_idle_search, settle_policy
+from etude.study.run.measure import find_lr, settle_policy
 from etude.study.run.network import (
     FINE_TUNED,
     NO_EXTRAS,
@@ -45,20 +40,9 @@ from etude.study.run.network import (
     fit_head_on,
     head_candidate,
 )
-from etude.study.run.prepare import Prepared, prepare
-from etude.study.run.request import Request, claim_run_folder
-from etude.study.run.session import (
-    Session,
-    clear_leftovers,
-    naming_resume,
-    open_record,
-    record_to_resume,
-    refuse_other_inputs,
-    refuse_other_settings,
-    resumable_folder,
-)
-from etude.study.run.sources import inputs_of, read_sources
-from etude.study.unlabelled.pool import Pool, pool_of, refuse_mismatch
+from etude.study.run.prepare import Prepared
+from etude.study.run.session import Session
+from etude.study.unlabelled.pool import Pool, pool_of
 from etude.study.unlabelled.rounds import Rounds
 from etude.study.unlabelled.teachers import open_teachers
 from etude.timeline import Timeline, timeline_to_tree
@@ -67,58 +51,7 @@ from etude.training.task import DivergedError
 
 _NETWORKS = 4  # at most, where a budget has time for them
 _LIKE_THE_LAST = 0.9  # of the time that the network before took, which the next one should have
-_FOR_OTHERS = 180.0  # seconds of a budget, from which further backbones are worth loading
 _LEAST_TRAINING = 5.0  # seconds
-
-
-def fit(request: Request, screen: Screen, began: float | None = None) -> Path:
-    """Run the whole job, or go on with one that was stopped, and return the run's folder.
-
-    ``began`` is when the command began, by ``time.monotonic``.
-    """
-    began = time.monotonic() if began is None else began
-    request.check()
-    recipe = load_recipe(request.recipe, request.settings)
-    if request.budget is not None and budget_seconds(request.budget) >= _FOR_OTHERS:
-        recipe = changed(recipe, {"model.others": ("auto",)}, unset_only=True)
-    timeline_of(recipe)  # a mistake in it ends the command before anything is read
-    refuse_idle_search(recipe)
-    refuse_mismatch(request, recipe)
-    policy_named("none" if recipe.augment.policy == "auto" else recipe.augment.policy)
-    early_warnings: list[str] = []
-    sources = read_sources(request, recipe, Context(screen, early_warnings.append, request.cache, request.seed))
-    inputs = inputs_of(recipe, sources.labelled, sources.train_count)
-    folder = resumable_folder(request) if request.resume else request.out or claim_run_folder(request.train)
-    with working_on(folder, early_warnings.append), naming_resume(folder):
-        state = None
-        if request.resume:
-            begun = record_to_resume(folder)
-            refuse_other_settings(folder, recipe, request)
-            refuse_other_inputs(folder, begun.get, inputs)
-            state = begun["state"]
-        if state == "finished":
-            session = Session(request, RunRecord.reopen(folder), screen)
-        else:
-            record = open_record(folder, request, recipe, began=began)
-            session = Session(request, record, screen, budget=_budget(request, record))
-            with session.stage("start-up", before=time.monotonic() - began):
-                session.keep_inputs(inputs)
-            with recording(session):
-                for text in early_warnings:
-                    session.warn(text)
-                Job(session, prepare(session, sources)).run()
-        clear_leftovers(folder)  # not before: a run killed in between would have to train again
-        report(folder, screen)
-        export_run(session)
-        session.record.set("reported", True)
-    return folder
-
-
-def _budget(request: Request, record: RunRecord) -> Budget:
-    """Return the run's budget, of which a resumed run has used a part."""
-    if request.budget is None:
-        return NO_LIMIT
-    return Budget(budget_seconds(request.budget), time.monotonic() - record.get("seconds"))
 
 
 class Job:

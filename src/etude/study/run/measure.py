@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from etude.core.context import Context
-from etude.core.errors import EtudeError
 from etude.core.lr_range import LrSuggestion, suggest_lr
 from etude.core.paired import matched_interval
 from etude.data.split import Fold
@@ -22,15 +21,13 @@ from etude.journal.record import RunRecord
 from etude.journal.screen import Screen
 from etude.models.features import extract_features
 from etude.models.head import LinearHead
-from etude.recipe import Recipe, load_recipe
 from etude.recipe.timeline import maximum_of
 from etude.study.run.frozen import FrozenFeatures
 from etude.study.run.network import fit_head_on, starting_network, training_task
 from etude.study.run.plan import SYMMETRY_IMAGES
 from etude.study.run.prepare import Prepared, prepare
-from etude.study.run.request import Request
 from etude.study.run.session import Session
-from etude.study.run.sources import read_sources
+from etude.study.run.sources import Sources
 from etude.training.lr_range import lr_range_test
 
 _TOLERANCE = 0.15  # of the plain view's accuracy beyond chance that a view may lose, by the lower end of its interval
@@ -121,12 +118,9 @@ def find_lr(prepared: Prepared, fold: Fold, policy: str, figure: Path, context: 
     return replace(suggestion, lr=suggestion.lr * prepared.recipe.train.lr / maximum_of(prepared.recipe, "lr"))
 
 
-def search(request: Request, screen: Screen, figure: Path) -> LrSuggestion:
+def search(sources: Sources, screen: Screen, figure: Path) -> LrSuggestion:
     """Prepare the images as a run would, and search the learning rate on its first fold; only the figure is kept."""
-    request.check()
-    recipe = load_recipe(request.recipe, request.settings)
-    refuse_idle_search(recipe, always=True)
-    sources = read_sources(request, recipe, Context(screen, screen.warn, request.cache, request.seed))
+    request, recipe = sources.request, sources.recipe
     with tempfile.TemporaryDirectory() as nowhere:
         record = RunRecord.open(
             Path(nowhere) / "run", command=request.command, recipe=recipe.name, settings={}, changed={},
@@ -140,11 +134,3 @@ def search(request: Request, screen: Screen, figure: Path) -> LrSuggestion:
             head = fit_head_on(prepared, fold.train, fold)
         policy = settle_policy(session, prepared, fold, head).policy
         return find_lr(prepared, fold, policy, figure, session.context)
-
-
-def refuse_idle_search(recipe: Recipe, always: bool = False) -> None:
-    """Refuse to search a learning rate that nothing would use; ``always`` where the search is the command."""
-    if (always or recipe.train.find_lr) and "finetune" not in recipe.stages:
-        raise EtudeError(
-            f"recipe {recipe.name!r} fine-tunes no network, so it has no learning rate to search: give another --recipe"
-        )

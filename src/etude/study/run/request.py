@@ -37,7 +37,16 @@ class Options:
     recipe: str = "default"
     """quick (seconds), default, pseudo-label, consistency, distill, a timeline such as one-cycle, or a TOML file."""
     settings: Annotated[Words, Parameter(name="--set")] = ()
-    """Change a setting, such as ``--set train.lr=0.001``; may be repeated."""
+    """Change a setting, such as ``--set train.lr=0.001``; may be repeated. ``etude settings`` lists them all."""
+    epochs: float | None = None
+    """Short for train.epochs: passes over the training images."""
+    size: int | None = None
+    """Image side in pixels that training ends at, and that validation, prediction and features have. Short for
+    timeline.start_size, timeline.final_size and model.feature_size together."""
+    batch_size: int | None = None
+    """Short for train.batch_size: images a step."""
+    backbone: str | None = None
+    """Short for model.backbone: any timm name, tiny, or auto by image size."""
     sample: str | None = None
     """Start small: a stratified sample such as 10% or 500."""
     seed: int = 0
@@ -56,6 +65,20 @@ class Options:
             if (given := getattr(self, name)) is not None:  # the shell leaves --out=~/FOLDER as it is, Python every ~
                 object.__setattr__(self, name, Path(os.path.expanduser(given)))
         object.__setattr__(self, "sample", None if self.sample is None else str(self.sample))
+        short = {name: given for name in ("lr", *_SHORT) if (given := getattr(self, name, None)) is not None}
+        if short:
+            from etude.recipe.load import changes_of
+
+            changes = lr_settings(short.get("lr"))
+            changes |= changes_of(f"{key}={value}" for name, value in short.items() for key in _SHORT.get(name, ()))
+            object.__setattr__(self, "settings", changes_of(self.settings or ()) | changes)
+        for name in short:  # they are settings now
+            object.__setattr__(self, name, None)
+
+    def check(self) -> None:
+        """Refuse what cannot be, as far as the options alone tell."""
+        if self.seed < 0:
+            raise EtudeError(f"--seed is {self.seed}; give 0 or a positive whole number")
 
     def request(self, train: Path, command: Sequence[str] = ()) -> Request:
         return Request(train, command=command, **{one.name: getattr(self, one.name) for one in fields(self)})
@@ -113,14 +136,6 @@ class FitOptions(TrainingOptions):
         super().__post_init__()
         object.__setattr__(self, "settings", self.settings or ())
         object.__setattr__(self, "teachers", tuple(Path(os.path.expanduser(given)) for given in self.teachers))
-        given = {"data.cache_limit": self.cache_limit, "data.labels": self.labels}
-        changes, texts = lr_settings(self.lr), [f"{key}={value}" for key, value in given.items() if value]
-        if changes or texts:
-            from etude.recipe.load import changes_of
-
-            object.__setattr__(self, "settings", changes_of(self.settings) | changes | changes_of(texts))
-        for name in ("lr", "cache_limit", "labels"):  # they are settings now
-            object.__setattr__(self, name, None)
 
 
 @dataclass(frozen=True)
@@ -136,6 +151,7 @@ class Request(FitOptions):
         from etude.journal.runs import checked_tag
         from etude.study.run.budget import budget_seconds
 
+        super().check()
         if self.budget is not None:
             budget_seconds(self.budget)
         if self.folds is not None and self.valid is not None:
@@ -146,8 +162,6 @@ class Request(FitOptions):
             raise EtudeError("--sample-submission needs --test with the images that the submission is about")
         if self.positive is not None and self.test is None:
             raise EtudeError("--positive needs --test with images whose probability of that class is to be written")
-        if self.seed < 0:
-            raise EtudeError(f"--seed is {self.seed}; give 0 or a positive whole number")
         for tag in self.tags:
             checked_tag(tag)
         if self.mlflow is not None:
@@ -172,6 +186,16 @@ class Request(FitOptions):
         given = {name: getattr(self, name) for name in columns}
         return read_labelled(path, spelling=settings.labels, context=context, **given, **more)
 
+
+_SHORT = {
+    "epochs": ["train.epochs"],
+    "size": ["timeline.start_size", "timeline.final_size", "model.feature_size"],
+    "batch_size": ["train.batch_size"],
+    "backbone": ["model.backbone"],
+    "cache_limit": ["data.cache_limit"],
+    "labels": ["data.labels"],
+}
+"""The settings that an option is short for; as ``--lr`` it goes before a ``--set`` of the same."""
 
 _PATHS = {"train", "valid", "test", "unlabeled", "out", "cache", "image_root", "sample_submission"}
 

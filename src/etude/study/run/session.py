@@ -10,22 +10,23 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from etude.core.context import Context
-from etude.core.errors import EtudeError, listed
+from etude.core.errors import EtudeError, error_text, listed
 from etude.core.metrics import accuracy, adjusted_error, log_loss, score_of
 from etude.core.predictions import Predictions
-from etude.inference.alignment import FILE_NAME as REFERENCE
-from etude.inference.alignment import Reference
 from etude.journal.record import RunRecord, Stage
 from etude.journal.runs import IN_NO_STAGE, at_work, is_complete, read_record, read_run, set_tags, was_kept
 from etude.journal.screen import Screen
-from etude.models.classifier import VALIDATED, Classifier, ModelCard, save_model, save_validated_head
-from etude.models.modes import Mode
 from etude.recipe import Recipe, changed_settings, flat
 from etude.study.run.budget import NO_LIMIT, Budget, budget_seconds
 from etude.study.run.request import Request, run_folders
+
+if TYPE_CHECKING:  # torch is imported when a run has begun
+    from etude.inference.alignment import Reference
+    from etude.models.classifier import Classifier, ModelCard
+    from etude.models.modes import Mode
 
 
 def resumable_folder(request: Request) -> Path:
@@ -143,16 +144,22 @@ class Session:
 
     def save_model(self, name: str, model: Classifier, card: ModelCard) -> None:
         """Write a model into the folder ``name`` of the run, its hashes into the record."""
+        from etude.models.classifier import save_model
+
         folder = self.folder / name
         with self.record.writing(folder / "model.safetensors", folder / "model.json"):
             save_model(folder, model, card)
 
     def save_validated_head(self, name: str, model: Classifier) -> None:
+        from etude.models.classifier import VALIDATED, save_validated_head
+
         with self.record.writing(self.folder / name / VALIDATED):
             save_validated_head(self.folder / name, model)
 
     def save_reference(self, name: str, reference: Reference) -> None:
-        with self.record.writing(self.folder / name / REFERENCE):
+        from etude.inference.alignment import FILE_NAME
+
+        with self.record.writing(self.folder / name / FILE_NAME):
             reference.save(self.folder / name)
 
     def stage(self, name: str, before: float = 0.0) -> AbstractContextManager[Stage]:
@@ -165,6 +172,8 @@ class Session:
 
     def begun_mode(self) -> Mode | None:
         """Return the mode that a resumed run began with: another one would end with other weights."""
+        from etude.models.modes import Mode
+
         begun = (self.record.get("plan") or {}).get("mode") if self.request.resume else None
         return None if begun is None else Mode.from_dict(begun)
 
@@ -198,6 +207,30 @@ def _row(name: str, seconds: float | None, predictions: Predictions | None) -> l
     error = adjusted_error(right, len(predictions))
     loss = log_loss(predictions.probabilities(), predictions.labels)
     return [name, shown, f"{right:.2%} ± {error:.2%}", f"{loss:.4f}"]
+
+
+@contextmanager
+def recording(session: Session) -> Generator[None]:
+    """Close the record of the work inside, however it ends; a run that is stopped or fails is reported as it stands."""
+    record = session.record
+    try:
+        yield
+    except BaseException as error:
+        record.close("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", error)
+        report(record.folder, session.screen)
+        raise
+    record.set("reported", False)
+    record.close("finished")
+
+
+def report(folder: Path, screen: Screen) -> None:
+    """Write ``report.html`` of a run that has ended, however it did; one that cannot be written is a warning."""
+    try:
+        from etude.journal.report.report import write_report
+
+        write_report(folder)
+    except Exception as problem:  # the run's own outcome must not be lost for it
+        screen.warn(f"no report: {error_text(problem)}")
 
 
 @contextmanager

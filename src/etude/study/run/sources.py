@@ -19,7 +19,6 @@ from etude.data.scan import Scan, scan_images
 from etude.data.sources import ImageSet, read_unlabelled
 from etude.data.split import Fold, Split, hold_out, k_folds, sample
 from etude.data.tables import shared_groups
-from etude.functional.transforms import code_digest
 from etude.journal.screen import Screen
 from etude.recipe.settings import Recipe, value_range
 from etude.study.run.request import Request
@@ -84,8 +83,11 @@ def inputs_of(recipe: Recipe, images: ImageSet, train_count: int) -> dict[str, s
         "validation labels": digest_of(*images.classes, valid.tobytes()),
         "weights": digest_of(b"" if images.weights is None else images.weights.tobytes()),
     }
-    if recipe.augment.transform and (code := code_digest(recipe.augment.transform)) is not None:
-        inputs["code of augment.transform"] = code
+    if recipe.augment.transform:
+        from etude.functional.transforms import code_digest  # which imports torch
+
+        if (code := code_digest(recipe.augment.transform)) is not None:
+            inputs["code of augment.transform"] = code
     if (weights := Path(recipe.model.weights)).is_file():
         inputs["file of model.weights"] = hash_of_file(weights)
     return inputs

@@ -14,10 +14,8 @@ from etude.core.predictions import Predictions
 from etude.data.batches import TrainingRows
 from etude.data.dataset import Dataset
 from etude.data.stores.device import DeviceStore
-from etude.recipe.settings import Recipe
 from etude.study.run.network import Candidate
 from etude.study.run.prepare import Prepared, on_device
-from etude.study.run.request import Request
 from etude.study.run.session import Session
 
 
@@ -105,35 +103,6 @@ class Pool:
             )
             for part, rows, at in self.of_parts(chosen)
         ]  # fmt: skip
-
-
-def refuse_mismatch(request: Request, recipe: Recipe) -> None:
-    """Refuse images and teachers that the recipe does not use, and a recipe that lacks what it is about."""
-    settings = recipe.unlabeled
-    if request.unlabeled is not None and settings.method == "off" and not request.teachers:
-        raise EtudeError("--unlabeled gives images that unlabeled.method=off leaves unused: leave out one of the two")
-    if settings.is_on and request.unlabeled is None and not (settings.use_test and request.test is not None):
-        raise EtudeError(
-            f"recipe {recipe.name!r} learns from images without labels, and there are none: give them with --unlabeled"
-            + ("" if settings.use_test else "; unlabeled.use_test=false leaves the test images out")
-        )
-    if settings.method == "online" and "finetune" not in recipe.stages:
-        raise EtudeError(
-            f"recipe {recipe.name!r} fine-tunes no network that online pseudo-labels could teach: "
-            "--set unlabeled.method=head works on a head alone"
-        )
-    if recipe.distill.model_fields_set and not request.teachers:
-        raise EtudeError(f"recipe {recipe.name!r} learns from a teacher, and there is none: give a run with --teacher")
-    if request.teachers and "finetune" not in recipe.stages:
-        raise EtudeError(f"recipe {recipe.name!r} fine-tunes no network that --teacher could teach: give another one")
-    if request.teachers and settings.is_on:
-        raise EtudeError(
-            f"--teacher and unlabeled.method={settings.method} both say what unlabelled images are: give --recipe "
-            "distill, or leave --teacher out"
-        )
-    for path in request.teachers:
-        if not path.exists():
-            raise EtudeError(f"--teacher {path} does not exist: give the folder of a run, or a file of probabilities")
 
 
 def pool_of(session: Session, prepared: Prepared) -> Pool | None:
