@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -23,6 +24,16 @@ def test_shortcuts_become_settings_once():
     request = Request(Path("in"), settings={"train.epochs": 2}, lr="auto", cache_limit="20GB", labels="strict")
     expected = {"train.epochs": 2, "train.find_lr": True, "data.cache_limit": "20GB", "data.labels": "strict"}
     assert request.settings == replace(request, seed=1).settings == expected
+
+
+def test_the_record_gives_the_same_request_again(tmp_path: Path):
+    asked = Request(
+        Path("in"), test=Path("test"), teachers=[Path("one")], settings=["train.lr=0.1", 'stages=["head"]'], lr="auto",
+        image_root=tmp_path, sample="10%", folds=3, seed=7,
+    )  # fmt: skip
+    kept = json.loads(json.dumps(asked.as_record()))
+    assert kept.pop("cwd") == str(Path.cwd())
+    assert Request(**kept) == asked
 
 
 def test_paths_of_the_users_home_are_expanded():
