@@ -1,7 +1,8 @@
-"""Exact resume: `etude fit` on MNIST digits, killed at random moments of training (SIGKILL) and resumed until it ends.
+"""Exact resume: `etude fit` on MNIST digits, killed at random moments of training and resumed until it ends.
 
 make bench-resume
 make bench-resume ARGS='--presets plateau,one-cycle --kills 8 --seed 1'
+make bench-resume ARGS='--presets one-cycle --kills 20 --signal SIGINT'
 
 Each preset is trained once without interruption and once with kills; the bytes of model.safetensors must be the same.
 Two presets run side by side, a thread each: on a CPU the order of sums, and so the last bit, depends on the threads.
@@ -19,9 +20,11 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from common import machine
 from etude.core.context import Silent
@@ -56,13 +59,13 @@ class Tally:
 class Run:
     """A run in a folder, started and resumed by processes of its own."""
 
-    def __init__(self, folder: Path, preset: str, digits: Path, cache: Path) -> None:
+    def __init__(self, folder: Path, preset: str, digits: Path, cache: Path, sent: signal.Signals) -> None:
         length = f"timeline.length={EPOCHS}ep" if preset == "five-minutes" else f"train.epochs={EPOCHS}"
         settings = [word for setting in (*SETTINGS, length) for word in ("--set", setting)]
         words = [str(digits), "--sample", "500", "--recipe", preset, *settings, "--quiet", "--out", str(folder)]
         self.folder, self.command = folder, [sys.executable, "-m", "etude", "fit", *words]
         self.environment = {**os.environ, "ETUDE_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
-        self.starts = 0
+        self.sent, self.starts = sent, 0
 
     @property
     def model(self) -> bytes:
@@ -71,9 +74,12 @@ class Run:
 
     def start(self) -> subprocess.Popen[bytes]:
         """Start the run, or resume it."""
-        command = [*self.command, "--resume"] if self.starts else self.command
+        again = [*self.command[:3], "resume", str(self.folder), "--quiet"]
+        command = again if self.starts else self.command
         self.starts += 1
-        return subprocess.Popen(command, env=self.environment)
+        # A shell starts what it runs in the background deaf to Ctrl-C, and children inherit that.
+        listening = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        return subprocess.Popen(command, env=self.environment, stderr=subprocess.DEVNULL, preexec_fn=listening)
 
     def wait_for_training(self, process: subprocess.Popen[bytes]) -> None:
         """Return when the process trains, or has ended. TensorBoard begins a file whenever training begins."""
@@ -100,20 +106,20 @@ class Run:
         try:
             process.wait(after)
         except subprocess.TimeoutExpired:
-            process.kill()
-        if process.wait() != -signal.SIGKILL:
+            process.send_signal(self.sent)
+        if process.wait() not in (-signal.SIGKILL, 130, 143):
             self.check(process)
         return read_run(self.folder)["state"] != "finished"
 
 
-def try_preset(preset: str, kills: int, seed: int, folder: Path, digits: Path) -> Tally:
+def try_preset(preset: str, kills: int, seed: int, folder: Path, digits: Path, sent: signal.Signals) -> Tally:
     """Return what becomes of ``kills`` kills of a preset's training, at moments spread evenly at random over it."""
-    whole = Run(folder / f"{preset}-whole", preset, digits, folder / "cache")
+    whole = Run(folder / f"{preset}-whole", preset, digits, folder / "cache", sent)
     whole.finish()
     stage = next(stage for stage in read_run(whole.folder)["stages"] if stage["name"] == "fine-tune")
     tally, rng = Tally(whole_steps=stage["notes"]["steps"]), rng_for(seed, f"kills/{preset}")
     while tally.kills < kills:  # a run may end before its last kill comes: then another one takes the kills left
-        run = Run(folder / f"{preset}-{len(tally.equal)}", preset, digits, folder / "cache")
+        run = Run(folder / f"{preset}-{len(tally.equal)}", preset, digits, folder / "cache", sent)
         moments = np.sort(rng.uniform(0.0, stage["seconds"], kills - tally.kills))
         ended = False
         for pause in np.diff(moments, prepend=0.0):
@@ -121,7 +127,8 @@ def try_preset(preset: str, kills: int, seed: int, folder: Path, digits: Path) -
             if ended:
                 break
             tally.kills += 1
-            tally.steps.append(ResumeFolder(run.folder).step)
+            saved = ResumeFolder(run.folder).checkpoint
+            tally.steps.append(0 if saved is None else torch.load(saved, weights_only=True)["global_step"])
         if not ended:
             run.finish()
         tally.equal.append(run.model == whole.model)
@@ -134,6 +141,7 @@ def main() -> None:
     parser.add_argument("--presets", default=",".join(PRESETS), help="names, separated by commas")
     parser.add_argument("--kills", type=int, default=4, help="of each preset")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--signal", choices=("SIGKILL", "SIGINT", "SIGTERM"), default="SIGKILL", help="that is sent")
     given = parser.parse_args()
     presets = given.presets.split(",")
     if unknown := set(presets) - set(PRESETS):
@@ -142,7 +150,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(2) as pool:
         folder = Path(name)
         digits = write_digits(folder / "digits", Silent()).train
-        waiting = [pool.submit(try_preset, preset, given.kills, given.seed, folder, digits) for preset in presets]
+        rest = (given.kills, given.seed, folder, digits, signal.Signals[given.signal])
+        waiting = [pool.submit(try_preset, preset, *rest) for preset in presets]
         print(f"{'preset':14}{'kills':>6}  {'model equal':12}  last checkpoint at each kill", flush=True)
         tallies: list[Tally] = []
         for preset, future in zip(presets, waiting, strict=True):

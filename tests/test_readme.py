@@ -46,8 +46,8 @@ def test_etude_commands_run_in_order(etude, tmp_path):
     assert etude("timeline", "mine.toml").code == 0
     (tmp_path / "mine.toml").write_text(TOML[0].replace("128", "24").replace("224", "32"))
     for words in commands:
-        if "--resume" in words:
-            stop(tmp_path / words[words.index("--out") + 1])
+        if words[1] == "resume":
+            stop(tmp_path / words[2])
         ended = etude(*smaller(words)[1:])
         assert ended.code == 0, (words, ended.err)
         assert not ended.err, words

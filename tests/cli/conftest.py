@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -11,24 +12,26 @@ from etude.callbacks import Clock
 
 
 @pytest.fixture
-def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
-    """Return a function that lets Ctrl-C come at the n-th step of fine-tuning from now; 0: never.
+def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
+    """Return a function that stops a run at the n-th step of fine-tuning from now, within it or by a signal; 0: never.
 
     It returns the list of the steps that have begun since.
     """
     own, begun = Clock.on_train_batch_start, list[int]()
-    limit = 0
+    limit, sent = 0, 0
 
     def start(self: Clock, trainer: Any, *rest: Any) -> None:
         if self.timeline.phases[0].name != "range test":
             begun.append(trainer.global_step)
         if limit and len(begun) == limit:
-            raise KeyboardInterrupt
+            if not sent:
+                raise KeyboardInterrupt
+            signal.raise_signal(sent)
         own(self, trainer, *rest)
 
-    def set_limit(step: int) -> list[int]:
-        nonlocal limit
-        limit = step
+    def set_limit(step: int, number: int = 0) -> list[int]:
+        nonlocal limit, sent
+        limit, sent = step, number
         begun.clear()
         return begun
 

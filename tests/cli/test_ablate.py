@@ -180,7 +180,7 @@ def test_a_stopped_ablation_ends_as_one_that_was_not(etude, images, tmp_path, pr
     pretended.until(4)
     assert etude("ablate", images, *TWO, "--out", "abl").code == 130
     pretended.until(0)
-    ended = etude("ablate", images, *TWO, "--out", "abl", "--resume")
+    ended = etude("resume", "abl")
     assert ended.code == 0, ended.err
     assert pretended.begun == ["full/seed-1", "without-mixup/seed-1", "without-ema/seed-1"]
     assert found_in(tmp_path / "abl") == found_in(tmp_path / "whole")

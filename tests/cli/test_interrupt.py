@@ -43,7 +43,7 @@ def test_stop_by_hand_is_recorded_and_stage_one_can_predict(etude, tmp_path, num
     ended, told = sent(number, tmp_path, own_process)
     assert ended == code
     assert "Traceback" not in told
-    assert "--resume --out" in told.splitlines()[-1]
+    assert "etude resume" in told.splitlines()[-1]
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["state"] == "interrupted"
     assert record["stages"][-1]["name"] == "fine-tune"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -94,18 +95,23 @@ def whole(etude, images, tmp_path, kept) -> tuple[object, ...]:
 
 @pytest.mark.slow
 def test_stopped_by_hand_and_resumed_twice(etude, whole, tmp_path, stop_at):
-    run = whole
-    stop_at(8)
-    assert etude(*run, "--out", "run").code == 130
+    """Not by Ctrl-C in the terminal alone, and from another folder too."""
+    begun = stop_at(8, signal.SIGINT)
+    ended = etude(*whole, "--set", "train.checkpoint_every=30m", "--out", "run")
+    # A validation follows the eighth step, and a checkpoint the ninth.
+    assert (ended.code, len(begun)) == (130, 9)
+    assert ended.err.endswith("etude resume run\n")
     assert record_of(tmp_path / "run")["state"] == "interrupted"
     (tmp_path / "run" / ".history.csv.99999.tmp").touch()  # as a kill -9 leaves it
-    begun = stop_at(6)
-    assert etude(*run, "--out", "run", "--resume").code == 130
-    assert begun[0] > 0
+    begun = stop_at(6, signal.SIGTERM)
+    assert etude("resume", "run").code == 143
+    assert begun == list(range(9, 15))
     begun = stop_at(0)
-    ended = etude(*run, "--out", "run", "--resume")
+    (tmp_path / "elsewhere").mkdir()
+    with contextlib.chdir(tmp_path / "elsewhere"):
+        ended = etude("resume", "../run")
     assert ended.code == 0, ended.err
-    assert 0 < begun[0] < begun[-1] == STEPS - 1
+    assert begun == list(range(15, STEPS))
     same_files(tmp_path / "run", tmp_path / "whole")
     record = record_of(tmp_path / "run")
     assert (record["state"], record["error"], len(record["resumed"])) == ("finished", None, 2)
@@ -176,7 +182,7 @@ def test_killed_and_resumed(etude, whole, tmp_path):
     assert code_of(pid) == -signal.SIGKILL
     record = record_of(tmp_path / "run")
     assert record["state"] == "running"
-    ended = etude(*run, "--out", "run", "--resume")
+    ended = etude("resume", "run")
     assert ended.code == 0, ended.err
     same_files(tmp_path / "run", tmp_path / "whole")
     record = record_of(tmp_path / "run")
@@ -212,7 +218,7 @@ def test_what_does_not_fit_is_refused_and_leaves_no_mark(etude, stopped, images,
     for more, told in others:
         said = sentence_of(etude(*stopped, *more))
         assert told in said, more
-        assert "leave out --resume" in said, more
+        assert "without --resume" in said, more
         assert record_of(tmp_path / "run") == before, more
     check_changed_images_are_refused(etude, stopped, images)
     check_another_process_at_work_is_refused(etude, stopped, tmp_path)

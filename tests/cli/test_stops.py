@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from etude.api import fit as etude_fit
 from etude.journal import record
 from etude.journal.runs import is_complete, read_run
 from etude.study import diagnostics
@@ -111,11 +112,55 @@ def test_a_stop_ends_in_a_sentence_and_can_be_gone_on_from(etude, tmp_path, at, 
     if moment == "read_sources":
         assert not (tmp_path / "run").exists()
         return
-    assert "--resume --out run" in ended.err
+    assert ended.err.endswith("etude resume run\n")
     state = read_run(tmp_path / "run")["state"]
     assert state == ("finished" if moment in AFTER_TRAINING else "interrupted")
-    assert etude("fit", "train", "--out", "run", "--resume").code == 0
+    assert etude("resume", "run").code == 0
     assert names_in(tmp_path / "run") == DONE
+
+
+def test_a_finished_run_is_named_with_its_report(etude, tmp_path, at):
+    assert etude("fit", "train", "--out", "run").code == 0
+    before = (tmp_path / "run" / "run.json").read_bytes()
+    ended = etude("resume", "run")
+    assert (ended.code, ended.err) == (0, "")
+    assert "run/report.html" in ended.out
+    assert (tmp_path / "run" / "run.json").read_bytes() == before
+
+
+def test_a_run_that_cannot_be_gone_on_with_is_refused_in_a_sentence(etude, images, tmp_path, at):
+    at("training", stop_by(signal.SIGINT))
+    table = write_table(images)
+    assert etude("fit", table, *TABLE, "--out", "a run").code == 130
+    file = tmp_path / "a run" / "run.json"
+    kept = json.loads(file.read_text())
+    others: dict[str, dict[str, Any]] = {
+        "--resume --out 'a run' (etude fit": {key: value for key, value in kept.items() if key != "request"},
+        f"{tmp_path}/gone.csv": {**kept, "request": {**kept["request"], "train": "gone.csv"}},
+        "can be resumed": {**kept, "request": {**kept["request"], "train": 5}},
+        "no setting": {**kept, "request": {**kept["request"], "settings": {"train.epoch": 5}}},
+    }
+    for words, content in others.items():
+        file.write_text(json.dumps(content))
+        ended = etude("resume", "a run")
+        assert (ended.code, len(ended.err.splitlines())) == (2, 1), words
+        assert words in ended.err
+        assert json.loads(file.read_text()) == content
+    file.write_text(json.dumps(kept))
+    table.rename(tmp_path / "moved.csv")
+    assert str(table) in etude("resume", "a run").err
+    (tmp_path / "moved.csv").rename(table)
+    assert etude("resume", "a run").code == 0
+
+
+def test_a_run_from_python_is_resumed_by_the_command(etude, images, tmp_path, at):
+    at("training", stop_by(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        etude_fit("train", settings={"train.lr": 0.5}, tags=["one"], folds=2, out="run", quiet=True)
+    assert etude("resume", "run").code == 0
+    record = read_run(tmp_path / "run")
+    assert (record["state"], record["settings"]["train.lr"], record["tags"]) == ("finished", 0.5, ["one"])
+    assert record["command"] == ["etude.fit", "train"]
 
 
 def test_a_stop_that_a_library_turns_into_an_error_of_its_own_is_a_stop(etude, at):
@@ -144,13 +189,14 @@ def test_the_second_of_two_starts_is_refused_and_leaves_the_first_alone(etude, t
     codes: list[int] = []
 
     def again() -> None:
-        others = [forked(lambda words=words: os._exit(etude(*words).code)) for words in (run, (*run, "--resume"))]
+        commands = (run, (*run, "--resume"), ("resume", "run"))
+        others = [forked(lambda words=words: os._exit(etude(*words).code)) for words in commands]
         codes.extend(code_of(other) for other in others)
 
     run = ("fit", "train", "--out", "run")
     at("training", again)
     assert etude(*run).code == 0
-    assert codes == [2, 2]
+    assert codes == [2, 2, 2]
     assert (tmp_path / "run" / "trained").read_text() == "once\n"
     assert names_in(tmp_path / "run") == DONE
 

@@ -44,6 +44,9 @@ class CountingProgress:
         self.bars[name] = [total, 0]
         return _CountingBar(self.bars[name])
 
+    def say(self, text: str) -> None:
+        """Show nothing."""
+
 
 class _CountingBar:
     def __init__(self, counts: list[int]) -> None:

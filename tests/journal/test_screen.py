@@ -82,6 +82,20 @@ def test_a_bar_that_is_broken_off_says_how_far_it_came():
     ]
 
 
+def test_a_bar_of_hours_and_one_among_other_lines_write_no_more_than_they_must():
+    screen, file, clock = plain()
+    with screen.bar("train", 10_000) as advance:
+        for step in range(10_000):
+            clock.now += 1
+            advance()
+            if step in (5_000, 5_400):
+                screen.say("validated")
+    lines = file.getvalue().splitlines()
+    assert 15 <= len(lines) <= 23
+    first = lines.index("validated")
+    assert lines[first + 1] == "validated"
+
+
 def test_bars_of_nothing_and_nested_bars_in_a_log():
     screen, file, clock = plain()
     with screen.bar("epochs", 2, "epochs") as epoch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,16 @@ def test_a_size_is_that_of_features_and_of_the_end_of_training(recipe: str, size
 def test_bad_values_of_such_options_are_refused(given: dict[str, Any]):
     with pytest.raises(EtudeError, match="received"):
         load_recipe("default", Request(train=Path("x"), **given).settings)
+
+
+def test_the_record_gives_the_same_request_again(tmp_path: Path):
+    asked = Request(
+        Path("in"), test=Path("test"), teachers=[Path("one")], settings=["train.lr=0.1", 'stages=["head"]'], lr="auto",
+        image_root=tmp_path, sample="10%", folds=3, seed=7,
+    )  # fmt: skip
+    kept = json.loads(json.dumps(asked.as_record()))
+    assert kept.pop("cwd") == str(Path.cwd())
+    assert Request(**kept) == asked
 
 
 def test_paths_of_the_users_home_are_expanded():

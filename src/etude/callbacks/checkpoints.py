@@ -1,11 +1,16 @@
-"""Checkpoints from which a killed run goes on exactly: by time and by epoch, each written whole or not at all."""
+"""Checkpoints from which a stopped run goes on exactly: by time, by epoch and at a stop, each whole or absent."""
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import etude.compat  # noqa: F401  (before lightning)
@@ -16,8 +21,10 @@ from lightning.pytorch.callbacks import Checkpoint
 from etude.callbacks.base import EtudeCallback, ends_step
 from etude.core.errors import EtudeError
 from etude.core.files import replacing
+from etude.core.stops import handled_by
 
 FILE_NAME = "last.ckpt"
+_PATIENCE = 8.0  # seconds; docker stop kills what has not ended after 10
 
 
 class Checkpoints(EtudeCallback, Checkpoint):
@@ -27,12 +34,15 @@ class Checkpoints(EtudeCallback, Checkpoint):
     validation is due right after the step it saves first: a run resumed from there would leave that validation out, and
     a plateau would not see it. Here such a step is passed over, and the next one is saved.
 
+    Ctrl-C or SIGTERM takes effect once the step has ended and is saved, or after 8 seconds, or when it comes again.
+
     Args:
         folder: where ``last.ckpt`` stands; it is replaced each time.
         every_steps: such as the steps of an epoch; by default time alone counts.
         every_seconds: of wall time.
         warn: called when a checkpoint cannot be written; training goes on with the one before.
         clock: seconds from any start.
+        at_stop: whether signals wait for a checkpoint.
     """
 
     def __init__(
@@ -43,15 +53,26 @@ class Checkpoints(EtudeCallback, Checkpoint):
         every_seconds: float = 60.0,
         warn: Callable[[str], object] = warnings.warn,
         clock: Callable[[], float] = time.monotonic,
+        at_stop: bool = True,
     ) -> None:
         super().__init__()
         self.path = Path(folder) / FILE_NAME
         self.every_steps, self.every_seconds = every_steps, every_seconds
         self._warn, self._clock = warn, clock
         self._saved_step, self._saved_at = 0, 0.0
+        self._at_stop, self._handling = at_stop, ExitStack()
+        self._stop: threading.Timer | None = None  # sends the signal that came again, if no checkpoint has by then
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._saved_step, self._saved_at = trainer.global_step, self._clock()
+        if self._at_stop:
+            self._handling.enter_context(handled_by(self._wait))
+
+    def _wait(self, number: int, frame: FrameType | None) -> None:
+        self._handling.close()  # the second one takes effect at once
+        self._stop = threading.Timer(_PATIENCE, os.kill, [os.getpid(), number])  # which wakes the main thread
+        self._stop.daemon = True
+        self._stop.start()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -60,13 +81,25 @@ class Checkpoints(EtudeCallback, Checkpoint):
             return  # half a step's gradients would be lost, and a resumed run would count its batches from there
         step = trainer.global_step
         stepped = self.every_steps is not None and step - self._saved_step >= self.every_steps
-        due = stepped or self._clock() - self._saved_at >= self.every_seconds
+        due = stepped or self._stop is not None or self._clock() - self._saved_at >= self.every_seconds
         # Wall time differs between processes, and all of them take part in saving.
         if trainer.world_size > 1:
             due = trainer.strategy.broadcast(due)
         if due and not self._is_followed(trainer, batch_idx):
             self._save(trainer)
             self._saved_step, self._saved_at = step, self._clock()
+            if (stop := self._stop) is not None:
+                self._stop = None
+                stop.cancel()
+                signal.raise_signal(stop.args[1])
+
+    def undo(self) -> None:
+        self._handling.close()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        super().on_exception(trainer, pl_module, exception)
+        if self._stop is not None:
+            self._stop.cancel()
 
     def _is_followed(self, trainer: pl.Trainer, batch_idx: int) -> bool:
         """Whether a validation or the end comes right after this step."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,24 @@ import etude.compat  # noqa: F401  (before lightning)
 import lightning.pytorch as pl
 import torch
 
-from etude.callbacks.base import EtudeCallback, ends_step, loss_of
+from etude.callbacks.base import EtudeCallback, callbacks_of, ends_step, loss_of
 from etude.callbacks.clock import clock_of
 from etude.core.context import Advance, BarContext, Progress
 from etude.core.files import replacing
+from etude.core.text import rough_duration
+
+_LINES = 20  # of a training, about
+_COLUMNS = {
+    "epoch": 9,
+    "step": 6,
+    "px": 4,
+    "lr": 7,
+    "train loss": 10,
+    "valid loss": 10,
+    "accuracy": 8,
+    "": 4,
+    "left": 6,
+}
 
 
 class History(EtudeCallback):
@@ -113,13 +129,18 @@ class History(EtudeCallback):
 
 
 class TrainingProgress(EtudeCallback):
-    """One bar over all steps of the run, in images."""
+    """One bar over all steps of the run, in images, and above it a line for each row of a :class:`History`.
+
+    Where there are more than about 20 validations, those lines are left out that come sooner than a 20th of the run
+    after the one before.
+    """
 
     def __init__(self, progress: Progress, steps: int, batch_size: int, name: str = "fine-tune") -> None:
         super().__init__()
         self.progress, self.steps, self.batch_size, self.name = progress, steps, batch_size, name
         self._context: BarContext | None = None
         self._advance: Advance | None = None
+        self._began, self._shown = (0, 0.0), -1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
@@ -127,12 +148,28 @@ class TrainingProgress(EtudeCallback):
         self._advance = self._context.__enter__()
         if trainer.global_step:  # a resumed run
             self._advance(trainer.global_step * self.batch_size)
+        self._began, self._shown = (trainer.global_step, time.monotonic()), -1
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self._advance and ends_step(trainer, batch_idx):
             self._advance(self.batch_size)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        history = next((one for one in callbacks_of(trainer) if isinstance(one, History)), None)
+        if not self._context or not history or not trainer.is_global_zero:
+            return
+        clock, step = clock_of(trainer), trainer.global_step
+        steps = self.steps if clock is None else max(1, round(self.steps * clock.timeline.end))
+        if step * _LINES // steps == self._shown:
+            return
+        if self._shown < 0:
+            self.progress.say(_line({name: name for name in _COLUMNS}))
+        self._shown = step * _LINES // steps
+        start, began = self._began
+        left = (steps - step) * (time.monotonic() - began) / max(1, step - start)
+        self.progress.say(_line({**_cells(history, steps), "left": rough_duration(left) if step < steps else ""}))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.undo()
@@ -141,3 +178,28 @@ class TrainingProgress(EtudeCallback):
         if self._context:
             self._context.__exit__(None, None, None)
             self._context = self._advance = None
+
+
+def _line(cells: Mapping[str, str]) -> str:
+    return "  ".join(cells[name].rjust(width) for name, width in _COLUMNS.items()).rstrip()
+
+
+def _cells(history: History, steps: int) -> dict[str, str]:
+    """Return what the line of the last validation says, with ``best`` where none before was as good."""
+    row = history.rows[-1]
+
+    def number(name: str, form: str) -> str:
+        return "" if row.get(name) is None else format(row[name], form)
+
+    of = f"/{round(steps / history.epoch_steps, 1):g}" if history.epoch_steps else ""
+    scores = [(one.get("valid_accuracy", 0.0), -one.get("valid_loss", math.inf)) for one in history.rows]
+    return {
+        "epoch": f"{round(row['epoch'], 1):g}{of}",
+        "step": str(row["step"]),
+        "px": number("image_size", "g"),
+        "lr": number("lr", ".1e"),
+        "train loss": number("train_loss", ".4f"),
+        "valid loss": number("valid_loss", ".4f"),
+        "accuracy": number("valid_accuracy", ".2%"),
+        "": "best" if scores[-1] > max(scores[:-1], default=(0.0, -math.inf)) else "",
+    }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
@@ -14,6 +13,7 @@ from cyclopts import App, CycloptsError, CycloptsPanel
 
 import etude
 from etude.core.errors import EtudeError, Terminated
+from etude.core.stops import handled_by
 from etude.core.text import visible
 
 _LESS = "lower train.batch_size or the image size, or free some memory, and run again"
@@ -31,6 +31,7 @@ app = App(
 _HELP = {
     "demo": "Train on 5,000 MNIST digits from a pip package, in about a minute.",
     "fit": "Train on class folders or a table, and predict a test set.",
+    "resume": "Go on with a run that was stopped or killed.",
     "predict": "Predict images with a finished run.",
     "refine": "Improve predictions without training; keep only what helps.",
     "blend": "Blend the predictions of several models.",
@@ -95,21 +96,13 @@ def _stoppable() -> Generator[None]:
         received.append(Terminated if number == signal.SIGTERM else KeyboardInterrupt)
         raise received[-1]
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    # What the caller ignores, as nohup and a shell's background do, stays ignored.
-    known = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, stop) for number in known}
-    try:
-        yield
-    except Exception as problem:
-        if received:
-            raise received[0] from problem
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with handled_by(stop):
+        try:
+            yield
+        except Exception as problem:
+            if received:
+                raise received[0] from problem
+            raise
 
 
 def _stop(sentence: str, code: int) -> None:

@@ -28,10 +28,14 @@ BarContext = AbstractContextManager[Advance]
 
 
 class Progress(Protocol):
-    """Something that can show progress bars; ``journal.screen`` draws them, tests count them."""
+    """Something that can show lines and progress bars; ``journal.screen`` draws them, tests count them."""
 
     def bar(self, name: str, total: int, unit: str = "images") -> BarContext:
         """Open a bar of ``total`` units; the context yields the function that advances it."""
+        ...
+
+    def say(self, text: str) -> None:
+        """Show one line."""
         ...
 
 
@@ -41,6 +45,9 @@ class Silent:
     def bar(self, name: str, total: int, unit: str = "images") -> BarContext:
         """Return a context whose advance function does nothing."""
         return nullcontext(_ignore)
+
+    def say(self, text: str) -> None:
+        """Show nothing."""
 
 
 def _ignore(count: object = None) -> None:
@@ -59,6 +66,10 @@ class Context:
     def bar(self, name: str, total: int, unit: str = "images") -> BarContext:
         """Open a bar of ``total`` units; the context yields the function that advances it."""
         return self.progress.bar(name, total, unit)
+
+    def say(self, text: str) -> None:
+        """Show one line."""
+        self.progress.say(text)
 
     def cached(self, *parts: str) -> Path:
         """Return a path in the cache."""

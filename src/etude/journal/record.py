@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, NotRequired, TypedDict, Unpack
 
 import numpy as np
 
@@ -116,13 +116,14 @@ class Stage:
 
 
 class Stated(TypedDict):
-    """What a run is to do; ``changed`` are the settings unlike the recipe's."""
+    """What a run is to do; ``changed`` are the settings unlike the recipe's, ``request`` what resumes it."""
 
     command: Sequence[str]
     recipe: str
     settings: Mapping[str, Any]
     changed: Mapping[str, Any]
     seed: int
+    request: NotRequired[Mapping[str, Any]]
 
 
 class RunRecord:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import re
 import threading
@@ -22,6 +23,7 @@ from etude.core.text import duration, visible
 
 _LOG_WIDTH = 80
 _SECONDS_BETWEEN_LINES = 10.0
+_LINES = 20  # of a bar at most
 _SECONDS_WORTH_A_LINE = 2.0
 _NUMBER = re.compile(r"[-+]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?( ?± ?\d[\d.]*)?( ?(%|[a-zA-Zµ/]{1,8}))?")
 
@@ -42,7 +44,7 @@ class Screen:
         console = _Console(**plain)
         self._live = console.is_terminal and not console.is_dumb_terminal
         self._console = console if self._live else _Console(**plain, width=_LOG_WIDTH, no_color=True)
-        self._quiet, self._clock = quiet, clock
+        self._quiet, self._clock, self._last = quiet, clock, -math.inf
         self._lock = threading.Lock()
         self._bars: Progress | None = None
         self._open_bars = 0
@@ -86,7 +88,10 @@ class Screen:
         self._console.print(table)
 
     def bar(self, name: str, total: int, unit: str = "images") -> BarContext:
-        """Open a bar, safe to advance from threads; without a terminal there is a line every 10 s and at the end."""
+        """Open a bar, safe to advance from threads.
+
+        Without a terminal there is a line at the end, and before it wherever none came for 10 s and a 20th of the time.
+        """
         if self._quiet:
             return Silent().bar(name, total, unit)
         return self._live_bar(name, total, unit) if self._live else self._plain_bar(name, total, unit)
@@ -124,17 +129,18 @@ class Screen:
     @contextmanager
     def _plain_bar(self, name: str, total: int, unit: str) -> Generator[Advance]:
         start = last = self._clock()
-        done = 0
+        done, wait = 0, _SECONDS_BETWEEN_LINES
 
         def advance(count: int = 1) -> None:
-            nonlocal done, last
+            nonlocal done, last, wait
             with self._lock:
                 done += count
                 now = self._clock()
-                due = now - last >= _SECONDS_BETWEEN_LINES and done < total
+                due = now - max(last, self._last) >= wait and done < total
                 last = now if due else last
                 so_far = done
             if due:
+                wait = max(wait, (now - start) / so_far * total / _LINES if so_far else wait)
                 rate = so_far / (now - start)
                 left = f", {duration((total - so_far) / rate)} left" if rate > 0 else ""
                 self.say(f"{name} {so_far:,} of {total:,} {unit} ({_rate(rate, unit)}{left})")
@@ -148,6 +154,7 @@ class Screen:
                 self.say(f"{name} {amount} {unit} in {duration(seconds)} ({_rate(done / seconds, unit)})")
 
     def _print(self, text: Text) -> None:
+        self._last = self._clock()
         self._console.print(text, soft_wrap=True)
 
     def _safe(self, text: str) -> str:

@@ -59,8 +59,11 @@ def fine_tune(
     callbacks: list[pl.Callback] = [clock, *limits, history, *averaging, *tricks(task, plan.timeline)]
     callbacks += [
         TrainingProgress(context, plan.steps, task.batch_size, name),
-        Checkpoints(kept.folder, every_steps=round(plan.epoch_steps), every_seconds=every, warn=context.warn),
-    ]
+        Checkpoints(
+            kept.folder, every_steps=round(plan.epoch_steps), every_seconds=every, warn=context.warn,
+            at_stop=task.left is None,  # of a budget, a stop is the end
+        ),
+    ]  # fmt: skip
     # A new run's processes do not wait for the first to clear the folder, so an older checkpoint may still be there.
     checkpoint, start = (kept.checkpoint, kept.step_for(module)) if task.resume else (None, None)
     with quiet_lightning():

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import signal
-import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
 
 from etude.core.errors import EtudeError
+from etude.core.stops import handled_by
 from etude.timeline import parse_length
 
 _REPORT = 5.0  # seconds, after the predictions
@@ -42,27 +42,22 @@ class Budget:
     @contextmanager
     def finishing(self) -> Generator[None]:
         """Take the first Ctrl-C or SIGTERM for the end of the budget."""
-        if not self.is_limited or threading.current_thread() is not threading.main_thread():
+        if not self.is_limited:
             yield
             return
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
         def stop(number: int, frame: FrameType | None) -> None:
             if self.enough:
-                signal.signal(number, before[signal.Signals(number)])
+                signal.signal(number, before[number])
                 signal.raise_signal(number)
             self.enough = True
 
-        for number, handler in before.items():
-            if handler != signal.SIG_IGN:  # as nohup leaves it
-                signal.signal(number, stop)
-        self._handler = None if before[signal.SIGTERM] == signal.SIG_IGN else stop
-        try:
-            yield
-        finally:
-            self._handler = None
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        with handled_by(stop) as before:
+            self._handler = stop if signal.SIGTERM in before else None
+            try:
+                yield
+            finally:
+                self._handler = None
 
 
 def budget_seconds(text: str) -> float:

@@ -7,6 +7,7 @@ names. This module is light: ``--help`` imports it.
 from __future__ import annotations
 
 import itertools
+import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -167,6 +168,16 @@ class Request(FitOptions):
         if self.mlflow is not None:
             check_server(self.mlflow)
 
+    def as_record(self) -> dict[str, Any]:
+        """Return what ``run.json`` keeps to resume the run by; relative paths start from ``cwd``."""
+        from etude.recipe.load import changes_of
+
+        kept = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in _NOT_KEPT}
+        return {
+            "cwd": str(Path.cwd()),
+            **json.loads(json.dumps({**kept, "settings": changes_of(self.settings)}, default=str)),
+        }
+
     def read_train(self, settings: DataSettings, context: Context) -> ImageSet:
         names = ("image_column", "label_column", "weight_column", "image_root")
         return self._read(self.train, names, settings, context, split_column=settings.split_column)
@@ -197,6 +208,7 @@ _SHORT = {
 }
 """The settings that an option is short for; as ``--lr`` it goes before a ``--set`` of the same."""
 
+_NOT_KEPT = {"out", "resume", "tags", "quiet", "command", "parent"}  # other than when it began, or in the record itself
 _PATHS = {"train", "valid", "test", "unlabeled", "out", "cache", "image_root", "sample_submission"}
 
 

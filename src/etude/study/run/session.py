@@ -16,8 +16,9 @@ from etude.core.context import Context
 from etude.core.errors import EtudeError, error_text, listed
 from etude.core.metrics import accuracy, adjusted_error, log_loss, score_of
 from etude.core.predictions import Predictions
+from etude.core.text import duration
 from etude.journal.record import RunRecord, Stage
-from etude.journal.runs import IN_NO_STAGE, at_work, is_complete, read_record, read_run, set_tags, was_kept
+from etude.journal.runs import FILE_NAME, IN_NO_STAGE, at_work, is_complete, read_record, read_run, set_tags, was_kept
 from etude.journal.screen import Screen
 from etude.recipe import Recipe, changed_settings, flat
 from etude.study.run.budget import NO_LIMIT, Budget, budget_seconds
@@ -34,8 +35,8 @@ def resumable_folder(request: Request) -> Path:
     folder = request.out or _newest_unfinished(request.train)
     if folder is None:
         raise EtudeError(
-            f"no unfinished run on {request.train} stands below runs/: give its folder with --out, or leave out "
-            "--resume to start a new run"
+            f"no unfinished run on {request.train} stands below runs/: give its folder with --out, or start a new run "
+            "without --resume"
         )
     if not (folder / "run.json").is_file():
         raise EtudeError(f"{folder} holds no run to resume: give the --out of the run that was stopped")
@@ -63,7 +64,7 @@ def record_to_resume(folder: Path) -> dict[str, Any]:
     """Return the record of the unfinished run in ``folder``, whose lock is held; refuse a finished one."""
     record = read_record(folder)
     if is_complete(record):
-        raise EtudeError(f"{folder} is finished, so nothing is left to resume: leave out --resume for a new run")
+        raise EtudeError(f"{folder} is finished, so nothing is left to resume: start a new run without --resume")
     return record
 
 
@@ -81,13 +82,13 @@ def refuse_other_settings(folder: Path, recipe: Recipe, request: Request) -> Non
     if new := sorted(asks.keys() - began.keys()):
         raise EtudeError(
             f"{folder} was begun by an earlier version of etude, which did not know {listed(new, 3, str)}, and a "
-            "resumed run would mix both: leave out --resume to start a new run"
+            "resumed run would mix both: start a new run without --resume"
         )
     differ = [f"{key} {began.get(key)!r} (now {value!r})" for key, value in asks.items() if began.get(key) != value]
     if differ:
         raise EtudeError(
-            f"{folder} was begun with {listed(differ, 3, str)}: give the same settings again to resume it, or leave "
-            "out --resume to start a new run"
+            f"{folder} was begun with {listed(differ, 3, str)}: give the same settings again to resume it, or start "
+            "a new run without --resume"
         )
 
 
@@ -106,7 +107,7 @@ def refuse_other_inputs(folder: Path, begun: Callable[[str], Any], now: Mapping[
         words = f" (with {was}, and now there is {described})" if was and described and was != described else ""
         raise EtudeError(
             f"the {' and the '.join(other)} have changed since {folder} was begun{words}, and a resumed run would mix "
-            "both: bring the old ones back, or leave out --resume and start a new run"
+            "both: bring the old ones back, or start a new run without --resume"
         )
 
 
@@ -178,11 +179,16 @@ class Session:
         return None if begun is None else Mode.from_dict(begun)
 
     def scored(self, stage: Stage, predictions: Predictions, shown: str | None = None) -> None:
-        """Write a stage's validation scores into its record and its row of the final table, named ``shown`` there."""
-        right, negative_loss = score_of(predictions)
-        stage.score("accuracy", right)
+        """Show a stage's validation scores, and write them into its record and its row of the final table.
+
+        It is named ``shown`` there.
+        """
+        share, negative_loss = score_of(predictions)
+        stage.score("accuracy", share)
         stage.score("log_loss", -negative_loss)
         self.scores[stage.name] = shown or stage.name, predictions
+        *_, right, loss = _row(stage.name, None, predictions)
+        self.screen.say(f"{stage.name}: validation accuracy {right}, log loss {loss}, {duration(stage.seconds)}")
 
     def show_table(self) -> None:
         """Show every stage, what no stage took, and the run's seconds, with scores and their standard error."""
@@ -239,7 +245,8 @@ def naming_resume(folder: Path) -> Generator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        stop.__notes__ = [f"to go on, give the same command with --resume --out {shlex.quote(str(folder))}"]
+        if (folder / FILE_NAME).is_file():
+            stop.__notes__ = [f"to go on: etude resume {shlex.quote(str(folder))}"]
         raise
 
 
@@ -250,7 +257,7 @@ def open_record(
     record = RunRecord.open(
         folder, kind=kind, command=request.command, recipe=recipe.name, settings=flat(recipe),
         changed=changed_settings(recipe), seed=request.seed, resume=request.resume, parent=request.parent,
-        tags=request.tags, began=began,
+        tags=request.tags, request=request.as_record(), began=began,
     )  # fmt: skip
     if request.resume and request.tags:  # a resumed run keeps those that it began with
         set_tags(record.folder, request.tags)
