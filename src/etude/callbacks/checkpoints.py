@@ -61,6 +61,7 @@ class Checkpoints(EtudeCallback, Checkpoint):
         self._warn, self._clock = warn, clock
         self._saved_step, self._saved_at = 0, 0.0
         self._at_stop, self._handling = at_stop, ExitStack()
+        self._stopped_by = 0  # a signal
         self._stop: threading.Timer | None = None  # sends the signal that came again, if no checkpoint has by then
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -70,6 +71,7 @@ class Checkpoints(EtudeCallback, Checkpoint):
 
     def _wait(self, number: int, frame: FrameType | None) -> None:
         self._handling.close()  # the second one takes effect at once
+        self._stopped_by = number
         self._stop = threading.Timer(_PATIENCE, os.kill, [os.getpid(), number])  # which wakes the main thread
         self._stop.daemon = True
         self._stop.start()
@@ -91,7 +93,7 @@ class Checkpoints(EtudeCallback, Checkpoint):
             if (stop := self._stop) is not None:
                 self._stop = None
                 stop.cancel()
-                signal.raise_signal(stop.args[1])
+                signal.raise_signal(self._stopped_by)
 
     def undo(self) -> None:
         self._handling.close()

@@ -37,15 +37,16 @@ def resume(run: str, *, quiet: Quiet = False) -> None:
         return
     if record["state"] == "running":
         raise at_work(folder, record["pid"], record["host"])
+    from etude.cli.fit import show_files
+    from etude.study.run.start import checked_sources, fit
+
     request = _request_of(folder, record)
     if record["kind"] == "ablate":
-        from etude.study.ablation.ablate import ablate
+        sources = checked_sources(request, screen)
+        from etude.study.ablation.ablate import ablate  # and torch with it
 
-        ablate(request, screen)
+        ablate(sources, screen)
     else:
-        from etude.cli.fit import show_files
-        from etude.study.run.job import fit
-
         show_files(screen, fit(request, screen, began))
 
 
