@@ -23,7 +23,7 @@ from peers.environments import HOME, PEERS, environment
 from portfolio.__main__ import main
 from portfolio.methods import PEER_METHODS
 
-METHODS = [name for name in PEER_METHODS if not name.endswith("30m")]
+EVERY = [name for name in PEER_METHODS if not name.endswith("30m")]
 SMALL = ["digits-8x8", "mnist-1000", "cells", "clip-art", "icons"]
 
 
@@ -40,5 +40,5 @@ if __name__ == "__main__":
     parser.add_argument("--list", action="store_true", help="only install the peers, and list them")
     given, others = parser.parse_known_args()
     if not given.list:
-        main(["--tasks", *SMALL, "--methods", "1m", "5m", "15m", *METHODS, *others])
+        main(["--tasks", *SMALL, "--methods", "1m", "5m", "15m", *EVERY, *others])
     listed(name for name in PEERS if given.list or (HOME / name).exists())

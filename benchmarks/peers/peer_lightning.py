@@ -1,7 +1,8 @@
 """A plain LightningModule, as Lightning's own example of fine-tuning has it (`computer_vision_fine_tuning.py`).
 
-A head of three layers on a frozen backbone, whose last five layers join at epoch 5 and whose others join at epoch 10;
-batch norm stays frozen. Adam at 1e-3, a tenth of it from either milestone, 15 epochs, batches of 8, flips.
+A head of three layers on a frozen backbone, whose last five layers join at epoch 5 and whose others join at epoch 10.
+Adam at 1e-3, a tenth of it from either milestone, 15 epochs, batches of 8, flips. Batch norm stays frozen, and in
+evaluation mode, as on Lightning's page about transfer learning; the example leaves it to the statistics of 8 images.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Classifier(pl.LightningModule):
         super().__init__()
         stem = nn.Sequential(backbone.conv_stem, backbone.bn1)
         top = nn.Sequential(backbone.conv_head, backbone.bn2, backbone.global_pool)
-        self.layers = nn.Sequential(stem, *backbone.blocks, top)
+        self.layers = nn.Sequential(stem, *backbone.blocks, top).eval()
         self.head = nn.Sequential(
             nn.Linear(backbone.num_features, 256), nn.ReLU(), nn.Linear(256, 32), nn.Linear(32, classes)
         )

@@ -1,13 +1,18 @@
 """Ultralytics' classifier from random weights: none of its checkpoints is part of its package, nor does it read timm's.
 
-Not on equal terms, then: its smallest network, the image size of its documentation, epochs until the time is up.
+Not on equal terms, then: its smallest network, the image size of its documentation, epochs until the time is up. A
+fifth of the images validates. It leaves out images below 10 pixels, and so cannot train on digits-8x8.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import etude.compat  # noqa: F401  (mends torchvision with a CPU torch; Ultralytics imports it)
+
+os.environ["YOLO_CONFIG_DIR"] = os.getcwd()  # not the user's
+os.environ["YOLO_OFFLINE"] = "1"
 
 import numpy as np
 from ultralytics import YOLO
@@ -23,5 +28,6 @@ for number, (path, label) in enumerate(zip(task.train, task.labels, strict=True)
 model = YOLO("yolo11n-cls.yaml")
 hours = task.seconds / 3600 if task.seconds else None
 model.train(data=str(images), imgsz=224, time=hours, seed=task.seed, workers=2, plots=False, project=str(images.parent))
-found = [result.probs.data.cpu().numpy() for result in model.predict(task.test, imgsz=224, stream=True, verbose=False)]
+results = model.predict(task.test, imgsz=224, batch=64, stream=True, verbose=False)
+found = [result.probs.data.cpu().numpy() for result in results]
 task.write(np.stack(found), [model.names[number] for number in range(len(model.names))])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,7 @@ BUDGETS = {"1m": 60, "5m": 300, "15m": 900, "30m": 1800}  # seconds
 
 
 class Failed(Exception):
-    """A peer that cannot be installed, or ended with an error; the message is the last line that it wrote."""
+    """A peer that cannot be installed, or ended with an error; the message is the line that names the error."""
 
 
 def recipe(name: str, unlabelled: bool = False, budget: str = "") -> Method:
@@ -69,7 +70,9 @@ def peer(name: str, seconds: int = 0) -> Method:
             with log.open("wb") as lines:
                 done = measured(command, folder, VARIABLES, cwd=folder, stdout=lines, stderr=subprocess.STDOUT)
         except SystemExit as error:
-            raise Failed(log.read_text(errors="replace").strip().rpartition("\n")[2]) from error
+            written = log.read_text(errors="replace").strip().splitlines() or [str(error)]
+            named = [line for line in written if re.match(r"[\w.]*(Error|Exception)\b", line)]
+            raise Failed((named or written)[-1]) from error
         with np.load(out, allow_pickle=False) as held:
             found = judged(held["probabilities"], held["classes"], held["ids"], test)
         limit = {"budget": float(seconds)} if seconds else {}

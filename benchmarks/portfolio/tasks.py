@@ -111,9 +111,8 @@ def few(draw: Callable[[Path, int], Drawn], each: int = 10) -> Callable[[Path, i
 
 def trial(folder: Path, seed: int) -> Drawn:
     """Thirty digits to train on and thirty to test: whether a method runs at all."""
-    whole = split(digits_of_sklearn)(folder, seed)
-    train, test = (part(data, balanced(data.labels, 3, seed)) for data in (whole.train, whole.test))
-    return Drawn(train, test, [])
+    whole = mnist(30)(folder, seed)
+    return Drawn(whole.train, part(whole.test, balanced(whole.test.labels, 3, seed)), [])
 
 
 def defective(data: DataSet) -> DataSet:
