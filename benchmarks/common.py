@@ -9,9 +9,10 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,7 @@ class Measured:
 
     Args:
         seconds: of wall time, the start of Python included.
-        peak_bytes: largest resident memory of the process.
+        peak_bytes: largest resident memory of the process, or of one that it started and waited for.
         folder: the run's folder.
     """
 
@@ -37,14 +38,22 @@ class Measured:
 
 def run_etude(arguments: Sequence[str], out: Path, cache: Path) -> Measured:
     """Run ``etude ARGUMENTS --out OUT`` in a process of its own and measure it; its output is shown."""
-    command = [sys.executable, "-m", "etude", *arguments, "--out", str(out)]
+    return measured([sys.executable, "-m", "etude", *arguments, "--out", str(out)], out, {"ETUDE_CACHE": str(cache)})
+
+
+def measured(command: Sequence[str], folder: Path, variables: Mapping[str, str], **how: Any) -> Measured:
+    """Run a command with more environment variables, and ``how`` as `subprocess.Popen` takes it, and measure it.
+
+    Raises:
+        SystemExit: it ended with an error.
+    """
     start = time.perf_counter()
-    process = subprocess.Popen(command, env={**os.environ, "ETUDE_CACHE": str(cache)})
+    process = subprocess.Popen(command, env={**os.environ, **variables}, **how)
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - start
     if code := os.waitstatus_to_exitcode(status):
         sys.exit(f"{' '.join(command)} ended with code {code}")
-    return Measured(seconds, usage.ru_maxrss * 1024, out)
+    return Measured(seconds, usage.ru_maxrss * 1024, folder)
 
 
 def spread(values: Sequence[float], form: str = ".2%") -> str:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -32,6 +33,7 @@ import numpy as np
 import elpv
 from common import machine, run_etude, spread
 from etude.core.predictions import Predictions
+from peers.environments import VARIABLES, environment
 
 PEERS = ("etude", "fastai", "lightning")
 Point = tuple[float, float]  # (seconds, test accuracy)
@@ -62,7 +64,8 @@ def peer_points(peer: str, folder: Path, seed: int) -> list[Point]:
     write_weights(weights)
     points = folder / "points.json"
     words = [str(train), str(folder / "truth.json"), str(weights), str(seed), str(points)]
-    subprocess.run([sys.executable, str(script), *words], check=True)
+    python = environment(peer).python if peer == "fastai" else sys.executable  # its pins are not etude's
+    subprocess.run([str(python), str(script), *words], check=True, env={**os.environ, **VARIABLES})
     return [(seconds, accuracy) for seconds, accuracy in json.loads(points.read_text())]
 
 

@@ -6,23 +6,8 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 STARTED = time.perf_counter()  # before the imports: they are part of what a user waits for
-
-
-def learner_of(frame: Any, weights: str, seed: int) -> Any:
-    """Return a vision learner on the images and labels of a table, as fastai's documentation builds it."""
-    import etude.compat  # noqa: F401  (mends torchvision with a CPU torch; fastai imports it)
-
-    from fastai.vision.all import ImageDataLoaders, Resize, accuracy, aug_transforms, set_seed, vision_learner
-
-    set_seed(seed, reproducible=True)
-    loaders = ImageDataLoaders.from_df(
-        frame, path="/", valid_pct=0.2, seed=seed, fn_col="image", label_col="label",
-        item_tfms=Resize(224), batch_tfms=aug_transforms(), bs=64, num_workers=2,
-    )  # fmt: skip
-    return vision_learner(loaders, "tf_efficientnet_lite0", metrics=accuracy, pretrained_cfg_overlay={"file": weights})
 
 
 def main() -> None:
@@ -33,6 +18,8 @@ def main() -> None:
     import pandas
     import torch
     from fastai.vision.all import Callback
+
+    from peers.peer_fastai import learner_of
 
     train, truth_file, weights, seed, points_file = sys.argv[1:]
     truth = json.loads(Path(truth_file).read_text())

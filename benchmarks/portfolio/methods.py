@@ -1,25 +1,30 @@
-"""What is compared: etude's recipes and two peers, each in a process of its own on the same tables."""
+"""What is compared: etude's recipes and its peers, each in a process of its own on the same tables."""
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from common import run_etude
+from common import measured, run_etude
 from etude.core.metrics import accuracy, log_loss
 from etude.core.predictions import Predictions
+from peers.environments import PEERS, TIMED, VARIABLES, environment
 from portfolio.sets import DataSet
 from train import write_weights
 
 Figures = dict[str, float]
 Tables = dict[str, Path]
 Method = Callable[[Tables, DataSet, Path, int, list[str]], Figures]
+BUDGETS = {"1m": 60, "5m": 300, "15m": 900, "30m": 1800}  # seconds
+
+
+class Failed(Exception):
+    """A peer that cannot be installed, or ended with an error; the message is the line that names the error."""
 
 
 def recipe(name: str, unlabelled: bool = False, budget: str = "") -> Method:
@@ -50,34 +55,44 @@ def recipe(name: str, unlabelled: bool = False, budget: str = "") -> Method:
     return run
 
 
-def peer(script: str) -> Method:
-    """A script that is given train.csv, test.csv, weights, the seed, and the .npz file for its probabilities."""
+def peer(name: str, seconds: int = 0) -> Method:
+    """A script of benchmarks/peers in its own environment; ``seconds`` limits its time."""
 
     def run(tables: Tables, test: DataSet, folder: Path, seed: int, settings: list[str]) -> Figures:
-        out = folder / "probabilities.npz"
-        place = Path(__file__).with_name(script)
-        weights = folder / "lite0.safetensors"
+        made = environment(name)
+        if made.error:
+            raise Failed(made.error)
+        out, weights, log = (folder / file for file in ("probabilities.npz", "lite0.safetensors", "log.txt"))
         write_weights(weights)
-        start = time.perf_counter()
-        words = [str(tables["train"]), str(tables["test"]), str(weights), str(seed), str(out)]
-        subprocess.run([sys.executable, str(place), *words], check=True, stdout=sys.stderr)
-        seconds = time.perf_counter() - start
+        words = [tables["train"], tables["test"], weights, seed, out, *([seconds] if seconds else [])]
+        command = [str(made.python), "-m", f"peers.peer_{name}", *map(str, words)]
+        try:
+            with log.open("wb") as lines:
+                done = measured(command, folder, VARIABLES, cwd=folder, stdout=lines, stderr=subprocess.STDOUT)
+        except SystemExit as error:
+            written = log.read_text(errors="replace").strip().splitlines() or [str(error)]
+            named = [line for line in written if re.match(r"[\w.]*(Error|Exception)\b", line)]
+            raise Failed((named or written)[-1]) from error
         with np.load(out, allow_pickle=False) as held:
             found = judged(held["probabilities"], held["classes"], held["ids"], test)
-        return {**found, "seconds": seconds}
+        limit = {"budget": float(seconds)} if seconds else {}
+        return {**found, "seconds": done.seconds, "peak GiB": done.peak_bytes / 2**30, **limit}
 
     return run
 
 
+PEER_METHODS: dict[str, Method] = {
+    **{name: peer(name) for name in PEERS if name not in TIMED},
+    **{f"{name}-{time}": peer(name, seconds) for name in TIMED for time, seconds in BUDGETS.items()},
+}
 METHODS: dict[str, Method] = {
     "quick": recipe("quick"),
     "default": recipe("default"),
     "best": recipe("best"),
     "quick+unlabelled": recipe("quick", unlabelled=True),
     "default+unlabelled": recipe("default", unlabelled=True),
-    **{time: recipe("default", budget=time) for time in ("1m", "5m", "15m", "30m")},
-    "logistic": peer("peer_logistic.py"),
-    "fastai": peer("peer_fastai.py"),
+    **{time: recipe("default", budget=time) for time in BUDGETS},
+    **PEER_METHODS,
 }
 
 

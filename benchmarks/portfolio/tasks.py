@@ -109,6 +109,12 @@ def few(draw: Callable[[Path, int], Drawn], each: int = 10) -> Callable[[Path, i
     return drawn
 
 
+def trial(folder: Path, seed: int) -> Drawn:
+    """Thirty digits to train on and thirty to test: whether a method runs at all."""
+    whole = mnist(30)(folder, seed)
+    return Drawn(whole.train, part(whole.test, balanced(whole.test.labels, 3, seed)), [])
+
+
 def defective(data: DataSet) -> DataSet:
     """Cells by the rule `half`: a probability of a defect of .5 or more is one."""
     labels = np.where(data.labels.astype(float) >= 0.5, "defective", "functional")
@@ -155,6 +161,7 @@ FEW: dict[str, Task] = {
     "icons-few": Task(few(split(OXYGEN))),
 }
 """The tasks at ten labels a class, with the other images of their training sets unlabelled."""
+TRIAL: dict[str, Task] = {"trial": Task(trial)}
 
 
 @cache
