@@ -91,7 +91,7 @@ class Checkpoints(EtudeCallback, Checkpoint):
             if (stop := self._stop) is not None:
                 self._stop = None
                 stop.cancel()
-                signal.raise_signal(stop.args[1])
+                signal.raise_signal([*stop.args][1])
 
     def undo(self) -> None:
         self._handling.close()
