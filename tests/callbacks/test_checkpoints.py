@@ -95,10 +95,12 @@ def test_a_step_or_a_checkpoint_that_takes_long_is_not_waited_for(interruptible,
 def test_after_the_last_step_it_comes_when_training_has_ended(interruptible, monkeypatch):
     waiting: list[threading.Timer] = []
     monkeypatch.setattr(threading.Timer, "start", lambda timer: waiting.append(timer))
-    assert interruptible(7, interrupt) == 8
-    assert not waiting[0].finished.is_set()
-    with pytest.raises(KeyboardInterrupt):
-        waiting[0].function(*waiting[0].args)
+    assert interruptible(7, interrupt) == -8
+    assert waiting[0].finished.is_set()  # it will send nothing more
+
+
+def test_a_training_that_nothing_stops_leaves_no_handler(interruptible):
+    assert interruptible(100, interrupt) == 8
 
 
 def test_signals_are_left_to_others_where_that_is_asked(interruptible, tmp_path):

@@ -287,6 +287,7 @@ def test_a_budget_shortens_the_runs_and_says_so(etude, images, tmp_path, monkeyp
     monkeypatch.setattr("etude.study.ablation.ablate.costs_of", lambda recipes, subject: (costs, 0.0))
     words = ("--set", 'stages=["finetune"]', "--set", "train.epochs=4", "--tricks", "mixup,ema", "--seeds", "2")
     ended = etude("ablate", images, *words, "--budget", "5m", "--out", "abl")
+    assert json.loads((tmp_path / "abl" / "run.json").read_text())["ablation"]["budget"] == "5m"
     assert ended.code == 0, ended.err
     assert "3 arms × 2 seeds = 6 of 1.9 epochs" in ended.out
     assert record_of(tmp_path / "abl" / "arms" / "full" / "seed-0")["settings"]["train.epochs"] == 1.9

@@ -129,6 +129,19 @@ def test_a_later_network_that_diverges_is_left_out(etude, tmp_path, monkeypatch)
     assert begun == ["finetune", "fine-tune 2"]
 
 
+def test_a_further_network_that_a_stop_cuts_short_is_left_out(etude, tmp_path, signals):
+    signals[16 + 3] = signal.SIGINT  # the first network takes 16 steps
+    train, test = write_classes(tmp_path / "train", count=20), write_flat(tmp_path / "test")
+    words = ("--budget", "10m", *ALONE, "--set", "train.epochs=4", "--set", "train.batch_size=8")
+    ended = etude("fit", train, "--test", test, "--out", "run", *words)
+    assert ended.code == 0, ended.err
+    record = record_of(tmp_path / "run")
+    networks = {stage["name"]: stage for stage in record["stages"] if "fine-tune" in stage["name"]}
+    assert [networks[name]["kept"] for name in ("fine-tune", "fine-tune 2")] == [True, False]
+    assert (len(networks), networks["fine-tune"]["notes"]["steps"]) == (2, 16)
+    assert record["result"]["models"] == ["."]
+
+
 def test_unlabelled_images_have_their_part_of_the_time(etude, tmp_path):
     train, more = write_classes(tmp_path / "train", count=20), write_flat(tmp_path / "more", count=12)
     words = ("--recipe", "consistency", "--unlabeled", more, "--budget", "2m", "--set", "train.epochs=2")

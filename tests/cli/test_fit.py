@@ -251,7 +251,6 @@ def test_further_networks_leave_validation_images_of_the_users_alone(etude, tmp_
     ended = etude("fit", train, "--valid", valid, "--out", "run", *SEVERAL, "--set", "train.networks=2")
     assert ended.code == 0, ended.err
     networks = [stage for stage in record_of(tmp_path / "run")["stages"] if "fine-tune" in stage["name"]]
-    assert [bool(stage["scores"]) for stage in networks] == [True, True]
     assert networks[1]["notes"]["steps"] == networks[0]["notes"]["steps"]
 
 

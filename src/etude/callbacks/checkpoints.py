@@ -95,6 +95,13 @@ class Checkpoints(EtudeCallback, Checkpoint):
                 stop.cancel()
                 signal.raise_signal(self._stopped_by)
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._handling.close()  # before Lightning puts back what it found
+        if (stop := self._stop) is not None:  # it came too late for a checkpoint
+            self._stop = None
+            stop.cancel()
+            signal.raise_signal(self._stopped_by)
+
     def undo(self) -> None:
         self._handling.close()
 

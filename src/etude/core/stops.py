@@ -26,4 +26,5 @@ def handled_by(stop: Callable[[int, FrameType | None], object]) -> Generator[Map
         yield before
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) == stop:  # otherwise somebody took the place since, or has put back what was
+                signal.signal(number, handler)

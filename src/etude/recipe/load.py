@@ -171,9 +171,10 @@ def _refuse_contradictions(recipe: Recipe, origin: str) -> None:
     """Refuse settings that contradict each other; only those given by hand can."""
     given = [name for name in PRESET_ONLY if name in recipe.timeline.model_fields_set]
     if recipe.timeline.phases and given:
+        option = " (which --size sets)" if given[0] == "start_size" else ""
         raise EtudeError(
-            f"{origin}: timeline.phases and timeline.{given[0]} were both given, but phases of your own replace the "
-            "preset and all that shapes it; leave one of them out"
+            f"{origin}: timeline.phases and timeline.{given[0]}{option} were both given, but phases of your own "
+            "replace the preset and all that shapes it; leave one of them out"
         )
     length, shares = recipe.timeline.length, any(phase.is_share for phase in timeline_of(recipe).phases)
     if "epochs" in recipe.train.model_fields_set and (length is not None or not shares):

@@ -37,7 +37,7 @@ TINY: dict[str, Any] = {
     "timeline.size_multiple": 4,
 }
 
-SMALL_NETWORKS = 3  # that are blended, in place of heads on further backbones
+SMALL_NETWORKS = 3  # that are averaged, in place of heads on further backbones
 
 # Consistency lives on many unlabelled images a step (FixMatch takes seven times as many as labelled ones). Each of them
 # costs more than two labelled ones, so it starts from what the labels alone have taught.

@@ -242,7 +242,7 @@ class DataSettings(Settings):
 class ModelSettings(Settings):
     """Which network."""
 
-    backbone: str = setting("auto", "any timm name, 'tiny' for the small network, or auto by image size")
+    backbone: str = setting("auto", "any timm name, 'tiny' for the small network, or auto by image size", min_length=1)
     weights: str = setting("auto", "auto, bundled (Lite0), hub (timm's own), none, or a .safetensors path")
     others: tuple[str, ...] = setting(
         (),

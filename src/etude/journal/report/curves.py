@@ -77,7 +77,9 @@ def path_figure(record: Mapping[str, Any]) -> Figure | None:
     """Return the accuracy of a run's stages over its time; None with folds, and where fewer than two have one."""
     stages = record["stages"]
     ends = np.cumsum([float(stage["seconds"]) for stage in stages])
-    scored = [(end, stage) for end, stage in zip(ends, stages, strict=True) if "accuracy" in stage["scores"]]
+    scored = [
+        (end, stage) for end, stage in zip(ends, stages, strict=True) if stage["scores"].get("accuracy") is not None
+    ]
     if len(scored) < 2 or not builds_up(record) or any(FOLD.search(stage["name"]) for stage in stages):
         return None
     unit, length = ("minutes", 60.0) if ends[-1] > _LONG else ("seconds", 1.0)

@@ -24,6 +24,7 @@ from etude.recipe.settings import Settings
 from etude.recipe.tricks import TRICKS, Changes, changed, tricks_named, tricks_of
 from etude.study.ablation.design import AblationMode, design_of, modes_named, seconds_of
 from etude.study.ablation.runs import (
+    ALONE,
     AblationPlan,
     ArmRun,
     Division,
@@ -50,7 +51,7 @@ from etude.study.run.session import (
 from etude.study.run.sources import Sources, inputs_of
 
 _SECTION = "ablation"  # of the record: what a resumed ablation continues with
-_USUAL: Mapping[str, Any] = {"tricks": None, "mode": "leave-one-out", "metric": "accuracy", "seeds": 5}
+_USUAL: Mapping[str, Any] = {"tricks": None, "mode": "leave-one-out", "metric": "accuracy", "seeds": 5, "budget": None}
 
 
 def ablate(
@@ -65,11 +66,10 @@ def ablate(
 ) -> Outcome:
     """Train every arm on every seed, or what is missing, and write verdicts; None is the resumed or usual value."""
     request = sources.request
-    limit = seconds_of(budget)
     folder, begun = _begun(request)
-    given = {"tricks": tricks, "mode": mode, "metric": metric, "seeds": seeds}
+    given = {"tricks": tricks, "mode": mode, "metric": metric, "seeds": seeds, "budget": budget}
     asked = {**_USUAL, **begun.get(_SECTION, {}), **{name: value for name, value in given.items() if value is not None}}
-    plan = _planned(sources, screen, asked, limit)
+    plan = _planned(sources, screen, asked, seconds_of(asked["budget"]))
     if folder is not None and begun:
         refuse_other_inputs(folder, begun.get, plan.inputs)
     folder = folder or claim_run_folder(Path(f"ablate-{data_name(request.train)}"))
@@ -85,12 +85,13 @@ def ablate(
                     "metric": plan.metric.name,
                     "seeds": plan.division.seeds,
                     "epochs": plan.division.epochs,
+                    "budget": asked["budget"],
                     "fingerprint": plan.inputs["images"],
                     "arms": dict(plan.design.arms),
                 },
             )
             record.set("inputs", plan.inputs)
-            show_design(session, plan, budget)
+            show_design(session, plan, asked["budget"])
             outcome = _run(session, plan, begun.get("seconds", 0.0))
         report(folder, screen)
         send(session)
@@ -123,7 +124,7 @@ def _planned(sources: Sources, screen: Screen, asked: Mapping[str, Any], limit: 
         )
     design = design_of(recipe, tricks, modes)
     recipes = {
-        name: resolve(load_recipe(request.recipe, changes_of(request.settings) | changes), subject.facts)
+        name: resolve(load_recipe(request.recipe, changes_of(request.settings) | ALONE | changes), subject.facts)
         for name, changes in design.arms.items()
     }
     inputs = {**inputs_of(recipe, images, len(images)), "images": scan_images(images, screen).fingerprint}

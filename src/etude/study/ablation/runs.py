@@ -46,6 +46,9 @@ class Cost(NamedTuple):
     training: float
 
 
+ALONE = {"train.networks": 1}  # further ones learn from the validation images, so these do not show what they are worth
+
+
 class Division(NamedTuple):
     """What is run: the seeds of every arm, epochs (None for the recipe's own length), and expected seconds in all."""
 
@@ -272,7 +275,7 @@ class Runs:
         """Return the folder of an arm's run on a seed, and the request to train it."""
         folder = self.session.folder / "arms" / arm / f"seed-{asked.seed}"
         epochs = self.plan.division.epochs
-        length = {} if epochs is None else {"train.epochs": epochs}
+        length = ALONE if epochs is None else {**ALONE, "train.epochs": epochs}
         request = replace(
             asked,
             settings={**changes_of(asked.settings), **length, **self.plan.design.arms[arm]},

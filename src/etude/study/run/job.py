@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from etude.core.lr_range import NoDescentError
+from etude.core.metrics import accuracy, adjusted_error
 from etude.core.seeds import derive_seed
 from etude.core.text import plain_name
 from etude.data.split import Fold
@@ -51,6 +52,7 @@ from etude.training.task import DivergedError
 
 _NETWORKS = 4  # at most, where a budget has time for them
 _LIKE_THE_LAST = 0.9  # of the time that the network before took, which the next one should have
+_LEAST_STEPS = 0.8  # of those of the first network, of a further one that was trained as it should be
 _LEAST_TRAINING = 5.0  # seconds
 
 
@@ -130,14 +132,13 @@ class Job:
                 candidate, stage = trained
                 is_used = any(one.model is candidate.model for one in blend.members)
                 stage.keep(is_used or any(one.model is candidate.model for one in teachers))
-                if not is_used and self.recipe.train.networks > 1:
-                    session.screen.say(f"no further networks{suffix}: the first does not help the other stages")
-                elif is_used:
-                    more = self._further(fold, policy, folder, suffix, head, stage.seconds)
-                    blend = blend.with_further([replace(one, folder=name) for one in more])
+                more = self._further(fold, policy, folder, suffix, head, candidate, stage) if is_used else []
+                if self.recipe.train.networks > 1 and not more:
+                    session.warn(f"no further networks{suffix}: {plain_name(FINE_TUNED)} is not part of what is kept")
+                blend = blend.with_further([replace(one, folder=name) for one in more])
         if session.budget.enough:
             session.warn("the budget was ended by hand: the run ends with what it has")
-        if len(candidates) > 1:
+        if len(candidates) > 1 or blend.further:
             session.screen.say(f"kept{suffix}: {blend.described}")
         return blend
 
@@ -160,21 +161,35 @@ class Job:
         return trained
 
     def _further(
-        self, fold: Fold, policy: str, folder: Path, suffix: str, head: LinearHead | None, seconds: float
+        self,
+        fold: Fold,
+        policy: str,
+        folder: Path,
+        suffix: str,
+        head: LinearHead | None,
+        first: Candidate,
+        stage: Stage,
     ) -> list[Candidate]:
         """Fine-tune the recipe's further networks, or as many as the budget has time for.
 
-        They share the weight that the first one got on the validation images, and so may learn from these too.
+        They share the weight that the ``first`` one got on the validation images, and so may learn from these too.
         """
         found, whole = list[Candidate](), fold
         if self._refits and not any(phase.plateau for phase in timeline_of(self.recipe).phases):
             whole = replace(fold, train=np.sort(np.concatenate([fold.train, fold.valid])))
         for number in range(2, 1 + self._most_networks):
-            least = _LIKE_THE_LAST * seconds * len(whole.train) / len(fold.train)
+            least = _LIKE_THE_LAST * stage.seconds * len(whole.train) / len(fold.train)
             trained = self._network(number, whole, policy, folder, suffix, head, least=least)
             if trained is None:
                 break
-            found.append(trained[0])
+            network, own = trained
+            own.keep(is_sound := _is_sound(network, first))
+            if is_sound:
+                found.append(network)
+            else:
+                self.session.warn(
+                    f"{network.stage}{suffix} is left out: it was ended early, or is worse than the first"
+                )
         return found
 
     @property
@@ -182,7 +197,7 @@ class Job:
         asked, settings = self.recipe.train.networks, changes_of_settings(self.session.request.settings)
         open_ended = self.session.budget.is_limited and "train.networks" not in settings
         with_rounds = self.pool is not None and self.recipe.unlabeled.method in ("rounds", "online")
-        return max(asked, _NETWORKS) if open_ended and not with_rounds else asked
+        return 1 if with_rounds else max(asked, _NETWORKS) if open_ended else asked
 
     @property
     def _seconds_of_rounds(self) -> float:
@@ -233,10 +248,7 @@ class Job:
 
     @property
     def _refits(self) -> bool:
-        """Whether models learn from the validation images too in the end: where they are a draw of etude's own."""
-        prepared, request = self.prepared, self.session.request
-        drawn = prepared.data.images.split is None and request.valid is None
-        return self.recipe.head.refit == "auto" and drawn and len(prepared.folds) == 1
+        return self.prepared.plan is not None and self.prepared.plan.refits
 
     def _add_views(self, folds: list[Fold]) -> None:
         """Add features of augmented views of the training images, by a policy that a head on the plain ones settles."""
@@ -292,7 +304,7 @@ class Job:
                 raise
             session.warn(f"{plain_name(name)}{suffix} is left out, since {problem}")
             return None
-        if fold.held_out:
+        if name == FINE_TUNED:  # further ones may have learned from the validation images
             session.scored(stage, trained.valid)
         return trained, stage
 
@@ -332,3 +344,10 @@ class Job:
             if choice.measured or choice.policy != "none":
                 self.session.screen.say(f"augmentation: {choice.policy} ({choice.reason})")
         return known["policy"]
+
+
+def _is_sound(network: Candidate, first: Candidate) -> bool:
+    """Whether a further network was trained to its end, and knows the validation images as well as the first one."""
+    share, least = (accuracy(one.valid.predicted(), cast(np.ndarray, one.valid.labels)) for one in (network, first))
+    ended = network.notes["steps"] >= _LEAST_STEPS * first.notes["steps"]
+    return ended and share + 2 * adjusted_error(share, len(network.valid)) >= least

@@ -119,6 +119,7 @@ class Plan:
     others: tuple[tuple[str, Speed, int], ...] = ()  # name and speed of further ones, and their features times classes
     training: Speed | None = None  # of the trained backbone; None without stage 2
     mode: Mode | None = None  # that stage 2 trains in
+    drawn: bool = True  # whether etude draws the validation images itself
     chosen: str = ""  # which network, and why
     budget: str = ""  # what of the recipe fits into the time that the run has
 
@@ -163,7 +164,7 @@ class Plan:
         views = 1 if recipe.augment.policy == "none" else recipe.predict.tta
         if views > 1:
             stages.append(("TTA", image * (views - 1) * self.valid * folds))
-        if self.features is not None and self._refits:
+        if self.features is not None and self.refits:
             weights = self.head_weights + sum(weights for *_, weights in self.others)
             stages.append(("head on all images", _fit_seconds(weights, self.labelled)))
         if models and self.test:
@@ -182,15 +183,16 @@ class Plan:
         return self._unlabelled_seconds() * self.folds if later else 0.0
 
     @property
-    def _refits(self) -> bool:
-        """Whether models learn from the validation images too in the end, as far as the plan knows."""
-        return self.folds == 1 and self.recipe.head.refit == "auto"
+    def refits(self) -> bool:
+        """Whether models learn from the validation images too in the end: where they are a draw of etude's own."""
+        return self.drawn and self.folds == 1 and self.recipe.head.refit == "auto"
 
     def training_seconds(self) -> float:
         assert self.training is not None
         timeline, size = resolved_run(self.recipe, self.train, self.pace)
         seconds = self.training.training_seconds(timeline, size.steps, self._batch)
-        further = (self.recipe.train.networks - 1) * (self.labelled / self.train if self._refits else 1.0)
+        networks = 1 if self.recipe.unlabeled.method in ("rounds", "online") else self.recipe.train.networks
+        further = (networks - 1) * (1.0 + self.valid / self.train if self.refits else 1.0)
         return seconds * (1.0 + further) * self.folds
 
     def _unlabelled_seconds(self) -> float:

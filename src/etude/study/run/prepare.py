@@ -162,7 +162,9 @@ def _counted(session: Session, recipe: Recipe, sources: Sources, scans: Mapping[
         raise
     test, unlabelled = (len(scans.get(name, ())) for name in ("test", "unlabelled"))
     chosen = backbone_reason(sources.recipe, scanned.median_short_side)
-    return Plan(recipe, len(scanned), train, valid, test, unlabelled, session.request.folds or 1, chosen=chosen)
+    request = session.request
+    drawn = request.valid is None and sources.labelled.split is None
+    return Plan(recipe, len(scanned), train, valid, test, unlabelled, request.folds or 1, drawn=drawn, chosen=chosen)
 
 
 def on_device(session: Session, recipe: Recipe, data: Dataset) -> DeviceStore | None:
