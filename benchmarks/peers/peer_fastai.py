@@ -14,9 +14,10 @@ def learner_of(frame: Any, weights: str, seed: int) -> Any:
     from fastai.vision.all import ImageDataLoaders, Resize, accuracy, aug_transforms, set_seed, vision_learner
 
     set_seed(seed, reproducible=True)
+    batch = min(64, len(frame) * 4 // 5)  # a batch that is not full is left out, and with it a small set
     loaders = ImageDataLoaders.from_df(
         frame, path="/", valid_pct=0.2, seed=seed, fn_col="image", label_col="label",
-        item_tfms=Resize(224), batch_tfms=aug_transforms(), bs=64, num_workers=2,
+        item_tfms=Resize(224), batch_tfms=aug_transforms(), bs=batch, num_workers=2,
     )  # fmt: skip
     return vision_learner(loaders, "tf_efficientnet_lite0", metrics=accuracy, pretrained_cfg_overlay={"file": weights})
 
