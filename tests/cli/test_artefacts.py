@@ -156,7 +156,6 @@ def test_a_folder_of_predictions_that_is_no_run_needs_no_hashes(etude, place):
 
 def test_a_model_kept_on_the_way_has_its_hashes_when_the_run_is_killed(etude, place, monkeypatch):
     """Killed between the hash of one model and that of the next, the run predicts by what it has kept."""
-    from etude.study.run import session
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
@@ -175,6 +174,6 @@ def test_a_model_kept_on_the_way_has_its_hashes_when_the_run_is_killed(etude, pl
         own(folder, model, card)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(session, "save_model", half)
+    monkeypatch.setattr("etude.models.classifier.save_model", half)
     assert etude(*words, "--resume").code == 130
     assert etude("predict", "killed", "test", "--out", "p.csv").code == 0

@@ -83,9 +83,9 @@ def path_figure(record: Mapping[str, Any]) -> Figure | None:
     if len(scored) < 2 or not builds_up(record) or any(FOLD.search(stage["name"]) for stage in stages):
         return None
     unit, length = ("minutes", 60.0) if ends[-1] > _LONG else ("seconds", 1.0)
-    x = np.array([end for end, _ in scored]) / length
+    x = (np.array([*(end for end, _ in scored), ends[-1]]) / length).round(2)
     y = np.array([float(stage["scores"]["accuracy"]) for _, stage in scored])
-    lines = [Series("highest so far", [*x, ends[-1] / length], [*np.maximum.accumulate(y), y.max()], stepped=True)]
+    lines = [Series("highest so far", x, [*np.maximum.accumulate(y), y.max()], stepped=True)]
     if left_out := [one for one, (_, stage) in enumerate(scored) if not was_kept(stage)]:
         gaps = np.full(len(left_out), np.nan)  # points that no line joins
         both = [np.stack([values[left_out], gaps], axis=1).ravel() for values in (x, y)]
