@@ -72,7 +72,7 @@ def peer(name: str, seconds: int = 0) -> Method:
         except SystemExit as error:
             written = log.read_text(errors="replace").strip().splitlines() or [str(error)]
             named = [line for line in written if re.match(r"[\w.]*(Error|Exception)\b", line)]
-            raise Failed((named or written)[-1]) from error
+            raise Failed(f"{(named or written)[-1]} (code {str(error).split()[-1]})") from error
         with np.load(out, allow_pickle=False) as held:
             found = judged(held["probabilities"], held["classes"], held["ids"], test)
         limit = {"budget": float(seconds)} if seconds else {}
