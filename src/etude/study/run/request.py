@@ -148,7 +148,6 @@ class Request(FitOptions):
     parent: str | None = None  # id of the run that this one is part of
 
     def check(self) -> None:
-        from etude.journal.mlflow import check_server
         from etude.journal.runs import checked_tag
         from etude.study.run.budget import budget_seconds
 
@@ -166,6 +165,8 @@ class Request(FitOptions):
         for tag in self.tags:
             checked_tag(tag)
         if self.mlflow is not None:
+            from etude.journal.mlflow import check_server  # and what makes reports
+
             check_server(self.mlflow)
 
     def as_record(self) -> dict[str, Any]:
