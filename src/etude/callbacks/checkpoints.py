@@ -90,14 +90,15 @@ class Checkpoints(EtudeCallback, Checkpoint):
         if due and not self._is_followed(trainer, batch_idx):
             self._save(trainer)
             self._saved_step, self._saved_at = step, self._clock()
-            if (stop := self._stop) is not None:
-                self._stop = None
-                stop.cancel()
-                signal.raise_signal(self._stopped_by)
+            self._let_stop()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._handling.close()  # before Lightning puts back what it found
-        if (stop := self._stop) is not None:  # it came too late for a checkpoint
+        self._let_stop()  # what came too late for a checkpoint
+
+    def _let_stop(self) -> None:
+        """Send the signal that has waited, if one has."""
+        if (stop := self._stop) is not None:
             self._stop = None
             stop.cancel()
             signal.raise_signal(self._stopped_by)

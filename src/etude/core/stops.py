@@ -26,5 +26,5 @@ def handled_by(stop: Callable[[int, FrameType | None], object]) -> Generator[Map
         yield before
     finally:
         for number, handler in before.items():
-            if signal.getsignal(number) == stop:  # otherwise somebody took the place since, or has put back what was
+            if signal.getsignal(number) == stop:  # otherwise another has been put in its place
                 signal.signal(number, handler)

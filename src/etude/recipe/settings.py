@@ -199,6 +199,11 @@ class UnlabeledSettings(Settings):
         """Whether unlabelled images are used; ``auto`` is decided when a recipe is resolved."""
         return self.method not in ("auto", "off")
 
+    @property
+    def trains_networks(self) -> bool:
+        """Whether networks are trained with unlabelled images, after one that learned from the labelled ones alone."""
+        return self.method in ("rounds", "online")
+
 
 class DistillSettings(Settings):
     """What a student learns from its teachers; used only with ``--teacher``."""

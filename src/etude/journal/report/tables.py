@@ -142,9 +142,8 @@ def budget_of(record: Mapping[str, Any]) -> str:
     """Return the time that a run was given, and what of its recipe fitted; nothing where it was given none."""
     if not (budget := record.get("budget")):
         return ""
-    return (
-        f"The run was given {': '.join([duration(float(budget['seconds'])), *filter(None, [budget.get('fitted')])])}."
-    )
+    given = f"The run was given {duration(float(budget['seconds']))}"
+    return f"{given}: {budget['fitted']}." if budget.get("fitted") else f"{given}."
 
 
 def rounds_table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]] | None:

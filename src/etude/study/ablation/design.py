@@ -71,7 +71,7 @@ def design_of(recipe: Recipe, tricks: Sequence[Trick], modes: Sequence[AblationM
 def check_asked(
     tricks: Sequence[str] | None, mode: str | None, seeds: int | None, budget: str | None, metric: str | None
 ) -> None:
-    """Refuse options of ``etude ablate`` that mean nothing, whatever the recipe; None where one is left out."""
+    """Refuse options of ``etude ablate`` that mean nothing with any recipe; None where one is left out."""
     if tricks is not None:
         tricks_named(tricks)
     if mode is not None:

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from etude.core.lr_range import NoDescentError
-from etude.core.metrics import accuracy, adjusted_error
+from etude.core.metrics import adjusted_error, score_of
 from etude.core.seeds import derive_seed
 from etude.core.text import plain_name
 from etude.data.split import Fold
@@ -118,7 +118,7 @@ class Job:
             candidates += [] if trained is None else [trained[0]]
             best = better(candidates)
             others, teachers = [one for one in candidates if one is not best], list[Candidate]()
-            if self.pool is not None and method in ("rounds", "online") and not session.budget.enough:
+            if self.pool is not None and self.recipe.unlabeled.trains_networks and not session.budget.enough:
                 session.save_model(name, best.model, best.card)
                 teachers.append(best)
                 best = Rounds(session, self.prepared, fold, self.pool, policy, folder, suffix).run(best)
@@ -196,7 +196,7 @@ class Job:
     def _most_networks(self) -> int:
         asked, settings = self.recipe.train.networks, changes_of_settings(self.session.request.settings)
         open_ended = self.session.budget.is_limited and "train.networks" not in settings
-        with_rounds = self.pool is not None and self.recipe.unlabeled.method in ("rounds", "online")
+        with_rounds = self.pool is not None and self.recipe.unlabeled.trains_networks
         return 1 if with_rounds else max(asked, _NETWORKS) if open_ended else asked
 
     @property
@@ -348,6 +348,6 @@ class Job:
 
 def _is_sound(network: Candidate, first: Candidate) -> bool:
     """Whether a further network was trained to its end, and knows the validation images as well as the first one."""
-    share, least = (accuracy(one.valid.predicted(), cast(np.ndarray, one.valid.labels)) for one in (network, first))
+    share, least = (score_of(one.valid)[0] for one in (network, first))
     ended = network.notes["steps"] >= _LEAST_STEPS * first.notes["steps"]
     return ended and share + 2 * adjusted_error(share, len(network.valid)) >= least

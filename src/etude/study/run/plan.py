@@ -179,8 +179,7 @@ class Plan:
     @property
     def seconds_of_rounds(self) -> float:
         """Expected seconds of further trainings with unlabelled images, which follow that of the labelled ones."""
-        later = self.recipe.unlabeled.method in ("rounds", "online")
-        return self._unlabelled_seconds() * self.folds if later else 0.0
+        return self._unlabelled_seconds() * self.folds if self.recipe.unlabeled.trains_networks else 0.0
 
     @property
     def refits(self) -> bool:
@@ -191,7 +190,7 @@ class Plan:
         assert self.training is not None
         timeline, size = resolved_run(self.recipe, self.train, self.pace)
         seconds = self.training.training_seconds(timeline, size.steps, self._batch)
-        networks = 1 if self.recipe.unlabeled.method in ("rounds", "online") else self.recipe.train.networks
+        networks = 1 if self.recipe.unlabeled.trains_networks else self.recipe.train.networks
         further = (networks - 1) * (1.0 + self.valid / self.train if self.refits else 1.0)
         return seconds * (1.0 + further) * self.folds
 
