@@ -124,7 +124,7 @@ def _planned(sources: Sources, screen: Screen, asked: Mapping[str, Any], limit: 
         )
     design = design_of(recipe, tricks, modes)
     recipes = {
-        name: resolve(load_recipe(request.recipe, changes_of(request.settings) | ALONE | changes), subject.facts)
+        name: resolve(load_recipe(request.recipe, request.changes | ALONE | changes), subject.facts)
         for name, changes in design.arms.items()
     }
     inputs = {**inputs_of(recipe, images, len(images)), "images": scan_images(images, screen).fingerprint}

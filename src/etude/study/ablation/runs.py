@@ -20,7 +20,6 @@ from etude.journal.runs import is_complete, verify
 from etude.journal.screen import Screen
 from etude.models.device import best_device, choose_precision
 from etude.recipe import Recipe, load_recipe
-from etude.recipe.load import changes_of
 from etude.recipe.timeline import image_sizes
 from etude.recipe.tricks import Trick
 from etude.study.ablation.design import ArmContrast, Design
@@ -278,7 +277,7 @@ class Runs:
         length = ALONE if epochs is None else {**ALONE, "train.epochs": epochs}
         request = replace(
             asked,
-            settings={**changes_of(asked.settings), **length, **self.plan.design.arms[arm]},
+            settings={**asked.changes, **length, **self.plan.design.arms[arm]},
             out=folder,
             resume=(folder / FILE_NAME).is_file(),
             parent=self.session.record.id,
@@ -318,7 +317,7 @@ def _as_fit(request: Request) -> tuple[str, ...]:
     """Return the command line that trains the same again, alone."""
     names = ("valid", "sample", "image_column", "label_column", "weight_column", "image_root")
     given = [(f"--{name.replace('_', '-')}", getattr(request, name)) for name in names]
-    settings = (f"{key}={toml(value)}" for key, value in changes_of(request.settings).items())
+    settings = (f"{key}={toml(value)}" for key, value in request.changes.items())
     options = [("--recipe", request.recipe), *(("--set", setting) for setting in settings)]
     options += [("--seed", request.seed), *((name, value) for name, value in given if value is not None)]
     return ("etude", "fit", str(request.train), *(str(word) for option in options for word in option))

@@ -24,7 +24,6 @@ from etude.models.device import best_device
 from etude.models.features import extract_views
 from etude.models.head import LinearHead
 from etude.recipe import Recipe
-from etude.recipe.load import changes_of as changes_of_settings
 from etude.recipe.resolve import supervised_recipe
 from etude.recipe.timeline import resolved_run, timeline_of
 from etude.recipe.tricks import changed
@@ -194,7 +193,7 @@ class Job:
 
     @property
     def _most_networks(self) -> int:
-        asked, settings = self.recipe.train.networks, changes_of_settings(self.session.request.settings)
+        asked, settings = self.recipe.train.networks, self.session.request.changes
         open_ended = self.session.budget.is_limited and "train.networks" not in settings
         with_rounds = self.pool is not None and self.recipe.unlabeled.trains_networks
         return 1 if with_rounds else max(asked, _NETWORKS) if open_ended else asked

@@ -20,7 +20,6 @@ from etude.models.backbones import sides_of
 from etude.models.device import best_device, choose_precision, describe_device, keep_large_blocks
 from etude.models.modes import Mode
 from etude.recipe import ImageFacts, Recipe, flat, resolve
-from etude.recipe.load import changes_of
 from etude.recipe.resolve import backbone_reason
 from etude.recipe.timeline import timeline_warnings
 from etude.study.run.frozen import (
@@ -129,7 +128,7 @@ def _features(
 
 def _in_budget(session: Session, plan: Plan) -> Plan:
     """Return the plan of what fits into the run's budget; a resumed run keeps what it began with."""
-    pinned, begun = changes_of(session.request.settings), session.record.get("budget")
+    pinned, begun = session.request.changes, session.record.get("budget")
     found = fitted(plan, session.budget.left(), pinned) if begun is None else with_changes(plan, [begun["changes"]])
     words = described(plan.recipe, found.recipe)
     if begun is None:

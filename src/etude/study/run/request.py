@@ -72,9 +72,16 @@ class Options:
 
             changes = lr_settings(short.get("lr"))
             changes |= changes_of(f"{key}={value}" for name, value in short.items() for key in _SHORT.get(name, ()))
-            object.__setattr__(self, "settings", changes_of(self.settings or ()) | changes)
+            object.__setattr__(self, "settings", self.changes | changes)
         for name in short:  # they are settings now
             object.__setattr__(self, name, None)
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """The settings that are changed, by dotted name."""
+        from etude.recipe.load import changes_of
+
+        return changes_of(self.settings or ())
 
     def check(self) -> None:
         """Refuse what cannot be, as far as the options alone tell."""
@@ -171,12 +178,10 @@ class Request(FitOptions):
 
     def as_record(self) -> dict[str, Any]:
         """Return what ``run.json`` keeps to resume the run by; relative paths start from ``cwd``."""
-        from etude.recipe.load import changes_of
-
         kept = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in _NOT_KEPT}
         return {
             "cwd": str(Path.cwd()),
-            **json.loads(json.dumps({**kept, "settings": changes_of(self.settings)}, default=str)),
+            **json.loads(json.dumps({**kept, "settings": self.changes}, default=str)),
         }
 
     def read_train(self, settings: DataSettings, context: Context) -> ImageSet:
