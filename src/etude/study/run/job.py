@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,17 @@ _NETWORKS = 4  # at most, where a budget has time for them
 _LIKE_THE_LAST = 0.9  # of the time that the network before took, which the next one should have
 _LEAST_STEPS = 0.8  # of those of the first network, of a further one that was trained as it should be
 _LEAST_TRAINING = 5.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """What the networks of a fold have in common."""
+
+    fold: Fold
+    policy: str
+    folder: Path
+    suffix: str  # of the fold's stages
+    head: LinearHead | None  # that they start from
 
 
 class Job:
@@ -110,9 +121,10 @@ class Job:
             else:
                 rounds = Rounds(session, self.prepared, fold, self.pool, policy, folder, suffix)
                 candidates[0] = rounds.run(candidates[0])
+        shared = _Shared(fold, policy, folder, suffix, head)
         with session.budget.finishing():
             self._kept_back += (rounds := self._seconds_of_rounds)
-            trained = self._network(1, fold, policy, folder, suffix, head, only=head is None)
+            trained = self._network(1, shared)
             self._kept_back -= rounds
             candidates += [] if trained is None else [trained[0]]
             best = better(candidates)
@@ -131,7 +143,7 @@ class Job:
                 candidate, stage = trained
                 is_used = any(one.model is candidate.model for one in blend.members)
                 stage.keep(is_used or any(one.model is candidate.model for one in teachers))
-                more = self._further(fold, policy, folder, suffix, head, candidate, stage) if is_used else []
+                more = self._further(shared, candidate, stage) if is_used else []
                 if self.recipe.train.networks > 1 and not more:
                     session.warn(f"no further networks{suffix}: {plain_name(FINE_TUNED)} is not part of what is kept")
                 blend = blend.with_further([replace(one, folder=name) for one in more])
@@ -141,44 +153,36 @@ class Job:
             session.screen.say(f"kept{suffix}: {blend.described}")
         return blend
 
-    def _network(
-        self, number: int, fold: Fold, policy: str, folder: Path, suffix: str, head: LinearHead | None, *,
-        only: bool = False, least: float = _LEAST_TRAINING,
-    ) -> tuple[Candidate, Stage] | None:  # fmt: skip
+    def _network(self, number: int, shared: _Shared, least: float = _LEAST_TRAINING) -> tuple[Candidate, Stage] | None:
         """Fine-tune one of a fold's networks, each from a seed of its own; None where no time is left for it."""
         if "finetune" not in self.recipe.stages:
             return None
         name = FINE_TUNED if number == 1 else f"fine-tune {number}"
-        own = folder if number == 1 else folder / name.replace(" ", "-")
-        begun = self.session.request.resume and (own / "checkpoints").is_dir()
+        own = shared.folder if number == 1 else shared.folder / name.replace(" ", "-")
+        begun, only = (
+            self.session.request.resume and (own / "checkpoints").is_dir(),
+            number == 1 and shared.head is None,
+        )
         if self.session.budget.is_limited and not begun and not only and self._time_to_train() < least:
             return None
-        seed = fold.seed if number == 1 else derive_seed(fold.seed, "network", number)
-        trained = self._finetuned(replace(fold, seed=seed), policy, own, name, suffix, head, only)
+        seed = shared.fold.seed if number == 1 else derive_seed(shared.fold.seed, "network", number)
+        alone = replace(shared, fold=replace(shared.fold, seed=seed), folder=own)
+        trained = self._finetuned(alone, name, only)
         if trained is not None:
             self._kept_back += self._after_training / len(self.prepared.folds)  # each predicts too
         return trained
 
-    def _further(
-        self,
-        fold: Fold,
-        policy: str,
-        folder: Path,
-        suffix: str,
-        head: LinearHead | None,
-        first: Candidate,
-        stage: Stage,
-    ) -> list[Candidate]:
+    def _further(self, shared: _Shared, first: Candidate, stage: Stage) -> list[Candidate]:
         """Fine-tune the recipe's further networks, or as many as the budget has time for.
 
         They share the weight that the ``first`` one got on the validation images, and so may learn from these too.
         """
-        found, whole = list[Candidate](), fold
+        found, fold, longer = list[Candidate](), shared.fold, 1.0
         if self._refits and not any(phase.plateau for phase in timeline_of(self.recipe).phases):
             whole = replace(fold, train=np.sort(np.concatenate([fold.train, fold.valid])))
+            shared, longer = replace(shared, fold=whole), len(whole.train) / len(fold.train)
         for number in range(2, 1 + self._most_networks):
-            least = _LIKE_THE_LAST * stage.seconds * len(whole.train) / len(fold.train)
-            trained = self._network(number, whole, policy, folder, suffix, head, least=least)
+            trained = self._network(number, shared, _LIKE_THE_LAST * stage.seconds * longer)
             if trained is None:
                 break
             network, own = trained
@@ -187,7 +191,7 @@ class Job:
                 found.append(network)
             else:
                 self.session.warn(
-                    f"{network.stage}{suffix} is left out: it was ended early, or is worse than the first"
+                    f"{network.stage}{shared.suffix} is left out: it was ended early, or is worse than the first"
                 )
         return found
 
@@ -276,11 +280,9 @@ class Job:
             )  # fmt: skip
         self.prepared = replace(prepared, features=replace(features, augmented=(rows, values[1:])))
 
-    def _finetuned(
-        self, fold: Fold, policy: str, folder: Path, name: str, suffix: str, head: LinearHead | None, only: bool
-    ) -> tuple[Candidate, Stage] | None:
+    def _finetuned(self, shared: _Shared, name: str, only: bool) -> tuple[Candidate, Stage] | None:
         """Return a candidate of stage 2 and its record; None when training diverged and it is not the only one."""
-        session = self.session
+        session, fold, policy, folder, suffix = self.session, shared.fold, shared.policy, shared.folder, shared.suffix
         if self.recipe.train.find_lr:
             self._find_lr(fold, policy)
         title, alone = f"{self.recipe.name}{suffix}", replace(self.prepared, recipe=supervised_recipe(self.recipe))
@@ -291,8 +293,8 @@ class Job:
                 self._show_timeline(folder, title, timeline, size.steps)
                 trained, done = finetune_candidate(
                     alone, fold, session.context,
-                    policy=policy, folder=folder, resume=session.request.resume, extras=replace(self.extras, head=head),
-                    stage=name,
+                    policy=policy, folder=folder, resume=session.request.resume,
+                    extras=replace(self.extras, head=shared.head), stage=name,
                 )  # fmt: skip
                 stage.note("steps", done.steps)
                 stage.note("events", [f"{event.kind} at {event.progress:.1%}" for event in done.timeline.events])
