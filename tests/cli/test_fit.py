@@ -59,7 +59,23 @@ def test_default_recipe_trains_both_stages_and_predicts_and_can_be_repeated(etud
 
 def test_quick_recipe_finds_easy_classes(etude, tmp_path):
     train = write_classes(tmp_path / "train", count=30)
-    assert etude("fit", train, *QUICK, "--out", "run").code == 0
+    ended = etude(
+        "fit",
+        train,
+        *QUICK,
+        "--out",
+        "run",
+        "--epochs",
+        "3",
+        "--set",
+        "train.precision=fp32",
+        "--set",
+        "augment.mixup=0.2",
+    )
+    assert ended.code == 0
+    assert "train.epochs" in ended.out  # which a recipe without fine-tuning does not use
+    assert "augment.mixup" in ended.out
+    assert "train.precision" not in ended.out
     valid = Predictions.load(tmp_path / "run" / "valid.npz")
     assert len(valid) == 12
     assert (valid.predicted() == valid.labels).mean() >= 0.9

@@ -12,7 +12,7 @@ import pytest
 from etude.journal.record import read_run
 from recorded_runs import edit_record, opened, write_killed_run, write_run
 
-COMMANDS = ("list", "show", "compare", "note", "tag", "gc", "render", "report")
+COMMANDS = ("list", "show", "compare", "note", "tag", "gc", "render", "report", "watch")
 
 
 def sentence_of(ended) -> str:
@@ -128,7 +128,7 @@ def test_show_tells_everything_of_a_run(etude, runs):
     told = "\n".join(lines)
     record = read_run(runs / "best")
     for part in (
-        record["id"], "etude fit birds", "accuracy 90.00% ± 3.1 (standard error)", "log loss 0.25",
+        record["id"], "etude fit birds", "accuracy 90.00% (95% interval 82.6% to 94.5%)", "log loss 0.25",
         "finished", "quick, seed 3", "abc123", "data.fit", "crop", "more dropout", "best/round-1", "60.00%", "paper",
     ):  # fmt: skip
         assert part in told
@@ -250,6 +250,25 @@ def test_report_writes_that_of_a_killed_run_and_the_page_of_all_links_to_it(etud
     etude("journal", "render")
     assert 'href="killed/report.html"' in (runs / "index.html").read_text()
     assert "there is no run 'kiled'" in sentence_of(etude("journal", "report", "kiled"))
+
+
+def test_watch_writes_the_report_anew_until_the_run_ends(etude, tmp_path, monkeypatch):
+    record, page = opened(tmp_path / "runs" / "busy"), tmp_path / "runs" / "busy" / "report.html"
+    seen = []
+
+    def wait(seconds: float) -> None:
+        seen.append((seconds, page.read_text()))
+        if len(seen) == 2:
+            record.close("finished")
+
+    monkeypatch.setattr("time.sleep", wait)
+    ended = etude("journal", "watch", "busy", "--every", "2")
+    assert ended.code == 0, ended.err
+    assert page.as_uri() in ended.out
+    assert [seconds for seconds, _ in seen] == [2, 2]
+    assert all('http-equiv="refresh" content="2"' in text for _, text in seen)
+    assert "refresh" not in page.read_text()
+    assert "--every" in sentence_of(etude("journal", "watch", "busy", "--every", "0"))
 
 
 def test_listing_runs_loads_no_templates(runs):

@@ -4,10 +4,11 @@ import json
 import platform
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from etude.journal.record import describe_checkout, describe_environment
+from etude.journal.record import describe_checkout, describe_environment, installed_from
 
 
 @pytest.fixture
@@ -63,3 +64,26 @@ def test_outside_of_a_checkout_there_is_none(tmp_path: Path, monkeypatch: pytest
     assert describe_checkout(tmp_path) is None
     monkeypatch.setenv("PATH", "")
     assert describe_checkout(Path(__file__).parent) is None
+
+
+@pytest.mark.each("direct, found", [
+    (None, {}),
+    ({"url": "file:///tmp/etude-1.whl", "archive_info": {}}, {"etude_from": "etude @ file:///tmp/etude-1.whl"}),
+    (
+        {"url": "https://example.org/etude", "vcs_info": {"vcs": "git", "commit_id": "abc"}},
+        {"etude_from": "etude @ git+https://example.org/etude@abc"},
+    ),
+])  # fmt: skip
+def test_what_pip_installs_etude_by(monkeypatch, direct, found):
+    text = None if direct is None else json.dumps(direct)
+    held = SimpleNamespace(read_text=lambda name: text if name == "direct_url.json" else None)
+    monkeypatch.setattr("importlib.metadata.distribution", lambda name: held)
+    assert installed_from() == found
+
+
+def test_a_folder_is_named_with_its_commit(checkout: Path, monkeypatch: pytest.MonkeyPatch):
+    git(checkout, "commit", "--quiet", "--allow-empty", "-m", "one")
+    direct = json.dumps({"url": checkout.as_uri(), "dir_info": {"editable": True}})
+    monkeypatch.setattr("importlib.metadata.distribution", lambda name: SimpleNamespace(read_text=lambda file: direct))
+    commit = git(checkout, "rev-parse", "HEAD").strip()
+    assert installed_from() == {"etude_from": f"etude @ {checkout.as_uri()}", "etude_commit": commit}

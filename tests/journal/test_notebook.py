@@ -14,6 +14,7 @@ import pytest
 from markupsafe import escape
 from nbclient import NotebookClient
 
+import etude
 import recorded_runs
 from etude.core.errors import EtudeError
 from etude.core.predictions import Predictions
@@ -30,7 +31,7 @@ from run_folders import CLASSES, HOSTILE, write_run
 SVG = "{http://www.w3.org/2000/svg}"
 TABLES: tuple[Callable[[RunView], Table], ...] = (
     *(RunView.changed, RunView.settings, RunView.data, RunView.environment, RunView.architecture, RunView.layers),
-    *(RunView.stages, RunView.scores, RunView.classes),
+    *(RunView.stages, RunView.scores, RunView.classes, RunView.advice),
 )
 SHEETS: tuple[Callable[[RunView], Sheet], ...] = (
     *(RunView.timeline, RunView.curves, RunView.confusions, RunView.calibration),
@@ -78,14 +79,21 @@ def test_it_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     found = [output.data for output in outputs if "data" in output]
     shown = [data["text/html"] for data in found if "text/html" in data]
     sheets = [[picture.get("aria-label", "") for picture in drawn(html)] for html in shown if drawn(html)]
-    for told, sheet in zip(("learning rate", "Loss", "Confusion matrix", "calibration error"), sheets, strict=True):
+    for told, sheet in zip(("Confusion matrix", "learning rate", "Loss", "calibration error"), sheets, strict=True):
         assert any(told in title for title in sheet)
     tables = [html for html in shown if "<table" in html]
     assert any("augment.mixup" in table and "0.2" in table for table in tables)
     guessed = next(table for table in tables if "probability" in table)
     assert "round" in guessed
     assert "striped" in guessed
-    assert found[0]["text/plain"].endswith(f"finished, accuracy {read_run(folder)['result']['accuracy']})")
+    assert f"{read_run(folder)['result']['accuracy']:.2%}" in found[0]["text/plain"]
+
+    view = RunView(folder)
+    asked = view.asked()
+    assert asked["train"] == str(tmp_path / "train")
+    assert asked["settings"] == {"train.epochs": 2, "augment.mixup": 0.2}
+    again = etude.fit(**asked | {"recipe": "quick", "out": tmp_path / "again"})
+    assert again.record["seed"] == view.record["seed"]
 
 
 @pytest.mark.slow
@@ -114,6 +122,23 @@ def test_it_is_a_notebook_and_holds_no_word_of_the_run(tmp_path: Path):
     one, other = write_notebook(write_run(tmp_path / "one")), write_notebook(write_run(tmp_path / "other", HOSTILE))
     assert one.read_bytes() == other.read_bytes()
     nbformat.validate(nbformat.read(one, as_version=4))
+
+
+def test_the_surest_errors_are_pictures_with_both_names(view: RunView):
+    errors = view.errors()
+    assert errors.pictures
+    html = errors._repr_html_()
+    assert html.count("<img") == len(errors.pictures)
+    assert all(one.label in html and one.guess in html and one.label != one.guess for one in errors.pictures)
+    assert len(repr(errors).splitlines()) == len(errors.pictures)
+
+
+def test_what_is_folded_has_its_outputs_hidden(tmp_path: Path):
+    cells = nbformat.read(write_notebook(write_run(tmp_path / "run")), as_version=4).cells
+    folded = [cell.source for cell in cells if cell.metadata.get("jupyter", {}).get("outputs_hidden")]
+    assert folded == ["view.layers()", "view.settings()", "view.environment()"]
+    order = [cell.source for cell in cells if cell.source in ("view.scores()", "view.settings()")]
+    assert order == ["view.scores()", "view.settings()"]
 
 
 def test_each_picture_stands_alone_and_tells_what_it_shows(view: RunView):

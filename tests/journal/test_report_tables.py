@@ -215,6 +215,10 @@ def test_reproduction_names_code_packages_and_command():
     checkout, install, command = recipe_to_reproduce(record).splitlines()
     assert checkout.startswith("git checkout abc  # and the changes")
     assert shlex.split(install) == ["pip", "install", "etude==0.1.0", "torch==2.13.0"]
+    around |= {"etude_from": "etude @ file:///a b/etude-0.1.0.whl", "etude_commit": "abc"}
+    *_, install, command = recipe_to_reproduce(record).splitlines()
+    assert shlex.split(install, comments=True) == ["pip", "install", around["etude_from"], "torch==2.13.0"]
+    assert install.endswith("# at commit abc")
     assert shlex.split(command) == record["command"]
     facts = dict(environment_facts({**record, "started": "2026-01-01T00:00:00+00:00", "ended": None, "resumed": []}))
     assert facts["git commit"] == "abc, with uncommitted changes"

@@ -44,12 +44,14 @@ def test_every_planted_fault_is_found(faulty: Dataset):
     assert health["counts"]["corrupt"] == 1
 
 
-def test_pairs_across_the_split_come_first(faulty: Dataset):
+def test_files_with_two_labels_come_first_then_pairs_across_the_split(faulty: Dataset):
     place = {name: row for row, name in enumerate(faulty.images.ids)}
     held = np.array([place["round/near.png"]])
     folds = [Fold(np.setdiff1d(np.arange(len(faulty)), held), held, 0)]
     health = examine_health(faulty, features_of(faulty), folds)
-    first = health["near_duplicates"][0]
+    mistaken, first = health["near_duplicates"][:2]
+    assert mistaken["exact"]
+    assert mistaken["labels"][0] != mistaken["labels"][1]
     assert (first["a"], first["b"], first["splits"]) == ("round/003.png", "round/near.png", ["train", "valid"])
     assert health["counts"]["across_splits"] == 1
 

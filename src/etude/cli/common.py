@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from etude.core.errors import EtudeError
+from etude.core.text import counted
 from etude.study.run.request import Flag
 
 if TYPE_CHECKING:
+    from etude.data.sources import BadFile
     from etude.journal.screen import Screen
+    from etude.run import Run
+
+_SHOWN = 10  # files named one by one; thousands would hide what matters
 
 AsJson = Annotated[Flag, Parameter(name="--json", help="Print JSON to standard output and nothing else.")]
 Quiet = Annotated[Flag, Parameter(help="Show warnings only.")]
@@ -35,6 +40,30 @@ def checked_out(out: Path, table: Mapping[str, bool]) -> Path:
         *most, last = table
         raise EtudeError(f"--out is {out}, and an .npz file follows no {', '.join(most)} or {last}: give a .csv")
     return out
+
+
+def opened_run(folder: Path, trust: bool, screen: Screen) -> Run:
+    """Return the run in ``folder``, with a warning where it did not finish."""
+    from etude.run import load
+
+    opened = load(folder, trust=trust, warn=screen.warn)
+    if opened.record["state"] != "finished":
+        screen.warn(f"{folder} did not finish (it is {opened.record['state']}): predicting with the models it has kept")
+    return opened
+
+
+def name_left_out(bad: Sequence[BadFile], out: Path | None, screen: Screen) -> None:
+    """Name the first files that were left out, and write them all next to ``out``."""
+    for one in bad[:_SHOWN]:
+        screen.warn(f"left out: {one.id} ({one.reason})")
+    if bad and out is not None:
+        from etude.data.sources import write_bad_files
+
+        listing = out.with_suffix(".bad_files.csv")
+        write_bad_files(listing, bad)
+        screen.warn(f"{counted(len(bad), 'file')} left out; {listing} says why")
+    elif len(bad) > _SHOWN:
+        screen.warn(f"{len(bad) - _SHOWN:,} more files left out")
 
 
 def screen_for(*, as_json: bool = False, quiet: bool = False) -> Screen:

@@ -25,7 +25,7 @@ def demo(*, out: Path | None = None, recipe: str = "default", seed: int = 0, cac
     """
     from etude.cli.fit import show_files
     from etude.core.context import default_cache
-    from etude.core.metrics import accuracy, standard_error
+    from etude.core.metrics import accuracy, wilson
     from etude.core.predictions import Predictions
     from etude.data.digits import write_digits
     from etude.journal.screen import Screen
@@ -43,6 +43,7 @@ def demo(*, out: Path | None = None, recipe: str = "default", seed: int = 0, cac
     predictions = Predictions.load(folder / "test.npz")
     labels = [predictions.classes.index(digits.test_labels[name]) for name in predictions.ids]
     right = accuracy(predictions.predicted(), labels)
-    error = standard_error(right, len(labels))
-    screen.say(f"test accuracy: {right:.2%} ± {error:.2%} (standard error) on {len(labels):,} digits never seen before")
+    low, high = wilson(right * len(labels), len(labels))
+    ends = f"95% interval {low:.1%} to {high:.1%}"
+    screen.say(f"test accuracy: {right:.2%} ({ends}) on {len(labels):,} digits never seen before")
     show_files(screen, folder)

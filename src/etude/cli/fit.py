@@ -25,6 +25,7 @@ _WHAT = {
     "history.csv": "training curves",
     "timeline.png": "the schedule, as planned and as it happened",
     "lr_find.png": "the search for the learning rate",
+    "suspects.csv": "labels that may be wrong",
     "bad_files.csv": "files that were left out, with reasons",
     "run.json": "settings, environment, data, stages and scores",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -257,6 +258,29 @@ def report(run: Name, *, runs: Runs = _RUNS) -> None:
 
 
 @app.command
+def watch(run: Name, *, runs: Runs = _RUNS, every: float = 5.0) -> None:
+    """Write a run's report anew while it is at work; a browser that shows it loads it again by itself.
+
+    Parameters
+    ----------
+    every
+        Seconds between two reports, 1 or more.
+    """
+    from etude.journal.report.report import write_report
+
+    if not every >= 1:
+        raise EtudeError(f"--every is {every:g}; give seconds, 1 or more")
+    folder, screen = find_run(runs, run), screen_for()
+    page = (folder / REPORT_NAME).resolve()
+    screen.say(f"open {page.as_uri()}: it is written anew every {every:g} s until the run ends")
+    while read_run(folder)["state"] == "running":
+        write_report(folder, refresh=every)
+        time.sleep(every)
+    write_report(folder)
+    screen.say(f"{_state_in_words(read_run(folder))}: {page} shows all of it")
+
+
+@app.command
 def send(run: Name, *, mlflow: str, runs: Runs = _RUNS) -> None:
     """Send a run that has ended, with all that is part of it, to an MLflow server.
 
@@ -334,12 +358,12 @@ def _result_in_words(result: dict[str, Any]) -> str:
     images = result.get("validation_images")
     if not images or result.get("accuracy") is None:
         return ""
-    from etude.core.metrics import adjusted_error
+    from etude.core.metrics import wilson
 
     right = float(result["accuracy"])
     loss = f", log loss {result['log_loss']:.4g}" if result.get("log_loss") is not None else ""
-    spread = f"± {100 * adjusted_error(right, images):.2g} (standard error)"
-    return f"accuracy {percent(right, 2)} {spread}{loss} on {images:,} validation images"
+    ends = " to ".join(map(percent, wilson(right * images, images)))
+    return f"accuracy {percent(right, 2)} (95% interval {ends}){loss} on {images:,} validation images"
 
 
 def _code_in_words(environment: dict[str, Any]) -> str:

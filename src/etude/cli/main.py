@@ -33,6 +33,7 @@ _HELP = {
     "fit": "Train on class folders or a table, and predict a test set.",
     "resume": "Go on with a run that was stopped or killed.",
     "predict": "Predict images with a finished run.",
+    "evaluate": "Score a finished run on labelled images.",
     "refine": "Improve predictions without training; keep only what helps.",
     "blend": "Blend the predictions of several models.",
     "settings": "List the settings of a recipe, with values, limits and descriptions.",

@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from etude.cli.common import Quiet, checked_out
+from etude.cli.common import (
+    AsJson,
+    Quiet,
+    checked_out,
+    expanded,
+    name_left_out,
+    opened_run,
+    print_json,
+    screen_for,
+)
 from etude.core.errors import EtudeError
-from etude.core.text import counted
+from etude.core.text import counted, percent
 from etude.study.run.request import Flag
 
-_SHOWN = 10  # files named one by one; thousands would hide what matters
+if TYPE_CHECKING:
+    from etude.journal.screen import Screen
+    from etude.run import Prediction, Run
+
+_SHOWN = 20  # images printed one by one; thousands are for --out
+_DRAWN = 60  # on a sheet
+_SIDE = 160  # pixels of an image there
 
 
 def predict(
     run: Path,
-    images: Path,
-    *,
-    out: Path,
+    *images: Path,
+    out: Path | None = None,
+    top: int = 3,
+    sheet: Path | None = None,
     tta: int | None = None,
     larger: float | None = None,
     align: bool | None = None,
@@ -25,18 +44,23 @@ def predict(
     positive: str | None = None,
     cache: Path | None = None,
     trust: Flag = False,
+    as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Predict images with a finished run.
+    """Predict images with a finished run: print the most probable classes, or write them all into a file.
 
     Parameters
     ----------
     run
         Folder of a run that ``etude fit`` wrote.
     images
-        A folder of images, a table with an image column, or one image.
+        A folder of images, a table with an image column, or one or more image files.
     out
         The CSV file to write; with the ending .npz the full predictions are saved.
+    top
+        Classes that are printed of each image, the most probable one first.
+    sheet
+        Draw the first 60 images with their predictions into this .png or .svg file.
     tta
         Views to average over, 1 to 128: symmetries first, then shifts, zooms and random draws of the run's
         augmentation; by default the views that the run used.
@@ -57,41 +81,83 @@ def predict(
     trust
         Read a run's files also where they are not those that the run wrote: changed by hand, or damaged.
     """
-    from etude.journal.screen import Screen
-
     given = {"--positive": positive is not None, "--sample-submission": sample_submission is not None}
-    out = checked_out(out, {"--probabilities": probabilities, **given})
+    of_file = {"--probabilities": probabilities, **given}
+    if out is not None:
+        out = checked_out(out, of_file)
+    elif any(of_file.values()):
+        option = next(name for name, asked in of_file.items() if asked)
+        raise EtudeError(f"{option} is about a file of predictions: name it with --out FILE.csv")
+    if sheet is not None:
+        from etude.journal.figures import check_figure_path
+
+        check_figure_path(sheet := expanded(sheet))
     if tta is not None and tta < 1:
         raise EtudeError(f"--tta is {tta}; give the number of views, 1 or more")
+    if top < 1:
+        raise EtudeError(f"--top is {top}; give the number of classes to print, 1 or more")
+    if not images:
+        raise EtudeError(f"no images to predict were given: name a folder, a table or image files after {run}")
 
     from etude.core.submission import checked_positive
-    from etude.data.sources import write_bad_files
-    from etude.run import load
 
-    screen = Screen(quiet=quiet)
-    opened = load(run, trust=trust, warn=screen.warn)
-    if opened.record["state"] != "finished":
-        screen.warn(f"{run} did not finish (it is {opened.record['state']}): predicting with the models it has kept")
+    screen = screen_for(as_json=as_json, quiet=quiet)
+    opened = opened_run(run, trust, screen)
     if positive is not None:
         checked_positive(positive, opened.classes)
-    found = opened.predict(images, tta=tta, larger=larger, align=align, cache=cache, progress=screen)
-    for bad in found.bad[:_SHOWN]:
-        screen.warn(f"left out: {bad.id} ({bad.reason})")
-    if found.bad:
-        listing = out.with_suffix(".bad_files.csv")
-        write_bad_files(listing, found.bad)
-        screen.warn(f"{counted(len(found.bad), 'file')} left out; {listing} says why")
+    which = images[0] if len(images) == 1 else images
+    found = opened.predict(which, tta=tta, larger=larger, align=align, cache=cache, progress=screen)
     views = found.predictions.logits.shape[0]
     if tta is not None and views < tta:
         screen.warn(f"averaged over {views} views, not {tta}: the run's augmentation policy leaves images as they are")
-    if out.suffix.lower() == ".npz":
+    if out is not None and out.suffix.lower() == ".npz":
         found.predictions.save(out)
-    else:
+    elif out is not None:
         table = {"probabilities": probabilities, "sample_submission": sample_submission, "positive": positive}
         found.to_csv(out, **table, warn=screen.warn)
-    screen.say(f"{len(found.predictions):,} predictions in {out}")
-    if views == 1 or opened.record["state"] != "finished":
-        return
+    name_left_out(found.bad, out, screen)
+    if out is not None:
+        screen.say(f"{len(found.predictions):,} predictions in {out}")
+        if views > 1 and opened.record["state"] == "finished":
+            _say_gain(opened, screen)
+    if as_json:
+        print_json([{"id": name, "top": [_named(one) for one in classes]} for name, classes in found.top(top).items()])
+    elif out is None:
+        _show(found, top, screen_for())  # what was asked for, also when quiet
+    if sheet is not None:
+        _draw(sheet, found, top, screen)
+
+
+def _named(guess: tuple[str, float]) -> dict[str, object]:
+    return dict(zip(("class", "probability"), guess, strict=True))
+
+
+def _first(found: Prediction, most: int) -> Prediction:
+    return replace(found, predictions=found.predictions.take(range(min(most, len(found.predictions)))))
+
+
+def _show(found: Prediction, top: int, screen: Screen) -> None:
+    for name, classes in _first(found, _SHOWN).top(top).items():
+        screen.say(f"{name}: {', '.join(_in_words(classes))}")
+    if (more := len(found.predictions) - _SHOWN) > 0:
+        screen.say(f"and {counted(more, 'more image')}: --out FILE.csv writes them all")
+
+
+def _in_words(classes: Sequence[tuple[str, float]]) -> list[str]:
+    return [f"{label} {percent(share)}" for label, share in classes]
+
+
+def _draw(sheet: Path, found: Prediction, top: int, screen: Screen) -> None:
+    from etude.journal.figures.sheet import draw_sheet
+
+    best = _first(found, _DRAWN).top(top)
+    draw_sheet(sheet, found.pictures([*best], _SIDE), [[*_in_words(classes), name] for name, classes in best.items()])
+    rest = f", the first of {len(found.predictions):,}" if len(best) < len(found.predictions) else ""
+    screen.say(f"{counted(len(best), 'image')} in {sheet}{rest}")
+
+
+def _say_gain(opened: Run, screen: Screen) -> None:
+    """Show what the views bought on the run's own validation images."""
     from etude.refine.views import gain_by_views
 
     try:

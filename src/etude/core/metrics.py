@@ -88,6 +88,19 @@ def adjusted_error(accuracy: float, n: int) -> float:
     return standard_error((accuracy * n + 2) / (n + 4), n + 4)
 
 
+_NORMAL = 1.959964  # 95% of the normal distribution lie within
+
+
+def wilson(hits: float, images: float) -> tuple[float, float]:
+    """Return the 95% interval of a share of ``hits`` in ``images`` (Wilson 1927); (0, 1) without an image."""
+    if images <= 0:
+        return 0.0, 1.0
+    share, spread = hits / images, _NORMAL**2 / images
+    middle = (share + spread / 2) / (1 + spread)
+    half = _NORMAL * math.sqrt(share * (1 - share) / images + spread / (4 * images)) / (1 + spread)
+    return max(0.0, min(middle - half, share)), min(1.0, max(middle + half, share))
+
+
 @dataclass(frozen=True, slots=True)
 class ClassCounts:
     """Counts of N images by class, for one decision or, with leading axes, for many."""

@@ -239,6 +239,41 @@ def read_unlabelled(
     return replace(images, described="one image file")
 
 
+def read_files(files: Iterable[Path | str]) -> ImageSet:
+    """Read image files that are named one by one, without labels; the ids are the names as they are given."""
+    paths = {portable_text(str(file)): _existing(file) for file in files}
+    if not paths:
+        raise EtudeError("no image was given: name one or more, a folder of images, or a table with an image column")
+    for path in paths.values():
+        if not is_image_file(str(path), path.name):
+            raise EtudeError(f"{path} is no image file; give image files alone, or one folder or table")
+    images = _sorted_set(Path.cwd(), Path.cwd(), [*paths], [str(path) for path in paths.values()])
+    return replace(images, described=f"{counted(len(images), 'image file')}")
+
+
+def stated_labels(
+    path: Path, images: ImageSet, classes: Sequence[str], column: str | None = None, rule: str = "tidy"
+) -> tuple[np.ndarray | None, str]:
+    """Return labels (N,) int64 of images that were read without, to score predictions by, and where they stand.
+
+    None where every image of a folder is not below a class's own, or a table has no label ``column`` (by default one
+    with a usual name) that holds nothing but classes, two or more. ``rule`` as :func:`encode_labels` takes it.
+    """
+    name = "class folders"
+    if path.is_dir():
+        labels = [name.partition("/")[0] if "/" in name else "" for name in images.ids]
+    else:
+        try:
+            name, stated = tables.stated_labels(path, column) if is_table(path) else ("", {})
+        except EtudeError:  # of several columns, or with blank cells: no labels to score by
+            name, stated = "", {}
+        labels = [stated.get(name, "") for name in images.ids]
+    renamed = spellings(labels, classes) if rule == "tidy" else {}
+    index = {label: position for position, label in enumerate(classes)}
+    found = np.array([index.get(renamed.get(label, label), -1) for label in labels], np.int64)
+    return None if (found < 0).any() or len(np.unique(found)) < 2 else found, name
+
+
 def _read_class_folders(root: Path, allowed: Sequence[str] | None, spelling: str, context: Context) -> ImageSet:
     found = FoundImages()
     labels, empty, outside = list[str](), list[str](), list[str]()

@@ -123,6 +123,14 @@ def read_rows(
     return Rows(folder.root, ids, names, labels, weights, split, groups, note)
 
 
+def stated_labels(path: Path, column: str | None) -> tuple[str, dict[str, str]]:
+    """Return which column holds labels, by default the one that is named like it, and the label of each id there."""
+    if (name := column or _named_label_column(read_table(path), Columns())) is None:
+        return "", {}
+    rows = read_rows(path, Columns(label=name, split="none"), image_root=None, labelled=True)
+    return f"column {name!r} of {path.name}", dict(zip(rows.ids, rows.labels or (), strict=True))
+
+
 def shared_groups(values: Texts, train: np.ndarray, valid: np.ndarray) -> tuple[int, int]:
     """Return how many values of the validation rows training rows have too, and how many there are; blanks left out."""
     trained, validated = ({values[row] for row in rows.tolist()} - {""} for rows in (train, valid))

@@ -324,13 +324,17 @@ class Images:
 
 
 def near_duplicate_images(everything: Images, drawn: Images) -> list[dict[str, Any]]:
-    """Return near-duplicates: those across splits first, then those of different labels, then by similarity."""
+    """Return near-duplicates: identical files of two labels, those across splits, of two labels, by similarity."""
     found = [
         _pair(everything, a, b, 1.0, exact=True) for a, b in same_files([image.content for image in everything.rows])
     ]
     found += [_pair(drawn, a, b, similarity, exact=False) for a, b, similarity in _near_by_pixels(drawn)]
-    found.sort(key=lambda pair: (not is_across(pair), not is_contradiction(pair), -pair["similarity"], pair["a"]))
-    return found
+
+    def order(pair: dict[str, Any]) -> tuple[Any, ...]:
+        mistaken, across = is_contradiction(pair), is_across(pair)
+        return not (mistaken and pair["exact"]), not across, not mistaken, -pair["similarity"], pair["a"]
+
+    return sorted(found, key=order)
 
 
 def same_files(hashes: Sequence[str]) -> list[tuple[int, int]]:

@@ -23,9 +23,11 @@ from etude.core.files import write_json
 from etude.core.predictions import Predictions
 from etude.core.text import duration, percent, points, short_number
 from etude.journal.report import tables
+from etude.journal.report.advice import advice_of
 from etude.journal.report.charts import Figure
 from etude.journal.report.curves import curve_figures, schedule_of
 from etude.journal.report.folder import RunFolder
+from etude.journal.report.gallery import Album, Picture
 from etude.journal.report.html import asset, kind_of, macro, render
 from etude.journal.report.scores import Evaluated, calibration_figure, class_rows, matrix_figure, scores_of
 from etude.journal.runs import FILE_NAME, read_run
@@ -33,6 +35,7 @@ from etude.journal.runs import FILE_NAME, read_run
 NAME = "notebook.ipynb"
 
 _MOST_GUESSES = 5
+_PATHS = ("train", "valid", "test", "unlabeled", "cache", "image_root", "sample_submission")
 _DARK = re.compile(r"@media[^{]*\{(?:[^{}]*\{[^{}]*\})*[^{}]*\}")
 _NOT_IN_XML = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 
@@ -90,6 +93,23 @@ class Sheet:
             title = _clean(one.title[:1].upper() + one.title[1:])
             charts.append((title, legend, source, _clean(one.title), _clean(one.caption)))
         return macro("notebook.html.j2", "sheet", charts)
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """Images with their label and what was predicted."""
+
+    pictures: Sequence[Picture]
+
+    def __repr__(self) -> str:
+        return "\n".join(one.described for one in self.pictures)
+
+    def _repr_html_(self) -> str:
+        shown = [
+            (one.source, _clean(one.described), _clean(one.label), _clean(one.guess), percent(one.confidence))
+            for one in self.pictures
+        ]
+        return macro("notebook.html.j2", "pictures", shown)
 
 
 def _clean(text: str) -> str:
@@ -222,6 +242,25 @@ class RunView:
         ]
         return Table(("class", "images", "recall", "95% interval", "precision", "F1", "predicted as"), rows)
 
+    def errors(self) -> Pictures:
+        """Return the most confident errors, as the run's gallery shows them."""
+        run = self._run
+        album = self._made(run.gallery and Album(run.gallery, [one for one in (run.valid,) if one], ()), "gallery")
+        return Pictures([picture for group in album.shown("confident_errors") for picture in group])
+
+    def advice(self) -> Table:
+        """Return what to do next, the most worthwhile first."""
+        return Table(("what to do next", "command"), [(one.text, one.command) for one in advice_of(self._run)])
+
+    def asked(self) -> dict[str, Any]:
+        """Return what the run was asked for, as ``etude.fit`` takes it, with whole paths."""
+        asked = dict(self._made(self.record.get("request"), "record of what it was asked for"))
+        start = Path(asked.pop("cwd"))
+        for name, given in asked.items():
+            if given is not None and (name in _PATHS or (name == "recipe" and given.endswith(".toml"))):
+                asked[name] = str(start / given)
+        return asked | {"teachers": [str(start / one) for one in asked.get("teachers") or ()]}
+
     def calibration(self) -> Sheet:
         """Return the reliability diagram with the expected calibration error."""
         return Sheet([calibration_figure(self._evaluated())])
@@ -261,7 +300,7 @@ def write_notebook(folder: Path) -> Path:
     """Write ``notebook.ipynb`` into a run's folder, with cells for what the run has made, and return its path."""
     record = read_run(folder)
     made = {
-        **{"rounds": record.get("rounds"), "timelines": record.get("timelines")},
+        **{name: record.get(name) for name in ("rounds", "timelines", "request")},
         **{name: (folder / f"{name}.npz").is_file() for name in ("valid", "gallery")},
     }
     for name, file in (("models", "model.json"), ("histories", "history.csv")):
@@ -270,8 +309,15 @@ def write_notebook(folder: Path) -> Path:
     metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
     cells: list[dict[str, Any]] = []
     for number, text in enumerate(render("notebook.txt.j2", made).split("%% ")[1:], 1):
-        kind, _, source = text.strip().partition("\n")
-        cell = {"id": f"cell-{number}", "cell_type": kind, "metadata": {}, "source": source.splitlines(keepends=True)}
+        words, _, source = text.strip().partition("\n")
+        kind, folded = words.split()[0], words.endswith(" folded")
+        shown = {"collapsed": True, "jupyter": {"outputs_hidden": True}} if folded else {}
+        cell = {
+            "id": f"cell-{number}",
+            "cell_type": kind,
+            "metadata": shown,
+            "source": source.splitlines(keepends=True),
+        }
         cells.append(cell | ({"execution_count": None, "outputs": []} if kind == "code" else {}))
     path = folder / NAME
     write_json(path, {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import math
 import os
 import platform
@@ -15,6 +16,8 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, Unpack
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import numpy as np
 
@@ -53,6 +56,7 @@ _GIT_SECONDS = 5  # a slow network drive must not hold up a run for the sake of 
 def describe_environment() -> dict[str, Any]:
     return {
         "etude": _version("etude"),
+        **installed_from(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": cpu_model(),
@@ -61,6 +65,22 @@ def describe_environment() -> dict[str, Any]:
         "packages": {name: version for name in PACKAGES if (version := _version(name)) is not None},
         "git": describe_checkout(Path.cwd()),
     }
+
+
+def installed_from() -> dict[str, str]:
+    """Return what pip installs this etude by, where that is no package index, and the commit of a folder (PEP 610)."""
+    text = None
+    with suppress(importlib.metadata.PackageNotFoundError):
+        text = importlib.metadata.distribution("etude").read_text("direct_url.json")
+    if not text:
+        return {}
+    found = json.loads(text)
+    url = str(found["url"])
+    if "vcs_info" in found:
+        return {"etude_from": f"etude @ {found['vcs_info']['vcs']}+{url}@{found['vcs_info']['commit_id']}"}
+    checkout = describe_checkout(Path(url2pathname(urlsplit(url).path))) if "dir_info" in found else None
+    commit = {"etude_commit": checkout["commit"]} if checkout and checkout["commit"] else {}
+    return {"etude_from": f"etude @ {url}", **commit}
 
 
 def describe_checkout(folder: Path) -> dict[str, Any] | None:

@@ -69,6 +69,8 @@ def found(words: str) -> list[str]:
     """Return the settings of a section, or those with the words in their names or descriptions; all for no words."""
     if words in SECTIONS:
         return [name for name in FIELDS if name.startswith(f"{words}.")]
+    if words and not plain(words):
+        return []
     sought, described = plain(words), re.compile(rf"\b{re.escape(_spaced(words))}")
     return [
         name

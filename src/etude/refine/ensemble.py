@@ -587,10 +587,10 @@ def _to_drop(chosen: list[str], given: Mapping[str, FloatArray], whole: FloatArr
     if exceeds_noise(gains[worst]):
         return [f"Drop {worst!r}: without it the log loss of the blend falls by {change}."]
     if gains[worst].mean() + NOISE * standard_error_of(gains[worst]) >= 0:
-        no_more = f"changes by no more than noise ({change} less)"
+        no_more = f"changes by no more than noise: {change} less"
         return [f"{worst!r} can go: without it the log loss of the blend {no_more}."]
     return []
 
 
 def _text(gains: FloatArray) -> str:
-    return f"{gains.mean():.4f} ± {standard_error_of(gains):.4f}"
+    return f"{gains.mean():.4f} (standard error {standard_error_of(gains):.4f})"

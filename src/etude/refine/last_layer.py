@@ -157,7 +157,7 @@ class LastLayer(OnTrainingRows):
 
     def _described(self) -> str:
         if not self.weight_:
-            return f"λ = 0: a new head gains {self.gain_:+.4f} ± {self.error_:.4f}, not more than noise"
+            return f"λ = 0: a new head gains {self.gain_:+.4f} (standard error {self.error_:.4f}), not more than noise"
         parts = [f"C = {self.strength_:g}", f"λ = {self.weight_:.2f}", f"{self.pseudo_labels_:,} pseudo-labels"]
         return ", ".join(parts + ["weighted to the target's prior"] * self.corrects_)
 

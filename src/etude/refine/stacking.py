@@ -106,7 +106,8 @@ class Stacking:
     def described(self) -> str:
         """Such as ``"logistic, C = 0.01"``."""
         if not self.stacked_:
-            return f"mean of the models: stacking gains {self.gain_:+.4f} ± {self.error_:.4f}, not more than noise"
+            error = f"standard error {self.error_:.4f}"
+            return f"mean of the models: stacking gains {self.gain_:+.4f} ({error}), not more than noise"
         return f"{self.learner}, {'C' if self.learner == 'logistic' else 'λ'} = {self.chosen_:g}"
 
     @property

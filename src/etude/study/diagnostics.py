@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import cv2
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -16,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from etude.core.arrays import save_arrays
 from etude.core.context import Context
 from etude.core.errors import EtudeError, error_text, listed
-from etude.core.files import write_json
+from etude.core.files import replacing, write_json
+from etude.core.images import THUMBNAIL, thumbnail
 from etude.core.predictions import Predictions
 from etude.data.dataset import Dataset, same_files_as
 from etude.data.split import Fold
@@ -54,6 +55,7 @@ def write_diagnostics(session: Session, prepared: Prepared, kept: Sequence[Kept]
         test_features = Predictions.load(folder / "test.npz").features if one_head else None
         found = examine_health(data, features, folds, test=test, test_features=test_features, context=context)
         write_json(folder / "health.json", found)
+        write_suspects(folder / "suspects.csv", found["label_errors"])
         return found
 
     def pictures() -> None:
@@ -69,6 +71,16 @@ def write_diagnostics(session: Session, prepared: Prepared, kept: Sequence[Kept]
         if health is not None:
             _tried(session, "a warning of near-duplicates", lambda: _warn_of_near_duplicates(session, health, prepared))
         _tried(session, "pictures", pictures)
+
+
+def write_suspects(path: Path, errors: Sequence[Mapping[str, Any]]) -> None:
+    """Write the labels that may be wrong as a table of id, label, suggested and score; no file where there are none."""
+    path.unlink(missing_ok=True)
+    if errors:
+        with replacing(path) as temporary, temporary.open("w", -1, "utf-8", "backslashreplace", "") as file:
+            writer = csv.DictWriter(file, [*errors[0]])
+            writer.writeheader()
+            writer.writerows(errors)
 
 
 def architecture(candidate: Candidate) -> dict[str, Any]:
@@ -143,7 +155,6 @@ def send(session: Session) -> None:
         report(session.folder, session.screen)
 
 
-_SIDE = 96  # pixels at most of a thumbnail; images that are stored smaller stay as they are
 _STRENGTHS = (0.0, 0.5, 1.0)  # of augmentation
 _SPLITS = ("train", "valid", "test")
 _ERRORS = 24
@@ -154,7 +165,6 @@ _PAIRS = 12
 _SUSPECTS = 24
 _NEIGHBOURS = 3
 _AUGMENTED = 6
-_JPEG = [cv2.IMWRITE_JPEG_QUALITY, 82]
 
 
 def write_gallery(
@@ -196,7 +206,7 @@ class _Album:
     """Collects images to show, each once, by their split and row there; changed ones have keys of their own."""
 
     def __init__(self, data: Dataset, folds: Sequence[Fold], test: Dataset | None) -> None:
-        self.data, self.side = data, min(_SIDE, data.build.store.size)
+        self.data, self.side = data, min(THUMBNAIL, data.build.store.size)
         self.sources = {"train": data, "valid": data} | ({} if test is None else {"test": test})
         self.rows = {name: row for row, name in enumerate(data.images.ids)}
         self.test_rows = {} if test is None else {name: row for row, name in enumerate(test.images.ids)}
@@ -226,7 +236,7 @@ class _Album:
             if wanted:
                 rows = np.array([keys[number][1] for number in wanted])
                 pictures |= dict(zip(wanted, source.build.store.gather(rows, self.side), strict=True))
-        thumbnails = [_encoded(pictures[number]) for number in range(len(keys))]
+        thumbnails = [thumbnail(pictures[number]) for number in range(len(keys))]
         ids = [self.sources[split].images.ids[row] for split, row, _ in keys]
         labels = [-1 if split == "test" else int(self.data.labels[row]) for split, row, _ in keys]
         save_arrays(path, {
@@ -236,11 +246,6 @@ class _Album:
             "thumb_offsets": np.cumsum([0, *map(len, thumbnails)], dtype=np.int64),
             "thumb_bytes": np.frombuffer(b"".join(thumbnails), np.uint8),
         })  # fmt: skip
-
-
-def _encoded(pixels: np.ndarray) -> bytes:
-    ordered = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if pixels.shape[2] == 3 else pixels
-    return cv2.imencode(".jpg", ordered, _JPEG)[1].tobytes()
 
 
 def _evaluated(album: _Album, valid: Predictions, context: Context) -> dict[str, Any]:

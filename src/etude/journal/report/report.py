@@ -15,6 +15,7 @@ from etude.core.metrics import metric_named
 from etude.core.text import duration, plain_name, points, signed
 from etude.journal.index import DAMAGED, RunSummary
 from etude.journal.report import scores, tables
+from etude.journal.report.advice import advice_of, failures_of
 from etude.journal.report.curves import curve_figures, path_figure, schedule_of
 from etude.journal.report.folder import RunFolder
 from etude.journal.report.gallery import Album, health_of
@@ -22,16 +23,13 @@ from etude.journal.report.html import data_uri, render_page, write_page
 from etude.journal.runs import REPORT_NAME
 
 _ROUND = re.compile(r"(round \d+|online)( \(fold \d+/\d+\))?")
-_MOST_ERRORS = 24
-_MOST_CLASSES = 500  # in the table
-_MOST_PAIRS = 12
 _STRENGTHS = {"0": "none", "0.5": "half", "1": "full"}
 _DAMAGE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)  # of files that no run has written so
 
 _EMPTY: dict[str, Any] = {  # what the page shows of sections that could not be made
     **dict.fromkeys(("kept", "backbone", "planned"), ""),
     **dict.fromkeys(("images", "more_rows"), 0),
-    **dict.fromkeys(("matrix", "calibration"), None),
+    **dict.fromkeys(("matrix", "calibration", "tested"), None),
     **dict.fromkeys(("scores", "pairs", "rows", "errors", "pair_pictures", "samples", "augmented"), ()),
 }
 
@@ -111,12 +109,15 @@ def _of_stages(
     return Part(name, kind, state, seconds, scores.get("accuracy"), scores.get("log_loss"), note)
 
 
-def write_report(folder: Path) -> Path:
-    """Write ``report.html`` into a run's folder from the folder alone, in any state of the run."""
-    return write_page(folder / REPORT_NAME, render_report(RunFolder.read(folder)))
+def write_report(folder: Path, refresh: float = 0.0) -> Path:
+    """Write ``report.html`` into a run's folder from the folder alone, in any state of the run.
+
+    A browser loads it again after ``refresh`` seconds, if any.
+    """
+    return write_page(folder / REPORT_NAME, render_report(RunFolder.read(folder), refresh))
 
 
-def render_report(run: RunFolder) -> str:
+def render_report(run: RunFolder, refresh: float = 0.0) -> str:
     problems, record = list(run.problems), run.record
 
     def whole(what: str, make: Callable[[], T], without: T) -> T:
@@ -135,9 +136,12 @@ def render_report(run: RunFolder) -> str:
     schedule = whole("timeline", lambda: schedule_of(run), None)
     shown_png = run.timeline_png if schedule is None else None
     values = _EMPTY | {
+        **{"kind": "validation", "refresh": refresh},
         "name": run.path.resolve().name,
         **_entries(record),
         **whole("headline", lambda: _headline(run, valid), {}),
+        "failures": whole("failures", lambda: [] if valid is None else failures_of(valid), []),
+        "advice": whole("advice", lambda: advice_of(run), []),
         "steps": whole("steps", lambda: tables.steps_of(record), []),
         "path": whole("accuracy over time", lambda: path_figure(record), None),
         "budget": whole("budget", lambda: tables.budget_of(record), ""),
@@ -148,7 +152,7 @@ def render_report(run: RunFolder) -> str:
         "timeline_png": "" if shown_png is None else data_uri(shown_png),
         "curves": whole("curves", lambda: curve_figures(run.models), []),
         "balance": whole("balance of the classes", lambda: scores.balance_figure(record, valid, run.test), None),
-        **whole("classes", lambda: _classes(valid), {}),
+        **whole("classes", lambda: {} if valid is None else scores.of_classes(valid), {}),
         "health": whole("health", lambda: None if run.health is None else health_of(run.health, album), None),
         **whole("pictures", lambda: _pictures(album, valid), {}),
         "data": whole("data", lambda: tables.data_facts(record), []),
@@ -179,31 +183,20 @@ def _headline(run: RunFolder, valid: scores.Evaluated | None) -> dict[str, Any]:
     kept = dict.fromkeys(plain_name(str(one)) for one in (run.record.get("result") or {}).get("kept") or [])
     backbones = dict.fromkeys(str(model.card["backbone"]) for model in run.models if "backbone" in model.card)
     scored = {} if valid is None else {"scores": scores.scores_of(valid), "images": len(valid.labels)}
+    if tested := (run.record.get("result") or {}).get("test"):
+        value, low, high = (float(tested[name]) for name in ("accuracy", "low", "high"))
+        scored["tested"] = scores.Score("accuracy", value, low, high, "Wilson"), int(tested["images"])
     planned = sum(((run.record.get("plan") or {}).get("expected_seconds") or {}).values())
     unbroken = duration(planned).replace(" ", "\N{NO-BREAK SPACE}")
     words = {"kept": " and ".join(kept), "backbone": " and ".join(backbones)}
     return {**words, "planned": f"planned {unbroken}" if planned else "", **scored}
 
 
-def _classes(valid: scores.Evaluated | None) -> dict[str, Any]:
-    if valid is None:
-        return {}
-    rows = scores.class_rows(valid)
-    pairs = scores.confused_pairs(valid)[:_MOST_PAIRS]
-    return {
-        "matrix": scores.matrix_figure(valid),
-        "pairs": [(valid.classes[label], valid.classes[guess], often) for label, guess, often in pairs],
-        "rows": [(row, scores.recall_bar(row)) for row in rows[:_MOST_CLASSES]],
-        "more_rows": max(0, len(rows) - _MOST_CLASSES),
-        "calibration": scores.calibration_figure(valid),
-    }
-
-
 def _pictures(album: Album | None, valid: scores.Evaluated | None) -> dict[str, Any]:
     errors = [] if album is None else [picture for group in album.shown("confident_errors") for picture in group]
     if not errors and valid is not None:
-        errors = scores.confident_errors(valid, _MOST_ERRORS)
-    shown: dict[str, Any] = {"errors": errors[:_MOST_ERRORS]}
+        errors = scores.confident_errors(valid, scores.MOST_ERRORS)
+    shown: dict[str, Any] = {"errors": errors[: scores.MOST_ERRORS]}
     if album is not None:
         shown["pair_pictures"] = album.shown("confused_pairs")
         shown["samples"] = [picture for group in album.shown("samples") for picture in group]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
 
-from etude.core.metrics import Metric, metric_named
+from etude.core.metrics import Metric, metric_named, wilson
 from etude.core.predictions import Predictions
 from etude.core.seeds import rng_for
 from etude.core.text import percent, plain_name
@@ -23,9 +22,12 @@ IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 
 LEVEL = 0.95
-_Z = 1.959964  # of the normal distribution: 95% lie within
 _DRAWS = 1000
 _BINS = 10
+MOST_ERRORS = 24
+"""Pictures of the most confident errors."""
+_MOST_CLASSES = 500  # in the table
+_MOST_PAIRS = 12
 _MOST_IN_MATRIX = 30
 _MOST_IN_BALANCE = 20
 _MOST_DESCRIBED = 5  # confusions named to a screen reader
@@ -81,16 +83,6 @@ class Evaluated:
         return np.exp(self.log_probabilities[np.arange(len(self.labels)), self.guesses])
 
 
-def wilson(hits: float, images: float) -> tuple[float, float]:
-    """Return the 95% interval of a share of ``hits`` in ``images`` (Wilson 1927); (0, 1) without an image."""
-    if images <= 0:
-        return 0.0, 1.0
-    share, spread = hits / images, _Z**2 / images
-    middle = (share + spread / 2) / (1 + spread)
-    half = _Z * math.sqrt(share * (1 - share) / images + spread / (4 * images)) / (1 + spread)
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
 def scores_of(valid: Evaluated) -> list[Score]:
     hits, images = int((valid.guesses == valid.labels).sum()), len(valid.labels)
     accuracy = Score("accuracy", hits / images, *wilson(hits, images), "Wilson")
@@ -143,6 +135,20 @@ def class_rows(valid: Evaluated) -> list[ClassRow]:
     return sorted(rows, key=lambda row: (row.f1, row.name))
 
 
+def of_classes(evaluated: Evaluated, kind: str = "validation") -> dict[str, Any]:
+    """Return what ``report_classes.html.j2`` shows of classes; ``kind`` is what the images are called there."""
+    rows, names = class_rows(evaluated), evaluated.classes
+    return {
+        "matrix": matrix_figure(evaluated, kind),
+        "pairs": [
+            (names[label], names[guess], often) for label, guess, often in confused_pairs(evaluated)[:_MOST_PAIRS]
+        ],
+        "rows": [(row, recall_bar(row)) for row in rows[:_MOST_CLASSES]],
+        "more_rows": max(0, len(rows) - _MOST_CLASSES),
+        "calibration": calibration_figure(evaluated),
+    }
+
+
 def calibration_bins(valid: Evaluated) -> list[Bin]:
     """Return the images by the probability of their predicted class, in ten steps; empty ones are left out."""
     confidence, right = valid.confidence, valid.guesses == valid.labels
@@ -162,7 +168,7 @@ def calibration_error(bins: Sequence[Bin]) -> float:
     return round(sum(one.images * abs(one.accuracy - one.confidence) for one in bins) / images, 12)
 
 
-def matrix_figure(valid: Evaluated) -> Figure:
+def matrix_figure(valid: Evaluated, kind: str = "validation") -> Figure:
     pairs, count = confused_pairs(valid), len(valid.classes)
     errors = np.zeros(count, np.int64)
     for label, guess, often in pairs:
@@ -179,7 +185,7 @@ def matrix_figure(valid: Evaluated) -> Figure:
     worst = [
         f"{names[label]} predicted as {names[guess]}: {often:,}" for label, guess, often in pairs[:_MOST_DESCRIBED]
     ]
-    whole = f"Confusion matrix of {len(valid.labels):,} validation images, {wrong:,} of them wrong"
+    whole = f"Confusion matrix of {len(valid.labels):,} {kind} images, {wrong:,} of them wrong"
     rest = len(occurring) - len(chosen)
     caption = f"The {len(chosen)} classes with the most errors; {rest:,} others are in the table only." if rest else ""
     drawn = matrix_chart(matrix, [names[k] for k in chosen.tolist()], "; ".join([whole, *worst]))

@@ -134,7 +134,9 @@ def recipe_to_reproduce(record: Mapping[str, Any]) -> str:
     dirty = "  # and the changes that were not committed" if git.get("dirty") else ""
     lines = [f"git checkout {git['commit']}{dirty}"] if git.get("commit") else []
     if pins := [f"{name}=={str(version).partition('+')[0]}" for name, version in packages.items()]:
-        lines.append("pip install " + shlex.join([f"etude=={around.get('etude')}", *pins]))
+        commit = f"  # at commit {around['etude_commit']}" if around.get("etude_commit") else ""
+        own = around.get("etude_from") or f"etude=={around.get('etude')}"
+        lines.append(f"pip install {shlex.join([own, *pins])}{commit}")
     return "\n".join([*lines, shlex.join(map(str, record["command"]))])
 
 

@@ -208,7 +208,7 @@ class KNN(OnTrainingRows):
 
     def _described(self) -> str:
         if not self.weight_:
-            return f"λ = 0: neighbours gain {self.gain_:+.4f} ± {self.error_:.4f}, not more than noise"
+            return f"λ = 0: neighbours gain {self.gain_:+.4f} (standard error {self.error_:.4f}), not more than noise"
         return f"k = {self.k_}, T = {self.temperature_:g}, λ = {self.weight_:.2f}"
 
     def _check(self) -> None:

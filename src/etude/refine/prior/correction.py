@@ -283,7 +283,7 @@ class PriorCorrection(Refiner):
         found = f"p = {self.p_value_:.2g}" if self.p_value_ is not None else "not tested"
         if self.gain_ is None or self.gain_sd_ is None:
             return f"known prior: {change}"
-        promise = f"{100 * self.gain_:+.1f} ± {100 * self.gain_sd_:.1f} points promised"
+        promise = f"{100 * self.gain_:+.1f} points promised, standard deviation {100 * self.gain_sd_:.1f}"
         if self.corrects_:
             return f"{self.method.upper()}: {change} ({found}, {promise})"
         if self.p_value_ is not None and self.alpha is not None and self.p_value_ > self.alpha:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from etude.core.files import write_json
-from etude.core.metrics import score_of
+from etude.core.files import read_json, reading, write_json
+from etude.core.metrics import score_of, wilson
 from etude.core.predictions import Predictions
 from etude.core.submission import Unreadable, write_submission
-from etude.data.dataset import Dataset
+from etude.core.text import counted, percent
+from etude.data.compact import Digests
+from etude.data.dataset import Dataset, same_files_as
+from etude.data.sources import stated_labels
 from etude.inference.views import many_views
 from etude.refine.ensemble import average
 from etude.refine.views import gain_by_views, sharpness_of_views
@@ -20,7 +24,19 @@ from etude.study.run.blend import Kept
 from etude.study.run.prepare import Prepared
 from etude.study.run.session import Session
 
-TRAINED_ON = "trained_on.json"  # content hashes of the images that a run was trained on
+TRAINED_ON = "trained_on.json"  # content hashes of the images that a run was trained on, and of those that validated
+
+
+def trained_files(folder: Path, side: str = "files") -> Digests | None:
+    """Return the content hashes of the images that a run was trained on, or of those that have ``validated`` it.
+
+    None where it has no list of them.
+    """
+    if not (file := folder / TRAINED_ON).is_file():
+        return None
+    with reading(file, "a list of trained images", "train the model again, or delete the file"):
+        held = read_json(file)
+        return Digests.from_hex(held[side]) if side in held or side == "files" else None
 
 
 def finish(session: Session, kept: list[Kept], prepared: Prepared) -> list[Kept]:
@@ -38,10 +54,11 @@ def finish(session: Session, kept: list[Kept], prepared: Prepared) -> list[Kept]
     session.record.forget(written)
     valid.save(written[0])
     _train(session, kept, data)
-    trained = np.unique(np.concatenate([fold.train for fold in prepared.folds]))
-    write_json(folder / TRAINED_ON, {"files": data.build.content_hashes.take(trained).hex()})
-    if prepared.test is not None:
-        _test(session, kept, prepared.test, prepared.recipe.predict.align == "auto")
+    sides = {"files": [fold.train for fold in prepared.folds], "validated": [fold.valid for fold in prepared.folds]}
+    known = {name: np.unique(np.concatenate(rows)) for name, rows in sides.items()}
+    write_json(folder / TRAINED_ON, {name: data.build.content_hashes.take(rows).hex() for name, rows in known.items()})
+    align = prepared.recipe.predict.align == "auto"
+    tested = None if prepared.test is None else _test(session, kept, prepared.test, data, align)
     accuracy, negative_loss = score_of(valid)
     result = {
         **_models_of(kept),
@@ -51,6 +68,7 @@ def finish(session: Session, kept: list[Kept], prepared: Prepared) -> list[Kept]
         "accuracy": accuracy,
         "log_loss": -negative_loss,
         "validation_images": len(valid),
+        "test": tested,
     }
     session.record.set("result", result)
     endings = (".safetensors", ".npz", ".csv", ".png")
@@ -121,7 +139,11 @@ def _train(session: Session, kept: Sequence[Kept], data: Dataset) -> None:
         found.save(session.folder / "train.npz")
 
 
-def _test(session: Session, kept: Sequence[Kept], test: Dataset, align: bool) -> None:
+def _test(session: Session, kept: Sequence[Kept], test: Dataset, data: Dataset, align: bool) -> dict[str, Any] | None:
+    """Write predictions and submission; return scores where the images stand in class folders, or have a label column.
+
+    The labels are read when all is decided.
+    """
     rows, request = np.arange(len(test)), session.request
     with session.stage("predict test"):
         parts = [fold.predict(test, rows, session.context, align) for fold in kept]
@@ -133,6 +155,22 @@ def _test(session: Session, kept: Sequence[Kept], test: Dataset, align: bool) ->
             unreadable=Unreadable([bad.id for bad in test.build.bad], session.record.get("data")["classes"]),
             warn=session.warn,
         )  # fmt: skip
+        assert request.test is not None
+        labels, named_by = None, ""
+        if request.test != request.sample_submission:
+            settings = (request.label_column, str(session.record.get("settings")["data.labels"]))
+            labels, named_by = stated_labels(request.test, test.images, predictions.classes, *settings)
+    if labels is None:
+        return None
+    accuracy, negative_loss = score_of(replace(predictions, labels=labels))
+    low, high = wilson(accuracy * len(labels), len(labels))
+    known = int(same_files_as(data, test).sum())
+    seen = f"; {known:,} of them are among the labelled images, too" if known else ", which no choice has used"
+    session.screen.say(
+        f"test accuracy {percent(accuracy)} (95% interval {percent(low)} to {percent(high)}), log loss "
+        f"{-negative_loss:.4f} on {counted(len(labels), 'image')} with labels by {named_by}{seen}"
+    )
+    return {"accuracy": accuracy, "low": low, "high": high, "log_loss": -negative_loss, "images": len(labels)}
 
 
 def _stacked(parts: Sequence[Predictions]) -> Predictions:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from etude.core.context import Context
 from etude.core.errors import EtudeError, error_text, listed
-from etude.core.metrics import accuracy, adjusted_error, log_loss, score_of
+from etude.core.metrics import score_of, wilson
 from etude.core.predictions import Predictions
 from etude.core.text import duration
 from etude.journal.record import RunRecord, Stage
@@ -187,11 +187,12 @@ class Session:
         stage.score("accuracy", share)
         stage.score("log_loss", -negative_loss)
         self.scores[stage.name] = shown or stage.name, predictions
-        *_, right, loss = _row(stage.name, None, predictions)
-        self.screen.say(f"{stage.name}: validation accuracy {right}, log loss {loss}, {duration(stage.seconds)}")
+        *_, right, ends, loss = _row(stage.name, None, predictions)
+        took = duration(stage.seconds)
+        self.screen.say(f"{stage.name}: validation accuracy {right} (95% interval {ends}), log loss {loss}, {took}")
 
     def show_table(self) -> None:
-        """Show every stage, what no stage took, and the run's seconds, with scores and their standard error."""
+        """Show every stage, what no stage took, and the run's seconds, with scores."""
         self.record.write()  # which brings the seconds up to date
         scores = dict(self.scores)
         rows: list[list[str | float | None]] = []
@@ -201,18 +202,17 @@ class Session:
         rows += [_row(name, None, predictions) for name, predictions in scores.values()]
         rows.append(_row(IN_NO_STAGE, self.record.get("seconds_in_no_stage"), None))
         rows.append(_row("in all", self.record.get("seconds"), None))
-        columns = ["stage", "seconds", "validation accuracy", "log loss"]
-        self.screen.table("What each stage took and reached; ± is one standard error", columns, rows)
+        columns = ["stage", "seconds", "accuracy", "95% interval", "log loss"]
+        self.screen.table("What each stage took, and reached on validation images", columns, rows)
 
 
 def _row(name: str, seconds: float | None, predictions: Predictions | None) -> list[str | float | None]:
     shown = None if seconds is None else f"{seconds:.1f}"
     if predictions is None or predictions.labels is None:
-        return [name, shown, None, None]
-    right = accuracy(predictions.predicted(), predictions.labels)
-    error = adjusted_error(right, len(predictions))
-    loss = log_loss(predictions.probabilities(), predictions.labels)
-    return [name, shown, f"{right:.2%} ± {error:.2%}", f"{loss:.4f}"]
+        return [name, shown, None, None, None]
+    right, negative_loss = score_of(predictions)
+    ends = " to ".join(f"{end:.1%}" for end in wilson(right * len(predictions), len(predictions)))
+    return [name, shown, f"{right:.2%}", ends, f"{-negative_loss:.4f}"]
 
 
 @contextmanager

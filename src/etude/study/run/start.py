@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from etude.core.context import Context
-from etude.core.errors import EtudeError
+from etude.core.errors import EtudeError, listed
 from etude.functional.augment import policy_named
 from etude.journal.record import RunRecord
 from etude.journal.runs import working_on
@@ -30,6 +30,10 @@ from etude.study.run.session import (
 )
 from etude.study.run.sources import Sources, inputs_of, read_sources
 
+_OF_TRAINING = ("train.", "timeline.", "plateau.", "augment.mixup", "augment.cutmix")
+# Those that are not of fine-tuning alone; --size sets the sizes with that of the features.
+_OF_FROZEN = {"train.precision", "train.memory_format", "train.threads", "train.find_lr"}
+_OF_FROZEN |= {"timeline.start_size", "timeline.final_size"}
 _FOR_OTHERS = 180.0  # seconds of a budget, from which further backbones are worth loading
 
 
@@ -61,6 +65,8 @@ def fit(request: Request, screen: Screen, began: float | None = None) -> Path:
     refuse_idle_search(recipe)
     refuse_mismatch(request, recipe)
     early_warnings: list[str] = []
+    if idle := idle_settings(request, recipe):
+        early_warnings.append(f"recipe {recipe.name!r} fine-tunes no network: changing {listed(idle)} has no effect")
     sources = read_sources(request, recipe, Context(screen, early_warnings.append, request.cache, request.seed))
     inputs = inputs_of(recipe, sources.labelled, sources.train_count)
     folder = resumable_folder(request) if request.resume else request.out or claim_run_folder(request.train)
@@ -127,6 +133,12 @@ def refuse_mismatch(request: Request, recipe: Recipe) -> None:
     for path in request.teachers:
         if not path.exists():
             raise EtudeError(f"--teacher {path} does not exist: give the folder of a run, or a file of probabilities")
+
+
+def idle_settings(request: Request, recipe: Recipe) -> list[str]:
+    """Return the settings of fine-tuning that were given for a recipe that fine-tunes nothing."""
+    given = request.changes if "finetune" not in recipe.stages else {}
+    return [name for name in given if name.startswith(_OF_TRAINING) and name not in _OF_FROZEN]
 
 
 def refuse_idle_search(recipe: Recipe, always: bool = False) -> None:

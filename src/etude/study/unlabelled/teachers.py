@@ -12,11 +12,10 @@ import numpy as np
 
 from etude.core.context import Context
 from etude.core.errors import EtudeError
-from etude.core.files import digest_of, hash_of_file, read_json, reading
+from etude.core.files import digest_of, hash_of_file
 from etude.core.ids import match_ids, spelled_as
 from etude.core.predictions import Predictions
 from etude.data.batches import TrainingRows
-from etude.data.compact import Digests
 from etude.data.dataset import Dataset, open_dataset
 from etude.data.scan import scan_images
 from etude.inference.predict import predict
@@ -26,7 +25,7 @@ from etude.models.classifier import VALIDATED, Classifier, ModelCard, load_valid
 from etude.refine.base import difference
 from etude.refine.ensemble import mean_of_blends
 from etude.refine.tables import read_probabilities
-from etude.study.run.finish import TRAINED_ON
+from etude.study.run.finish import TRAINED_ON, trained_files
 from etude.study.run.network import Extras
 from etude.study.run.prepare import Prepared
 from etude.study.run.session import Session
@@ -187,9 +186,7 @@ def known_labels(folder: Path, prepared: Prepared, fingerprint: str | None) -> i
     """Return how many of the validation images a run was trained on, by content, of older runs by name."""
     data, valid = prepared.data, np.unique(np.concatenate([fold.valid for fold in prepared.folds]))
     verify(folder, [TRAINED_ON, "train.npz", "valid.npz"])
-    if (file := folder / TRAINED_ON).is_file():
-        with reading(file, "a list of trained images", "train the teacher again, or delete the file"):
-            trained = Digests.from_hex(read_json(file)["files"])
+    if (trained := trained_files(folder)) is not None:
         return int(np.isin(data.build.content_hashes.take(valid).keys(), trained.keys()).sum())
     held = "train.npz" if (folder / "train.npz").is_file() else "valid.npz"
     ids = {data.images.ids[row] for row in valid}
