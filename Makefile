@@ -8,7 +8,7 @@ TEST_ENV := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test style types tests test-browser lint coverage house format clean
+.PHONY: help install demo test style types tests test-browser lint coverage house site format clean
 
 help:  ## Show the targets.
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -58,6 +58,9 @@ coverage: $(VENV)/.installed  ## Run every test with coverage: a report, and a f
 house: $(VENV)/.installed  ## Print files, lines against each room's budget, import circles, and values passed through many calls.
 	$(BIN)/python tests/house.py $(ARGS)
 
+site: $(VENV)/.installed  ## Build the documentation into site/; a warning fails it.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 format: $(VENV)/.installed  ## Rewrite the code in the house format.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -66,4 +69,4 @@ bench-%: $(VENV)/.installed-bench  ## Run one benchmark: bench-small-images runs
 	$(BIN)/python $(firstword $(wildcard benchmarks/$(subst -,_,$*)/__main__.py) benchmarks/$(subst -,_,$*).py) $(ARGS)
 
 clean:  ## Remove .venv and the caches.
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist site

@@ -7,7 +7,6 @@ import re
 import shlex
 import tomllib
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import etude.compat
@@ -18,7 +17,7 @@ from timm.optim import Lamb, Lars
 
 import etude.callbacks
 import etude.timeline
-from etude.cli.main import app
+from doc_blocks import blocks, commands, understood
 from etude.recipe import NAMED, ImageFacts, Recipe, flat, load_recipe, resolve, timeline_of
 
 CARDS = Path(__file__).resolve().parents[1] / "docs" / "tricks"
@@ -38,16 +37,6 @@ SLOW = {"dropout-and-stochastic-depth"}
 NOT_TRICKS = {"TrainingProgress", "Checkpoints"}
 
 Row = tuple[str, str]
-
-
-def blocks(text: str, kind: str) -> list[str]:
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    return [block for name, block in found if name == kind]
-
-
-def commands(text: str) -> list[str]:
-    lines = [line for block in blocks(text, "") for line in block.splitlines()]
-    return [line for line in lines if line.startswith("etude ")]
 
 
 def sections(card: str) -> dict[str, str]:
@@ -204,12 +193,9 @@ def as_written(value: Any) -> Any:
 
 @pytest.mark.each("line", COMMANDS)
 def test_commands_are_understood(line: str):
-    words = shlex.split(line)[1:]
-    _, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
-    given = bound.arguments
-    options = given.get("options") or SimpleNamespace(**{"recipe": "default", "settings": (), **given})
-    assert timeline_of(load_recipe(options.recipe, options.settings)).phases
-    assert ("--set" in words) <= bool(options.settings)
+    words, (options, recipe) = shlex.split(line)[1:], understood(line)
+    assert timeline_of(recipe).phases
+    assert ("--set" in words) <= bool(getattr(options, "settings", ()))
     assert "--recipe" not in words or options.recipe == words[words.index("--recipe") + 1]
 
 
