@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -272,3 +274,13 @@ def test_a_run_without_fingerprints_of_labels_is_gone_on_with(etude, images, at)
     Path("run/run.json").write_text(json.dumps(content))
     (images / "round" / "000.png").rename(images / "striped" / "009.png")
     assert etude("fit", images, "--out", "run", "--resume").code == 0
+
+
+@pytest.mark.each("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_after_the_end_changes_nothing(number):
+    """While libraries unload, which takes a second with torch; what is registered first runs last."""
+    late = f"import atexit, os; atexit.register(lambda: os.kill(os.getpid(), {int(number)}))"
+    code = f"{late}\nimport sys\nfrom etude.cli.main import main\nsys.argv = ['etude', 'recipe', 'list']\nmain()"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "quick" in ended.stdout

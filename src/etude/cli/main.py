@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -86,6 +87,9 @@ def main() -> None:
             _stop(f"etude: there is not enough memory ({type(error).__name__}): {_LESS}", 2)
         error.add_note("etude: this is a fault of etude, not of yours: please report it with the lines above")
         raise
+    finally:
+        # Libraries take a second or more to unload, in which a stop would only hide how the command ended.
+        atexit.register(lambda: [signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)])
 
 
 @contextmanager
