@@ -66,6 +66,11 @@ def name_left_out(bad: Sequence[BadFile], out: Path | None, screen: Screen) -> N
         screen.warn(f"{len(bad) - _SHOWN:,} more files left out")
 
 
+def check_tta(tta: int | None) -> None:
+    if tta is not None and tta < 1:
+        raise EtudeError(f"--tta is {tta}; give the number of views, 1 or more")
+
+
 def screen_for(*, as_json: bool = False, quiet: bool = False) -> Screen:
     """Return a command's screen; with ``--json`` everything but the JSON goes to standard error."""
     from etude.journal.screen import Screen

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from etude.cli.common import AsJson, Quiet, expanded, name_left_out, opened_run, print_json, screen_for
+from etude.cli.common import AsJson, Quiet, check_tta, expanded, name_left_out, opened_run, print_json, screen_for
 from etude.core.errors import EtudeError
 from etude.core.text import counted, percent, short_number, shortened
 from etude.study.run.request import Flag
@@ -67,8 +67,7 @@ def evaluate(
     """
     if out is not None and (out := expanded(out)).suffix.lower() not in (".html", ".npz"):
         raise EtudeError(f"--out is {out}; give a file that ends in .html (a page) or .npz (predictions with labels)")
-    if tta is not None and tta < 1:
-        raise EtudeError(f"--tta is {tta}; give the number of views, 1 or more")
+    check_tta(tta)
     screen = screen_for(as_json=as_json, quiet=quiet)
     opened = opened_run(run, trust, screen)
     found = opened.evaluate(

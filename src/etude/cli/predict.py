@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from etude.cli.common import (
     AsJson,
     Quiet,
+    check_tta,
     checked_out,
     expanded,
     name_left_out,
@@ -92,8 +93,7 @@ def predict(
         from etude.journal.figures import check_figure_path
 
         check_figure_path(sheet := expanded(sheet))
-    if tta is not None and tta < 1:
-        raise EtudeError(f"--tta is {tta}; give the number of views, 1 or more")
+    check_tta(tta)
     if top < 1:
         raise EtudeError(f"--top is {top}; give the number of classes to print, 1 or more")
     if not images:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from etude.core.errors import listed
 from etude.core.text import counted, percent, short_number
 from etude.journal.report.folder import Row, RunFolder
+from etude.journal.report.gallery import contradicts, sentence_of
 from etude.journal.report.scores import Evaluated, class_rows, confused_pairs
 from etude.journal.runs import is_complete
 
@@ -40,9 +42,8 @@ def failures_of(valid: Evaluated) -> list[str]:
     pairs, names = confused_pairs(valid), valid.classes
     if not pairs:
         return []
-    share_of = {row.name: row.recall for row in class_rows(valid) if row.recall is not None}
-    weakest = next(row for row in class_rows(valid) if share_of.get(row.name) == min(share_of.values()))
-    right = round(share_of[weakest.name] * weakest.images)
+    recall, weakest = min(((row.recall, row) for row in class_rows(valid) if row.recall is not None), key=itemgetter(0))
+    right = round(recall * weakest.images)
     interval = f"95% interval {percent(weakest.low)} to {percent(weakest.high)}"
     label, guess, often = pairs[0]
     share = f"{often:,} of {counted(sum(count for *_, count in pairs), 'error')}"
@@ -64,7 +65,7 @@ def advice_of(run: RunFolder) -> list[Advice]:
 
 
 def _about_data(health: Mapping[str, Any], validated: int) -> Iterator[Advice]:
-    both = [pair for pair in health.get("near_duplicates") or () if pair.get("exact") and _contradicts(pair)]
+    both = [pair for pair in health.get("near_duplicates") or () if pair.get("exact") and contradicts(pair)]
     if both:
         text = f"{counted(len(both), 'pair')} of identical files with two labels"
         yield Advice(
@@ -80,16 +81,10 @@ def _about_data(health: Mapping[str, Any], validated: int) -> Iterator[Advice]:
         text = f"Labels that may be wrong: {suspects:,}. Look at them ({where}), mend them, and train again."
         yield Advice(text, section="health")
     for leak in [one for one in health.get("leaks") or () if one.get("kind") in _SOURCES][:1]:
-        summary = str(leak.get("summary"))
-        yield Advice(f"{summary[:1].upper()}{summary[1:]}.", section="health")
+        yield Advice(sentence_of(leak), section="health")
     sizes = (health.get("imbalance") or {}).get("classes") or {}
     if few := [f"{name} ({count:,})" for name, count in sizes.items() if 0 < count < _FEW]:
         yield Advice(f"Classes with fewer than {_FEW} images gain most by more of them: {listed(few, 3, str)}.")
-
-
-def _contradicts(pair: Mapping[str, Any]) -> bool:
-    first, second = pair.get("labels") or (None, None)
-    return None not in (first, second) and first != second
 
 
 def _about_training(run: RunFolder) -> Iterator[Advice]:

@@ -166,10 +166,10 @@ def health_of(found: Mapping[str, Any], album: Album | None) -> dict[str, Any]:
                 (_picture(str(one["id"]), album, "train", str(one["label"])), str(one["suggested"]), one["score"])
                 for one in lists["label_errors"][:_MOST]
             ],
-            "labels": _sentence(found.get("labels")),
+            "labels": sentence_of(found.get("labels")),
             "shift": _shift(found.get("shift") or {}),
             "leaks": leaks,
-            "imbalance": _sentence(found.get("imbalance")),
+            "imbalance": sentence_of(found.get("imbalance")),
             "notes": [str(note) for note in found.get("notes") or []],
             "is_clean": not (leaks or any(lists.values())),
         }
@@ -177,16 +177,26 @@ def health_of(found: Mapping[str, Any], album: Album | None) -> dict[str, Any]:
         raise EtudeError(f"health.json is damaged ({type(error).__name__}: {error}), so it is not shown") from None
 
 
+def contradicts(pair: Mapping[str, Any]) -> bool:
+    """Whether two images that are nearly the same have two labels."""
+    first, second = _labels_of(pair)
+    return None not in (first, second) and first != second
+
+
+def _labels_of(pair: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    return pair.get("labels") or (None, None)
+
+
 def _duplicates(pair: Mapping[str, Any], album: Album | None) -> tuple[list[Picture], str]:
     """Return two images that are nearly the same, and how they relate."""
-    splits, labels = [str(split) for split in pair["splits"]], pair.get("labels") or (None, None)
+    splits, labels = [str(split) for split in pair["splits"]], _labels_of(pair)
     pictures = [
         _picture(str(pair[end]), album, split, label or "")
         for end, split, label in zip("ab", splits, labels, strict=True)
     ]
     words = ["identical files" if pair.get("exact") else f"similarity {pair['similarity']:.3f}"]
     words.append(" and ".join(splits) if splits[0] != splits[1] else f"both {splits[0]}")
-    if None not in labels and labels[0] != labels[1]:
+    if contradicts(pair):
         words.append(f"labelled {labels[0]} and {labels[1]}")
     return pictures, ", ".join(words)
 
@@ -200,7 +210,7 @@ def _shift(shift: Mapping[str, Any]) -> str:
     if not shift:
         return ""
     low, high = shift["interval"]
-    text = _sentence(shift) or "A classifier was trained to distinguish them."
+    text = sentence_of(shift) or "A classifier was trained to distinguish them."
     return f"{text} AUC {shift['auc']:.3f}, 95% interval {low:.3f} to {high:.3f}; 0.5 is chance."
 
 
@@ -211,7 +221,7 @@ def _leak(leak: Mapping[str, Any]) -> str:
     return f"{text} ({percent(accuracy)} right where guessing gets {percent(leak['chance'])})"
 
 
-def _sentence(found: Mapping[str, Any] | None) -> str:
+def sentence_of(found: Mapping[str, Any] | None) -> str:
     text = _summary(found) if found else ""
     return f"{text[:1].upper()}{text[1:]}." if text else ""
 
